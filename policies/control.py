@@ -1,0 +1,81 @@
+"""Per-artifact control: what a producer says about one version in its metadata.
+
+`retention-hold` is "true" or a date (UTC, inclusive); `retention-ttl-days` a number of days. A value that cannot be read as
+meant keeps the version and is reported: holds fail closed, because a deletion cannot be undone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+HOLD = "retention-hold"
+TTL_DAYS = "retention-ttl-days"
+MOST_TTL_DAYS = 36_525
+
+_DAYS = re.compile(r"[0-9]+(\.[0-9]+)?")
+_SHOWN = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What the metadata of one version asks for.
+
+    Attributes:
+        held: Why a hold keeps the version, in words.
+        ttl: Its own time to live.
+        has_ttl: Whether it asks for a TTL, readable or not; such a version takes no slot of a keep rule.
+        unreadable: The entries that could not be read as meant, in words; each keeps the version.
+    """
+
+    held: str | None = None
+    ttl: timedelta | None = None
+    has_ttl: bool = False
+    unreadable: tuple[str, ...] = ()
+
+
+NO_CONTROL = Control()
+
+
+def read_control(metadata: Mapping[str, str], now: datetime) -> Control:
+    """Read the hold and the TTL of one version as of `now`."""
+    if HOLD not in metadata and TTL_DAYS not in metadata:
+        return NO_CONTROL
+    unreadable = []
+    held, ttl = None, None
+    if HOLD in metadata:
+        try:
+            held = _read_hold(metadata[HOLD], now)
+        except ValueError:
+            unreadable.append(f"unreadable {HOLD} {_shown(metadata[HOLD])}")
+    if TTL_DAYS in metadata:
+        try:
+            ttl = _read_ttl(metadata[TTL_DAYS])
+        except ValueError:
+            unreadable.append(f"unreadable {TTL_DAYS} {_shown(metadata[TTL_DAYS])}")
+    return Control(held, ttl, TTL_DAYS in metadata, tuple(unreadable))
+
+
+def _read_hold(value: object, now: datetime) -> str | None:
+    text = str(value).strip().lower()
+    if text == "true":
+        return "held"
+    if text == "false":
+        return None
+    until = date.fromisoformat(text)
+    return f"held until {until}" if now.astimezone(UTC).date() <= until else None
+
+
+def _read_ttl(value: object) -> timedelta:
+    text = str(value).strip()
+    # A TTL of 0 could mean "at once" or, as everywhere else here, "off".
+    if not _DAYS.fullmatch(text) or not 0 < float(text) <= MOST_TTL_DAYS:
+        raise ValueError(text)
+    return timedelta(days=float(text))
+
+
+def _shown(value: object) -> str:
+    text = repr(str(value))
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

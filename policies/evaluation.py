@@ -1,0 +1,224 @@
+"""The planner: which versions of one collection stay, which go, and why. Pure; the clock is an argument.
+
+Who decides, first that applies: `keep_all`, `expire_after_days`, the version's own TTL, the keep rules. The keep rules are a
+union, as in restic's `ApplyPolicy`: a version goes only if none of them keeps it. Protections come last, beat everything and
+change no slot of a rule: the latest version, a hold, a run that has not finished, a version newer than `now`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from prefect_artifact_retention.policies.control import Control, read_control
+from prefect_artifact_retention.policies.model import RetentionPolicy, Verdict, Version
+from prefect_artifact_retention.policies.periods import CALENDAR, Period
+
+ONE_DAY = timedelta(days=1)
+
+
+class Reason(NamedTuple):
+    """Why a version stays or goes: the rule's name, and the words that a person reads."""
+
+    rule: str
+    words: str
+
+
+class _Candidate(NamedTuple):
+    """A version with what is derived from it once.
+
+    `superseded_for` is the time since the next newer version was created; None while nothing supersedes it.
+    """
+
+    version: Version
+    age: timedelta
+    control: Control
+    is_latest: bool
+    is_future: bool
+    superseded_for: timedelta | None
+
+
+def evaluate(
+    versions: Iterable[Version],
+    policy: RetentionPolicy,
+    *,
+    now: datetime,
+    latest_id: UUID | None = None,
+    running: Collection[UUID] = frozenset(),
+) -> tuple[Verdict, ...]:
+    """Judge all versions of one collection, or any number of artifacts without a key.
+
+    Args:
+        versions: The versions of one key, complete, in any order; or artifacts whose key is None.
+        policy: The policy of that key.
+        now: The server's clock.
+        latest_id: The version that the collection names as its latest. None protects the newest version of a key.
+        running: Ids of the flow runs and task runs that are not in a terminal state.
+
+    Returns:
+        One verdict per version, the latest first, then by (created, id) descending.
+
+    Raises:
+        ValueError: The versions are of more than one key.
+    """
+    ordered = sorted(versions, key=lambda version: (version.created, version.id), reverse=True)
+    if not ordered:
+        return ()
+    key = ordered[0].key
+    if any(version.key != key for version in ordered):
+        raise ValueError(f"versions of more than one key: {key!r} and others")
+    if key is not None:
+        if latest_id is None:
+            latest_id = ordered[0].id
+        # A stable sort: everything else stays in its order.
+        ordered.sort(key=lambda version: version.id != latest_id)
+        if ordered[0].id != latest_id:
+            reason = Reason("dangling", "the collection's latest_id names no version that was read")
+            return tuple(_verdict(version, keep=True, reasons=[reason]) for version in ordered)
+
+    candidates = list(_candidates(ordered, latest_id, now))
+    if idle := _idle(candidates, policy, running):
+        return tuple(_verdict(version, keep=False, reasons=[idle]) for version in ordered)
+    claims = _claims(candidates, policy)
+    return tuple(_judge(candidate, policy, claims.get(candidate.version.id, ()), running) for candidate in candidates)
+
+
+def _candidates(ordered: Iterable[Version], latest_id: UUID | None, now: datetime) -> Iterator[_Candidate]:
+    newer: datetime | None = None
+    for version in ordered:
+        is_future = version.created > now
+        # The latest ranks first though others may be newer by `created`; nothing is superseded before it exists.
+        superseded_for = None if newer is None or is_future else now - max(newer, version.created)
+        yield _Candidate(
+            version,
+            now - version.created,
+            read_control(version.metadata, now),
+            version.key is not None and version.id == latest_id,
+            is_future,
+            superseded_for,
+        )
+        if not is_future and version.key is not None:
+            newer = version.created
+
+
+def _judge(
+    candidate: _Candidate, policy: RetentionPolicy, claims: Sequence[Reason], running: Collection[UUID]
+) -> Verdict:
+    keep, reasons = _decide(candidate, policy, claims)
+    if protections := list(_protections(candidate, running)):
+        reasons = [*reasons, *protections] if keep else protections
+        keep = True
+    return _verdict(candidate.version, keep=keep, reasons=reasons)
+
+
+def _decide(candidate: _Candidate, policy: RetentionPolicy, claims: Sequence[Reason]) -> tuple[bool, list[Reason]]:
+    """Apply the first of keep_all, the hard limit, the version's own TTL and the keep rules that has a say."""
+    if policy.keep_all:
+        return True, [Reason("keep_all", "keep all")]
+    limit = policy.expire_after_days
+    if limit and candidate.age > limit * ONE_DAY:
+        return False, [Reason("expire_after_days", f"{_days(candidate.age)} old, expires after {limit:g}")]
+    ttl = candidate.control.ttl
+    if ttl is not None:
+        words = f"its own TTL of {ttl / ONE_DAY:g} days"
+        if candidate.age <= ttl:
+            return True, [Reason("ttl", f"within {words}")]
+        return False, [Reason("ttl", f"{words} is over")]
+    if claims:
+        return True, list(claims)
+    since = f"{_days(candidate.age)} old"
+    if candidate.superseded_for is not None:
+        since = f"superseded {_days(candidate.superseded_for)} ago"
+    return False, [Reason("unclaimed", f"{since}, outside every keep rule")]
+
+
+def _protections(candidate: _Candidate, running: Collection[UUID]) -> Iterator[Reason]:
+    version = candidate.version
+    if candidate.is_latest:
+        yield Reason("latest", "latest version of its key")
+    if candidate.control.held:
+        yield Reason("hold", candidate.control.held)
+    for problem in candidate.control.unreadable:
+        yield Reason("unreadable", problem)
+    if version.flow_run_id in running:
+        yield Reason("running", "its flow run has not finished")
+    if version.task_run_id in running:
+        yield Reason("running", "its task run has not finished")
+    if candidate.is_future:
+        yield Reason("future", "created after this run began")
+
+
+def _idle(candidates: Sequence[_Candidate], policy: RetentionPolicy, running: Collection[UUID]) -> Reason | None:
+    """Why the whole key goes, if it has gone idle and nothing in it is held, running, future or within its TTL."""
+    limit = policy.drop_idle_keys_after_days
+    youngest = min(candidate.age for candidate in candidates)
+    if not limit or youngest <= limit * ONE_DAY:
+        return None
+    for candidate in candidates:
+        lives = candidate.control.ttl is not None and candidate.age <= candidate.control.ttl
+        if lives or any(protection.rule != "latest" for protection in _protections(candidate, running)):
+            return None
+    words = f"idle key: its newest version is {_days(youngest)} old, dropped after {limit:g}"
+    return Reason("drop_idle_keys_after_days", words)
+
+
+def _claims(candidates: Sequence[_Candidate], policy: RetentionPolicy) -> dict[UUID, list[Reason]]:
+    """Which keep rules claim which versions.
+
+    Slots go to the latest first, then to the newest. Versions with a TTL of their own take none (the latest excepted), and
+    versions newer than `now` stand outside every ranking: what does not count among the kept must not push others out.
+    """
+    ranked = [c for c in candidates if not c.is_future and (c.is_latest or not c.control.has_ttl)]
+    claims: dict[UUID, list[Reason]] = defaultdict(list)
+    for candidate, reason in _all_claims(ranked, policy):
+        claims[candidate.version.id].append(reason)
+    return claims
+
+
+def _all_claims(ranked: Sequence[_Candidate], policy: RetentionPolicy) -> Iterator[tuple[_Candidate, Reason]]:
+    for rank, candidate in enumerate(ranked[: policy.keep_last], start=1):
+        yield candidate, Reason("keep_last", f"last {rank} of {policy.keep_last}")
+    if within := policy.keep_within_days:
+        for candidate in ranked:
+            if candidate.age <= within * ONE_DAY:
+                yield candidate, Reason("keep_within_days", f"within {within:g} days")
+    for period in CALENDAR:
+        if count := getattr(policy, period.rule):
+            yield from _calendar_claims(ranked, period, count, ZoneInfo(policy.timezone))
+    if grace := policy.grace_days:
+        for candidate in ranked:
+            if candidate.superseded_for is None:
+                yield candidate, Reason("grace_days", "not superseded")
+            elif candidate.superseded_for <= grace * ONE_DAY:
+                words = f"superseded {_days(candidate.superseded_for)} ago, within {grace:g} days of grace"
+                yield candidate, Reason("grace_days", words)
+    if policy.keep_oldest and ranked:
+        yield ranked[-1], Reason("keep_oldest", "oldest version")
+
+
+def _calendar_claims(
+    ranked: Sequence[_Candidate], period: Period, count: int, zone: ZoneInfo
+) -> Iterator[tuple[_Candidate, Reason]]:
+    taken: set[str] = set()
+    for candidate in ranked:
+        name = period.name(candidate.version.created.astimezone(zone))
+        if name in taken:
+            continue
+        if len(taken) == count:
+            return
+        taken.add(name)
+        yield candidate, Reason(period.rule, f"{period.word} {name}")
+
+
+def _verdict(version: Version, *, keep: bool, reasons: Sequence[Reason]) -> Verdict:
+    return Verdict(version, keep, tuple(reason.words for reason in reasons), tuple(reason.rule for reason in reasons))
+
+
+def _days(age: timedelta) -> str:
+    """An age in words: whole days, or hours below two days."""
+    hours = int(age.total_seconds() // 3600)
+    return f"{hours // 24} days" if hours >= 48 else f"{hours} hours"  # noqa: PLR2004 - two days

@@ -1,0 +1,128 @@
+"""From configuration to policies: every mistake is one message that names the source, the policy, the field and the value."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from prefect_artifact_retention.policies.errors import ConfigurationError
+from prefect_artifact_retention.policies.model import SELECTORS, RetentionPolicy
+
+OWN_KEYS = ("artifact-retention-report", "artifact-retention-history", "artifact-retention-progress")
+"""The keys that this package writes itself."""
+
+OWN_POLICY = RetentionPolicy(name="artifact-retention (built in)", match_keys=list(OWN_KEYS), keep_last=30)
+"""Keeps this package from accumulating what it is there to remove. Goes before all others."""
+
+PREVIEW_POLICY = RetentionPolicy(name="preview (built in)", keep_last=10, keep_within_days=30)
+"""Serves a preview where no policy is configured; never a deletion."""
+
+
+def load_policies(tables: Sequence[Mapping[str, Any]], *, source: str) -> tuple[RetentionPolicy, ...]:
+    """Read an ordered list of policies from configuration.
+
+    Args:
+        tables: One mapping of field names to values per policy, as TOML or JSON gives them.
+        source: Where they stand (a file, a variable), for the messages.
+
+    Raises:
+        ConfigurationError: A policy, or two of them together, cannot be meant. Lists every problem, one to a line.
+    """
+    policies, problems = [], []
+    for number, table in enumerate(tables, start=1):
+        try:
+            policies.append(RetentionPolicy.model_validate(table))
+        except ValidationError as error:
+            name = table.get("name") if isinstance(table, Mapping) else None
+            label = f'policy "{name}"' if name else f"policy number {number}"
+            problems += [f"{source}: {label}: {problem}" for problem in describe_validation_error(error)]
+    if not problems:
+        problems = [f"{source}: {problem}" for problem in _conflicts(policies)]
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return tuple(policies)
+
+
+def check_policies(policies: Sequence[RetentionPolicy], *, source: str) -> None:
+    """Refuse policies that cannot be meant together.
+
+    Raises:
+        ConfigurationError: Two have the same name, or one can never apply because of another.
+    """
+    if problems := [f"{source}: {problem}" for problem in _conflicts(policies)]:
+        raise ConfigurationError("\n".join(problems))
+
+
+def select_policy(
+    policies: Sequence[RetentionPolicy], key: str | None, latest_type: str | None
+) -> RetentionPolicy | None:
+    """Find the one policy of a key: the first that matches. None leaves the key unmanaged."""
+    return next((policy for policy in policies if policy.matches(key, latest_type)), None)
+
+
+def stand_in(policies: Sequence[RetentionPolicy], override: RetentionPolicy) -> tuple[RetentionPolicy, ...]:
+    """Let the rules of `override` stand in for those of every keyed policy but the `keep_all` ones.
+
+    A key goes on to have the policy that selects it, so what `keep_all` shields stays shielded, and keys without any get
+    `override` itself.
+    """
+    rules = override.model_dump(exclude={"name", *SELECTORS})
+    replaced = [
+        policy
+        if policy.keep_all
+        else RetentionPolicy(
+            name=f"{policy.name}, by {override.name}"[:100], **policy.model_dump(include=set(SELECTORS)), **rules
+        )
+        for policy in policies
+        if not policy.unkeyed
+    ]
+    shadowed = any(_shadows(policy, override) for policy in replaced)
+    return tuple(replaced if shadowed else [*replaced, override])
+
+
+def digest(policies: Sequence[RetentionPolicy]) -> str:
+    """Twelve hexadecimal digits that change with any field of any policy, or with their order."""
+    text = "\n".join(policy.model_dump_json() for policy in policies)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def describe_validation_error(error: ValidationError) -> Iterator[str]:
+    """Put each problem that pydantic found into one line: field = value: what is wrong."""
+    for problem in error.errors(include_url=False):
+        message = problem["msg"].removeprefix("Value error, ")
+        field = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            yield f"unknown field {field} = {problem['input']!r}"
+        elif problem["type"] == "missing":
+            yield f"{field} is missing"
+        elif field:
+            yield f"{field} = {_shown(problem['input'])}: {message[:1].lower()}{message[1:]}"
+        else:
+            yield message
+
+
+def _shown(value: object) -> str:
+    text = repr(value.model_dump() if isinstance(value, BaseModel) else value)
+    return text if len(text) <= 100 else text[:100] + "…"  # noqa: PLR2004 - one line of a terminal
+
+
+def _conflicts(policies: Sequence[RetentionPolicy]) -> Iterator[str]:
+    for number, policy in enumerate(policies):
+        for earlier in policies[:number]:
+            if earlier.name == policy.name:
+                yield f'two policies have name = "{policy.name}"'
+            elif _shadows(earlier, policy):
+                what = "unkeyed = true" if policy.unkeyed else f"match_keys = {policy.match_keys}"
+                yield f'policy "{policy.name}": {what} can never apply: policy "{earlier.name}" before it takes them all'
+
+
+def _shadows(earlier: RetentionPolicy, later: RetentionPolicy) -> bool:
+    return (
+        earlier.unkeyed == later.unkeyed
+        and not earlier.exclude_keys
+        and not earlier.match_types
+        and all(not {"*", pattern}.isdisjoint(earlier.match_keys) for pattern in later.match_keys)
+    )

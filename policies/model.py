@@ -1,0 +1,250 @@
+"""The value types: one artifact row, one policy, one verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from fnmatch import fnmatchcase
+from typing import Annotated
+from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from prefect_artifact_retention.policies.periods import CALENDAR
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One artifact row.
+
+    Attributes:
+        id: The artifact's id.
+        key: Its key; None for an artifact without one.
+        created: When the row was created, by the server's clock.
+        updated: When it was last changed, by the server's clock.
+        type: The artifact type (`markdown`, `table`, ...).
+        size: Bytes of its data as compact JSON in UTF-8.
+        flow_run_id: The flow run that wrote it.
+        task_run_id: The task run that wrote it.
+        metadata: What its producer set; only the `retention-` entries are looked at.
+    """
+
+    id: UUID
+    key: str | None
+    created: datetime
+    updated: datetime
+    type: str | None = None
+    size: int = 0
+    flow_run_id: UUID | None = None
+    task_run_id: UUID | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __repr__(self) -> str:
+        return f"<Version {self.key!r} {self.created:%Y-%m-%dT%H:%M:%S} {self.id}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Keep or delete one version, and why.
+
+    Attributes:
+        version: The version judged.
+        keep: Whether it stays.
+        reasons: All the reasons, in words; the same words in the log, the report and the command line.
+        rules: The name of the rule behind each reason, in the same order (a policy field, or `latest`, `hold`, ...).
+    """
+
+    version: Version
+    keep: bool
+    reasons: tuple[str, ...]
+    rules: tuple[str, ...]
+
+
+def _whole(value: object) -> object:
+    """Refuse `true` for a number: bool is an int in Python, and never meant as one here."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic reports ValueErrors
+    return value
+
+
+MOST_VERSIONS = 1_000_000
+MOST_DAYS = 36_525
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MOST_VERSIONS, strict=True)]
+Days = Annotated[float, BeforeValidator(_whole), Field(ge=0, le=MOST_DAYS, strict=True, allow_inf_nan=False)]
+
+
+class RetentionPolicy(BaseModel):
+    """Which versions of which keys are kept. A number of 0 switches its rule off.
+
+    The keep rules form a union: a version goes only if no rule keeps it. The latest version of a key, held versions, those
+    of unfinished runs and those newer than the run itself always stay (docs of the semantics: README, "How a verdict is
+    reached").
+
+    Raises:
+        pydantic.ValidationError: A value is out of bounds, or the policy contradicts itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(title="Name", description="Unique; used in reports.", min_length=1, max_length=100)
+    match_keys: list[str] = Field(
+        default=["*"],
+        title="Match keys",
+        description="Globs (* ? [abc]) of the keys that this policy is for; case-sensitive, the whole key.",
+        min_length=1,
+    )
+    exclude_keys: list[str] = Field(
+        default=[], title="Exclude keys", description="Globs of keys that go on to the next policy."
+    )
+    match_types: list[str] = Field(
+        default=[],
+        title="Match types",
+        description="Only keys whose latest version is of one of these artifact types; empty means any.",
+    )
+    unkeyed: bool = Field(
+        default=False,
+        title="Unkeyed",
+        description="This policy is for artifacts without a key; only keep_within_days and expire_after_days apply.",
+    )
+    keep_all: bool = Field(default=False, title="Keep all", description="Nothing that it matches is ever deleted.")
+    keep_last: Count = Field(default=0, title="Keep last", description="Keep the N newest versions. 0 is off.")
+    keep_within_days: Days = Field(
+        default=0, title="Keep within days", description="Keep every version of at most this age. 0 is off."
+    )
+    keep_hourly: Count = Field(default=0, title="Keep hourly", description="Keep the newest of N hours. 0 is off.")
+    keep_daily: Count = Field(default=0, title="Keep daily", description="Keep the newest of N days. 0 is off.")
+    keep_weekly: Count = Field(default=0, title="Keep weekly", description="Keep the newest of N ISO weeks. 0 is off.")
+    keep_monthly: Count = Field(default=0, title="Keep monthly", description="Keep the newest of N months. 0 is off.")
+    keep_yearly: Count = Field(default=0, title="Keep yearly", description="Keep the newest of N years. 0 is off.")
+    timezone: str = Field(
+        default="UTC", title="Time zone", description="IANA time zone of the calendar rules, such as Europe/Zurich."
+    )
+    grace_days: Days = Field(
+        default=0, title="Grace days", description="Keep a version this long after a newer one replaced it. 0 is off."
+    )
+    keep_oldest: bool = Field(default=False, title="Keep oldest", description="Also keep the oldest version.")
+    expire_after_days: Days = Field(
+        default=0,
+        title="Expire after days",
+        description="Hard limit: older versions go even if a keep rule claims them (the latest stays). 0 is off.",
+    )
+    drop_idle_keys_after_days: Days = Field(
+        default=0,
+        title="Drop idle keys after days",
+        description="Delete the whole key, its latest included, when its newest version is older than this. 0 is off.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _one_printable_line(cls, name: str) -> str:
+        if not name.strip() or not name.isprintable():
+            raise ValueError("must be one line of visible text")
+        return name
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("is no IANA time zone (such as UTC or Europe/Zurich)") from None
+        return name
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> RetentionPolicy:
+        for problem in self._contradictions():
+            raise ValueError(problem)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Say what in this policy cannot be meant together, naming each field and its value."""
+        given = {name: value for name, value in self if value != type(self).model_fields[name].default}
+        if self.keep_all:
+            yield from _beside(given, "keep_all = true", allowed=("name", "keep_all", *SELECTORS))
+        elif self.unkeyed:
+            yield from _beside(given, "unkeyed = true", allowed=("name", "unkeyed", *AGE_RULES))
+        if not any(given.get(rule) for rule in KEEP_RULES):
+            yield f"no keep rule: set one of {', '.join(KEEP_RULES)}"
+        if all(any(_excludes(glob, pattern) for glob in self.exclude_keys) for pattern in self.match_keys):
+            yield f"exclude_keys = {self.exclude_keys} excludes all of match_keys = {self.match_keys}"
+        if 0 < self.expire_after_days < self.keep_within_days:
+            yield (
+                f"keep_within_days = {self.keep_within_days:g} is longer than "
+                f"expire_after_days = {self.expire_after_days:g}"
+            )
+        if 0 < self.drop_idle_keys_after_days < self.keep_within_days:
+            yield (
+                f"drop_idle_keys_after_days = {self.drop_idle_keys_after_days:g} is shorter than "
+                f"keep_within_days = {self.keep_within_days:g}"
+            )
+        if self.keep_oldest and self.expire_after_days:
+            yield f"keep_oldest = true contradicts expire_after_days = {self.expire_after_days:g}"
+
+    def matches(self, key: str | None, latest_type: str | None) -> bool:
+        """Whether this policy is for the collection `key` (None: the artifacts without a key)."""
+        if key is None or self.unkeyed:
+            return key is None and self.unkeyed
+        return (
+            any(fnmatchcase(key, glob) for glob in self.match_keys)
+            and not any(fnmatchcase(key, glob) for glob in self.exclude_keys)
+            and (not self.match_types or latest_type in self.match_types)
+        )
+
+    def describe(self) -> str:
+        """Say in one sentence what this policy keeps and for which keys."""
+        return f"{self._subject()}: {self._rules()}."
+
+    def _subject(self) -> str:
+        if self.unkeyed:
+            return "Artifacts without a key"
+        subject = "Every key" if "*" in self.match_keys else "Keys " + ", ".join(self.match_keys)
+        if self.exclude_keys:
+            subject += " except " + ", ".join(self.exclude_keys)
+        if self.match_types:
+            subject += " whose latest version is of type " + " or ".join(self.match_types)
+        return subject
+
+    def _rules(self) -> str:
+        if self.keep_all:
+            return "keep everything"
+        kept = []
+        if self.keep_last:
+            kept.append(f"the last {self.keep_last}")
+        if self.keep_within_days:
+            kept.append(f"all of the last {self.keep_within_days:g} days")
+        kept += [
+            f"the newest of each of the last {count} {period.plural}"
+            for period in CALENDAR
+            if (count := getattr(self, period.rule))
+        ]
+        if any(getattr(self, period.rule) for period in CALENDAR):
+            kept[-1] += f" ({self.timezone})"
+        if self.keep_oldest:
+            kept.append("the oldest")
+        if self.grace_days:
+            kept.append(f"each for {self.grace_days:g} days after it was superseded")
+        sentence = "keep " + ", ".join(kept)
+        if self.expire_after_days:
+            sentence += f"; nothing but the latest beyond {self.expire_after_days:g} days"
+        if self.drop_idle_keys_after_days:
+            sentence += f"; drop a key that is idle for more than {self.drop_idle_keys_after_days:g} days"
+        return sentence
+
+
+SELECTORS = ("match_keys", "exclude_keys", "match_types")
+AGE_RULES = ("keep_within_days", "expire_after_days")
+KEEP_RULES = ("keep_all", "keep_last", "keep_within_days", *(period.rule for period in CALENDAR))
+
+
+def _beside(given: Mapping[str, object], switch: str, *, allowed: tuple[str, ...]) -> Iterator[str]:
+    for name, value in given.items():
+        if name not in allowed:
+            yield f"{name} = {value!r} has no meaning beside {switch}"
+
+
+def _excludes(glob: str, pattern: str) -> bool:
+    """Whether `glob` takes all that `pattern` can match; certain only for equal globs and for plain keys."""
+    return glob in ("*", pattern) or (not set("*?[") & set(pattern) and fnmatchcase(pattern, glob))

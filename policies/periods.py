@@ -1,0 +1,39 @@
+"""Calendar periods: the rows of the table behind keep_hourly to keep_yearly.
+
+A period is named by the local date and time in the policy's zone, so a day lasts 23 to 25 hours where clocks change. An hour
+is a wall-clock hour with its UTC offset: the one that is repeated at the end of daylight saving time counts twice. Weeks are
+ISO 8601 weeks, so 2026-W53 ends on 2027-01-03.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import NamedTuple
+
+
+class Period(NamedTuple):
+    """One calendar rule: its policy field, its words, and the name of the period that a local time falls into."""
+
+    rule: str
+    word: str
+    plural: str
+    name: Callable[[datetime], str]
+
+
+def _iso_week(local: datetime) -> str:
+    year, week, _ = local.isocalendar()
+    return f"{year:04d}-W{week:02d}"
+
+
+def _hour(local: datetime) -> str:
+    return f"{local:%Y-%m-%d %H:00%z}"
+
+
+CALENDAR = (
+    Period("keep_hourly", "hourly", "hours", _hour),
+    Period("keep_daily", "daily", "days", lambda local: f"{local:%Y-%m-%d}"),
+    Period("keep_weekly", "weekly", "weeks", _iso_week),
+    Period("keep_monthly", "monthly", "months", lambda local: f"{local:%Y-%m}"),
+    Period("keep_yearly", "yearly", "years", lambda local: f"{local:%Y}"),
+)
