@@ -1,1 +1,1 @@
-"""."""
+"""What runs: the cleanup flow, the command line, the demo. Orchestration only."""

@@ -16,4 +16,12 @@ class ConfigurationError(RetentionError, ValueError):
 
 
 class StoreError(RetentionError):
-    """The server or database is out of reach, refuses us, or answers what it should not."""
+    """The server or database is out of reach, refuses us, or answers what it should not.
+
+    Attributes:
+        status: The HTTP status, where there was one.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status

@@ -105,9 +105,7 @@ def _candidates(ordered: Iterable[Version], latest_id: UUID | None, now: datetim
             newer = version.created
 
 
-def _judge(
-    candidate: _Candidate, policy: RetentionPolicy, claims: Sequence[Reason], running: Collection[UUID]
-) -> Verdict:
+def _judge(candidate: _Candidate, policy: RetentionPolicy, claims: Sequence[Reason], running: Collection[UUID]) -> Verdict:
     keep, reasons = _decide(candidate, policy, claims)
     if protections := list(_protections(candidate, running)):
         reasons = [*reasons, *protections] if keep else protections
@@ -182,22 +180,26 @@ def _claims(candidates: Sequence[_Candidate], policy: RetentionPolicy) -> dict[U
 def _all_claims(ranked: Sequence[_Candidate], policy: RetentionPolicy) -> Iterator[tuple[_Candidate, Reason]]:
     for rank, candidate in enumerate(ranked[: policy.keep_last], start=1):
         yield candidate, Reason("keep_last", f"last {rank} of {policy.keep_last}")
-    if within := policy.keep_within_days:
-        for candidate in ranked:
-            if candidate.age <= within * ONE_DAY:
-                yield candidate, Reason("keep_within_days", f"within {within:g} days")
+    within = policy.keep_within_days
+    for candidate in ranked if within else ():
+        if candidate.age <= within * ONE_DAY:
+            yield candidate, Reason("keep_within_days", f"within {within:g} days")
     for period in CALENDAR:
         if count := getattr(policy, period.rule):
             yield from _calendar_claims(ranked, period, count, ZoneInfo(policy.timezone))
-    if grace := policy.grace_days:
-        for candidate in ranked:
-            if candidate.superseded_for is None:
-                yield candidate, Reason("grace_days", "not superseded")
-            elif candidate.superseded_for <= grace * ONE_DAY:
-                words = f"superseded {_days(candidate.superseded_for)} ago, within {grace:g} days of grace"
-                yield candidate, Reason("grace_days", words)
+    if policy.grace_days:
+        yield from _grace_claims(ranked, policy.grace_days)
     if policy.keep_oldest and ranked:
         yield ranked[-1], Reason("keep_oldest", "oldest version")
+
+
+def _grace_claims(ranked: Sequence[_Candidate], grace: float) -> Iterator[tuple[_Candidate, Reason]]:
+    for candidate in ranked:
+        if candidate.superseded_for is None:
+            yield candidate, Reason("grace_days", "not superseded")
+        elif candidate.superseded_for <= grace * ONE_DAY:
+            words = f"superseded {_days(candidate.superseded_for)} ago, within {grace:g} days of grace"
+            yield candidate, Reason("grace_days", words)
 
 
 def _calendar_claims(

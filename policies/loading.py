@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
 from prefect_artifact_retention.policies.errors import ConfigurationError
 from prefect_artifact_retention.policies.model import SELECTORS, RetentionPolicy
+from pydantic import BaseModel, ValidationError
 
-OWN_KEYS = ("artifact-retention-report", "artifact-retention-history", "artifact-retention-progress")
+REPORT_KEY = "artifact-retention-report"
+HISTORY_KEY = "artifact-retention-history"
+PROGRESS_KEY = "artifact-retention-progress"
+OWN_KEYS = (REPORT_KEY, HISTORY_KEY, PROGRESS_KEY)
 """The keys that this package writes itself."""
 
 OWN_POLICY = RetentionPolicy(name="artifact-retention (built in)", match_keys=list(OWN_KEYS), keep_last=30)
@@ -56,9 +58,7 @@ def check_policies(policies: Sequence[RetentionPolicy], *, source: str) -> None:
         raise ConfigurationError("\n".join(problems))
 
 
-def select_policy(
-    policies: Sequence[RetentionPolicy], key: str | None, latest_type: str | None
-) -> RetentionPolicy | None:
+def select_policy(policies: Sequence[RetentionPolicy], key: str | None, latest_type: str | None) -> RetentionPolicy | None:
     """Find the one policy of a key: the first that matches. None leaves the key unmanaged."""
     return next((policy for policy in policies if policy.matches(key, latest_type)), None)
 

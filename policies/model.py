@@ -10,9 +10,8 @@ from typing import Annotated
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
-
 from prefect_artifact_retention.policies.periods import CALENDAR
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +171,7 @@ class RetentionPolicy(BaseModel):
             yield f"exclude_keys = {self.exclude_keys} excludes all of match_keys = {self.match_keys}"
         if 0 < self.expire_after_days < self.keep_within_days:
             yield (
-                f"keep_within_days = {self.keep_within_days:g} is longer than "
-                f"expire_after_days = {self.expire_after_days:g}"
+                f"keep_within_days = {self.keep_within_days:g} is longer than expire_after_days = {self.expire_after_days:g}"
             )
         if 0 < self.drop_idle_keys_after_days < self.keep_within_days:
             yield (

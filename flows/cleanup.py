@@ -1,0 +1,218 @@
+"""The cleanup flow: discover, plan, guard, prune, verify, report. Deployed, scheduled, run from the Prefect UI, or by hand.
+
+`mode="preview"`, the default everywhere, changes nothing but for the report artifacts that it writes. `python
+flows/cleanup.py` previews.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from prefect import flow, get_run_logger, runtime
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from prefect_artifact_retention.flows.settings import (
+    Minutes,
+    Number,
+    Percent,
+    RetentionSettings,
+    load_settings,
+    resolve_policies,
+)
+from prefect_artifact_retention.policies import RetentionError, RetentionPolicy
+from prefect_artifact_retention.policies.loading import digest
+from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.tasks.discover import discover, discover_task
+from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
+from prefect_artifact_retention.tasks.prune import group_label, pack, prune_task, verify_task
+from prefect_artifact_retention.tasks.publish import ProgressArtifact, read_resume_key, report_task
+from prefect_artifact_retention.tasks.rendering import headline, label, outcome_message
+from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, Mode, Outcome
+from prefect_artifact_retention.tasks.run import Limits, Listener, Run
+
+LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
+"""Who else follows the runs of this context; the command line's progress bar does."""
+
+CLOCK_TOLERANCE = timedelta(minutes=5)
+
+
+@asynccontextmanager
+async def open_run(
+    settings: RetentionSettings,
+    mode: Mode,
+    policies: Sequence[RetentionPolicy],
+    keys: Sequence[str],
+    own_runs: Collection[UUID] = frozenset(),
+) -> AsyncIterator[Run]:
+    """Connect to the server, read its clock, and have all that the steps of one run need.
+
+    Raises:
+        ConfigurationError: The policies cannot be meant, or there are none to delete by.
+        StoreError: The server cannot be reached or refuses us.
+    """
+    all_policies, source = resolve_policies(policies, settings, mode)
+    async with connect(settings.max_requests_per_minute) as connection:
+        now = await connection.now()
+        report = CleanupReport(mode=mode, now=now, scope=list(keys), policy_source=source, policy_digest=digest(all_policies))
+        if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:
+            report.warn(f"the server's clock says {now:%Y-%m-%d %H:%M} UTC, unlike this machine's; the server's counts")
+        limits = Limits(
+            max_deletions=settings.max_deletions,
+            time_budget_minutes=settings.time_budget_minutes,
+            refuse_above_percent=settings.refuse_above_percent,
+            max_task_runs=settings.max_task_runs,
+        )
+        listeners = [listener] if (listener := LISTENER.get()) else []
+        yield Run(ApiStore(connection), all_policies, report, limits=limits, own_runs=own_runs, listeners=listeners)
+
+
+async def reach_server() -> None:
+    """Make sure that a server answers, before Prefect itself tries to.
+
+    Raises:
+        StoreError: It cannot be reached or refuses us.
+    """
+    async with connect() as connection:
+        await connection.now()
+
+
+async def preview(
+    settings: RetentionSettings, policies: Sequence[RetentionPolicy] = (), keys: Sequence[str] = ()
+) -> CleanupReport:
+    """Plan without Prefect's tasks, so that nothing at all is written to the server.
+
+    Raises:
+        ConfigurationError: The policies cannot be meant.
+        StoreError: The server cannot be reached or refuses us.
+    """
+    async with open_run(settings, "preview", policies, keys) as run:
+        await discover(run)
+        await make_plan(run)
+        guard(run)
+        run.report.duration_seconds = run.seconds
+        return run.report
+
+
+def _flow_run_name() -> str:
+    parameters = runtime.flow_run.parameters
+    keys = [label(key) for key in parameters.get("keys", [])]
+    return f"{parameters.get('mode', 'preview')} {', '.join(keys)[:80] or 'all keys'}"
+
+
+@flow(name="artifact-cleanup", flow_run_name=_flow_run_name, persist_result=False, retries=0)
+async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run form
+    mode: Mode = "preview",
+    policies: list[RetentionPolicy] = [],  # noqa: B006 - Prefect shows it in the run form and never changes it
+    keys: list[str] = [],  # noqa: B006
+    max_deletions: Number = 0,
+    time_budget_minutes: Minutes = 0,
+    refuse_above_percent: Percent = 0,
+    max_task_runs: Number = 0,
+    max_requests_per_minute: Number = 0,
+) -> CleanupReport:
+    """Delete the artifact versions that no retention policy keeps, and report what was kept, what went, and why.
+
+    Args:
+        mode: preview reports what would be deleted; delete deletes it.
+        policies: Which versions of which keys are kept. Empty: as configured (retention.toml or environment).
+        keys: Globs of the keys to look at, such as report-*. Empty: all keys, and the artifacts without a key.
+        max_deletions: Delete at most this many versions; the next run goes on. 0: as configured, else no limit.
+        time_budget_minutes: Stop after this time; the next run goes on. 0: as configured, else no limit.
+        refuse_above_percent: Delete nothing if more than this share of the versions would go, of the whole run or of any one
+            policy. 0: as configured, else off.
+        max_task_runs: Prune tasks at most; more keys are packed together. 0: as configured, else 25.
+        max_requests_per_minute: Requests to the server at most. 0: as configured, else 150 on Prefect Cloud and no limit on
+            your own server.
+
+    Returns:
+        The report, also published as the artifact `artifact-retention-report`.
+
+    Raises:
+        CleanupFailed: The run was refused, or something failed; carries the report.
+        ConfigurationError: A policy or setting cannot be meant; nothing has run.
+        StoreError: The server cannot be reached or refuses us.
+    """
+    given = {
+        "max_deletions": max_deletions,
+        "time_budget_minutes": time_budget_minutes,
+        "refuse_above_percent": refuse_above_percent,
+        "max_task_runs": max_task_runs,
+        "max_requests_per_minute": max_requests_per_minute,
+    }
+    try:
+        settings = load_settings().model_copy(update={name: value for name, value in given.items() if value})
+        report = await _clean_up(settings, mode, policies, keys)
+    except RetentionError as error:
+        # A state with the error as its data raises it for the caller; raising it here would log a traceback as well.
+        return Failed(message=str(error), data=error)  # type: ignore[return-value]
+    return _final_state(report)  # type: ignore[return-value]
+
+
+async def _clean_up(
+    settings: RetentionSettings, mode: Mode, policies: Sequence[RetentionPolicy], keys: Sequence[str]
+) -> CleanupReport:
+    own_runs = {UUID(runtime.flow_run.id)}
+    async with open_run(settings, mode, policies, keys, own_runs) as run:
+        progress = ProgressArtifact(run.store.connection.client)
+        run.listen(progress.listen)
+        try:
+            await _steps(run, progress)
+        except RetentionError as error:
+            run.report.errors.append(str(error))
+        report = run.report
+        report.outcome = _outcome(report)
+        report.duration_seconds = run.seconds
+        get_run_logger().info(outcome_message(report))
+        try:
+            await report_task(run)
+            await progress.finish(headline(report), complete=report.outcome == "completed")
+        except RetentionError as error:
+            report.errors.append(str(error))
+            report.outcome = _outcome(report)
+        return report
+
+
+async def _steps(run: Run, progress: ProgressArtifact) -> None:
+    resume_at = await read_resume_key(run) if run.limits.time_budget_minutes else ""
+    await discover_task(run, resume_at=resume_at)
+    await progress.start("Step 1/3: planning")
+    await plan_task(run)
+    guard(run)
+    if run.report.mode != "delete" or run.report.refusals or not run.plans:
+        return
+    get_run_logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
+    # Tasks are awaited in this flow's own event loop: mapped ones get a loop each, in which one client cannot serve them.
+    groups = pack(run.plans, run.limits.max_task_runs)
+    states = [prune_task(run, group, group_label(group), return_state=True) for group in groups]
+    await asyncio.gather(*states)  # type: ignore[call-overload]  # Prefect types a call of an async task as its result
+    unfinished = next((plan.key for plan in run.plans if plan.key is not None and plan.remaining), None)
+    if run.report.outcome == "unfinished" and unfinished is not None:
+        run.report.stopped_at = unfinished
+    await verify_task(run)
+
+
+def _outcome(report: CleanupReport) -> Outcome:
+    if report.errors or any(report.failures()):
+        return "failed"
+    return "refused" if report.refusals else report.outcome
+
+
+def _final_state(report: CleanupReport) -> State[CleanupReport]:
+    message = outcome_message(report)
+    if report.outcome in ("failed", "refused"):
+        return Failed(message=message, data=CleanupFailed(report, message))
+    name = "Unfinished" if report.outcome == "unfinished" else None
+    return Completed(message=message, data=report, name=name)
+
+
+if __name__ == "__main__":
+    from prefect_artifact_retention.flows.cli import main
+
+    sys.exit(main(["preview"]))

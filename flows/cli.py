@@ -1,0 +1,253 @@
+"""The command line. Prefect is imported only by the commands that talk to a server: its start takes seconds.
+
+Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 refused, 4 unfinished or skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, load_policies
+from prefect_artifact_retention.policies.loading import describe_validation_error, digest, stand_in
+from pydantic import ValidationError
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from prefect_artifact_retention.flows.settings import RetentionSettings
+    from prefect_artifact_retention.tasks.report import CleanupReport
+
+DONE, FAILED, USAGE, REFUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+EXIT_CODES = {"completed": DONE, "failed": FAILED, "refused": REFUSED, "unfinished": UNFINISHED, "skipped": UNFINISHED}
+
+Keys = Annotated[
+    tuple[str, ...],
+    Parameter(name="--key", help="A key, or a glob such as 'report-*'; may be repeated. Default: all.", negative=()),
+]
+KeepLast = Annotated[int, Parameter(name="--keep-last", help="For these keys and this call: keep the N newest. Needs --key.")]
+KeepWithinDays = Annotated[
+    float,
+    Parameter(name="--keep-within-days", help="For these keys and this call: keep what is this young. Needs --key."),
+]
+Config = Annotated[
+    Path | None, Parameter(name="--config", help="The configuration file. Default: retention.toml, if there is one.")
+]
+Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document on stdout, and nothing else.", negative=())]
+
+app = App(
+    name="artifact-retention",
+    help="Retention for Prefect artifacts: keep what your policies say, delete stale versions, report every verdict.",
+    version=lambda: version("prefect-artifact-retention"),
+    help_flags=["--help", "-h"],
+)
+policies_app = App(name="policies", help="Look at the policies.")
+app.command(policies_app)
+
+
+@app.command
+def preview(
+    *,
+    key: Keys = (),
+    keep_last: KeepLast = 0,
+    keep_within_days: KeepWithinDays = 0,
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Show what a deletion would delete, and why. Writes nothing to the server."""
+    settings, policies = _configure(config, key, keep_last, keep_within_days)
+    from prefect_artifact_retention.flows import cleanup  # noqa: PLC0415
+
+    report = _follow(lambda: cleanup.preview(settings, policies, key), quiet=as_json)
+    return _show(report, as_json=as_json)
+
+
+@app.command
+def delete(  # noqa: PLR0913 - the flags of the command
+    *,
+    key: Keys = (),
+    keep_last: KeepLast = 0,
+    keep_within_days: KeepWithinDays = 0,
+    max_deletions: Annotated[int, Parameter(help="Delete at most this many versions. 0: as configured.")] = 0,
+    time_budget_minutes: Annotated[float, Parameter(help="Stop after this time. 0: as configured.")] = 0,
+    refuse_above_percent: Annotated[float, Parameter(help="Delete nothing if a larger share would go. 0: as configured.")] = 0,
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Delete the stale versions: run the flow `artifact-cleanup` in mode delete."""
+    settings, policies = _configure(config, key, keep_last, keep_within_days)
+    _check_limits(
+        max_deletions=max_deletions,
+        time_budget_minutes=time_budget_minutes,
+        refuse_above_percent=refuse_above_percent,
+    )
+    # Prefect's log goes to the server as ever; on the terminal, this command speaks for itself.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    from prefect_artifact_retention.flows import cleanup  # noqa: PLC0415
+    from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
+    from prefect_artifact_retention.tasks.report import CleanupFailed  # noqa: PLC0415
+
+    resolve_policies(policies, settings, "delete")
+
+    async def run() -> CleanupReport:
+        await cleanup.reach_server()
+        return await cleanup.artifact_cleanup(
+            mode="delete",
+            policies=list(policies),
+            keys=list(key),
+            max_deletions=max_deletions,
+            time_budget_minutes=time_budget_minutes,
+            refuse_above_percent=refuse_above_percent,
+        )
+
+    try:
+        report = _follow(run, quiet=as_json)
+    except CleanupFailed as error:
+        report = error.report
+    return _show(report, as_json=as_json)
+
+
+@app.command
+def explain(key: str, /, *, config: Config = None, as_json: Json = False) -> int:
+    """Show every version of one key with its verdict and all the reasons. Writes nothing to the server."""
+    settings, _ = _configure(config)
+    from prefect_artifact_retention.flows import explanation  # noqa: PLC0415
+
+    explained = asyncio.run(explanation.explain(settings, key))
+    if as_json:
+        _print_json(explained.model_dump(mode="json"))
+    else:
+        explanation.show(explained, Console())
+    return DONE
+
+
+@policies_app.command
+def check(*, config: Config = None, as_json: Json = False) -> int:
+    """Load the policies and say what each of them means. Talks to no server."""
+    settings, _ = _configure(config)
+    if not settings.policies:
+        raise ConfigurationError("no policy is configured: write a [[policies]] table into retention.toml")
+    from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
+
+    (_own, *policies), source = resolve_policies((), settings, "delete")
+    if as_json:
+        described = [policy.model_dump() | {"sentence": policy.describe()} for policy in policies]
+        _print_json({"source": source, "digest": digest(policies), "policies": described})
+    else:
+        console = Console()
+        console.print(f"{source}: {len(policies)} policies, tried in this order", markup=False, highlight=False)
+        for policy in policies:
+            console.print(f"  {policy.name}: {policy.describe()}", markup=False, highlight=False)
+    return DONE
+
+
+@app.command
+def demo(
+    *,
+    folder: Annotated[Path, Parameter(help="Where the demo's own server lives.")] = Path(".demo"),
+    ui: Annotated[bool, Parameter(help="Keep that server running, to look at its user interface.", negative=())] = False,
+    as_json: Json = False,
+) -> int:
+    """Show it all on a Prefect server of its own, apart from yours: create artifacts, preview, delete, report."""
+    from prefect_artifact_retention.flows import demo as demonstration  # noqa: PLC0415
+
+    if ui:
+        return demonstration.serve(folder)
+    return demonstration.run(folder, as_json=as_json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
+    except CycloptsError:
+        return USAGE
+    except ConfigurationError as error:
+        return _fail(error, tokens, USAGE)
+    except RetentionError as error:
+        return _fail(error, tokens, FAILED)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; a rerun goes on where this one stopped\n")
+        return INTERRUPTED
+    return code if isinstance(code, int) else DONE
+
+
+def _fail(error: RetentionError, tokens: Sequence[str], code: int) -> int:
+    sys.stderr.write(f"artifact-retention: {error}\n")
+    if "--json" in tokens:
+        _print_json({"error": str(error)})
+    return code
+
+
+def _configure(
+    config: Path | None, keys: Sequence[str] = (), keep_last: int = 0, keep_within_days: float = 0
+) -> tuple[RetentionSettings, tuple[RetentionPolicy, ...]]:
+    """Read the settings, and let the flags' rules stand in for the configured ones of these keys."""
+    from prefect_artifact_retention.flows.settings import CONFIG_VARIABLE, load_settings  # noqa: PLC0415
+
+    if config:
+        # The flow reads its settings by itself, wherever it runs; here it shall find this file.
+        os.environ[CONFIG_VARIABLE] = str(config)
+    settings = load_settings(config)
+    if not keep_last and not keep_within_days:
+        return settings, ()
+    if not keys:
+        raise ConfigurationError("--keep-last and --keep-within-days need --key: for all keys, write a policy")
+    try:
+        override = RetentionPolicy(
+            name="command line", match_keys=list(keys), keep_last=keep_last, keep_within_days=keep_within_days
+        )
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(f"command line: {line}" for line in describe_validation_error(error))) from error
+    configured = load_policies(settings.policies, source=settings.source("policies"))
+    return settings, stand_in(configured, override)
+
+
+def _check_limits(**limits: float) -> None:
+    from prefect_artifact_retention.flows.settings import RetentionSettings  # noqa: PLC0415
+
+    try:
+        RetentionSettings.model_validate(limits)
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(f"command line: {line}" for line in describe_validation_error(error))) from error
+
+
+def _follow(run: Callable[[], Coroutine[Any, Any, CleanupReport]], *, quiet: bool) -> CleanupReport:
+    """Run to the end, with a progress bar on a terminal and plain lines otherwise, on stderr."""
+    from prefect_artifact_retention.flows.cleanup import LISTENER  # noqa: PLC0415
+    from prefect_artifact_retention.flows.progress import progress_display  # noqa: PLC0415
+
+    async def followed() -> CleanupReport:
+        with progress_display(quiet=quiet) as listener:
+            LISTENER.set(listener)
+            return await run()
+
+    return asyncio.run(followed())
+
+
+def _show(report: CleanupReport, *, as_json: bool) -> int:
+    from prefect_artifact_retention.tasks.rendering import markdown  # noqa: PLC0415
+
+    if as_json:
+        _print_json(report.model_dump(mode="json"))
+    else:
+        from rich.markdown import Markdown  # noqa: PLC0415
+
+        Console().print(Markdown(markdown(report)))
+    return EXIT_CODES[report.outcome]
+
+
+def _print_json(document: object) -> None:
+    json.dump(document, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

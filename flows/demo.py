@@ -1,0 +1,152 @@
+"""The demo: a Prefect server of its own, a year of artifacts, a preview, a deletion, and the report.
+
+Everything lives in one folder and runs in processes that see nothing of the user's own Prefect. What it runs are this
+package's own commands, as a user would type them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shlex
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+from prefect_artifact_retention.flows.local_server import LocalServer, isolated_environment, local_server
+from prefect_artifact_retention.policies import RetentionError
+
+POLICIES = """\
+# The demo's policies. The first that matches a key decides.
+[[policies]]
+name = "audit"
+match_keys = ["audit-*"]
+keep_all = true
+
+[[policies]]
+name = "daily reports"
+match_keys = ["report-2*"]           # one key per date
+keep_last = 3
+drop_idle_keys_after_days = 180
+
+[[policies]]
+name = "grandfather-father-son"
+match_keys = ["report-*", "quality-*"]
+keep_daily = 7
+keep_weekly = 4
+keep_monthly = 12
+timezone = "Europe/Zurich"
+
+[[policies]]
+name = "everything else"
+keep_last = 5
+keep_within_days = 30
+
+[[policies]]
+name = "without a key"
+unkeyed = true
+keep_within_days = 90
+"""
+
+YEAR = timedelta(days=365)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One key of the demo: what it holds, and how many versions over how long."""
+
+    key: str | None
+    type: str
+    versions: int
+    span: timedelta = YEAR
+    newest: timedelta = timedelta(hours=3)
+
+    def ages(self) -> Iterator[timedelta]:
+        """The age of each version, the oldest first."""
+        for index in range(self.versions):
+            share = 1 - index / max(1, self.versions - 1)
+            yield self.newest + (self.span - self.newest) * share
+
+
+SERIES = (
+    *(Series(f"report-{name}", "markdown", 60) for name in ("sales", "churn", "finance")),
+    *(Series(f"quality-{name}", "table", 40) for name in ("orders", "customers", "payments", "events")),
+    *(Series(f"model-{name}-metrics", "table", 30) for name in ("churn", "fraud", "demand")),
+    Series("dashboard-link", "link", 25),
+    Series("architecture-diagram", "image", 12),
+    Series("nightly-load-progress", "progress", 35),
+    Series("audit-access-log", "table", 24),
+    Series("release-notes", "markdown", 6),
+    Series("hourly-heartbeat", "markdown", 48, span=timedelta(days=2), newest=timedelta(minutes=20)),
+    Series("report-2026-01-31", "markdown", 4, newest=timedelta(days=290), span=timedelta(days=300)),
+    Series("training-run", "progress", 8),
+    Series("legal-export", "table", 8),
+    Series(None, "markdown", 40),
+)
+
+
+def run(folder: Path, *, as_json: bool = False) -> int:
+    """Run the whole demo; every run starts from a server without artifacts.
+
+    Returns:
+        The exit code of the last command.
+    """
+    say = sys.stderr.write if as_json else sys.stdout.write
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "retention.toml"
+    config.write_text(POLICIES, encoding="utf-8")
+    say(f"Starting a Prefect server of the demo's own in {folder} ...\n")
+    with local_server(folder / "prefect") as server:
+        _in_child(server, "fill")
+        say("\nWhat a deletion would delete (writes nothing):\n\n")
+        sys.stdout.flush()
+        _command(server, ["preview"], config, capture=as_json)
+        say("\nWhy: each version of one key with its verdict:\n\n")
+        sys.stdout.flush()
+        _command(server, ["explain", "legal-export"], config, capture=as_json)
+        say("\nThe same for real; this report is in the UI as the artifact artifact-retention-report:\n\n")
+        sys.stdout.flush()
+        code = _command(server, ["delete", *(["--json"] if as_json else [])], config)
+    say(f"\nTo look at it in Prefect's own UI: make ui    (or artifact-retention demo --ui --folder {shlex.quote(str(folder))})\n")
+    return code
+
+
+def serve(folder: Path) -> int:
+    """Keep the demo's server running until interrupted, and say where its user interface is.
+
+    Raises:
+        RetentionError: There is no demo to look at yet.
+    """
+    prefect_home = folder.resolve() / "prefect"
+    if not (prefect_home / "prefect.db").is_file():
+        raise RetentionError(f"there is no demo in {folder} yet: run `make demo` or `artifact-retention demo` first")
+    with local_server(prefect_home) as server:
+        sys.stdout.write(f"The report: {server.address}/artifacts/key/artifact-retention-report\n")
+        sys.stdout.write(f"The runs:   {server.address}/runs\nPress Ctrl-C to stop.\n")
+        sys.stdout.flush()
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            return 0
+
+
+def _command(server: LocalServer, arguments: Sequence[str], config: Path, *, capture: bool = False) -> int:
+    """Run one of our own commands in a process that sees the demo's server only."""
+    command = [sys.executable, "-m", "prefect_artifact_retention.flows.cli", *arguments, "--config", str(config)]
+    output = subprocess.DEVNULL if capture else None
+    return subprocess.run(command, env=server.environment, cwd=server.folder, check=False, stdout=output).returncode  # noqa: S603
+
+
+def _in_child(server: LocalServer, step: str) -> None:
+    command = [sys.executable, "-m", "prefect_artifact_retention.flows.demo", step]
+    if subprocess.run(command, env=server.environment, cwd=server.folder, check=False).returncode:  # noqa: S603
+        raise RetentionError(f"the demo could not {step} its server")

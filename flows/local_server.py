@@ -1,0 +1,119 @@
+"""A Prefect server of our own in a folder of our own: for the demo and the tests, apart from the user's Prefect.
+
+It inherits no `PREFECT_` or `ARTIFACT_RETENTION_` variable, has its own home, profile and database, runs in its own folder (so
+that no `.env` or `prefect.toml` of the user is read) and listens on loopback only.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from prefect_artifact_retention.policies import RetentionError
+
+START_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """A running server: its folder, and the address of its user interface."""
+
+    folder: Path
+    address: str
+    database_url: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment in which a process sees this server and nothing of the user's own Prefect."""
+        return isolated_environment(self.folder) | {"PREFECT_API_URL": f"{self.address}/api"}
+
+
+def isolated_environment(folder: Path) -> dict[str, str]:
+    """The present environment without anything of Prefect's or ours, with its Prefect home in `folder`."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "ARTIFACT_RETENTION_"))}
+    return inherited | {
+        "PREFECT_HOME": str(folder),
+        "PREFECT_PROFILES_PATH": str(folder / "profiles.toml"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+@contextmanager
+def local_server(folder: Path, *, database_url: str = "", **settings: str) -> Iterator[LocalServer]:
+    """Run a server until the context ends.
+
+    Args:
+        folder: Where its home, database and log go; created if missing.
+        database_url: A database to use; by default SQLite in `folder`.
+        settings: Further environment variables of the server.
+
+    Raises:
+        RetentionError: It does not answer within two minutes, or ends before.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
+    database_url = database_url or f"sqlite+aiosqlite:///{folder / 'prefect.db'}"
+    port = _free_port()
+    address = f"http://127.0.0.1:{port}"
+    environment = isolated_environment(folder) | {
+        "PREFECT_API_DATABASE_CONNECTION_URL": database_url,
+        "PREFECT_UI_API_URL": f"{address}/api",
+        **settings,
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    log = folder / "server.log"
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(  # noqa: S603 - our own interpreter, our own arguments
+            command, env=environment, cwd=folder, stdout=output, stderr=output, start_new_session=True
+        ) as process,
+    ):
+        try:
+            _wait(process, address, log)
+            yield LocalServer(folder, address, database_url)
+        finally:
+            _stop(process)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with urlopen(f"{address}/api/health", timeout=5):  # noqa: S310 - loopback
+                return
+        except (URLError, OSError):
+            time.sleep(0.2)
+    raise RetentionError(f"the local Prefect server did not start; see {log}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server with all that it started: first politely, then for good."""
+    for ending, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        try:
+            os.killpg(process.pid, ending)
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            pass
+        return

@@ -1,0 +1,47 @@
+"""How far a run is, on stderr: a bar on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefect_artifact_retention.tasks.run import Listener, Step
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+LINES = 10
+"""Plain lines for each step, at most."""
+
+
+@contextmanager
+def progress_display(*, quiet: bool) -> Iterator[Listener]:
+    """Give a listener that shows progress until the context ends; `quiet` shows it on a terminal only."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _silent if quiet else _PlainLines().listen
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        shown = {step: bars.add_task(step, total=None, visible=False) for step in ("planning", "deleting")}
+
+        async def listen(step: Step, done: int, total: int) -> None:
+            bars.update(shown[step], completed=done, total=total, visible=True)
+
+        yield listen
+
+
+async def _silent(step: Step, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+class _PlainLines:
+    def __init__(self) -> None:
+        self._shown = {"planning": -1, "deleting": -1}
+
+    async def listen(self, step: Step, done: int, total: int) -> None:
+        tenth = LINES * done // total if total else LINES
+        if tenth > self._shown[step] and done:
+            self._shown[step] = tenth
+            noun = "keys" if step == "planning" else "versions"
+            sys.stderr.write(f"{step}: {done}/{total} {noun}\n")

@@ -1,0 +1,166 @@
+"""Settings: from the environment, `.env` and `retention.toml`, in this order; a flow parameter or flag goes before all.
+
+Every mistake is a `ConfigurationError` that names where it stands. A misspelt name is refused, not ignored: a limit that
+silently does not apply is worse than none.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from dotenv import dotenv_values
+from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, load_policies
+from prefect_artifact_retention.policies.loading import (
+    OWN_POLICY,
+    PREVIEW_POLICY,
+    check_policies,
+    describe_validation_error,
+)
+from prefect_artifact_retention.tasks.report import Mode
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+PREFIX = "ARTIFACT_RETENTION_"
+CONFIG_VARIABLE = f"{PREFIX}CONFIG"
+DEFAULT_FILE = "retention.toml"
+DOTENV = ".env"
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic reports ValueErrors
+    return value
+
+
+Number = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=10_000_000)]
+Minutes = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=10_080, allow_inf_nan=False)]
+Percent = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=100, allow_inf_nan=False)]
+
+
+class RetentionSettings(BaseSettings):
+    """What can be configured besides the flow's parameters. 0 is off, unless said otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=DOTENV, extra="ignore", frozen=True)
+
+    policies: list[Any] = Field(default=[], description="The policies, in the order in which they are tried.")
+    max_deletions: Number = Field(default=0, description="Delete at most this many versions in one run.")
+    time_budget_minutes: Minutes = Field(default=0, description="Stop after this time; planning takes at most half of it.")
+    refuse_above_percent: Percent = Field(
+        default=0, description="Delete nothing if a larger share of the versions would go, of the run or of one policy."
+    )
+    max_task_runs: Number = Field(default=25, ge=1, description="Prune tasks at most; more keys are packed together.")
+    max_requests_per_minute: Number = Field(
+        default=0, description="Requests to the server at most. 0 is 150 on Prefect Cloud, and no limit elsewhere."
+    )
+
+    _sources: dict[str, str] = {}
+
+    @classmethod
+    def settings_customise_sources(  # noqa: D102 - pydantic-settings' hook
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The file's content comes in as the arguments, so those go last.
+        return env_settings, dotenv_settings, init_settings
+
+    def source(self, field: str) -> str:
+        """Where the value of a field was set: a file, a variable, or "default"."""
+        return self._sources.get(field, "default")
+
+
+def load_settings(config: Path | None = None) -> RetentionSettings:
+    """Read the settings.
+
+    Args:
+        config: The TOML file; by default the one that `ARTIFACT_RETENTION_CONFIG` names, else `retention.toml` in the working
+            directory if there is one.
+
+    Raises:
+        ConfigurationError: A file is missing or does not parse, or a name or a value cannot be meant.
+    """
+    named = config or (Path(path) if (path := os.environ.get(CONFIG_VARIABLE)) else None)
+    file = named or Path(DEFAULT_FILE)
+    table = _read_toml(file) if named or file.is_file() else {}
+    sources = _sources(file, table)
+    try:
+        settings = RetentionSettings(**table)
+    except SettingsError as error:
+        raise ConfigurationError(f"{sources.get('policies', PREFIX + 'POLICIES')}: is no JSON list of policies") from error
+    except ValidationError as error:
+        problems = zip(error.errors(), describe_validation_error(error), strict=True)
+        lines = [f"{sources.get(str(problem['loc'][0]), file)}: {line}" for problem, line in problems]
+        raise ConfigurationError("\n".join(lines)) from error
+    settings._sources.update(sources)  # noqa: SLF001 - filled where it is made
+    return settings
+
+
+def resolve_policies(
+    given: Sequence[RetentionPolicy], settings: RetentionSettings, mode: Mode
+) -> tuple[tuple[RetentionPolicy, ...], str]:
+    """Decide which policies a run has, and say where they come from.
+
+    The package's own policy, for the keys that it writes itself, goes before them.
+
+    Args:
+        given: Policies as a parameter or flags give them; empty means not given.
+        settings: The settings.
+        mode: A preview without any policy is served by a built-in one; a deletion is not.
+
+    Raises:
+        ConfigurationError: The policies cannot be meant, or there are none to delete by.
+    """
+    if given:
+        policies, source = tuple(given), "parameters of this run"
+    elif settings.policies:
+        source = settings.source("policies")
+        policies = load_policies(settings.policies, source=source)
+    elif mode == "preview":
+        policies, source = (PREVIEW_POLICY,), "built in, for previews only"
+    else:
+        raise ConfigurationError(
+            f"no policy is configured, and nothing is deleted without one: write a [[policies]] table into {DEFAULT_FILE}, "
+            f"or name a file with --config or {CONFIG_VARIABLE}, or give --key with --keep-last"
+        )
+    all_policies = (OWN_POLICY, *policies)
+    check_policies(all_policies, source=source)
+    return all_policies, source
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{file}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: does not parse as TOML: {error}") from error
+
+
+def _sources(file: Path, table: dict[str, Any]) -> dict[str, str]:
+    """Where each field is set, the first source winning; refuses names that no field has."""
+    fields = RetentionSettings.model_fields
+    _refuse_unknown(str(file), table, fields)
+    sources = dict.fromkeys(table, str(file))
+    dotenv = dotenv_values(DOTENV) if Path(DOTENV).is_file() else {}
+    for place, variables in ((f"{DOTENV}: ", dotenv), ("", os.environ)):
+        ours = {name.upper(): name for name in variables if name.upper().startswith(PREFIX)}
+        _refuse_unknown(place or "environment", ours, [CONFIG_VARIABLE, *(PREFIX + field.upper() for field in fields)])
+        sources |= {name.removeprefix(PREFIX).lower(): place + name for name in ours}
+    return sources
+
+
+def _refuse_unknown(place: str, names: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+            raise ConfigurationError(f"{place.rstrip(': ')}: unknown field {name}; {hint}")

@@ -1,0 +1,187 @@
+"""The way to a Prefect API: credentials, request rate, retries, and errors in words.
+
+Prefect's own client does the work: it knows profiles, Cloud and basic auth, and retries 408, 429, 502, 503, timeouts and lost
+connections. Hooks on its HTTP client count each attempt, hold the request rate over all tasks of a run, and refuse a response
+that is larger than asked for before it is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+import orjson
+from aiolimiter import AsyncLimiter
+from prefect.client.base import ServerType
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect_artifact_retention.policies import StoreError
+
+CLOUD_REQUESTS_PER_MINUTE = 150
+"""The smallest Cloud plan allows 625 a minute for the whole account, and the account has other work."""
+
+CONCURRENT_REQUESTS = 2
+"""SQLite servers delete fastest one at a time and collapse at 16; PostgreSQL servers peak near 4."""
+
+MOST_RETRY_AFTER = 120
+"""Seconds. A server may ask for an absurd pause, and Prefect's client would sleep through the night."""
+
+_FORBIDDEN = (401, 403)
+
+
+class ResponseTooLargeError(Exception):
+    """The response has more bytes than asked for; it was not read."""
+
+
+class Connection:
+    """An open connection to a Prefect API, shared by all tasks of a run."""
+
+    def __init__(self, client: PrefectClient) -> None:
+        self.client = client
+        self.address = str(client.api_url.copy_with(userinfo=b""))
+        self.is_cloud = client.server_type == ServerType.CLOUD
+        self._slots = asyncio.Semaphore(CONCURRENT_REQUESTS)
+        # Prefect's server compresses at level 9, which costs its one event loop more than a local network gains.
+        self._headers = {} if self.is_cloud else {"Accept-Encoding": "identity"}
+
+    async def request(
+        self, method: str, path: str, body: object = None, *, attempts: list[float] | None = None, most_bytes: int = 0
+    ) -> httpx.Response:
+        """Send one request, retried by Prefect's client on passing faults.
+
+        Args:
+            method: The HTTP method.
+            path: The path below the API's address.
+            body: What to send as JSON.
+            attempts: Gains one item for each time the request is sent.
+            most_bytes: Refuse a response whose announced length is above this; 0 is any.
+
+        Raises:
+            ResponseTooLargeError: The response is longer than `most_bytes`.
+            StoreError: The server is out of reach, refuses us, or answers with an error.
+        """
+        extensions = {"attempts": attempts, "most_bytes": most_bytes}
+        content = None if body is None else orjson.dumps(body)
+        headers = self._headers | ({"Content-Type": "application/json"} if content else {})
+        async with self._slots:
+            try:
+                return await self.client.request(
+                    method,  # type: ignore[arg-type]  # a Literal of the HTTP methods
+                    path,  # type: ignore[arg-type]  # a Literal of all of Prefect's own paths
+                    content=content,
+                    headers=headers,
+                    extensions=extensions,
+                )
+            except PrefectHTTPStatusError as error:
+                raise self._refused(error.response, f"{method} {path}") from error
+            except httpx.TransportError as error:
+                reason = str(error) or type(error).__name__
+                raise StoreError(f"cannot reach the Prefect server at {self.address}: {reason}") from error
+
+    async def ask(self, path: str, body: object) -> Any:  # noqa: ANN401 - JSON
+        """Send a POST request and return the JSON of its answer."""
+        return self.json(await self.request("POST", path, body))
+
+    def json(self, response: httpx.Response) -> Any:  # noqa: ANN401 - JSON
+        """Read a response as JSON.
+
+        Raises:
+            StoreError: It is something else, as a proxy's or a user interface's page is.
+        """
+        try:
+            return orjson.loads(response.content)
+        except orjson.JSONDecodeError as error:
+            raise StoreError(
+                f"{self.address} does not answer like a Prefect API: is PREFECT_API_URL right? It usually ends in /api"
+            ) from error
+
+    async def now(self) -> datetime:
+        """Read the server's clock, to the second, from the `Date` header of its answer.
+
+        Raises:
+            StoreError: The server is out of reach, is no Prefect API, or tells no time.
+        """
+        response = await self.request("POST", "/artifacts/latest/count", {})
+        self.json(response)
+        try:
+            return parsedate_to_datetime(response.headers["Date"]).astimezone(UTC)
+        except (KeyError, ValueError) as error:
+            raise StoreError(f"the server at {self.address} sends no Date header, so ages cannot be told") from error
+
+    def _refused(self, response: httpx.Response, what: str) -> StoreError:
+        status = response.status_code
+        if status in _FORBIDDEN:
+            message = f"refuses our credentials ({status}): check PREFECT_API_KEY or PREFECT_API_AUTH_STRING"
+        else:
+            message = f"answers {what} with {status} {response.reason_phrase}{_detail(response)}"
+        return StoreError(f"the Prefect server at {self.address} {message}", status)
+
+
+@asynccontextmanager
+async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]:
+    """Open a connection to the API of the active Prefect profile or `PREFECT_API_URL`.
+
+    Args:
+        max_requests_per_minute: Send at most this many, retries included. 0 is 150 on Cloud, and no limit elsewhere.
+
+    Raises:
+        StoreError: No server is configured, or it cannot be reached.
+    """
+    limiter: AsyncLimiter | None = None
+
+    async def before(request: httpx.Request) -> None:
+        if (attempts := request.extensions.get("attempts")) is not None:
+            attempts.append(asyncio.get_running_loop().time())
+        if limiter:
+            await limiter.acquire()
+
+    try:
+        client = get_client(httpx_settings={"event_hooks": {"request": [before], "response": [_after]}})
+    except (ValueError, RuntimeError) as error:
+        raise StoreError(f"no Prefect server to talk to: {error}") from error
+    if rate := max_requests_per_minute or (CLOUD_REQUESTS_PER_MINUTE if client.server_type == ServerType.CLOUD else 0):
+        limiter = _limiter(rate)
+    try:
+        async with client:
+            yield Connection(client)
+    except httpx.TransportError as error:
+        raise StoreError(f"cannot reach the Prefect server at {client.api_url}: {error}") from error
+
+
+def _limiter(per_minute: int) -> AsyncLimiter:
+    """A leaky bucket whose burst and refill add up to at most `per_minute` in any minute."""
+    burst = max(1.0, per_minute / 10)
+    return AsyncLimiter(burst, time_period=60 * burst / max(1.0, per_minute - burst))
+
+
+async def _after(response: httpx.Response) -> None:
+    most_bytes = response.request.extensions.get("most_bytes") or 0
+    length = response.headers.get("Content-Length", "")
+    if most_bytes and response.is_success and length.isdigit() and int(length) > most_bytes:
+        raise ResponseTooLargeError
+    if (retry_after := response.headers.get("Retry-After")) is not None:
+        response.headers["Retry-After"] = str(min(_seconds(retry_after), MOST_RETRY_AFTER))
+
+
+def _seconds(retry_after: str) -> float:
+    """The pause that a Retry-After header asks for (RFC 9110, 10.2.3: seconds or a date); unreadable is 1."""
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        try:
+            return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+        except (ValueError, TypeError):
+            return 1.0
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        detail = orjson.loads(response.content)["detail"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return ""
+    return f": {str(detail)[:200]}"

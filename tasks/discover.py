@@ -1,0 +1,43 @@
+"""Discover: which collections there are, and which of them the run is for."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from prefect_artifact_retention.policies.loading import OWN_KEYS
+from prefect_artifact_retention.stores.api import Collection
+from prefect_artifact_retention.tasks.run import Run, as_task
+
+
+async def discover(run: Run, *, resume_at: str = "") -> None:
+    """List the collections of the run's scope, in order of their keys.
+
+    A delete run always looks at the package's own keys as well: it must not accumulate what it is there to remove.
+
+    Args:
+        run: Gains its `collections`.
+        resume_at: Begin with this key and go round, because the run before stopped there.
+    """
+    scope = run.report.scope
+    own = OWN_KEYS if run.report.mode == "delete" else ()
+    if scope and not any(set("*?[") & set(glob) for glob in scope):
+        found = await run.store.collections([*dict.fromkeys([*scope, *own])])
+    else:
+        found = await run.store.collections()
+        if scope:
+            found = [each for each in found if each.key in own or any(fnmatchcase(each.key, glob) for glob in scope)]
+    run.collections = _rotated(found, resume_at)
+    run.report.keys_seen = len(found)
+
+
+def _rotated(collections: list[Collection], resume_at: str) -> list[Collection]:
+    """Begin with the first key that starts like `resume_at`; if it has gone, with the next one; else with the first."""
+    if not resume_at:
+        return collections
+    start = next((index for index, each in enumerate(collections) if each.key.startswith(resume_at)), None)
+    if start is None:
+        start = next((index for index, each in enumerate(collections) if each.key >= resume_at), 0)
+    return collections[start:] + collections[:start]
+
+
+discover_task = as_task(discover, "discover")

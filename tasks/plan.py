@@ -1,0 +1,177 @@
+"""Plan: judge every version of every key, and guard against a plan that cannot be meant. Deletes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from prefect_artifact_retention.policies import RetentionPolicy, Verdict, Version, evaluate
+from prefect_artifact_retention.policies.loading import OWN_POLICY, select_policy
+from prefect_artifact_retention.stores.api import Collection, History
+from prefect_artifact_retention.tasks.rendering import label
+from prefect_artifact_retention.tasks.report import KeyReport, PolicyReport
+from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
+
+ZOMBIE_AGE = timedelta(days=7)
+
+
+async def make_plan(run: Run) -> None:
+    """Judge the versions of all collections of the run, and the artifacts without a key where a policy is for them.
+
+    Payloads are gone on arrival and verdicts once counted; of a stale version its id is kept.
+    """
+    managed: dict[str, tuple[Collection, RetentionPolicy]] = {}
+    for collection in run.collections:
+        if policy := select_policy(run.policies, collection.key, collection.type):
+            managed[collection.key] = collection, policy
+        else:
+            run.report.unmanaged.append(collection.key)
+    unkeyed_policy = None if run.report.scope else select_policy(run.policies, None, None)
+    total = len(managed) + (unkeyed_policy is not None)
+    await run.tell("planning", 0, total)
+    done = 0
+    async for histories in run.store.histories(list(managed)):
+        await _plan_keys(run, [(history, *managed[history.key]) for history in histories])
+        done += len(histories)
+        await run.tell("planning", done, total)
+        if not run.may_plan_on() and done < len(managed):
+            run.report.stopped_at = list(managed)[done]
+            run.report.outcome = "unfinished"
+            break
+    else:
+        if unkeyed_policy:
+            await _plan_unkeyed(run, unkeyed_policy)
+            await run.tell("planning", total, total)
+    if not unkeyed_policy and not run.report.scope:
+        _, run.report.unmanaged_unkeyed = await run.store.count_versions()
+    run.report.policies = _policy_reports(run)
+    run.report.kept_by, run.report.condemned_by = run.kept_by.lines(), run.condemned_by.lines()
+
+
+async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, RetentionPolicy]]) -> None:
+    """Judge a batch of keys. One question about unfinished runs serves them all, and only condemned versions ask it."""
+    now = run.report.now
+    first = [
+        evaluate(history.versions, policy, now=now, latest_id=collection.latest_id) for history, collection, policy in batch
+    ]
+    running = await _unfinished(run, [verdict.version for verdicts in first for verdict in verdicts if not verdict.keep])
+    for (history, collection, policy), verdicts in zip(batch, first, strict=True):
+        if any(not verdict.keep and _is_running(verdict.version, running) for verdict in verdicts):
+            again = evaluate(history.versions, policy, now=now, latest_id=collection.latest_id, running=running)
+            _add(run, history, policy, again)
+        else:
+            _add(run, history, policy, verdicts)
+
+
+async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
+    """Judge the artifacts without a key page by page: only age rules apply to them, so none depends on another."""
+    plan = KeyPlan(None, policy, [], KeyReport(key=None, policy=policy.name))
+    condemned: dict[UUID, datetime] = {}
+    async for page in run.store.unkeyed():
+        for verdict in await judge(run, page, policy):
+            _count(run, plan.report, verdict)
+            if not verdict.keep:
+                condemned[verdict.version.id] = verdict.version.created
+    plan.condemned = sorted(condemned, key=lambda version_id: condemned[version_id])
+    run.report.key_reports.append(plan.report)
+    if plan.condemned:
+        run.add_plan(plan)
+
+
+async def judge(
+    run: Run, versions: Sequence[Version], policy: RetentionPolicy, latest_id: UUID | None = None
+) -> tuple[Verdict, ...]:
+    """Evaluate versions, asking whether the runs that wrote those condemned have finished."""
+    now = run.report.now
+    verdicts = evaluate(versions, policy, now=now, latest_id=latest_id)
+    running = await _unfinished(run, [verdict.version for verdict in verdicts if not verdict.keep])
+    return evaluate(versions, policy, now=now, latest_id=latest_id, running=running) if running else verdicts
+
+
+async def _unfinished(run: Run, versions: Sequence[Version]) -> frozenset[UUID]:
+    """The runs that wrote these versions and have not finished, the present one among them."""
+    flow_runs = {version.flow_run_id for version in versions if version.flow_run_id}
+    task_runs = {version.task_run_id for version in versions if version.task_run_id}
+    unfinished = await run.store.unfinished(flow_runs, task_runs)
+    for run_id, since in unfinished.items():
+        if run.report.now - since > ZOMBIE_AGE:
+            run.report.warn(f"versions are kept for run {run_id}, unfinished since {since:%Y-%m-%d}; it may be a zombie")
+    return frozenset(unfinished) | (run.own_runs & flow_runs)
+
+
+def _is_running(version: Version, running: Container[UUID | None]) -> bool:
+    return version.flow_run_id in running or version.task_run_id in running
+
+
+def guard(run: Run) -> None:
+    """Refuse a plan that deletes a larger share of the versions than allowed, of the whole run or of any one policy.
+
+    The package's own policy does not count: many runs in a row must not make the next one refuse.
+    """
+    percent = run.limits.refuse_above_percent
+    policies = [policy for policy in run.report.policies if policy.name != OWN_POLICY.name]
+    whole = PolicyReport(
+        name="",
+        sentence="",
+        versions=sum(policy.versions for policy in policies),
+        planned=sum(policy.planned for policy in policies),
+    )
+    for policy in (whole, *policies):
+        share = 100 * policy.planned / max(1, policy.versions)
+        if percent and share > percent:
+            whose = f'policy "{policy.name}"' if policy.name else "the run"
+            refusal = (
+                f"{whose} would delete {policy.planned} of {policy.versions} versions ({share:.0f} %), "
+                f"more than refuse_above_percent = {percent:g} allows"
+            )
+            if run.report.mode == "delete":
+                run.report.refusals.append(refusal)
+            else:
+                run.report.warn(f"a delete run would be refused: {refusal}")
+
+
+def _add(run: Run, history: History, policy: RetentionPolicy, verdicts: Sequence[Verdict]) -> None:
+    """Account for the verdicts of one key, and plan to delete what they condemn."""
+    report = KeyReport(key=history.key, policy=policy.name)
+    run.report.key_reports.append(report)
+    if not history.complete:
+        report.versions = report.kept = len(verdicts)
+        run.report.warn(f"{label(history.key)}: nothing deleted, because its versions changed while they were read")
+        return
+    if not verdicts:
+        run.report.warn(f"{label(history.key)}: no version of it was found, though the server lists it")
+    for verdict in verdicts:
+        _count(run, report, verdict)
+    if report.planned:
+        condemned = [verdict.version.id for verdict in reversed(verdicts) if not verdict.keep]
+        run.add_plan(KeyPlan(history.key, policy, condemned, report))
+    if verdicts and verdicts[0].rules == ("dangling",):
+        run.report.warn(f"{label(history.key)}: nothing deleted, because {verdicts[0].reasons[0]}")
+
+
+def _count(run: Run, report: KeyReport, verdict: Verdict) -> None:
+    report.versions += 1
+    if verdict.keep:
+        report.kept += 1
+        run.kept_by.add(verdict)
+        for rule, words in zip(verdict.rules, verdict.reasons, strict=True):
+            if rule == "unreadable":
+                run.report.warn(f"{label(report.key)}: version {verdict.version.id} is kept, because of an {words}")
+    else:
+        report.planned += 1
+        report.bytes += verdict.version.size
+        run.condemned_by.add(verdict)
+
+
+def _policy_reports(run: Run) -> list[PolicyReport]:
+    reports = {policy.name: PolicyReport(name=policy.name, sentence=policy.describe()) for policy in run.policies}
+    for key in run.report.key_reports:
+        report = reports[key.policy]
+        report.keys_seen += key.key is not None
+        report.versions += key.versions
+        report.planned += key.planned
+    return [report for report in reports.values() if report.versions or report.name != OWN_POLICY.name]
+
+
+plan_task = as_task(make_plan, "plan")

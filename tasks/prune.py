@@ -1,0 +1,175 @@
+"""Prune and verify: delete what the plan condemned and a second look still condemns; then make sure of every collection.
+
+The order protects what cannot be undone. A key is fetched and judged again before anything of it goes; its `latest_id` is read
+again before each further batch, and if it changed, all is fetched and judged anew; the oldest go first; an idle key's latest
+goes last, alone, and only if it is the only version left. The server deletes without locks, so what nobody can prevent (a
+person deleting the latest at the same moment) is found and repaired afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+from uuid import UUID
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from prefect_artifact_retention.policies import RetentionError, Version
+from prefect_artifact_retention.policies.loading import select_policy
+from prefect_artifact_retention.stores.api import History
+from prefect_artifact_retention.tasks.plan import judge
+from prefect_artifact_retention.tasks.rendering import label
+from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
+
+Item = TypeVar("Item")
+
+BATCH = 50
+"""Deletions between two looks at a key's latest version."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What of a key's plan is still condemned, oldest first, as of a fresh look at the server."""
+
+    latest_id: UUID
+    condemned: Sequence[Version]
+    versions: int
+
+
+def pack(plans: Sequence[KeyPlan], most: int) -> list[list[KeyPlan]]:
+    """Give each key a group of its own, or pack them into at most `most` groups of about equally many deletions."""
+    if len(plans) <= most:
+        return [[plan] for plan in plans]
+    groups: list[list[KeyPlan]] = [[] for _ in range(most)]
+    weights = [0] * most
+    for plan in sorted(plans, key=lambda plan: len(plan.condemned), reverse=True):
+        lightest = weights.index(min(weights))
+        groups[lightest].append(plan)
+        weights[lightest] += len(plan.condemned)
+    return groups
+
+
+def group_label(group: Sequence[KeyPlan]) -> str:
+    """Name a prune task by its key, or by how many it has."""
+    return label(group[0].key) if len(group) == 1 else f"{len(group)} keys from {label(group[0].key)}"
+
+
+@task(name="prune", task_run_name="prune {name}", cache_policy=NO_CACHE, persist_result=False, retries=0)
+async def prune_task(run: Run, group: Sequence[KeyPlan], name: str) -> State[None]:  # noqa: ARG001 - names the task run
+    """Prune some keys, one after the other; the task run is Failed if any of them failed.
+
+    Never retried by Prefect: a second attempt would not know what the first has deleted. Its requests are retried instead.
+    """
+    for plan in group:
+        await prune_key(run, plan)
+    if failed := [plan for plan in group if plan.report.error]:
+        return Failed(message="; ".join(f"{label(plan.key)}: {plan.report.error}" for plan in failed[:5]))
+    return Completed(message=f"{sum(plan.report.deleted for plan in group)} deleted")
+
+
+async def prune_key(run: Run, plan: KeyPlan) -> None:
+    """Delete the stale versions of one key, and account for them in its report. Its failure ends with it."""
+    try:
+        if plan.key is None:
+            await _prune_unkeyed(run, plan)
+        else:
+            await _prune_keyed(run, plan, plan.key)
+    except RetentionError as error:
+        plan.report.error = str(error)
+
+
+async def _prune_keyed(run: Run, plan: KeyPlan, key: str) -> None:
+    pending = set(plan.condemned)
+    while look := await _look(run, plan, key, pending):
+        others = [version for version in look.condemned if version.id != look.latest_id]
+        if not others and look.versions > 1:
+            # The latest of an idle key goes only when it is the only version left.
+            plan.report.spared += len(pending)
+            return
+        for number, batch in enumerate(_batches(others or look.condemned)):
+            if number and await _latest_id(run, key) != look.latest_id:
+                break
+            if not await _delete(run, plan, batch, pending):
+                return
+
+
+async def _look(run: Run, plan: KeyPlan, key: str, pending: set[UUID]) -> _Look | None:
+    """Fetch and judge a key anew, and drop from `pending` what has gone or is kept now; None if that leaves nothing.
+
+    The collection is read before its versions, so that the latest version is among them: one created in between is newer
+    than the run, and protected as such.
+    """
+    if not pending:
+        return None
+    collections = await run.store.collections([key])
+    history = await run.store.history(key) if collections else History(key, [])
+    gone = pending - {version.id for version in history.versions} if history.complete else set()
+    condemned: list[Version] = []
+    policy = select_policy(run.policies, key, collections[0].type) if collections else None
+    if policy and history.complete:
+        verdicts = await judge(run, history.versions, policy, collections[0].latest_id)
+        condemned = [v.version for v in reversed(verdicts) if not v.keep and v.version.id in pending]
+    spared = pending - gone - {version.id for version in condemned}
+    plan.report.already_gone += len(gone)
+    plan.report.spared += len(spared)
+    pending -= gone | spared
+    return _Look(collections[0].latest_id, condemned, len(history.versions)) if condemned else None
+
+
+async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
+    """Delete artifacts without a key: nothing hangs on them, but their runs, holds and ages are looked at again."""
+    for ids in _batches(plan.condemned):
+        versions = [version for version in await run.store.versions(ids) if version.key is None]
+        verdicts = await judge(run, versions, plan.policy)
+        condemned = [verdict.version for verdict in reversed(verdicts) if not verdict.keep]
+        plan.report.already_gone += len(ids) - len(versions)
+        plan.report.spared += len(versions) - len(condemned)
+        if not await _delete(run, plan, condemned, set(ids)):
+            return
+
+
+async def _delete(run: Run, plan: KeyPlan, versions: Sequence[Version], pending: set[UUID]) -> bool:
+    """Delete versions in their order. False, and no more of this key, once a budget of the run is used up.
+
+    Raises:
+        StoreError: A deletion failed; whether the server has deleted that version is then unknown.
+    """
+    for version in versions:
+        if not run.may_delete():
+            return False
+        try:
+            deleted = await run.store.delete(version.id)
+        except RetentionError:
+            plan.report.failed += 1
+            raise
+        pending.discard(version.id)
+        if deleted:
+            plan.report.deleted += 1
+            plan.report.bytes_freed += version.size
+        else:
+            plan.report.already_gone += 1
+        await run.tell_of_deletion()
+    return True
+
+
+async def _latest_id(run: Run, key: str) -> UUID | None:
+    collections = await run.store.collections([key])
+    return collections[0].latest_id if collections else None
+
+
+def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
+
+
+async def verify(run: Run) -> None:
+    """Make sure that each touched collection names a latest version that exists; repair those that do not."""
+    touched = [plan.key for plan in run.plans if plan.key is not None and plan.report.deleted]
+    for key in await run.store.dangling(touched):
+        await run.store.repair(key)
+        run.report.repaired.append(key)
+
+
+verify_task = as_task(verify, "verify")

@@ -1,0 +1,159 @@
+"""The words of a report: the same in the log, the artifact, the flow run's state and the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, RuleCount
+
+TOP_KEYS = 20
+MOST_LISTED = 20
+UNKEYED = "(without a key)"
+
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$-])")
+_SHOWN_KEY = 80
+
+
+def headline(report: CleanupReport) -> str:
+    """Say in one line what a run did or would do: totals first."""
+    stale = f"{report.planned} of {_count(report.versions_seen, 'version')} stale"
+    where = f"in {_count(len(report.key_reports), 'key')}"
+    if report.mode == "preview":
+        return f"Would delete {_count(report.planned, 'version')} ({size(report.bytes_planned)}): {stale} {where}"
+    text = f"Deleted {_count(report.deleted, 'version')} ({size(report.bytes_freed)}): {stale} {where}"
+    if report.outcome == "refused":
+        return f"Refused, nothing deleted: {stale} {where}"
+    if report.outcome == "unfinished":
+        return f"{text}; unfinished, {report.remaining} remain"
+    if report.outcome == "failed":
+        return f"{text}; failed, {_count(sum(1 for _ in report.failures()) + len(report.errors), 'error')}"
+    return text
+
+
+def outcome_message(report: CleanupReport) -> str:
+    """The headline, with what made a run refuse or fail."""
+    causes = [*report.refusals, *report.errors, *(f"{label(key.key)}: {key.error}" for key in report.failures())]
+    return ". ".join([headline(report), *causes[:3], *([f"and {len(causes) - 3} more"] if len(causes) > 3 else [])])  # noqa: PLR2004
+
+
+def size(count: int) -> str:
+    """A number of bytes in words."""
+    if count < 1000:  # noqa: PLR2004 - SI units
+        return f"{count} B"
+    units = ("kB", "MB", "GB", "TB")
+    power = min((len(str(count)) - 1) // 3, len(units))
+    return f"{count / 1000**power:.1f} {units[power - 1]}"
+
+
+def label(key: str | None) -> str:
+    """A key as one short printable line."""
+    if key is None:
+        return UNKEYED
+    text = key if key and key.isprintable() else repr(key)
+    return text if len(text) <= _SHOWN_KEY else f"{text[:_SHOWN_KEY]}… ({len(key)} characters)"
+
+
+def markdown(report: CleanupReport) -> str:
+    """Render the report as the markdown that both Prefect UIs show."""
+    parts = [
+        f"# {escape(headline(report))}",
+        f"{report.outcome.capitalize()} · mode {report.mode} · as of {report.now:%Y-%m-%d %H:%M:%S} UTC · "
+        f"{report.duration_seconds:.0f} s" + (f" · only {escape(', '.join(report.scope))}" if report.scope else ""),
+        *_problems(report),
+        _totals(report),
+        _policies(report),
+        _keys(report.key_reports),
+        _rules("Stale, and why", report.condemned_by),
+        _rules("Kept, and why", report.kept_by),
+        _unmanaged(report),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _problems(report: CleanupReport) -> Iterable[str]:
+    failures = [f"{label(key.key)}: {key.error}" for key in report.failures()]
+    for title, lines in (
+        ("Refused", report.refusals),
+        ("Failures", [*report.errors, *failures]),
+        ("Repaired", [f"{label(key)}: its latest version had vanished and was posted again" for key in report.repaired]),
+        ("Warnings", report.warnings),
+    ):
+        if lines:
+            yield f"## {title}\n\n" + _bullets(lines)
+    if report.stopped_at:
+        yield f"Stopped before {escape(label(report.stopped_at))}; the next delete run begins there."
+
+
+def _totals(report: CleanupReport) -> str:
+    rows = [
+        ("Keys seen", report.keys_seen),
+        ("Versions evaluated", report.versions_seen),
+        ("Kept", report.kept),
+        ("Stale", f"{report.planned} ({size(report.bytes_planned)})"),
+    ]
+    if report.mode != "preview":
+        rows += [
+            ("Deleted", f"{report.deleted} ({size(report.bytes_freed)})"),
+            ("Already gone", report.already_gone),
+            ("Spared by the second look", report.spared),
+            ("Failed", report.failed),
+        ]
+    return _table(("Total", "Versions"), rows)
+
+
+def _policies(report: CleanupReport) -> str:
+    rows = [(policy.name, policy.sentence, policy.keys_seen, policy.versions, policy.planned) for policy in report.policies]
+    source = f"From {escape(report.policy_source)}, digest {report.policy_digest}."
+    return f"## Policies\n\n{source}\n\n" + _table(("Policy", "Rule", "Keys", "Versions", "Stale"), rows)
+
+
+def _keys(reports: Sequence[KeyReport]) -> str:
+    stale = sorted((key for key in reports if key.planned), key=lambda key: key.planned, reverse=True)
+    if not stale:
+        return "## Keys\n\nNothing is stale."
+    rows = [
+        (label(key.key), key.policy, key.versions, key.kept, key.planned, key.deleted, size(key.bytes))
+        for key in stale[:TOP_KEYS]
+    ]
+    title = f"## Keys\n\n{_count(len(stale), 'key')} with stale versions"
+    title += f"; the {TOP_KEYS} with the most:" if len(stale) > TOP_KEYS else ":"
+    return f"{title}\n\n" + _table(("Key", "Policy", "Versions", "Kept", "Stale", "Deleted", "Stale size"), rows)
+
+
+def _rules(title: str, counts: Sequence[RuleCount]) -> str:
+    if not counts:
+        return ""
+    rows = [(count.rule, count.versions, count.example) for count in counts]
+    return f"## {title}\n\n" + _table(("Rule", "Versions", "For example"), rows)
+
+
+def _unmanaged(report: CleanupReport) -> str:
+    lines = [label(key) for key in report.unmanaged[:MOST_LISTED]]
+    if (more := len(report.unmanaged) - MOST_LISTED) > 0:
+        lines.append(f"and {_count(more, 'key')} more")
+    if report.unmanaged_unkeyed:
+        lines.append(_count(report.unmanaged_unkeyed, "artifact") + " without a key")
+    return "## Unmanaged\n\nNo policy is for these; they were left alone.\n\n" + _bullets(lines) if lines else ""
+
+
+def escape(text: str) -> str:
+    """Make text mean itself in markdown: on one line, with no markup of its own."""
+    printable = "".join(char if char.isprintable() else " " for char in text)
+    return _MARKUP.sub(r"\\\1", printable)
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    rows = list(rows)
+    numeric = [bool(rows) and all(isinstance(row[column], int) for row in rows) for column in range(len(header))]
+    lines = [header, ["---:" if right else ":---" for right in numeric]]
+    lines += [[escape(str(cell)) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,165 @@
+"""What a run found and did: the models that the flow returns, the report shows and `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Literal
+
+from prefect_artifact_retention.policies import RetentionError
+from pydantic import BaseModel, Field, computed_field
+
+Mode = Literal["preview", "delete"]
+Outcome = Literal["completed", "unfinished", "refused", "skipped", "failed"]
+
+MOST_WARNINGS = 50
+
+
+class KeyReport(BaseModel):
+    """One key: what was planned and what became of it.
+
+    Of the versions planned, those neither deleted nor already gone, failed or spared remain for the next run.
+    """
+
+    key: str | None = Field(description="The key; null stands for all artifacts without one.")
+    policy: str = Field(description="The name of its policy.")
+    versions: int = Field(default=0, description="Versions evaluated.")
+    kept: int = Field(default=0, description="Versions that the plan keeps.")
+    planned: int = Field(default=0, description="Stale versions.")
+    deleted: int = Field(default=0, description="Versions deleted by this run.")
+    already_gone: int = Field(default=0, description="Planned versions that something else deleted first.")
+    spared: int = Field(default=0, description="Planned versions that the second look, before deletion, kept.")
+    failed: int = Field(default=0, description="Versions whose deletion failed.")
+    bytes: int = Field(default=0, description="Bytes of the stale versions' data.")
+    bytes_freed: int = Field(default=0, description="Bytes of the deleted versions' data.")
+    error: str = Field(default="", description="What went wrong with this key.")
+
+    @property
+    def remaining(self) -> int:
+        """Stale versions that still wait to be deleted."""
+        return self.planned - self.deleted - self.already_gone - self.spared
+
+
+class PolicyReport(BaseModel):
+    """One policy: its sentence, and the totals of its keys."""
+
+    name: str
+    sentence: str
+    keys_seen: int = 0
+    versions: int = 0
+    planned: int = 0
+
+
+class RuleCount(BaseModel):
+    """How many versions one rule kept or condemned, with one verdict's words as an example."""
+
+    rule: str
+    versions: int
+    example: str
+
+
+class CleanupReport(BaseModel):
+    """The result of one run. Totals are sums over `key_reports`."""
+
+    mode: Mode
+    now: datetime = Field(description="The server's clock when the run began; every age is counted from here.")
+    outcome: Outcome = "completed"
+    scope: list[str] = Field(default=[], description="The globs of the keys looked at; empty means all.")
+    policy_source: str = Field(description="Where the policies come from.")
+    policy_digest: str = Field(description="Changes with any field of any policy.")
+    policies: list[PolicyReport] = []
+    keys_seen: int = Field(default=0, description="Collections discovered, unmanaged ones included.")
+    key_reports: list[KeyReport] = []
+    kept_by: list[RuleCount] = Field(default=[], description="What was kept and why; a version may have several reasons.")
+    condemned_by: list[RuleCount] = Field(default=[], description="What is stale and why.")
+    unmanaged: list[str] = Field(default=[], description="Keys without a policy; left alone.")
+    unmanaged_unkeyed: int = Field(default=0, description="Artifacts without a key and without a policy; left alone.")
+    refusals: list[str] = Field(default=[], description="Why the run deleted nothing.")
+    repaired: list[str] = Field(default=[], description="Keys whose latest version had vanished and was posted again.")
+    warnings: list[str] = []
+    errors: list[str] = Field(default=[], description="What failed beyond a single key.")
+    stopped_at: str = Field(default="", description="The key before which the run stopped; the next delete run begins there.")
+    duration_seconds: float = 0.0
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def versions_seen(self) -> int:
+        """Versions evaluated."""
+        return self._total("versions")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def kept(self) -> int:
+        """Versions that the plan keeps."""
+        return self._total("kept")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def planned(self) -> int:
+        """Stale versions."""
+        return self._total("planned")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def deleted(self) -> int:
+        """Versions deleted by this run."""
+        return self._total("deleted")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def already_gone(self) -> int:
+        """Planned versions that something else deleted first."""
+        return self._total("already_gone")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def spared(self) -> int:
+        """Planned versions that the second look kept."""
+        return self._total("spared")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def failed(self) -> int:
+        """Versions whose deletion failed."""
+        return self._total("failed")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def bytes_planned(self) -> int:
+        """Bytes of the stale versions' data."""
+        return self._total("bytes")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def bytes_freed(self) -> int:
+        """Bytes of the deleted versions' data."""
+        return self._total("bytes_freed")
+
+    @property
+    def remaining(self) -> int:
+        """Stale versions that still wait to be deleted."""
+        return sum(report.remaining for report in self.key_reports)
+
+    def failures(self) -> Iterable[KeyReport]:
+        """The keys with which something went wrong."""
+        return (report for report in self.key_reports if report.error)
+
+    def warn(self, text: str) -> None:
+        """Add a warning; the first fifty are kept once each, more would bury them."""
+        if text in self.warnings:
+            return
+        if len(self.warnings) < MOST_WARNINGS:
+            self.warnings.append(text)
+        elif len(self.warnings) == MOST_WARNINGS:
+            self.warnings.append("There are more warnings than are shown here.")
+
+    def _total(self, field: str) -> int:
+        return sum(getattr(report, field) for report in self.key_reports)
+
+
+class CleanupFailed(RetentionError):  # noqa: N818 - the public name
+    """A run was refused or failed. Its report says why and what was done until then."""
+
+    def __init__(self, report: CleanupReport, message: str) -> None:
+        super().__init__(message)
+        self.report = report

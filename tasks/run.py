@@ -1,0 +1,156 @@
+"""What all steps of one run share."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Literal, ParamSpec, TypeVar
+from uuid import UUID
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect_artifact_retention.policies import RetentionPolicy, Verdict
+from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.api import Collection as ArtifactCollection
+from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, RuleCount
+
+Step = Literal["planning", "deleting"]
+Listener = Callable[[Step, int, int], Awaitable[None]]
+"""Told of each step how much of it is done, of how much."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a run. 0 is off.
+
+    Attributes:
+        max_deletions: Versions deleted at most.
+        time_budget_minutes: Minutes after which the run stops; planning takes at most half of them.
+        refuse_above_percent: Refuse to delete a larger share than this of the versions, of the run or of any policy.
+        max_task_runs: Prune tasks at most; more keys are packed together.
+    """
+
+    max_deletions: int = 0
+    time_budget_minutes: float = 0
+    refuse_above_percent: float = 0
+    max_task_runs: int = 25
+
+
+@dataclass(slots=True)
+class KeyPlan:
+    """The stale versions of one key (None: of all artifacts without one), oldest first, and the key's line of the report."""
+
+    key: str | None
+    policy: RetentionPolicy
+    condemned: Sequence[UUID]
+    report: KeyReport
+
+    @property
+    def remaining(self) -> int:
+        """Stale versions that still wait to be deleted."""
+        return self.report.remaining
+
+
+@dataclass(slots=True)
+class RuleTally:
+    """Counts verdicts by rule, with the words of the first of each as an example."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, verdict: Verdict) -> None:
+        """Count a verdict once for each rule behind it."""
+        for rule, words in zip(verdict.rules, verdict.reasons, strict=True):
+            self.counts[rule] += 1
+            self.examples.setdefault(rule, words)
+
+    def lines(self) -> list[RuleCount]:
+        """The tally for the report, the most frequent rule first."""
+        return [RuleCount(rule=rule, versions=count, example=self.examples[rule]) for rule, count in self.counts.most_common()]
+
+
+class Run:
+    """One run: where versions live, what is kept, what bounds it, and its report as far as it stands.
+
+    Deliberately no dataclass and no pydantic model: Prefect walks through those whenever one is passed to a task.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a run consists of
+        self,
+        store: ApiStore,
+        policies: Sequence[RetentionPolicy],
+        report: CleanupReport,
+        *,
+        limits: Limits,
+        own_runs: Collection[UUID] = frozenset(),
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self.store = store
+        self.policies = policies
+        self.report = report
+        self.limits = limits
+        self.own_runs = frozenset(own_runs)
+        self.collections: list[ArtifactCollection] = []
+        self.plans: list[KeyPlan] = []
+        self.kept_by = RuleTally()
+        self.condemned_by = RuleTally()
+        self.planned = 0
+        self.deletions_started = 0
+        self.deletions_settled = 0
+        self._listeners = list(listeners)
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._began
+
+    @property
+    def budget_seconds(self) -> float:
+        """Seconds that the run may take; infinite without a time budget."""
+        minutes = self.limits.time_budget_minutes
+        return timedelta(minutes=minutes).total_seconds() if minutes else float("inf")
+
+    def may_plan_on(self) -> bool:
+        """Whether planning still has time: half of the budget, so that there is time to delete what is planned."""
+        return self.seconds < self.budget_seconds / 2
+
+    def may_delete(self) -> bool:
+        """Take one deletion from the budgets of time and number; False once one is used up."""
+        most = self.limits.max_deletions
+        if self.seconds >= self.budget_seconds or (most and self.deletions_started >= most):
+            self.report.outcome = "unfinished"
+            return False
+        self.deletions_started += 1
+        return True
+
+    def add_plan(self, plan: KeyPlan) -> None:
+        """Take up the stale versions of one more key."""
+        self.plans.append(plan)
+        self.planned += len(plan.condemned)
+
+    def listen(self, listener: Listener) -> None:
+        """Tell this listener, too, how far the run is."""
+        self._listeners.append(listener)
+
+    async def tell(self, step: Step, done: int, total: int) -> None:
+        """Tell every listener how far the run is."""
+        for listener in self._listeners:
+            await listener(step, done, total)
+
+    async def tell_of_deletion(self) -> None:
+        """Count one more version that has gone, and tell every listener."""
+        self.deletions_settled += 1
+        await self.tell("deleting", self.deletions_settled, self.planned)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def as_task(step: Callable[P, Awaitable[R]], name: str) -> Task[P, Awaitable[R]]:
+    """Make a step of the run a Prefect task: nothing is cached, stored or retried, a step's requests are."""
+    return task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False, retries=0)(step)
