@@ -7,6 +7,7 @@ package's own commands, as a user would type them.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import shlex
@@ -20,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-from prefect_artifact_retention.flows.local_server import LocalServer, isolated_environment, local_server
+from prefect_artifact_retention.flows.local_server import LocalServer, local_server
 from prefect_artifact_retention.policies import RetentionError
 
 POLICIES = """\
@@ -105,7 +106,7 @@ def run(folder: Path, *, as_json: bool = False) -> int:
     config.write_text(POLICIES, encoding="utf-8")
     say(f"Starting a Prefect server of the demo's own in {folder} ...\n")
     with local_server(folder / "prefect") as server:
-        _in_child(server, "fill")
+        _fill_in_child(server)
         say("\nWhat a deletion would delete (writes nothing):\n\n")
         sys.stdout.flush()
         _command(server, ["preview"], config, capture=as_json)
@@ -115,7 +116,9 @@ def run(folder: Path, *, as_json: bool = False) -> int:
         say("\nThe same for real; this report is in the UI as the artifact artifact-retention-report:\n\n")
         sys.stdout.flush()
         code = _command(server, ["delete", *(["--json"] if as_json else [])], config)
-    say(f"\nTo look at it in Prefect's own UI: make ui    (or artifact-retention demo --ui --folder {shlex.quote(str(folder))})\n")
+    say(
+        f"\nTo look at it in Prefect's own UI: make ui    (or artifact-retention demo --ui --folder {shlex.quote(str(folder))})\n"
+    )
     return code
 
 
@@ -146,7 +149,78 @@ def _command(server: LocalServer, arguments: Sequence[str], config: Path, *, cap
     return subprocess.run(command, env=server.environment, cwd=server.folder, check=False, stdout=output).returncode  # noqa: S603
 
 
-def _in_child(server: LocalServer, step: str) -> None:
-    command = [sys.executable, "-m", "prefect_artifact_retention.flows.demo", step]
+def _fill_in_child(server: LocalServer) -> None:
+    command = [sys.executable, "-m", "prefect_artifact_retention.flows.demo"]
     if subprocess.run(command, env=server.environment, cwd=server.folder, check=False).returncode:  # noqa: S603
-        raise RetentionError(f"the demo could not {step} its server")
+        raise RetentionError("the demo could not create its artifacts")
+
+
+async def _fill() -> None:
+    """Create the artifacts through the real client, then backdate them over the year."""
+    from prefect import flow  # noqa: PLC0415
+    from prefect.states import Running  # noqa: PLC0415
+    from prefect_artifact_retention.policies.control import HOLD, TTL_DAYS  # noqa: PLC0415
+    from prefect_artifact_retention.stores.connection import connect  # noqa: PLC0415
+
+    database = sqlite3.connect(Path(os.environ["PREFECT_HOME"]) / "prefect.db", timeout=30)
+    with database:
+        database.execute("DELETE FROM artifact")
+        database.execute("DELETE FROM artifact_collection")
+
+    @flow(name="train-model")
+    def train_model() -> None:
+        """Stands for a run that is still going on."""
+
+    async with connect() as connection:
+        client = connection.client
+        running = await client.create_flow_run(train_model, name="still-training", state=Running())
+        created: list[tuple[UUID, timedelta]] = []
+        several = asyncio.Semaphore(4)
+
+        async def fill(series: Series) -> None:
+            async with several:
+                for number, age in enumerate(series.ages()):
+                    artifact = {"key": series.key, "type": series.type, "data": _content(series, number), "metadata_": {}}
+                    if series.key == "legal-export" and number == 1:
+                        artifact["metadata_"] = {HOLD: "true"}
+                    if series.key == "legal-export" and number == 2:  # noqa: PLR2004
+                        artifact["metadata_"] = {TTL_DAYS: "30"}
+                    if series.key == "training-run" and number == 0:
+                        artifact["flow_run_id"] = str(running.id)
+                    response = await client.request("POST", "/artifacts/", json=artifact)
+                    created.append((UUID(response.json()["id"]), age))
+
+        await asyncio.gather(*(fill(series) for series in SERIES))
+    now = datetime.now(UTC)
+    rows = [(_sqlite_time(now - age), _sqlite_time(now - age), str(version)) for version, age in created]
+    with database:
+        database.executemany("UPDATE artifact SET created = ?, updated = ? WHERE id = ?", rows)
+    database.close()
+    keys = sum(series.key is not None for series in SERIES)
+    sys.stdout.write(f"Created {len(rows)} versions of {keys} keys (and some without a key), backdated over a year.\n")
+
+
+def _sqlite_time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+def _content(series: Series, number: int) -> object:
+    """Some content of the right type, of a few kilobytes where the type has any."""
+    rng = random.Random(f"{series.key} {number}")  # noqa: S311 - the same content in every demo
+    match series.type:
+        case "table":
+            rows = [{"row": row, "value": round(rng.gauss(100, 15), 2), "ok": rng.random() < 0.98} for row in range(30)]  # noqa: PLR2004
+            return json.dumps(rows)
+        case "link":
+            return f"[dashboard of day {number}](https://example.com/dashboards/{number})"
+        case "image":
+            return f"https://example.com/diagrams/{number}.png"
+        case "progress":
+            return float(min(100, number * 7))
+        case _:
+            lines = [f"- metric {line}: {rng.gauss(100, 15):.2f}" for line in range(40)]
+            return f"# {series.key or 'scratch'} number {number}\n\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    asyncio.run(_fill())

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 from prefect_artifact_retention.policies.control import Control, read_control
 from prefect_artifact_retention.policies.model import RetentionPolicy, Verdict, Version
 from prefect_artifact_retention.policies.periods import CALENDAR, Period
+from prefect_artifact_retention.policies.words import count, days
 
 ONE_DAY = timedelta(days=1)
 
@@ -74,15 +75,14 @@ def evaluate(
     if key is not None:
         if latest_id is None:
             latest_id = ordered[0].id
-        # A stable sort: everything else stays in its order.
-        ordered.sort(key=lambda version: version.id != latest_id)
-        if ordered[0].id != latest_id:
+        if all(version.id != latest_id for version in ordered):
             reason = Reason("dangling", "the collection's latest_id names no version that was read")
             return tuple(_verdict(version, keep=True, reasons=[reason]) for version in ordered)
 
-    candidates = list(_candidates(ordered, latest_id, now))
+    # The latest ranks first even where others are newer by `created`; the sort is stable, all else stays in its order.
+    candidates = sorted(_candidates(ordered, latest_id, now), key=lambda candidate: not candidate.is_latest)
     if idle := _idle(candidates, policy, running):
-        return tuple(_verdict(version, keep=False, reasons=[idle]) for version in ordered)
+        return tuple(_verdict(candidate.version, keep=False, reasons=[idle]) for candidate in candidates)
     claims = _claims(candidates, policy)
     return tuple(_judge(candidate, policy, claims.get(candidate.version.id, ()), running) for candidate in candidates)
 
@@ -91,16 +91,10 @@ def _candidates(ordered: Iterable[Version], latest_id: UUID | None, now: datetim
     newer: datetime | None = None
     for version in ordered:
         is_future = version.created > now
-        # The latest ranks first though others may be newer by `created`; nothing is superseded before it exists.
-        superseded_for = None if newer is None or is_future else now - max(newer, version.created)
-        yield _Candidate(
-            version,
-            now - version.created,
-            read_control(version.metadata, now),
-            version.key is not None and version.id == latest_id,
-            is_future,
-            superseded_for,
-        )
+        is_latest = version.key is not None and version.id == latest_id
+        superseded_for = None if newer is None or is_future or is_latest else now - newer
+        control = read_control(version.metadata, now)
+        yield _Candidate(version, now - version.created, control, is_latest, is_future, superseded_for)
         if not is_future and version.key is not None:
             newer = version.created
 
@@ -119,18 +113,18 @@ def _decide(candidate: _Candidate, policy: RetentionPolicy, claims: Sequence[Rea
         return True, [Reason("keep_all", "keep all")]
     limit = policy.expire_after_days
     if limit and candidate.age > limit * ONE_DAY:
-        return False, [Reason("expire_after_days", f"{_days(candidate.age)} old, expires after {limit:g}")]
+        return False, [Reason("expire_after_days", f"{_age(candidate.age)} old, expires after {days(limit)}")]
     ttl = candidate.control.ttl
     if ttl is not None:
-        words = f"its own TTL of {ttl / ONE_DAY:g} days"
+        words = f"its own TTL of {days(ttl / ONE_DAY)}"
         if candidate.age <= ttl:
             return True, [Reason("ttl", f"within {words}")]
         return False, [Reason("ttl", f"{words} is over")]
     if claims:
         return True, list(claims)
-    since = f"{_days(candidate.age)} old"
+    since = f"{_age(candidate.age)} old"
     if candidate.superseded_for is not None:
-        since = f"superseded {_days(candidate.superseded_for)} ago"
+        since = f"superseded {_age(candidate.superseded_for)} ago"
     return False, [Reason("unclaimed", f"{since}, outside every keep rule")]
 
 
@@ -160,7 +154,7 @@ def _idle(candidates: Sequence[_Candidate], policy: RetentionPolicy, running: Co
         lives = candidate.control.ttl is not None and candidate.age <= candidate.control.ttl
         if lives or any(protection.rule != "latest" for protection in _protections(candidate, running)):
             return None
-    words = f"idle key: its newest version is {_days(youngest)} old, dropped after {limit:g}"
+    words = f"idle key: its newest version is {_age(youngest)} old, dropped after {days(limit)}"
     return Reason("drop_idle_keys_after_days", words)
 
 
@@ -183,10 +177,10 @@ def _all_claims(ranked: Sequence[_Candidate], policy: RetentionPolicy) -> Iterat
     within = policy.keep_within_days
     for candidate in ranked if within else ():
         if candidate.age <= within * ONE_DAY:
-            yield candidate, Reason("keep_within_days", f"within {within:g} days")
+            yield candidate, Reason("keep_within_days", f"within {days(within)}")
     for period in CALENDAR:
-        if count := getattr(policy, period.rule):
-            yield from _calendar_claims(ranked, period, count, ZoneInfo(policy.timezone))
+        if periods := getattr(policy, period.rule):
+            yield from _calendar_claims(ranked, period, periods, ZoneInfo(policy.timezone))
     if policy.grace_days:
         yield from _grace_claims(ranked, policy.grace_days)
     if policy.keep_oldest and ranked:
@@ -198,19 +192,19 @@ def _grace_claims(ranked: Sequence[_Candidate], grace: float) -> Iterator[tuple[
         if candidate.superseded_for is None:
             yield candidate, Reason("grace_days", "not superseded")
         elif candidate.superseded_for <= grace * ONE_DAY:
-            words = f"superseded {_days(candidate.superseded_for)} ago, within {grace:g} days of grace"
+            words = f"superseded {_age(candidate.superseded_for)} ago, within {days(grace)} of grace"
             yield candidate, Reason("grace_days", words)
 
 
 def _calendar_claims(
-    ranked: Sequence[_Candidate], period: Period, count: int, zone: ZoneInfo
+    ranked: Sequence[_Candidate], period: Period, most: int, zone: ZoneInfo
 ) -> Iterator[tuple[_Candidate, Reason]]:
     taken: set[str] = set()
     for candidate in ranked:
         name = period.name(candidate.version.created.astimezone(zone))
         if name in taken:
             continue
-        if len(taken) == count:
+        if len(taken) == most:
             return
         taken.add(name)
         yield candidate, Reason(period.rule, f"{period.word} {name}")
@@ -220,7 +214,7 @@ def _verdict(version: Version, *, keep: bool, reasons: Sequence[Reason]) -> Verd
     return Verdict(version, keep, tuple(reason.words for reason in reasons), tuple(reason.rule for reason in reasons))
 
 
-def _days(age: timedelta) -> str:
-    """An age in words: whole days, or hours below two days."""
+def _age(age: timedelta) -> str:
+    """An age in words, rounded down: whole days, or hours below two days."""
     hours = int(age.total_seconds() // 3600)
-    return f"{hours // 24} days" if hours >= 48 else f"{hours} hours"  # noqa: PLR2004 - two days
+    return count(hours // 24, "day") if hours >= 48 else count(hours, "hour")  # noqa: PLR2004 - two days

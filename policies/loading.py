@@ -39,7 +39,7 @@ def load_policies(tables: Sequence[Mapping[str, Any]], *, source: str) -> tuple[
             policies.append(RetentionPolicy.model_validate(table))
         except ValidationError as error:
             name = table.get("name") if isinstance(table, Mapping) else None
-            label = f'policy "{name}"' if name else f"policy number {number}"
+            label = f'policy "{name}"' if name and str(name).isprintable() else f"policy number {number}"
             problems += [f"{source}: {label}: {problem}" for problem in describe_validation_error(error)]
     if not problems:
         problems = [f"{source}: {problem}" for problem in _conflicts(policies)]
@@ -101,7 +101,7 @@ def describe_validation_error(error: ValidationError) -> Iterator[str]:
         elif field:
             yield f"{field} = {_shown(problem['input'])}: {message[:1].lower()}{message[1:]}"
         else:
-            yield message
+            yield from message.splitlines()
 
 
 def _shown(value: object) -> str:

@@ -11,6 +11,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from prefect_artifact_retention.policies.periods import CALENDAR
+from prefect_artifact_retention.policies.words import count, days
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 
@@ -154,8 +155,8 @@ class RetentionPolicy(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> RetentionPolicy:
-        for problem in self._contradictions():
-            raise ValueError(problem)
+        if problems := list(self._contradictions()):
+            raise ValueError("\n".join(problems))
         return self
 
     def _contradictions(self) -> Iterator[str]:
@@ -212,26 +213,27 @@ class RetentionPolicy(BaseModel):
         if self.keep_last:
             kept.append(f"the last {self.keep_last}")
         if self.keep_within_days:
-            kept.append(f"all of the last {self.keep_within_days:g} days")
+            kept.append(f"all of the last {days(self.keep_within_days)}")
         kept += [
-            f"the newest of each of the last {count} {period.plural}"
+            f"the newest of each of the last {count(number, period.noun)}"
             for period in CALENDAR
-            if (count := getattr(self, period.rule))
+            if (number := getattr(self, period.rule))
         ]
         if any(getattr(self, period.rule) for period in CALENDAR):
             kept[-1] += f" ({self.timezone})"
         if self.keep_oldest:
             kept.append("the oldest")
         if self.grace_days:
-            kept.append(f"each for {self.grace_days:g} days after it was superseded")
+            kept.append(f"each for {days(self.grace_days)} after it was superseded")
         sentence = "keep " + ", ".join(kept)
         if self.expire_after_days:
-            sentence += f"; nothing but the latest beyond {self.expire_after_days:g} days"
+            sentence += f"; nothing{'' if self.unkeyed else ' but the latest'} beyond {days(self.expire_after_days)}"
         if self.drop_idle_keys_after_days:
-            sentence += f"; drop a key that is idle for more than {self.drop_idle_keys_after_days:g} days"
+            sentence += f"; drop a key that is idle for more than {days(self.drop_idle_keys_after_days)}"
         return sentence
 
 
+WILDCARDS = frozenset("*?[")
 SELECTORS = ("match_keys", "exclude_keys", "match_types")
 AGE_RULES = ("keep_within_days", "expire_after_days")
 KEEP_RULES = ("keep_all", "keep_last", "keep_within_days", *(period.rule for period in CALENDAR))
@@ -244,5 +246,7 @@ def _beside(given: Mapping[str, object], switch: str, *, allowed: tuple[str, ...
 
 
 def _excludes(glob: str, pattern: str) -> bool:
-    """Whether `glob` takes all that `pattern` can match; certain only for equal globs and for plain keys."""
-    return glob in ("*", pattern) or (not set("*?[") & set(pattern) and fnmatchcase(pattern, glob))
+    """Whether `glob` takes all that `pattern` can match; certain for equal globs, plain keys and `prefix*`."""
+    if glob.endswith("*") and not WILDCARDS & set(glob[:-1]):
+        return pattern.startswith(glob[:-1])
+    return glob == pattern or (not WILDCARDS & set(pattern) and fnmatchcase(pattern, glob))

@@ -17,7 +17,7 @@ class Period(NamedTuple):
 
     rule: str
     word: str
-    plural: str
+    noun: str
     name: Callable[[datetime], str]
 
 
@@ -31,9 +31,9 @@ def _hour(local: datetime) -> str:
 
 
 CALENDAR = (
-    Period("keep_hourly", "hourly", "hours", _hour),
-    Period("keep_daily", "daily", "days", lambda local: f"{local:%Y-%m-%d}"),
-    Period("keep_weekly", "weekly", "weeks", _iso_week),
-    Period("keep_monthly", "monthly", "months", lambda local: f"{local:%Y-%m}"),
-    Period("keep_yearly", "yearly", "years", lambda local: f"{local:%Y}"),
+    Period("keep_hourly", "hourly", "hour", _hour),
+    Period("keep_daily", "daily", "day", lambda local: f"{local:%Y-%m-%d}"),
+    Period("keep_weekly", "weekly", "week", _iso_week),
+    Period("keep_monthly", "monthly", "month", lambda local: f"{local:%Y-%m}"),
+    Period("keep_yearly", "yearly", "year", lambda local: f"{local:%Y}"),
 )

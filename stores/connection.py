@@ -25,8 +25,8 @@ from prefect_artifact_retention.policies import StoreError
 CLOUD_REQUESTS_PER_MINUTE = 150
 """The smallest Cloud plan allows 625 a minute for the whole account, and the account has other work."""
 
-CONCURRENT_REQUESTS = 2
-"""SQLite servers delete fastest one at a time and collapse at 16; PostgreSQL servers peak near 4."""
+CONCURRENT_REQUESTS = 1
+"""SQLite servers delete fastest one at a time; beyond that they reset connections, and each costs a retry of seconds."""
 
 MOST_RETRY_AFTER = 120
 """Seconds. A server may ask for an absurd pause, and Prefect's client would sleep through the night."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from prefect_artifact_retention.policies.words import count
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, RuleCount
 
 TOP_KEYS = 20
@@ -17,17 +18,17 @@ _SHOWN_KEY = 80
 
 def headline(report: CleanupReport) -> str:
     """Say in one line what a run did or would do: totals first."""
-    stale = f"{report.planned} of {_count(report.versions_seen, 'version')} stale"
-    where = f"in {_count(len(report.key_reports), 'key')}"
+    stale = f"{report.planned} of {count(report.versions_seen, 'version')} stale"
+    where = f"in {count(len(report.key_reports), 'key')}"
     if report.mode == "preview":
-        return f"Would delete {_count(report.planned, 'version')} ({size(report.bytes_planned)}): {stale} {where}"
-    text = f"Deleted {_count(report.deleted, 'version')} ({size(report.bytes_freed)}): {stale} {where}"
+        return f"Would delete {count(report.planned, 'version')} ({size(report.bytes_planned)}): {stale} {where}"
+    text = f"Deleted {count(report.deleted, 'version')} ({size(report.bytes_freed)}): {stale} {where}"
     if report.outcome == "refused":
         return f"Refused, nothing deleted: {stale} {where}"
     if report.outcome == "unfinished":
         return f"{text}; unfinished, {report.remaining} remain"
     if report.outcome == "failed":
-        return f"{text}; failed, {_count(sum(1 for _ in report.failures()) + len(report.errors), 'error')}"
+        return f"{text}; failed, {count(sum(1 for _ in report.failures()) + len(report.errors), 'error')}"
     return text
 
 
@@ -37,13 +38,13 @@ def outcome_message(report: CleanupReport) -> str:
     return ". ".join([headline(report), *causes[:3], *([f"and {len(causes) - 3} more"] if len(causes) > 3 else [])])  # noqa: PLR2004
 
 
-def size(count: int) -> str:
+def size(amount: int) -> str:
     """A number of bytes in words."""
-    if count < 1000:  # noqa: PLR2004 - SI units
-        return f"{count} B"
+    if amount < 1000:  # noqa: PLR2004 - SI units
+        return f"{amount} B"
     units = ("kB", "MB", "GB", "TB")
-    power = min((len(str(count)) - 1) // 3, len(units))
-    return f"{count / 1000**power:.1f} {units[power - 1]}"
+    power = min((len(str(amount)) - 1) // 3, len(units))
+    return f"{amount / 1000**power:.1f} {units[power - 1]}"
 
 
 def label(key: str | None) -> str:
@@ -116,7 +117,7 @@ def _keys(reports: Sequence[KeyReport]) -> str:
         (label(key.key), key.policy, key.versions, key.kept, key.planned, key.deleted, size(key.bytes))
         for key in stale[:TOP_KEYS]
     ]
-    title = f"## Keys\n\n{_count(len(stale), 'key')} with stale versions"
+    title = f"## Keys\n\n{count(len(stale), 'key')} with stale versions"
     title += f"; the {TOP_KEYS} with the most:" if len(stale) > TOP_KEYS else ":"
     return f"{title}\n\n" + _table(("Key", "Policy", "Versions", "Kept", "Stale", "Deleted", "Stale size"), rows)
 
@@ -124,16 +125,16 @@ def _keys(reports: Sequence[KeyReport]) -> str:
 def _rules(title: str, counts: Sequence[RuleCount]) -> str:
     if not counts:
         return ""
-    rows = [(count.rule, count.versions, count.example) for count in counts]
+    rows = [(each.rule, each.versions, each.example) for each in counts]
     return f"## {title}\n\n" + _table(("Rule", "Versions", "For example"), rows)
 
 
 def _unmanaged(report: CleanupReport) -> str:
     lines = [label(key) for key in report.unmanaged[:MOST_LISTED]]
     if (more := len(report.unmanaged) - MOST_LISTED) > 0:
-        lines.append(f"and {_count(more, 'key')} more")
+        lines.append(f"and {count(more, 'key')} more")
     if report.unmanaged_unkeyed:
-        lines.append(_count(report.unmanaged_unkeyed, "artifact") + " without a key")
+        lines.append(count(report.unmanaged_unkeyed, "artifact") + " without a key")
     return "## Unmanaged\n\nNo policy is for these; they were left alone.\n\n" + _bullets(lines) if lines else ""
 
 
@@ -153,7 +154,3 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [header, ["---:" if right else ":---" for right in numeric]]
     lines += [[escape(str(cell)) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

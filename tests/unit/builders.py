@@ -9,36 +9,47 @@ from prefect_artifact_retention.policies import RetentionPolicy, Verdict, Versio
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 """A Tuesday in ISO week 48."""
 
+_FIRST_DAY = datetime(1, 1, 1, tzinfo=UTC)
+
 
 def policy(**fields: object) -> RetentionPolicy:
     """A valid policy called "test"."""
     return RetentionPolicy.model_validate({"name": "test", **fields})
 
 
-def version(
+def version(  # noqa: PLR0913 - each but the first is rarely given
     created: datetime,
     *,
     number: int | None = None,
     key: str | None = "report",
     metadata: Mapping[str, str] | None = None,
-    **runs: UUID,
+    flow_run_id: UUID | None = None,
+    task_run_id: UUID | None = None,
 ) -> Version:
-    """A version whose id follows from its time unless `number` gives it; `runs` are flow_run_id and task_run_id."""
-    identity = UUID(int=int(created.timestamp() * 1_000_000) if number is None else number)
+    """A version whose id follows from its time unless `number` gives it."""
+    identity = UUID(int=(created - _FIRST_DAY) // timedelta(microseconds=1) if number is None else number)
     return Version(
         identity,
         key,
         created,
         created,
         metadata=metadata or {},
-        flow_run_id=runs.get("flow_run_id"),
-        task_run_id=runs.get("task_run_id"),
+        flow_run_id=flow_run_id,
+        task_run_id=task_run_id,
     )
 
 
-def days_old(age: float, *, key: str | None = "report", metadata: Mapping[str, str] | None = None, **runs: UUID) -> Version:
+def days_old(
+    age: float,
+    *,
+    key: str | None = "report",
+    metadata: Mapping[str, str] | None = None,
+    flow_run_id: UUID | None = None,
+    task_run_id: UUID | None = None,
+) -> Version:
     """A version created `age` days before NOW."""
-    return version(NOW - timedelta(days=age), key=key, metadata=metadata, **runs)
+    created = NOW - timedelta(days=age)
+    return version(created, key=key, metadata=metadata, flow_run_id=flow_run_id, task_run_id=task_run_id)
 
 
 def history(*ages: float, key: str | None = "report") -> list[Version]:

@@ -5,7 +5,6 @@ Every question is asked again for every version by counting over the whole colle
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
-from itertools import pairwise
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -107,13 +106,9 @@ def _in_grace(version: Version, ranked: list[Version], policy: RetentionPolicy, 
     """A version stays until `grace_days` after the next newer one was created; so does one that nothing supersedes."""
     if policy.grace_days == 0:
         return False
-    present = [v for v in ranked if v.created <= now]
-    for newer, older in pairwise(present):
-        if older == version:
-            # A latest that is older by `created` cannot have replaced this version before it existed.
-            superseded = max(newer.created, version.created)
-            return not _older_than(superseded, policy.grace_days, now)
-    return True
+    present = sorted((v for v in ranked if v.created <= now), key=lambda v: (v.created, v.id))
+    newer = present[present.index(version) + 1 :] if version in present else []
+    return not newer or not _older_than(newer[0].created, policy.grace_days, now)
 
 
 def _protected(version: Version, now: datetime, running: frozenset[UUID]) -> bool:

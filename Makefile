@@ -1,0 +1,51 @@
+# `make` lists what there is to do.
+PYTHON ?= python3
+BIN := .venv/bin
+PACKAGES := flows tasks stores policies
+INSTALLED := .venv/.installed
+
+.PHONY: help
+help:
+	@echo "make demo   see it work on a Prefect server of its own, apart from yours"
+	@echo "make ui     look at the demo in Prefect's own user interface"
+	@echo "make test   run all tests (real servers: SQLite and PostgreSQL)"
+	@echo "make lint   check style, formatting and types"
+	@echo "make lock   renew requirements.txt and requirements-dev.txt from pyproject.toml"
+	@echo "make clean  remove what these made"
+
+# The editable install links each file, so it is renewed when files come or go.
+$(INSTALLED): pyproject.toml requirements-dev.txt $(PACKAGES)
+	@echo "Setting up .venv (a minute or two the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "Python 3.11 or newer is needed"; exit 1)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . --config-settings editable_mode=strict
+	@touch $@
+
+.PHONY: demo
+demo: $(INSTALLED)
+	@$(BIN)/artifact-retention demo
+
+.PHONY: ui
+ui: $(INSTALLED)
+	@$(BIN)/artifact-retention demo --ui
+
+.PHONY: test
+test: $(INSTALLED)
+	@echo "Running the tests on real Prefect servers of their own ..."
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+.PHONY: lint
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(PACKAGES:%=-p prefect_artifact_retention.%)
+
+.PHONY: lock
+lock: $(INSTALLED)
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+
+.PHONY: clean
+clean:
+	rm -rf .venv .demo build dist *.egg-info
