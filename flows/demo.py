@@ -15,13 +15,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-from prefect_artifact_retention.flows.local_server import LocalServer, local_server
+from prefect_artifact_retention.flows.local_server import local_server
 from prefect_artifact_retention.policies import RetentionError
 
 POLICIES = """\
@@ -97,29 +97,51 @@ def run(folder: Path, *, as_json: bool = False) -> int:
     """Run the whole demo; every run starts from a server without artifacts.
 
     Returns:
-        The exit code of the last command.
+        The exit code of the deletion.
     """
-    say = sys.stderr.write if as_json else sys.stdout.write
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "retention.toml"
-    config.write_text(POLICIES, encoding="utf-8")
-    say(f"Starting a Prefect server of the demo's own in {folder} ...\n")
-    with local_server(folder / "prefect") as server:
-        _fill_in_child(server)
-        say("\nWhat a deletion would delete (writes nothing):\n\n")
-        sys.stdout.flush()
-        _command(server, ["preview"], config, capture=as_json)
-        say("\nWhy: each version of one key with its verdict:\n\n")
-        sys.stdout.flush()
-        _command(server, ["explain", "legal-export"], config, capture=as_json)
-        say("\nThe same for real; this report is in the UI as the artifact artifact-retention-report:\n\n")
-        sys.stdout.flush()
-        code = _command(server, ["delete", *(["--json"] if as_json else [])], config)
-    say(
-        f"\nTo look at it in Prefect's own UI: make ui    (or artifact-retention demo --ui --folder {shlex.quote(str(folder))})\n"
-    )
-    return code
+    config = str(folder / "retention.toml")
+    Path(config).write_text(POLICIES, encoding="utf-8")
+    _say("Starting a Prefect server of the demo's own (the first time, that takes half a minute) ...", as_json=as_json)
+    command = [sys.executable, "-m", "prefect_artifact_retention.flows.demo", config, *(["--json"] if as_json else [])]
+    with (
+        local_server(folder / "prefect") as server,
+        subprocess.Popen(command, env=server.environment, cwd=server.folder, stdin=subprocess.PIPE) as steps,  # noqa: S603
+    ):
+        server.wait()
+        steps.communicate(b"go\n")
+    if steps.returncode == 0:
+        where = "" if folder == Path(".demo").resolve() else f" --folder {shlex.quote(str(folder))}"
+        _say(f"\nTo look at it in Prefect's own UI: make ui, or artifact-retention demo --ui{where}", as_json=as_json)
+    return steps.returncode
+
+
+def _steps(config: str, *, as_json: bool) -> int:
+    """Run the demo's commands in this process, which sees the demo's server and nothing of the user's own Prefect.
+
+    Prefect is imported while the server starts; a line on stdin says that it has.
+    """
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+    from prefect_artifact_retention.flows import cleanup, cli, explanation  # noqa: F401, PLC0415
+
+    sys.stdin.readline()
+    _say("Creating artifacts ...", as_json=as_json)
+    _say(asyncio.run(_fill()), as_json=as_json)
+    if as_json:
+        return cli.main(["delete", "--json", "--config", config])
+    _say("\n$ artifact-retention preview      (writes nothing)\n")
+    cli.main(["preview", "--config", config])
+    _say("\n$ artifact-retention explain legal-export\n")
+    cli.main(["explain", "legal-export", "--config", config])
+    _say("\n$ artifact-retention delete       (its report is in the UI, too: the artifact artifact-retention-report)\n")
+    return cli.main(["delete", "--config", config])
+
+
+def _say(text: str, *, as_json: bool = False) -> None:
+    output = sys.stderr if as_json else sys.stdout
+    output.write(text + "\n")
+    output.flush()
 
 
 def serve(folder: Path) -> int:
@@ -132,9 +154,9 @@ def serve(folder: Path) -> int:
     if not (prefect_home / "prefect.db").is_file():
         raise RetentionError(f"there is no demo in {folder} yet: run `make demo` or `artifact-retention demo` first")
     with local_server(prefect_home) as server:
-        sys.stdout.write(f"The report: {server.address}/artifacts/key/artifact-retention-report\n")
-        sys.stdout.write(f"The runs:   {server.address}/runs\nPress Ctrl-C to stop.\n")
-        sys.stdout.flush()
+        server.wait()
+        _say(f"The report: {server.address}/artifacts/key/artifact-retention-report")
+        _say(f"The runs:   {server.address}/runs\nPress Ctrl-C to stop.")
         try:
             while True:
                 time.sleep(3600)
@@ -142,20 +164,7 @@ def serve(folder: Path) -> int:
             return 0
 
 
-def _command(server: LocalServer, arguments: Sequence[str], config: Path, *, capture: bool = False) -> int:
-    """Run one of our own commands in a process that sees the demo's server only."""
-    command = [sys.executable, "-m", "prefect_artifact_retention.flows.cli", *arguments, "--config", str(config)]
-    output = subprocess.DEVNULL if capture else None
-    return subprocess.run(command, env=server.environment, cwd=server.folder, check=False, stdout=output).returncode  # noqa: S603
-
-
-def _fill_in_child(server: LocalServer) -> None:
-    command = [sys.executable, "-m", "prefect_artifact_retention.flows.demo"]
-    if subprocess.run(command, env=server.environment, cwd=server.folder, check=False).returncode:  # noqa: S603
-        raise RetentionError("the demo could not create its artifacts")
-
-
-async def _fill() -> None:
+async def _fill() -> str:
     """Create the artifacts through the real client, then backdate them over the year."""
     from prefect import flow  # noqa: PLC0415
     from prefect.states import Running  # noqa: PLC0415
@@ -197,7 +206,7 @@ async def _fill() -> None:
         database.executemany("UPDATE artifact SET created = ?, updated = ? WHERE id = ?", rows)
     database.close()
     keys = sum(series.key is not None for series in SERIES)
-    sys.stdout.write(f"Created {len(rows)} versions of {keys} keys (and some without a key), backdated over a year.\n")
+    return f"Created {len(rows)} versions of {keys} keys (and some without a key), backdated over a year."
 
 
 def _sqlite_time(moment: datetime) -> str:
@@ -223,4 +232,4 @@ def _content(series: Series, number: int) -> object:
 
 
 if __name__ == "__main__":
-    asyncio.run(_fill())
+    sys.exit(_steps(sys.argv[1], as_json="--json" in sys.argv))

@@ -22,20 +22,36 @@ from urllib.request import urlopen
 from prefect_artifact_retention.policies import RetentionError
 
 START_SECONDS = 120
+LOG = "server.log"
 
 
 @dataclass(frozen=True)
 class LocalServer:
-    """A running server: its folder, and the address of its user interface."""
+    """A server that has been started: its folder, and the address of its user interface."""
 
     folder: Path
     address: str
-    database_url: str
+    process: subprocess.Popen[bytes]
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment in which a process sees this server and nothing of the user's own Prefect."""
         return isolated_environment(self.folder) | {"PREFECT_API_URL": f"{self.address}/api"}
+
+    def wait(self) -> None:
+        """Wait until it answers; the first start of a folder creates its database, which takes half a minute.
+
+        Raises:
+            RetentionError: It does not answer within two minutes, or has ended.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with urlopen(f"{self.address}/api/health", timeout=5):  # noqa: S310 - loopback
+                    return
+            except (URLError, OSError):
+                time.sleep(0.2)
+        raise RetentionError(f"the local Prefect server did not start; see {self.folder / LOG}")
 
 
 def isolated_environment(folder: Path) -> dict[str, str]:
@@ -51,15 +67,12 @@ def isolated_environment(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def local_server(folder: Path, *, database_url: str = "", **settings: str) -> Iterator[LocalServer]:
-    """Run a server until the context ends.
+    """Run a server until the context ends. It is given back at once, for work to be done while it starts: `wait` for it.
 
     Args:
         folder: Where its home, database and log go; created if missing.
         database_url: A database to use; by default SQLite in `folder`.
         settings: Further environment variables of the server.
-
-    Raises:
-        RetentionError: It does not answer within two minutes, or ends before.
     """
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
@@ -87,16 +100,14 @@ def local_server(folder: Path, *, database_url: str = "", **settings: str) -> It
         "--timeout-keep-alive",
         "75",
     ]
-    log = folder / "server.log"
     with (
-        log.open("wb") as output,
+        (folder / LOG).open("wb") as output,
         subprocess.Popen(  # noqa: S603 - our own interpreter, our own arguments
             command, env=environment, cwd=folder, stdout=output, stderr=output, start_new_session=True
         ) as process,
     ):
         try:
-            _wait(process, address, log)
-            yield LocalServer(folder, address, database_url)
+            yield LocalServer(folder, address, process)
         finally:
             _stop(process)
 
@@ -106,19 +117,6 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            with urlopen(f"{address}/api/health", timeout=5):  # noqa: S310 - loopback
-                return
-        except (URLError, OSError):
-            time.sleep(0.2)
-    raise RetentionError(f"the local Prefect server did not start; see {log}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -26,10 +26,16 @@ CLOUD_REQUESTS_PER_MINUTE = 150
 """The smallest Cloud plan allows 625 a minute for the whole account, and the account has other work."""
 
 CONCURRENT_REQUESTS = 1
-"""SQLite servers delete fastest one at a time; beyond that they reset connections, and each costs a retry of seconds."""
+"""SQLite servers delete fastest one at a time; more requests at once are answered with 503, and tried again."""
 
 MOST_RETRY_AFTER = 120
 """Seconds. A server may ask for an absurd pause, and Prefect's client would sleep through the night."""
+
+BUSY = 503
+FIRST_RETRY = 0.1
+RETRY_FACTOR = 4
+"""A server on SQLite answers 503 at once when another write holds its database, for milliseconds: Prefect's client would first
+sleep 2 seconds. Five retries still add up to half a minute."""
 
 _FORBIDDEN = (401, 403)
 
@@ -65,7 +71,7 @@ class Connection:
             ResponseTooLargeError: The response is longer than `most_bytes`.
             StoreError: The server is out of reach, refuses us, or answers with an error.
         """
-        extensions = {"attempts": attempts, "most_bytes": most_bytes}
+        extensions = {"attempts": [] if attempts is None else attempts, "most_bytes": most_bytes}
         content = None if body is None else orjson.dumps(body)
         headers = self._headers | ({"Content-Type": "application/json"} if content else {})
         async with self._slots:
@@ -135,8 +141,7 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
     limiter: AsyncLimiter | None = None
 
     async def before(request: httpx.Request) -> None:
-        if (attempts := request.extensions.get("attempts")) is not None:
-            attempts.append(asyncio.get_running_loop().time())
+        request.extensions.get("attempts", []).append(asyncio.get_running_loop().time())
         if limiter:
             await limiter.acquire()
 
@@ -166,6 +171,9 @@ async def _after(response: httpx.Response) -> None:
         raise ResponseTooLargeError
     if (retry_after := response.headers.get("Retry-After")) is not None:
         response.headers["Retry-After"] = str(min(_seconds(retry_after), MOST_RETRY_AFTER))
+    elif response.status_code == BUSY:
+        attempt = len(response.request.extensions.get("attempts", [1]))
+        response.headers["Retry-After"] = str(FIRST_RETRY * RETRY_FACTOR ** (attempt - 1))
 
 
 def _seconds(retry_after: str) -> float:
