@@ -135,10 +135,11 @@ def check(*, config: Config = None, as_json: Json = False) -> int:
         raise ConfigurationError("no policy is configured: write a [[policies]] table into retention.toml")
     from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
 
-    (_own, *policies), source = resolve_policies((), settings, "delete")
+    with_own, source = resolve_policies((), settings, "delete")
+    policies = with_own[1:]
     if as_json:
         described = [policy.model_dump() | {"sentence": policy.describe()} for policy in policies]
-        _print_json({"source": source, "digest": digest(policies), "policies": described})
+        _print_json({"source": source, "digest": digest(with_own), "policies": described})
     else:
         console = Console()
         console.print(f"{source}: {len(policies)} policies, tried in this order", markup=False, highlight=False)
@@ -167,7 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
-    except CycloptsError:
+    except CycloptsError as error:
+        if "--json" in tokens:
+            _print_json({"error": str(error)})
         return USAGE
     except ConfigurationError as error:
         return _fail(error, tokens, USAGE)

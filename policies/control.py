@@ -16,6 +16,7 @@ TTL_DAYS = "retention-ttl-days"
 MOST_TTL_DAYS = 36_525
 
 _DAYS = re.compile(r"[0-9]+(\.[0-9]+)?")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _SHOWN = 40
 
 
@@ -64,6 +65,8 @@ def _read_hold(value: object, now: datetime) -> str | None:
         return "held"
     if text == "false":
         return None
+    if not _DATE.fullmatch(text):
+        raise ValueError(text)
     until = date.fromisoformat(text)
     return f"held until {until}" if now.astimezone(UTC).date() <= until else None
 
@@ -71,9 +74,9 @@ def _read_hold(value: object, now: datetime) -> str | None:
 def _read_ttl(value: object) -> timedelta:
     text = str(value).strip()
     # A TTL of 0 could mean "at once" or, as everywhere else here, "off".
-    if not _DAYS.fullmatch(text) or not 0 < float(text) <= MOST_TTL_DAYS:
+    if not _DAYS.fullmatch(text) or float(text) > MOST_TTL_DAYS or not (ttl := timedelta(days=float(text))):
         raise ValueError(text)
-    return timedelta(days=float(text))
+    return ttl
 
 
 def _shown(value: object) -> str:

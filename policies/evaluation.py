@@ -66,7 +66,9 @@ def evaluate(
     Raises:
         ValueError: The versions are of more than one key.
     """
-    ordered = sorted(versions, key=lambda version: (version.created, version.id), reverse=True)
+    # A listing that shifts while it is read may repeat a row; one version takes one slot.
+    unique = {version.id: version for version in versions}.values()
+    ordered = sorted(unique, key=lambda version: (version.created, version.id), reverse=True)
     if not ordered:
         return ()
     key = ordered[0].key
@@ -151,7 +153,9 @@ def _idle(candidates: Sequence[_Candidate], policy: RetentionPolicy, running: Co
     if not limit or youngest <= limit * ONE_DAY:
         return None
     for candidate in candidates:
-        lives = candidate.control.ttl is not None and candidate.age <= candidate.control.ttl
+        # A version that its TTL would keep, but not the hard limit, goes in this run and keeps no key alive.
+        ttl, expires = candidate.control.ttl, policy.expire_after_days
+        lives = ttl is not None and candidate.age <= ttl and not (expires and candidate.age > expires * ONE_DAY)
         if lives or any(protection.rule != "latest" for protection in _protections(candidate, running)):
             return None
     words = f"idle key: its newest version is {_age(youngest)} old, dropped after {days(limit)}"

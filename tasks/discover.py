@@ -15,7 +15,7 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
     A delete run always looks at the package's own keys as well: it must not accumulate what it is there to remove.
 
     Args:
-        run: Gains its `collections`.
+        run: Gains its `collections`, and how many of them come before it goes round.
         resume_at: Begin with this key and go round, because the run before stopped there.
     """
     scope = run.report.scope
@@ -26,18 +26,19 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
         found = await run.store.collections()
         if scope:
             found = [each for each in found if each.key in own or any(fnmatchcase(each.key, glob) for glob in scope)]
-    run.collections = _rotated(found, resume_at)
+    start = _start(found, resume_at)
+    run.collections = found[start:] + found[:start]
+    run.first_round = len(found) - start
     run.report.keys_seen = len(found)
 
 
-def _rotated(collections: list[Collection], resume_at: str) -> list[Collection]:
-    """Begin with the first key that starts like `resume_at`; if it has gone, with the next one; else with the first."""
+def _start(collections: list[Collection], resume_at: str) -> int:
+    """Find the first key that starts like `resume_at`; if it has gone, the next one; else the first of all."""
     if not resume_at:
-        return collections
-    start = next((index for index, each in enumerate(collections) if each.key.startswith(resume_at)), None)
-    if start is None:
-        start = next((index for index, each in enumerate(collections) if each.key >= resume_at), 0)
-    return collections[start:] + collections[:start]
+        return 0
+    after = (index for index, each in enumerate(collections) if each.key >= resume_at)
+    same = (index for index, each in enumerate(collections) if each.key.startswith(resume_at))
+    return next(same, next(after, 0))
 
 
 discover_task = as_task(discover, "discover")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -28,25 +28,47 @@ async def make_plan(run: Run) -> None:
         else:
             run.report.unmanaged.append(collection.key)
     unkeyed_policy = None if run.report.scope else select_policy(run.policies, None, None)
-    total = len(managed) + (unkeyed_policy is not None)
-    await run.tell("planning", 0, total)
-    done = 0
-    async for histories in run.store.histories(list(managed)):
-        await _plan_keys(run, [(history, *managed[history.key]) for history in histories])
-        done += len(histories)
-        await run.tell("planning", done, total)
-        if not run.may_plan_on() and done < len(managed):
-            run.report.stopped_at = list(managed)[done]
-            run.report.outcome = "unfinished"
-            break
-    else:
-        if unkeyed_policy:
-            await _plan_unkeyed(run, unkeyed_policy)
-            await run.tell("planning", total, total)
+    await _plan_rounds(run, managed, unkeyed_policy)
     if not unkeyed_policy and not run.report.scope:
         _, run.report.unmanaged_unkeyed = await run.store.count_versions()
     run.report.policies = _policy_reports(run)
     run.report.kept_by, run.report.condemned_by = run.kept_by.lines(), run.condemned_by.lines()
+
+
+async def _plan_rounds(
+    run: Run, managed: Mapping[str, tuple[Collection, RetentionPolicy]], unkeyed_policy: RetentionPolicy | None
+) -> None:
+    """Plan the keys from where the last run stopped, then the artifacts without a key, then the keys before, while time lasts.
+
+    The artifacts without a key stand after the last key, and have their turn whenever a run gets there.
+    """
+    first_round = [each.key for each in run.collections[: run.first_round] if each.key in managed]
+    second_round = list(managed)[len(first_round) :]
+    done, total = 0, len(managed) + (unkeyed_policy is not None)
+    await run.tell("planning", done, total)
+    for keys in (first_round, second_round):
+        planned = 0
+        async for histories in run.store.histories(keys):
+            await _plan_keys(run, [(history, *managed[history.key]) for history in histories])
+            planned += len(histories)
+            await run.tell("planning", done + planned, total)
+            if planned < len(keys) and not run.may_plan_on():
+                _stop_before(run, keys[planned])
+                return
+        done += planned
+        if keys is first_round:
+            if unkeyed_policy:
+                await _plan_unkeyed(run, unkeyed_policy)
+                done += 1
+                await run.tell("planning", done, total)
+            if second_round and not run.may_plan_on():
+                _stop_before(run, second_round[0])
+                return
+
+
+def _stop_before(run: Run, key: str) -> None:
+    run.report.stopped_at = key
+    run.report.outcome = "unfinished"
 
 
 async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, RetentionPolicy]]) -> None:

@@ -13,6 +13,7 @@ MOST_LISTED = 20
 UNKEYED = "(without a key)"
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$-])")
+_LIST_NUMBER = re.compile(r"^([0-9]+)\.")
 _SHOWN_KEY = 80
 
 
@@ -43,7 +44,7 @@ def size(amount: int) -> str:
     if amount < 1000:  # noqa: PLR2004 - SI units
         return f"{amount} B"
     units = ("kB", "MB", "GB", "TB")
-    power = min((len(str(amount)) - 1) // 3, len(units))
+    power = next((power for power in range(1, len(units)) if round(amount / 1000**power, 1) < 1000), len(units))  # noqa: PLR2004
     return f"{amount / 1000**power:.1f} {units[power - 1]}"
 
 
@@ -140,8 +141,8 @@ def _unmanaged(report: CleanupReport) -> str:
 
 def escape(text: str) -> str:
     """Make text mean itself in markdown: on one line, with no markup of its own."""
-    printable = "".join(char if char.isprintable() else " " for char in text)
-    return _MARKUP.sub(r"\\\1", printable)
+    printable = "".join(char if char.isprintable() else " " for char in text).strip()
+    return _LIST_NUMBER.sub(r"\1\\.", _MARKUP.sub(r"\\\1", printable))
 
 
 def _bullets(lines: Iterable[str]) -> str:

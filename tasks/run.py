@@ -21,6 +21,9 @@ Step = Literal["planning", "deleting"]
 Listener = Callable[[Step, int, int], Awaitable[None]]
 """Told of each step how much of it is done, of how much."""
 
+FEWEST_DELETIONS = 10
+"""What a run deletes even where its time budget is over by then: under any budget, runs get ahead."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -94,6 +97,7 @@ class Run:
         self.limits = limits
         self.own_runs = frozenset(own_runs)
         self.collections: list[ArtifactCollection] = []
+        self.first_round = 0
         self.plans: list[KeyPlan] = []
         self.kept_by = RuleTally()
         self.condemned_by = RuleTally()
@@ -121,7 +125,8 @@ class Run:
     def may_delete(self) -> bool:
         """Take one deletion from the budgets of time and number; False once one is used up."""
         most = self.limits.max_deletions
-        if self.seconds >= self.budget_seconds or (most and self.deletions_started >= most):
+        late = self.seconds >= self.budget_seconds and self.deletions_started >= FEWEST_DELETIONS
+        if late or (most and self.deletions_started >= most):
             self.report.outcome = "unfinished"
             return False
         self.deletions_started += 1

@@ -1,0 +1,125 @@
+"""Straight to the server's database: to fill it fast, to backdate, and to see independently what is left."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+
+@dataclass
+class Row:
+    """One artifact to insert; `age` counts back from now."""
+
+    key: str | None
+    age: timedelta
+    data: object = "x"
+    type: str = "markdown"
+    metadata: Mapping[str, str] | None = None
+    flow_run_id: UUID | None = None
+    id: UUID = field(default_factory=uuid4)
+
+
+def days(number: float) -> timedelta:
+    """So many days."""
+    return timedelta(days=number)
+
+
+def series(key: str | None, ages: Iterable[float]) -> list[Row]:
+    """One version for each age in days."""
+    return [Row(key, days(age)) for age in ages]
+
+
+class Database:
+    """The artifact tables of one server."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = create_async_engine(url, poolclass=NullPool)
+        self.is_sqlite = url.startswith("sqlite")
+        self.json_type = "TEXT" if self.is_sqlite else "JSONB"
+
+    async def run(self, statement: str, rows: Sequence[Mapping[str, object]] | None = None) -> Sequence[sa.Row]:
+        """Run one statement in a transaction of its own."""
+        async with self.engine.begin() as connection:
+            result = await connection.execute(sa.text(statement), rows)
+            return result.all() if result.returns_rows else []
+
+    async def clear(self) -> None:
+        """Forget all artifacts."""
+        await self.run("DELETE FROM artifact")
+        await self.run("DELETE FROM artifact_collection")
+
+    async def insert(self, rows: Iterable[Row], latest: Mapping[str, UUID] | None = None) -> list[Row]:
+        """Insert versions; the newest of each key is its latest, unless said otherwise."""
+        rows = list(rows)
+        now = datetime.now(UTC)
+        newest: dict[str, Row] = {}
+        for row in sorted(rows, key=lambda row: row.age, reverse=True):
+            if row.key is not None:
+                newest[row.key] = row
+        kind = self.json_type
+        await self.run(
+            "INSERT INTO artifact (id, created, updated, key, type, data, metadata_, flow_run_id) VALUES "
+            f"(:id, :created, :created, :key, :type, CAST(:data AS {kind}), CAST(:metadata AS {kind}), :flow_run_id)",
+            [self._values(row, now) for row in rows],
+        )
+        collections = [
+            self._values(row, now) | {"latest_id": self._id((latest or {}).get(key, row.id)), "id": self._id(uuid4())}
+            for key, row in newest.items()
+        ]
+        if collections:
+            await self.run(
+                "INSERT INTO artifact_collection (id, created, updated, key, latest_id, type, data) VALUES "
+                f"(:id, :created, :created, :key, :latest_id, :type, CAST(:data AS {kind}))",
+                collections,
+            )
+        return rows
+
+    async def update_metadata(self, version_id: UUID, metadata: Mapping[str, str]) -> None:
+        """Change a version's metadata behind everybody's back."""
+        await self.run(
+            f"UPDATE artifact SET metadata_ = CAST(:metadata AS {self.json_type}) WHERE id = :id",
+            [{"id": self._id(version_id), "metadata": json.dumps(metadata)}],
+        )
+
+    async def delete_key(self, key: str) -> None:
+        """Remove a key with all that it has."""
+        await self.run("DELETE FROM artifact WHERE key = :key", [{"key": key}])
+        await self.run("DELETE FROM artifact_collection WHERE key = :key", [{"key": key}])
+
+    async def ids(self, where: str = "1 = 1") -> set[UUID]:
+        """The versions that are there, without those of this package."""
+        own = "(key IS NULL OR key NOT LIKE 'artifact-retention-%')"
+        return {UUID(str(row[0])) for row in await self.run(f"SELECT id FROM artifact WHERE {own} AND {where}")}
+
+    async def dangling(self) -> list[str]:
+        """Collections whose latest does not exist."""
+        rows = await self.run(
+            "SELECT key FROM artifact_collection c WHERE NOT EXISTS (SELECT 1 FROM artifact a WHERE a.id = c.latest_id)"
+        )
+        return [row[0] for row in rows]
+
+    async def count_all_rows(self) -> dict[str, int]:
+        """The number of rows of every table."""
+        async with self.engine.connect() as connection:
+            tables = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
+        return {table: (await self.run(f'SELECT count(*) FROM "{table}"'))[0][0] for table in tables}
+
+    def _values(self, row: Row, now: datetime) -> dict[str, object]:
+        created = now - row.age
+        return {
+            "id": self._id(row.id),
+            "created": created.strftime("%Y-%m-%d %H:%M:%S.%f") if self.is_sqlite else created,
+            "key": row.key,
+            "type": row.type,
+            "data": json.dumps(row.data),
+            "metadata": json.dumps(row.metadata),
+            "flow_run_id": None if row.flow_run_id is None else self._id(row.flow_run_id),
+        }
+
+    def _id(self, value: UUID) -> object:
+        return str(value) if self.is_sqlite else value

@@ -1,0 +1,384 @@
+"""The whole flow against real servers; every assertion looks into the server's database."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from conftest import Server
+from database import Row, days, series
+from prefect import flow, get_client
+from prefect.states import Running
+from prefect_artifact_retention.flows.cleanup import LISTENER
+from prefect_artifact_retention.flows.cli import main
+from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
+from prefect_artifact_retention.tasks.report import CleanupFailed
+from prefect_artifact_retention.tasks.run import Step
+
+KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
+
+
+def ids(rows: list[Row], *numbers: int) -> set[UUID]:
+    """The ids of some of the rows."""
+    return {rows[number].id for number in numbers}
+
+
+@contextmanager
+def when_planned(action: Callable[[], Awaitable[object]]) -> Iterator[None]:
+    """Do something once the whole plan stands, before anything is deleted."""
+
+    async def listen(step: Step, done: int, total: int) -> None:
+        if step == "planning" and done == total:
+            await action()
+
+    token = LISTENER.set(listen)
+    try:
+        yield
+    finally:
+        LISTENER.reset(token)
+
+
+async def test_delete_leaves_exactly_what_the_policies_keep(server: Server) -> None:
+    """Several policies, an unmanaged key, artifacts without a key: each keeps and loses what it should."""
+    reports = await server.database.insert(series("report-a", [1, 2, 3, 4]))
+    audit = await server.database.insert(series("audit-log", [100, 200, 300]))
+    other = await server.database.insert(series("other", [50, 60]))
+    unkeyed = await server.database.insert(series(None, [1, 29, 31]))
+    policies = [
+        RetentionPolicy(name="reports", match_keys=["report-*"], keep_last=2),
+        RetentionPolicy(name="audit", match_keys=["audit-*"], keep_all=True),
+        RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=30),
+    ]
+    report = await server.cleanup(policies, mode="delete")
+    left = ids(reports, 0, 1) | ids(audit, 0, 1, 2) | ids(other, 0, 1) | ids(unkeyed, 0, 1)
+    assert await server.database.ids() == left
+    assert (report.outcome, report.planned, report.deleted, report.failed) == ("completed", 3, 3, 0)
+    assert report.unmanaged == ["other"]
+    assert not await server.database.dangling()
+
+
+async def test_preview_is_the_default_and_deletes_nothing(server: Server) -> None:
+    """The same plan, and nothing gone."""
+    rows = await server.database.insert(series("report", [1, 2, 3, 4]))
+    report = await server.cleanup([KEEP_2])
+    assert (report.mode, report.planned, report.deleted) == ("preview", 2, 0)
+    assert await server.database.ids() == ids(rows, 0, 1, 2, 3)
+
+
+async def test_the_report_and_the_progress_are_published(server: Server) -> None:
+    """A keyed markdown artifact with the totals first, and a progress artifact at 100 %."""
+    await server.database.insert(series("report", [1, 2, 3, 4]))
+    await server.cleanup([KEEP_2], mode="delete")
+    published = {row[0]: row for row in await server.database.run("SELECT key, type, data, description FROM artifact")}
+    _, kind, data, description = published["artifact-retention-report"]
+    assert kind == "markdown"
+    assert "# Deleted 2 versions" in data
+    assert description.startswith("Deleted 2 versions")
+    assert float(published["artifact-retention-progress"][2]) == 100
+
+
+async def test_protected_versions_stay(server: Server) -> None:
+    """Held, unreadable, within its TTL, or of a run that has not finished; their plain neighbours go."""
+
+    @flow(name="producer")
+    def producer() -> None:
+        """A run that is still going on."""
+
+    with server.active():
+        async with get_client() as client:
+            running = (await client.create_flow_run(producer, state=Running())).id
+    rows = await server.database.insert(
+        [
+            *series("report", [1]),
+            Row("report", days(10), metadata={"retention-hold": "true"}),
+            Row("report", days(11), metadata={"retention-hold": "yess"}),
+            Row("report", days(12), metadata={"retention-ttl-days": "30"}),
+            Row("report", days(13), flow_run_id=running),
+            Row("report", days(14), flow_run_id=uuid4()),
+            Row("report", days(15), metadata={"retention-ttl-days": "3"}),
+        ]
+    )
+    report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+    assert await server.database.ids() == ids(rows, 0, 1, 2, 3, 4)
+    assert any("yess" in warning for warning in report.warnings)
+
+
+async def test_an_idle_key_goes_with_its_latest_and_an_active_one_keeps_it(server: Server) -> None:
+    """Keys with a date in them would otherwise live for ever."""
+    await server.database.insert(series("load-2026-01-31", [100, 101, 102]))
+    active = await server.database.insert(series("load-2026-11-20", [3, 4, 5]))
+    policy = RetentionPolicy(name="loads", keep_last=2, drop_idle_keys_after_days=90)
+    report = await server.cleanup([policy], mode="delete")
+    assert await server.database.ids() == ids(active, 0, 1)
+    assert report.deleted == 4
+    keys = {row[0] for row in await server.database.run("SELECT key FROM artifact_collection")}
+    assert "load-2026-01-31" not in keys
+    assert "load-2026-11-20" in keys
+
+
+async def test_max_deletions_stops_and_the_next_run_goes_on(server: Server) -> None:
+    """Unfinished is no failure: it converges."""
+    rows = await server.database.insert(series("report", range(1, 8)))
+    first = await server.cleanup([KEEP_2], mode="delete", max_deletions=3)
+    assert (first.outcome, first.deleted, first.remaining) == ("unfinished", 3, 2)
+    assert await server.database.ids() == ids(rows, 0, 1, 2, 3)
+    second = await server.cleanup([KEEP_2], mode="delete", max_deletions=3)
+    assert (second.outcome, second.deleted) == ("completed", 2)
+    assert await server.database.ids() == ids(rows, 0, 1)
+
+
+async def test_a_time_budget_converges_however_small(server: Server) -> None:
+    """Each run begins where the last one stopped, and every key has its turn."""
+    rows = [row for number in range(45) for row in series(f"key-{number:02}", [1, 2, 3])]
+    unkeyed = await server.database.insert([*rows, *series(None, [1, 40])])
+    policies = [KEEP_2, RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=30)]
+    left = {row.id for number, row in enumerate(rows) if number % 3 < 2} | {unkeyed[-2].id}
+    outcomes = []
+    for _ in range(12):
+        report = await server.cleanup(policies, mode="delete", time_budget_minutes=0.001)
+        outcomes.append(report.outcome)
+        if await server.database.ids() == left:
+            break
+    assert await server.database.ids() == left, outcomes
+
+
+async def test_a_share_above_the_limit_is_refused_and_nothing_goes(server: Server) -> None:
+    """Of one policy, though the whole run stays below; with a higher limit the same run deletes."""
+    big = await server.database.insert(series("big", range(1, 11)))
+    small = await server.database.insert(series("small", [1, 2]))
+    policies = [
+        RetentionPolicy(name="big", match_keys=["big"], keep_last=10),
+        RetentionPolicy(name="small", match_keys=["small"], keep_last=1),
+    ]
+    with pytest.raises(CleanupFailed, match='policy "small" would delete 1 of 2') as refused:
+        await server.cleanup(policies, mode="delete", refuse_above_percent=40)
+    assert refused.value.report.outcome == "refused"
+    assert await server.database.ids() == ids(big, *range(10)) | ids(small, 0, 1)
+    await server.cleanup(policies, mode="delete", refuse_above_percent=50)
+    assert await server.database.ids() == ids(big, *range(10)) | ids(small, 0)
+
+
+async def test_no_policy_deletes_nothing(server: Server) -> None:
+    """A deletion never guesses."""
+    rows = await server.database.insert(series("report", range(1, 20)))
+    with pytest.raises(ConfigurationError, match="no policy is configured"):
+        await server.cleanup(mode="delete")
+    assert await server.database.ids() == ids(rows, *range(19))
+
+
+HOSTILE_KEYS = ["a_b", "aXb", "a%b", "A-B", "a-b", "", "abc", "abc\n", "a|b`c*<b>", "k" * 3000]
+
+
+@pytest.mark.parametrize("key", HOSTILE_KEYS, ids=lambda key: repr(key[:12]))
+async def test_a_key_is_matched_exactly(server: Server, key: str) -> None:
+    """Its look-alikes lose nothing."""
+    rows = {name: await server.database.insert(series(name, [1, 2, 3])) for name in HOSTILE_KEYS}
+    policy = RetentionPolicy(name="exact", match_keys=[key.replace("*", "[*]")], keep_last=1)
+    await server.cleanup([policy], keys=[key.replace("*", "[*]")], mode="delete")
+    left = {row.id for name in HOSTILE_KEYS for row in rows[name][: 1 if name == key else 3]}
+    assert await server.database.ids() == left
+
+
+async def test_of_versions_created_at_the_same_moment_the_latest_stays(server: Server) -> None:
+    """Whatever the ids say."""
+    for number in range(4):
+        rows = [Row(f"twins-{number}", days(5)) for _ in range(3)]
+        await server.database.insert(rows, latest={f"twins-{number}": rows[number % 3].id})
+        report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], keys=[f"twins-{number}"], mode="delete")
+        assert report.deleted == 2
+        assert await server.database.ids(f"key = 'twins-{number}'") == {rows[number % 3].id}
+
+
+async def test_a_collection_whose_latest_does_not_exist_is_left_alone_and_reported(server: Server) -> None:
+    """Its neighbour is pruned all the same."""
+    broken = await server.database.insert(series("broken", [1, 2, 3]), latest={"broken": uuid4()})
+    sound = await server.database.insert(series("sound", [1, 2, 3]))
+    report = await server.cleanup([KEEP_2], mode="delete")
+    assert await server.database.ids() == ids(broken, 0, 1, 2) | ids(sound, 0, 1)
+    assert any("broken: nothing deleted" in warning for warning in report.warnings)
+
+
+async def test_what_changes_between_plan_and_prune_is_seen(server: Server) -> None:
+    """A hold set, a key gone, a version gone meanwhile: nothing wanted goes, nothing fails."""
+    held = await server.database.insert(series("held", [1, 2, 3, 4]))
+    await server.database.insert(series("gone", [1, 2, 3, 4]))
+    thinned = await server.database.insert(series("thinned", [1, 2, 3, 4]))
+
+    async def interfere() -> None:
+        await server.database.update_metadata(held[2].id, {"retention-hold": "true"})
+        await server.database.delete_key("gone")
+        await server.database.run(
+            "DELETE FROM artifact WHERE id = :id",
+            [{"id": str(thinned[3].id) if server.database.is_sqlite else thinned[3].id}],
+        )
+
+    with when_planned(interfere):
+        report = await server.cleanup([KEEP_2], mode="delete")
+    assert await server.database.ids() == ids(held, 0, 1, 2) | ids(thinned, 0, 1)
+    assert (report.planned, report.deleted, report.spared, report.already_gone) == (6, 2, 1, 3)
+    assert report.outcome == "completed"
+
+
+async def test_a_version_created_meanwhile_stays_and_takes_no_slot(server: Server) -> None:
+    """The former latest is still among the kept."""
+    rows = await server.database.insert(series("report", [1, 2, 3, 4]))
+
+    async def produce() -> None:
+        await asyncio.sleep(1.1)
+        async with httpx.AsyncClient(base_url=f"{server.local.address}/api") as client:
+            await client.post("/artifacts/", json={"key": "report", "type": "markdown", "data": "new"})
+
+    with when_planned(produce):
+        await server.cleanup([KEEP_2], mode="delete")
+    left = await server.database.ids()
+    assert ids(rows, 0, 1) <= left
+    assert len(left) == 3
+
+
+async def test_one_keys_failure_stops_no_other(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is Failed, its report says which key, and a rerun does the rest."""
+    bad = await server.database.insert(series("bad", [1, 2, 3]))
+    good = await server.database.insert(series("good", [1, 2, 3]))
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def fail_for_bad(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE" and request.url.path.endswith(str(bad[2].id)):
+            return httpx.Response(500, json={"detail": "boom"})
+        return await send(transport, request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", fail_for_bad)
+        with pytest.raises(CleanupFailed, match=r"bad: .*500.*boom") as failed:
+            await server.cleanup([KEEP_2], mode="delete")
+    assert (failed.value.report.failed, failed.value.report.deleted) == (1, 1)
+    assert await server.database.ids() == ids(bad, 0, 1, 2) | ids(good, 0, 1)
+    await server.cleanup([KEEP_2], mode="delete")
+    assert await server.database.ids() == ids(bad, 0, 1) | ids(good, 0, 1)
+
+
+async def test_an_answer_lost_after_the_deletion_counts_as_deleted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second attempt finds nothing: that was ours."""
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    send = httpx.AsyncHTTPTransport.handle_async_request
+    lost: list[str] = []
+
+    async def lose_first(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        response = await send(transport, request)
+        if request.method == "DELETE" and not lost:
+            lost.append(request.url.path)
+            return httpx.Response(503)
+        return response
+
+    with monkeypatch.context() as patch:
+        patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", lose_first)
+        report = await server.cleanup([KEEP_2], mode="delete")
+    assert lost
+    assert (report.deleted, report.already_gone) == (1, 0)
+    assert await server.database.ids() == ids(rows, 0, 1)
+
+
+async def test_an_unreadable_plan_deletes_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A truncated answer is an error in words, and no version goes."""
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def truncate(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/artifacts/filter"):
+            return httpx.Response(200, content=b'[{"id": "')
+        return await send(transport, request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", truncate)
+        with pytest.raises(CleanupFailed, match="does not answer like a Prefect API"):
+            await server.cleanup([KEEP_2], mode="delete")
+    assert await server.database.ids() == ids(rows, 0, 1, 2)
+
+
+async def test_refused_credentials_are_told_in_words(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a wrong API key is."""
+
+    async def refuse(_transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(401, json={"detail": "no"}, request=request)
+
+    from prefect_artifact_retention.stores.connection import connect  # noqa: PLC0415
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", refuse)
+    with server.active(), pytest.raises(StoreError, match=r"refuses our credentials \(401\)"):
+        async with connect() as connection:
+            await connection.now()
+
+
+async def test_progress_is_updated_seldom_and_a_run_without_work_writes_little(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most twenty updates with work, five without."""
+    await server.database.insert([row for number in range(60) for row in series(f"key-{number}", [1, 2, 3])])
+    send = httpx.AsyncHTTPTransport.handle_async_request
+    updates: list[str] = []
+
+    async def count(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.method == "PATCH" and "/artifacts/" in request.url.path:
+            updates.append(request.url.path)
+        return await send(transport, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", count)
+    await server.cleanup([KEEP_2], mode="delete")
+    assert 1 <= len(updates) <= 20
+    updates.clear()
+    report = await server.cleanup([KEEP_2], mode="delete")
+    assert report.planned == 0
+    assert 1 <= len(updates) <= 5
+
+
+async def test_the_packages_own_keys_stay_bounded(server: Server) -> None:
+    """Thirty versions of each, also where runs look at other keys only."""
+    for key in ("artifact-retention-report", "artifact-retention-progress"):
+        await server.database.insert(series(key, [number / 24 for number in range(1, 41)]))
+    await server.database.insert(series("report", [1, 2, 3]))
+    await server.cleanup([KEEP_2], keys=["report"], mode="delete", refuse_above_percent=50)
+    counts = dict(await server.database.run("SELECT key, count(*) FROM artifact GROUP BY key"))
+    assert counts == {"artifact-retention-report": 31, "artifact-retention-progress": 31, "report": 2}
+
+
+async def test_preview_of_the_command_line_writes_nothing_at_all(server: Server, tmp_path, monkeypatch, capsys) -> None:  # noqa: ANN001
+    """No row in any table, and the plan that an independent query finds."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "retention.toml").write_text('[[policies]]\nname = "p"\nkeep_last = 3\n')
+    await server.database.insert([row for number in range(40) for row in series(f"key-{number}", range(1, 7))])
+    await asyncio.sleep(1)
+    before = await server.database.count_all_rows()
+
+    def preview() -> int:
+        with server.active():
+            return main(["preview", "--json"])
+
+    assert await asyncio.to_thread(preview) == 0
+    assert await server.database.count_all_rows() == before
+    report = json.loads(capsys.readouterr().out)
+    ranked = "SELECT row_number() OVER (PARTITION BY key ORDER BY created DESC, id DESC) AS rank FROM artifact"
+    stale = await server.database.run(f"SELECT count(*) FROM ({ranked}) AS r WHERE rank > 3")
+    assert report["planned"] == stale[0][0] == 120
+
+
+async def test_500_keys_of_20_versions_are_left_exactly_as_an_independent_query_says(server: Server) -> None:
+    """Ten thousand versions; what goes is what ranks below 19."""
+    rows = [row for number in range(500) for row in series(f"key-{number}", [1 + number / 1000 + age for age in range(20)])]
+    await server.database.insert(rows)
+    ranked = "SELECT id, row_number() OVER (PARTITION BY key ORDER BY created DESC, id DESC) AS rank FROM artifact"
+    keep = {UUID(str(row[0])) for row in await server.database.run(f"SELECT id FROM ({ranked}) AS r WHERE rank <= 19")}
+    report = await server.cleanup([RetentionPolicy(name="p", keep_last=19)], mode="delete")
+    assert (report.versions_seen, report.planned, report.deleted) == (10_000, 500, 500)
+    assert await server.database.ids() == keep
+    assert not await server.database.dangling()
+
+
+async def test_a_deletion_rate_limit_holds_over_all_tasks(server: Server) -> None:
+    """Sixty requests a minute: a run of some forty requests takes its time."""
+    await server.database.insert([row for number in range(3) for row in series(f"key-{number}", [1, 2, 3])])
+    report = await server.cleanup([KEEP_2], mode="delete", max_requests_per_minute=120)
+    assert report.deleted == 3
+    assert timedelta(seconds=report.duration_seconds) >= timedelta(seconds=2)

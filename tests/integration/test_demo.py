@@ -1,0 +1,41 @@
+"""The demo, as `make demo` runs it, twice in the same folder."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("demo")
+
+
+def run_demo(folder: Path, home: Path, *flags: str) -> str:
+    """Run it in a process whose user has a Prefect home and an address of their own."""
+    environment = os.environ | {"HOME": str(home), "PREFECT_API_URL": "http://127.0.0.1:1/api"}
+    command = [sys.executable, "-m", "prefect_artifact_retention.flows.cli", "demo", "--folder", str(folder), *flags]
+    done = subprocess.run(command, env=environment, cwd=home, check=False, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_the_demo_deletes_what_it_says_and_works_twice(tmp_path: Path) -> None:
+    """It never looks at the user's own Prefect, where nothing answers here."""
+    folder, home = tmp_path / "demo", tmp_path / "home"
+    home.mkdir()
+    text = run_demo(folder, home)
+    assert "Would delete 396 versions" in text
+    assert "Deleted 396 versions" in text
+    assert "its flow run has not finished" in text
+    assert "make ui" in text
+    database = sqlite3.connect(folder / "prefect" / "prefect.db")
+    held = database.execute("SELECT count(*) FROM artifact WHERE metadata_ LIKE '%retention-hold%'").fetchone()
+    idle = database.execute("SELECT count(*) FROM artifact WHERE key = 'report-2026-01-31'").fetchone()
+    database.close()
+    assert (held, idle) == ((1,), (0,))
+    report = json.loads(run_demo(folder, home, "--json"))
+    assert (report["outcome"], report["planned"], report["deleted"]) == ("completed", 396, 396)
+    assert not list(home.iterdir())

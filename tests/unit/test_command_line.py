@@ -1,0 +1,234 @@
+"""The command line without a server: exit codes, messages, and stdout that a program can read."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+import pytest
+from prefect_artifact_retention.flows.cli import main
+from prefect_artifact_retention.flows.local_server import isolated_environment
+
+POLICIES = """\
+[[policies]]
+name = "audit"
+match_keys = ["audit-*"]
+keep_all = true
+
+[[policies]]
+name = "default"
+keep_last = 10
+"""
+
+
+class Outcome(NamedTuple):
+    """What one call gave."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory, and an environment that is put back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    with patch.dict(os.environ):
+        yield tmp_path
+
+
+@pytest.fixture
+def config(folder: Path) -> Path:
+    """A retention.toml with two policies, in the working directory."""
+    file = folder / "retention.toml"
+    file.write_text(POLICIES, encoding="utf-8")
+    return file
+
+
+class Call:
+    """Calls the command line in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> Outcome:
+        """Give it these arguments."""
+        code = main(arguments)
+        captured = self._capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """The command line."""
+    return Call(capsys)
+
+
+# --- help
+
+
+def test_help_lists_the_commands(call: Call) -> None:
+    """And succeeds."""
+    outcome = call("--help")
+    assert outcome.code == 0
+    for command in ("preview", "delete", "explain", "policies", "demo"):
+        assert f"│ {command} " in outcome.stdout
+
+
+def test_without_a_command_there_is_help(call: Call) -> None:
+    """And nothing runs."""
+    outcome = call()
+    assert outcome.code == 0
+    assert outcome.stdout == call("--help").stdout
+
+
+def test_the_version_is_printed(call: Call) -> None:
+    """The one of the installed distribution."""
+    outcome = call("--version")
+    assert outcome.code == 0
+    assert outcome.stdout.strip() == "0.1.0"
+
+
+# --- bad usage
+
+
+BAD_USAGE = [
+    # arguments, what stderr says
+    (["preview", "--kye", "x"], "--kye"),
+    (["preview", "--max-deletions", "3"], "--max-deletions"),
+    (["previw"], "previw"),
+    (["explain"], "KEY"),
+    (["delete", "--key"], "--key"),
+    (["delete", "--key", "x", "--keep-last", "ten"], "--keep-last"),
+    (["preview", "--keep-last", "3"], "need --key"),
+    (["delete", "--keep-within-days", "3"], "need --key"),
+    (
+        ["delete", "--key", "x", "--keep-last", "-1"],
+        "command line: keep_last = -1: input should be greater than or equal to 0",
+    ),
+    (["preview", "--key", "x", "--keep-within-days", "nan"], "command line: keep_within_days = nan: "),
+    (["delete"], "no policy is configured, and nothing is deleted without one"),
+    (["delete", "--key", "x"], "no policy is configured, and nothing is deleted without one"),
+    (["delete", "--max-deletions", "-1"], "command line: max_deletions = -1: input should be greater than or equal to 0"),
+    (["delete", "--refuse-above-percent", "101"], "command line: refuse_above_percent = 101.0: input should be less than"),
+    (["policies", "check"], "no policy is configured"),
+    (["policies", "check", "--config", "missing.toml"], "missing.toml: cannot be read: No such file or directory"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_USAGE, ids=[" ".join(arguments) for arguments, _ in BAD_USAGE])
+def test_bad_usage_is_exit_code_2(arguments: list[str], message: str, call: Call) -> None:
+    """One message on stderr, nothing on stdout, no traceback."""
+    outcome = call(*arguments)
+    assert outcome.code == 2
+    assert message in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert outcome.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["preview", "delete", "explain x", "policies check"])
+def test_a_file_that_is_no_toml_is_exit_code_2(command: str, folder: Path, call: Call) -> None:
+    """For every command that reads it."""
+    (folder / "retention.toml").write_text("max_deletions = \n", encoding="utf-8")
+    outcome = call(*command.split())
+    assert outcome.code == 2
+    assert outcome.stderr.startswith("artifact-retention: retention.toml: does not parse as TOML: ")
+    assert outcome.stderr.count("\n") == 1
+
+
+def test_a_rule_for_some_keys_is_refused_beside_a_policy_that_cannot_be_meant(folder: Path, call: Call) -> None:
+    """The configured policies are read even when a flag stands in for them: one of them may be keep_all."""
+    (folder / "retention.toml").write_text('[[policies]]\nname = "audit"\nkeep_al = true\n', encoding="utf-8")
+    outcome = call("delete", "--key", "x", "--keep-last", "3")
+    assert outcome.code == 2
+    assert 'retention.toml: policy "audit": unknown field keep_al = True' in outcome.stderr
+
+
+# --- policies check
+
+
+@pytest.mark.usefixtures("config")
+def test_policies_check_says_what_each_policy_means(call: Call) -> None:
+    """In the order in which they are tried."""
+    outcome = call("policies", "check")
+    assert outcome.code == 0
+    assert outcome.stdout.splitlines() == [
+        "retention.toml: 2 policies, tried in this order",
+        "  audit: Keys audit-*: keep everything.",
+        "  default: Every key: keep the last 10.",
+    ]
+    assert outcome.stderr == ""
+
+
+@pytest.mark.usefixtures("config")
+def test_policies_check_as_json_is_one_document_and_nothing_else(call: Call) -> None:
+    """With the sentence beside the fields."""
+    outcome = call("policies", "check", "--json")
+    assert outcome.code == 0
+    document = json.loads(outcome.stdout)
+    assert set(document) == {"source", "digest", "policies"}
+    assert document["source"] == "retention.toml"
+    audit, default = document["policies"]
+    assert (audit["name"], audit["keep_all"], audit["sentence"]) == ("audit", True, "Keys audit-*: keep everything.")
+    assert (default["name"], default["keep_last"]) == ("default", 10)
+    assert outcome.stderr == ""
+
+
+def test_policies_check_reads_the_file_that_the_flag_names(folder: Path, call: Call) -> None:
+    """Wherever it is."""
+    file = folder / "elsewhere.toml"
+    file.write_text(POLICIES, encoding="utf-8")
+    outcome = call("policies", "check", "--json", "--config", str(file))
+    assert outcome.code == 0
+    assert json.loads(outcome.stdout)["source"] == str(file)
+
+
+def test_a_mistake_as_json_is_one_document_and_nothing_else(folder: Path, call: Call) -> None:
+    """The error is the document; stderr has it in words, every problem of it."""
+    (folder / "retention.toml").write_text('[[policies]]\nname = "a"\nkeep_last = -1\nkeep_lst = 2\n', encoding="utf-8")
+    outcome = call("policies", "check", "--json")
+    assert outcome.code == 2
+    document = json.loads(outcome.stdout)
+    assert set(document) == {"error"}
+    assert document["error"].splitlines() == [
+        'retention.toml: policy "a": keep_last = -1: input should be greater than or equal to 0',
+        'retention.toml: policy "a": unknown field keep_lst = 2',
+    ]
+    assert outcome.stderr == f"artifact-retention: {document['error']}\n"
+
+
+# --- in a process of its own
+
+
+def run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run our own interpreter with nothing of the user's Prefect."""
+    environment = isolated_environment(folder / "prefect") | variables
+    return subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_an_unreachable_server_is_one_clear_line(folder: Path) -> None:
+    """Exit code 1, the address, no traceback; as JSON too."""
+    address = "http://127.0.0.1:1/api"
+    process = run(folder, "-m", "prefect_artifact_retention.flows.cli", "preview", "--json", PREFECT_API_URL=address)
+    assert process.returncode == 1, process.stderr
+    assert process.stderr.startswith(f"artifact-retention: cannot reach the Prefect server at {address}")
+    assert process.stderr.count("\n") == 1
+    assert process.stderr.removeprefix("artifact-retention: ").strip() == json.loads(process.stdout)["error"]
+
+
+@pytest.mark.usefixtures("config")
+def test_policies_are_checked_without_prefect(folder: Path) -> None:
+    """Its import takes seconds, and a check in CI needs none of it."""
+    program = (
+        "import sys; from prefect_artifact_retention.flows.cli import main; "
+        "code = main(['policies', 'check']); sys.exit(code or 'prefect' in sys.modules)"
+    )
+    process = run(folder, "-c", program)
+    assert process.returncode == 0, process.stderr
