@@ -33,7 +33,7 @@ ui: $(INSTALLED)
 .PHONY: test
 test: $(INSTALLED)
 	@echo "Running the tests on real Prefect servers of their own ..."
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: lint
 lint: $(INSTALLED)

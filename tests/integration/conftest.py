@@ -17,14 +17,6 @@ LOWERED_LIMIT = "37"
 """What an administrator allows in a page of the PostgreSQL server; the other has Prefect's default."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of one server in one worker process."""
-    for item in items:
-        if backend := getattr(item, "callspec", None) and item.callspec.params.get("running_server"):  # type: ignore[attr-defined]
-            item.add_marker(pytest.mark.xdist_group(backend))
-
-
 @dataclass(frozen=True)
 class Server:
     """A server with its database."""

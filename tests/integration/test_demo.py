@@ -7,10 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.xdist_group("demo")
-
 
 def run_demo(folder: Path, home: Path, *flags: str) -> str:
     """Run it in a process whose user has a Prefect home and an address of their own."""
