@@ -153,9 +153,7 @@ def _idle(candidates: Sequence[_Candidate], policy: RetentionPolicy, running: Co
     if not limit or youngest <= limit * ONE_DAY:
         return None
     for candidate in candidates:
-        # A version that its TTL would keep, but not the hard limit, goes in this run and keeps no key alive.
-        ttl, expires = candidate.control.ttl, policy.expire_after_days
-        lives = ttl is not None and candidate.age <= ttl and not (expires and candidate.age > expires * ONE_DAY)
+        lives = candidate.control.ttl is not None and candidate.age <= candidate.control.ttl
         if lives or any(protection.rule != "latest" for protection in _protections(candidate, running)):
             return None
     words = f"idle key: its newest version is {_age(youngest)} old, dropped after {days(limit)}"

@@ -141,12 +141,12 @@ def _unmanaged(report: CleanupReport) -> str:
 
 def escape(text: str) -> str:
     """Make text mean itself in markdown: on one line, with no markup of its own."""
-    printable = "".join(char if char.isprintable() else " " for char in text).strip()
+    printable = "".join(char if char.isprintable() else " " for char in text)
     return _LIST_NUMBER.sub(r"\1\\.", _MARKUP.sub(r"\\\1", printable))
 
 
 def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {escape(line)}" for line in lines)
+    return "\n".join(f"- {escape(line.strip())}" for line in lines)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

