@@ -191,8 +191,13 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
     # Tasks are awaited in this flow's own event loop: mapped ones get a loop each, in which one client cannot serve them.
     groups = pack(run.plans, run.limits.max_task_runs)
     states = [prune_task(run, group, group_label(group), return_state=True) for group in groups]
-    await asyncio.gather(*states)  # type: ignore[call-overload]  # Prefect types a call of an async task as its result
-    unfinished = next((plan.key for plan in run.plans if plan.key is not None and plan.remaining), None)
+    ended = await asyncio.gather(*states)  # type: ignore[call-overload]  # Prefect types a call of an async task as its result
+    for group, state in zip(groups, ended, strict=True):
+        if not state.is_completed() and not any(plan.report.error for plan in group):
+            run.report.errors.append(f"prune {group_label(group)}: {state.message}")
+    unfinished = next(
+        (plan.key for plan in run.plans if plan.key is not None and plan.remaining and not plan.report.error), None
+    )
     if run.report.outcome == "unfinished" and unfinished is not None:
         run.report.stopped_at = unfinished
     await verify_task(run)

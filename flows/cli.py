@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
-from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, load_policies
+from httpx import HTTPError
+from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError, load_policies
 from prefect_artifact_retention.policies.loading import describe_validation_error, digest, stand_in
 from pydantic import ValidationError
 from rich.console import Console
@@ -91,6 +92,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     from prefect_artifact_retention.flows import cleanup  # noqa: PLC0415
     from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
+    from prefect_artifact_retention.stores.connection import reason  # noqa: PLC0415
     from prefect_artifact_retention.tasks.report import CleanupFailed  # noqa: PLC0415
 
     resolve_policies(policies, settings, "delete")
@@ -110,6 +112,8 @@ def delete(  # noqa: PLR0913 - the flags of the command
         report = _follow(run, quiet=as_json)
     except CleanupFailed as error:
         report = error.report
+    except HTTPError as error:
+        raise StoreError(f"the Prefect server failed during the run: {reason(error)}") from None
     return _show(report, as_json=as_json)
 
 

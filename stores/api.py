@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import orjson
-from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, TTL_DAYS
 from prefect_artifact_retention.stores.connection import Connection, ResponseTooLargeError
@@ -36,7 +36,7 @@ MOST_BATCH_KEYS = 2_000
 BATCH_ROWS = (2_000, 20_000)
 """Versions that one batch of keys should have, at first and at most: each batch costs a count and a page that is not full."""
 
-UNFINISHED = sorted(state.value for state in set(StateType) - TERMINAL_STATES)
+TERMINAL = frozenset(state.value for state in TERMINAL_STATES)
 NO_METADATA: Mapping[str, str] = {}
 
 Item = TypeVar("Item")
@@ -178,9 +178,14 @@ class ApiStore:
         found: dict[UUID, datetime] = {}
         for kind, ids in (("flow_runs", flow_runs), ("task_runs", task_runs)):
             for chunk in _chunks(sorted(set(ids)), MOST_IDS):
-                only = {"id": {"any_": [str(run_id) for run_id in chunk]}, "state": {"type": {"any_": UNFINISHED}}}
+                # Not filtered by state: rows that leave the listing while it is read would hide others.
+                only = {"id": {"any_": [str(run_id) for run_id in chunk]}}
                 async for page in self._pages(f"/{kind}/filter", only, "ID_DESC", body_field=kind):
-                    found.update((UUID(row["id"]), datetime.fromisoformat(row["created"])) for row in page)
+                    found.update(
+                        (UUID(row["id"]), datetime.fromisoformat(row["created"]))
+                        for row in page
+                        if row["state_type"] not in TERMINAL
+                    )
         return found
 
     async def delete(self, version_id: UUID) -> bool:
@@ -220,6 +225,15 @@ class ApiStore:
                 copied = ("key", "type", "description", "data", "metadata_", "flow_run_id", "task_run_id")
                 wire = {field: row.get(field, row.get(field.rstrip("_"))) for field in copied}
                 await self.connection.request("POST", "/artifacts/", wire)
+
+    async def newest_rows(self, key: str, most: int) -> list[dict[str, Any]]:
+        """Read the newest versions of one key as the server has them, payloads included."""
+        rows: list[dict[str, Any]] = []
+        async for page in self._pages("/artifacts/filter", {"key": {"any_": [key]}}, "CREATED_DESC"):
+            rows += page
+            if len(rows) >= most:
+                break
+        return rows[:most]
 
     async def _versions(self, only: object, sort: str) -> list[Version]:
         """List versions; a row that a shifting page repeats counts once."""
@@ -279,7 +293,7 @@ def _collection(row: Mapping[str, Any]) -> Collection:
 
 def _version(row: Mapping[str, Any]) -> Version:
     """Measure a row and let go of its payload."""
-    metadata = row.get("metadata_") or NO_METADATA
+    metadata = row.get("metadata_", row.get("metadata")) or NO_METADATA
     if metadata:
         metadata = {name: metadata[name] for name in (HOLD, TTL_DAYS) if name in metadata} or NO_METADATA
     return Version(

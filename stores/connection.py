@@ -34,6 +34,7 @@ MOST_RETRY_AFTER = 120
 BUSY = 503
 FIRST_RETRY = 0.1
 RETRY_FACTOR = 4
+LONGEST_RETRY = 20
 """A server on SQLite answers 503 at once when another write holds its database, for milliseconds: Prefect's client would first
 sleep 2 seconds. Five retries still add up to half a minute."""
 
@@ -85,9 +86,8 @@ class Connection:
                 )
             except PrefectHTTPStatusError as error:
                 raise self._refused(error.response, f"{method} {path}") from error
-            except httpx.TransportError as error:
-                reason = str(error) or type(error).__name__
-                raise StoreError(f"cannot reach the Prefect server at {self.address}: {reason}") from error
+            except httpx.RequestError as error:
+                raise StoreError(f"cannot reach the Prefect server at {self.address}: {reason(error)}") from None
 
     async def ask(self, path: str, body: object) -> Any:  # noqa: ANN401 - JSON
         """Send a POST request and return the JSON of its answer."""
@@ -141,21 +141,31 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
     limiter: AsyncLimiter | None = None
 
     async def before(request: httpx.Request) -> None:
-        request.extensions.get("attempts", []).append(asyncio.get_running_loop().time())
+        request.extensions.setdefault("attempts", []).append(asyncio.get_running_loop().time())
         if limiter:
             await limiter.acquire()
 
     try:
         client = get_client(httpx_settings={"event_hooks": {"request": [before], "response": [_after]}})
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, httpx.InvalidURL) as error:
         raise StoreError(f"no Prefect server to talk to: {error}") from error
     if rate := max_requests_per_minute or (CLOUD_REQUESTS_PER_MINUTE if client.server_type == ServerType.CLOUD else 0):
         limiter = _limiter(rate)
     try:
         async with client:
             yield Connection(client)
-    except httpx.TransportError as error:
-        raise StoreError(f"cannot reach the Prefect server at {client.api_url}: {error}") from error
+    except httpx.RequestError as error:
+        address = client.api_url.copy_with(userinfo=b"")
+        raise StoreError(f"cannot reach the Prefect server at {address}: {reason(error)}") from None
+
+
+def reason(error: httpx.HTTPError) -> str:
+    """Why a request failed, in words that hold no secret: httpx quotes an illegal header, and a URL with its password."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"{error.response.status_code} {error.response.reason_phrase}"
+    if isinstance(error, httpx.LocalProtocolError):
+        return "a credential holds a character that HTTP forbids, such as a line break"
+    return str(error) or type(error).__name__
 
 
 def _limiter(per_minute: int) -> AsyncLimiter:
@@ -173,7 +183,7 @@ async def _after(response: httpx.Response) -> None:
         response.headers["Retry-After"] = str(min(_seconds(retry_after), MOST_RETRY_AFTER))
     elif response.status_code == BUSY:
         attempt = len(response.request.extensions.get("attempts", [1]))
-        response.headers["Retry-After"] = str(FIRST_RETRY * RETRY_FACTOR ** (attempt - 1))
+        response.headers["Retry-After"] = str(min(FIRST_RETRY * RETRY_FACTOR ** min(attempt - 1, 9), LONGEST_RETRY))
 
 
 def _seconds(retry_after: str) -> float:

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from prefect_artifact_retention.policies.loading import OWN_KEYS
 from prefect_artifact_retention.stores.api import Collection
+from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run, as_task
 
 
@@ -26,6 +27,9 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
         found = await run.store.collections()
         if scope:
             found = [each for each in found if each.key in own or any(fnmatchcase(each.key, glob) for glob in scope)]
+    for glob in scope:
+        if not any(fnmatchcase(each.key, glob) for each in found):
+            run.report.warn(f"no key matches {label(glob)}")
     start = _start(found, resume_at)
     run.collections = found[start:] + found[:start]
     run.first_round = len(found) - start

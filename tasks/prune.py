@@ -79,6 +79,8 @@ async def prune_key(run: Run, plan: KeyPlan) -> None:
             await _prune_keyed(run, plan, plan.key)
     except RetentionError as error:
         plan.report.error = str(error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it stops no other key, and the run is not Completed
+        plan.report.error = f"unexpected {type(error).__name__}"
 
 
 async def _prune_keyed(run: Run, plan: KeyPlan, key: str) -> None:
@@ -90,7 +92,10 @@ async def _prune_keyed(run: Run, plan: KeyPlan, key: str) -> None:
             plan.report.spared += len(pending)
             return
         for number, batch in enumerate(_batches(others or look.condemned)):
-            if number and await _latest_id(run, key) != look.latest_id:
+            latest_id = await _latest_id(run, key)
+            # A version created since the look changes the latest of a busy key all the time, and condemns nothing of the first
+            # batch; that one goes on unless its own ground has shifted.
+            if latest_id != look.latest_id and (number or not others or latest_id is None or latest_id in pending):
                 break
             if not await _delete(run, plan, batch, pending):
                 return
@@ -166,10 +171,17 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 async def verify(run: Run) -> None:
     """Make sure that each touched collection names a latest version that exists; repair those that do not."""
-    touched = [plan.key for plan in run.plans if plan.key is not None and plan.report.deleted]
-    for key in await run.store.dangling(touched):
-        await run.store.repair(key)
-        run.report.repaired.append(key)
+    touched = {
+        plan.key: plan.report
+        for plan in run.plans
+        if plan.key is not None and (plan.report.deleted or plan.report.failed or plan.report.already_gone)
+    }
+    for key in await run.store.dangling(list(touched)):
+        try:
+            await run.store.repair(key)
+            run.report.repaired.append(key)
+        except RetentionError as error:
+            touched[key].error = f"its latest version has vanished, and could not be posted again: {error}"
 
 
 verify_task = as_task(verify, "verify")

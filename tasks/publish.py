@@ -19,6 +19,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.control import HOLD, MOST_TTL_DAYS, TTL_DAYS
 from prefect_artifact_retention.policies.loading import PROGRESS_KEY, REPORT_KEY
+from prefect_artifact_retention.stores.connection import reason
 from prefect_artifact_retention.tasks.rendering import headline, markdown
 from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.run import Run, Step, as_task
@@ -114,7 +115,8 @@ class ProgressArtifact:
 
     async def start(self, description: str) -> None:
         """Create the artifact at 0 %."""
-        self._id = await create(self._client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
+        with suppress(httpx.HTTPError):
+            self._id = await create(self._client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
 
     async def listen(self, step: Step, done: int, total: int) -> None:
         """Follow a run: a `Listener`."""
@@ -157,13 +159,12 @@ async def publish_report(run: Run) -> None:
             metadata=metadata,
         )
     except httpx.HTTPError as error:
-        raise StoreError(f"the report could not be written: {error}") from error
+        raise StoreError(f"the report could not be written: {reason(error)}") from None
 
 
 async def read_resume_key(run: Run) -> str:
     """Read where the last delete run over the same keys stopped; empty if it did not, or if there was none lately."""
-    body = {"artifacts": {"key": {"any_": [REPORT_KEY]}}, "sort": "CREATED_DESC", "limit": REPORTS_READ}
-    for row in await run.store.connection.ask("/artifacts/filter", body):
+    for row in await run.store.newest_rows(REPORT_KEY, REPORTS_READ):
         metadata = row.get("metadata_") or {}
         if metadata.get(SCOPE) == _scope(run.report):
             return str(metadata.get(RESUME_AT, ""))
