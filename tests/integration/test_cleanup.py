@@ -12,6 +12,7 @@ import pytest
 from conftest import Server
 from database import Row, days, series
 from prefect import flow, get_client
+from prefect.settings import PREFECT_API_KEY, temporary_settings
 from prefect.states import Running
 from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.flows.cli import main
@@ -393,3 +394,43 @@ async def test_a_deletion_rate_limit_holds_over_all_tasks(server: Server) -> Non
     report = await server.cleanup([KEEP_2], mode="delete", max_requests_per_minute=120)
     assert report.deleted == 3
     assert timedelta(seconds=report.duration_seconds) >= timedelta(seconds=2)
+
+
+async def test_a_successor_stays_when_a_person_deletes_the_latest_before_the_first_deletion(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the second look at the key, and before anything of it goes."""
+    rows = await server.database.insert(series("report", [1, 2]))
+    send = httpx.AsyncHTTPTransport.handle_async_request
+    planned: list[bool] = []
+    deleted: list[bool] = []
+
+    async def mark() -> None:
+        planned.append(True)
+
+    async def delete_latest(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        response = await send(transport, request)
+        if planned and not deleted and request.url.path.endswith("/artifacts/filter"):
+            deleted.append(True)
+            async with httpx.AsyncClient(base_url=f"{server.local.address}/api") as person:
+                (await person.delete(f"/artifacts/{rows[0].id}")).raise_for_status()
+        return response
+
+    with monkeypatch.context() as patch, when_planned(mark):
+        patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", delete_latest)
+        report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+    assert deleted
+    assert await server.database.ids() == ids(rows, 1)
+    assert (report.deleted, report.spared) == (0, 1)
+    assert not await server.database.dangling()
+
+
+async def test_an_error_never_shows_an_api_key(server: Server) -> None:
+    """Not even one that HTTP refuses to send, which httpx would quote."""
+    from prefect_artifact_retention.stores.connection import connect  # noqa: PLC0415
+
+    key = temporary_settings(updates={PREFECT_API_KEY: "pnu_secret\n"})
+    with server.active(), key, pytest.raises(StoreError, match="forbids") as refused:
+        async with connect() as connection:
+            await connection.now()
+    assert "pnu_secret" not in str(refused.value)
