@@ -18,7 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 from httpx import HTTPError
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError, load_policies
 from prefect_artifact_retention.policies.loading import describe_validation_error, digest, stand_in
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 from rich.console import Console
 
 if TYPE_CHECKING:
@@ -220,8 +220,10 @@ def _configure(
 def _check_limits(**limits: float) -> None:
     from prefect_artifact_retention.flows.settings import RetentionSettings  # noqa: PLC0415
 
+    # The settings themselves would look into the environment first, and find nothing wrong with a flag.
+    fields = {name: (field.annotation, field) for name, field in RetentionSettings.model_fields.items() if name in limits}
     try:
-        RetentionSettings.model_validate(limits)
+        create_model("Flags", **fields).model_validate(limits)  # type: ignore[call-overload]
     except ValidationError as error:
         raise ConfigurationError("\n".join(f"command line: {line}" for line in describe_validation_error(error))) from error
 

@@ -149,7 +149,10 @@ def _sources(file: Path, table: dict[str, Any]) -> dict[str, str]:
     fields = RetentionSettings.model_fields
     _refuse_unknown(str(file), table, fields)
     sources = dict.fromkeys(table, str(file))
-    dotenv = dotenv_values(DOTENV) if Path(DOTENV).is_file() else {}
+    try:
+        dotenv = dotenv_values(DOTENV) if Path(DOTENV).is_file() else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{DOTENV}: cannot be read: {error}") from error
     for place, variables in ((f"{DOTENV}: ", dotenv), ("", os.environ)):
         ours = {name.upper(): name for name in variables if name.upper().startswith(PREFIX)}
         _refuse_unknown(place or "environment", ours, [CONFIG_VARIABLE, *(PREFIX + field.upper() for field in fields)])

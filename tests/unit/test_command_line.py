@@ -232,3 +232,13 @@ def test_policies_are_checked_without_prefect(folder: Path) -> None:
     )
     process = run(folder, "-c", program)
     assert process.returncode == 0, process.stderr
+
+
+def test_a_bad_limit_is_refused_though_the_environment_has_a_good_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The flag goes before the environment, its mistake too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ARTIFACT_RETENTION_MAX_DELETIONS", "5")
+    assert main(["delete", "--key", "x", "--keep-last", "1", "--max-deletions", "-1"]) == 2
+    assert "command line: max_deletions = -1" in capsys.readouterr().err
