@@ -36,7 +36,7 @@ class _Look:
 
     latest_id: UUID
     condemned: Sequence[Version]
-    versions: int
+    present: frozenset[UUID]
 
 
 def pack(plans: Sequence[KeyPlan], most: int) -> list[list[KeyPlan]]:
@@ -87,7 +87,7 @@ async def _prune_keyed(run: Run, plan: KeyPlan, key: str) -> None:
     pending = set(plan.condemned)
     while look := await _look(run, plan, key, pending):
         others = [version for version in look.condemned if version.id != look.latest_id]
-        if not others and look.versions > 1:
+        if not others and len(look.present) > 1:
             # The latest of an idle key goes only when it is the only version left.
             plan.report.spared += len(pending)
             return
@@ -95,7 +95,7 @@ async def _prune_keyed(run: Run, plan: KeyPlan, key: str) -> None:
             latest_id = await _latest_id(run, key)
             # A version created since the look changes the latest of a busy key all the time, and condemns nothing of the first
             # batch; that one goes on unless its own ground has shifted.
-            if latest_id != look.latest_id and (number or not others or latest_id is None or latest_id in pending):
+            if latest_id != look.latest_id and (number or not others or latest_id is None or latest_id in look.present):
                 break
             if not await _delete(run, plan, batch, pending):
                 return
@@ -111,7 +111,8 @@ async def _look(run: Run, plan: KeyPlan, key: str, pending: set[UUID]) -> _Look 
         return None
     collections = await run.store.collections([key])
     history = await run.store.history(key) if collections else History(key, [])
-    gone = pending - {version.id for version in history.versions} if history.complete else set()
+    present = frozenset(version.id for version in history.versions)
+    gone = pending - present if history.complete else set()
     condemned: list[Version] = []
     policy = select_policy(run.policies, key, collections[0].type) if collections else None
     if policy and history.complete:
@@ -121,7 +122,7 @@ async def _look(run: Run, plan: KeyPlan, key: str, pending: set[UUID]) -> _Look 
     plan.report.already_gone += len(gone)
     plan.report.spared += len(spared)
     pending -= gone | spared
-    return _Look(collections[0].latest_id, condemned, len(history.versions)) if condemned else None
+    return _Look(collections[0].latest_id, condemned, present) if condemned else None
 
 
 async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:

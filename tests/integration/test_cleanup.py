@@ -396,11 +396,12 @@ async def test_a_deletion_rate_limit_holds_over_all_tasks(server: Server) -> Non
     assert timedelta(seconds=report.duration_seconds) >= timedelta(seconds=2)
 
 
+@pytest.mark.parametrize("keep", [1, 2])
 async def test_a_successor_stays_when_a_person_deletes_the_latest_before_the_first_deletion(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch, keep: int
 ) -> None:
     """After the second look at the key, and before anything of it goes."""
-    rows = await server.database.insert(series("report", [1, 2]))
+    rows = await server.database.insert(series("report", [1, *range(2, keep + 2)]))
     send = httpx.AsyncHTTPTransport.handle_async_request
     planned: list[bool] = []
     deleted: list[bool] = []
@@ -418,9 +419,9 @@ async def test_a_successor_stays_when_a_person_deletes_the_latest_before_the_fir
 
     with monkeypatch.context() as patch, when_planned(mark):
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", delete_latest)
-        report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+        report = await server.cleanup([RetentionPolicy(name="p", keep_last=keep)], mode="delete")
     assert deleted
-    assert await server.database.ids() == ids(rows, 1)
+    assert await server.database.ids() == ids(rows, *range(1, keep + 1))
     assert (report.deleted, report.spared) == (0, 1)
     assert not await server.database.dangling()
 
