@@ -21,25 +21,22 @@ from prefect_artifact_retention.policies.loading import (
     check_policies,
     describe_validation_error,
 )
+from prefect_artifact_retention.policies.model import refuse_bool
 from prefect_artifact_retention.tasks.report import Mode
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 PREFIX = "ARTIFACT_RETENTION_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
+DEPLOY_PREFIX = f"{PREFIX}DEPLOY_"
+"""The variables that `prefect deploy` reads, not the run."""
 DEFAULT_FILE = "retention.toml"
 DOTENV = ".env"
 
 
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic reports ValueErrors
-    return value
-
-
-Number = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=10_000_000)]
-Minutes = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=10_080, allow_inf_nan=False)]
-Percent = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=100, allow_inf_nan=False)]
+Number = Annotated[int, Field(ge=0, le=10_000_000), BeforeValidator(refuse_bool)]
+Minutes = Annotated[float, Field(ge=0, le=10_080, allow_inf_nan=False), BeforeValidator(refuse_bool)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), BeforeValidator(refuse_bool)]
 
 
 class RetentionSettings(BaseSettings):
@@ -53,7 +50,9 @@ class RetentionSettings(BaseSettings):
     refuse_above_percent: Percent = Field(
         default=0, description="Delete nothing if a larger share of the versions would go, of the run or of one policy."
     )
-    max_task_runs: Number = Field(default=25, ge=1, description="Prune tasks at most; more keys are packed together.")
+    max_task_runs: Annotated[int, Field(ge=1, le=10_000), BeforeValidator(refuse_bool)] = Field(
+        default=25, description="Prune tasks at most; more keys are packed together."
+    )
     max_requests_per_minute: Number = Field(
         default=0, description="Requests to the server at most. 0 is 150 on Prefect Cloud, and no limit elsewhere."
     )
@@ -149,15 +148,31 @@ def _sources(file: Path, table: dict[str, Any]) -> dict[str, str]:
     fields = RetentionSettings.model_fields
     _refuse_unknown(str(file), table, fields)
     sources = dict.fromkeys(table, str(file))
+    for place, names in find_variables(PREFIX, [*fields, "config"]).items():
+        sources |= {name.removeprefix(PREFIX).lower(): place + name for name in names}
+    return sources
+
+
+def find_variables(prefix: str, fields: Iterable[str]) -> dict[str, list[str]]:
+    """Find the variables with a prefix, in `.env` and then in the environment.
+
+    Returns:
+        Their names by where they stand; the later place wins.
+
+    Raises:
+        ConfigurationError: One is not the prefix and the name of a field, or `.env` cannot be read.
+    """
     try:
         dotenv = dotenv_values(DOTENV) if Path(DOTENV).is_file() else {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{DOTENV}: cannot be read: {error}") from error
+    known = [prefix + field.upper() for field in fields]
+    found = {}
     for place, variables in ((f"{DOTENV}: ", dotenv), ("", os.environ)):
-        ours = {name.upper(): name for name in variables if name.upper().startswith(PREFIX)}
-        _refuse_unknown(place or "environment", ours, [CONFIG_VARIABLE, *(PREFIX + field.upper() for field in fields)])
-        sources |= {name.removeprefix(PREFIX).lower(): place + name for name in ours}
-    return sources
+        ours = [name.upper() for name in variables if name.upper().startswith(prefix)]
+        found[place] = [name for name in ours if prefix == DEPLOY_PREFIX or not name.startswith(DEPLOY_PREFIX)]
+        _refuse_unknown(place or "environment", found[place], known)
+    return found
 
 
 def _refuse_unknown(place: str, names: Iterable[str], known: Iterable[str]) -> None:

@@ -62,8 +62,8 @@ class Verdict:
     rules: tuple[str, ...]
 
 
-def _whole(value: object) -> object:
-    """Refuse `true` for a number: bool is an int in Python, and never meant as one here."""
+def refuse_bool(value: object) -> object:
+    """Refuse true and false for a number: bool is an int in Python, and never meant as one here."""
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic reports ValueErrors
     return value
@@ -72,8 +72,8 @@ def _whole(value: object) -> object:
 MOST_VERSIONS = 1_000_000
 MOST_DAYS = 36_525
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MOST_VERSIONS, strict=True)]
-Days = Annotated[float, BeforeValidator(_whole), Field(ge=0, le=MOST_DAYS, strict=True, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=MOST_VERSIONS, strict=True), BeforeValidator(refuse_bool)]
+Days = Annotated[float, Field(ge=0, le=MOST_DAYS, strict=True, allow_inf_nan=False), BeforeValidator(refuse_bool)]
 
 
 class RetentionPolicy(BaseModel):

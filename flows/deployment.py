@@ -1,0 +1,75 @@
+"""What differs from place to place in a deployment: read from variables when `prefect deploy` runs, so nobody edits a file.
+
+`prefect.yaml` and the files in `deployments/` call `variables` as their first build step, and name its results as
+`{{ variables.cron }}` and so on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.settings import get_current_settings
+from prefect_artifact_retention.flows.settings import DEPLOY_PREFIX, DOTENV, find_variables
+from prefect_artifact_retention.policies import ConfigurationError
+from prefect_artifact_retention.policies.loading import describe_validation_error
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class DeploymentSettings(BaseSettings):
+    """The variables of a deployment, from the environment or `.env`: `ARTIFACT_RETENTION_DEPLOY_` and a name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix=DEPLOY_PREFIX, env_file=DOTENV, extra="ignore", frozen=True)
+
+    cron: str = Field(default="0 3 * * *", description="When the nightly run starts, as a cron expression.")
+    timezone: str = Field(default="UTC", description="The time zone of that, such as `Europe/Zurich`.")
+    directory: str = Field(
+        default_factory=lambda: str(Path.cwd()),
+        description="Process pools: where the worker finds `retention.toml`. Default: where you deploy from.",
+    )
+    image: str = Field(default="", description="Docker and Kubernetes: the image to build and push, with its registry.")
+    base_image: str = Field(default="python:3.12-slim", description="Docker and Kubernetes: the image to build on.")
+    pull_base_image: bool = Field(default=True, description="Docker and Kubernetes: look for a newer base image.")
+    build_network: str = Field(default="default", description="Docker and Kubernetes: the network of the build.")
+    network: str = Field(default="bridge", description="Docker: the network of the run, such as `host`.")
+    namespace: str = Field(default="default", description="Kubernetes: the namespace of the run.")
+    repository: str = Field(default="", description="Prefect Managed: the URL of your git repository.")
+    branch: str = Field(default="main", description="Prefect Managed: its branch.")
+
+
+def variables(required: Sequence[str] = ()) -> dict[str, object]:
+    """Read the variables of a deployment; a build step of `prefect deploy`.
+
+    Args:
+        required: The variables that must be set.
+
+    Returns:
+        The settings by name, the `version` of this package, and `ui`: the address of Prefect's user interface, if known.
+
+    Raises:
+        SystemExit: A variable is missing, unknown, or cannot be meant. Prefect would show any other error as a traceback.
+    """
+    try:
+        settings = _read(required)
+    except ConfigurationError as error:
+        sys.stderr.write(f"artifact-retention: {error}\n")
+        raise SystemExit(2) from None
+    ui = (get_current_settings().ui_url or "").rstrip("/")
+    return settings.model_dump() | {"version": version("prefect-artifact-retention"), "ui": ui}
+
+
+def _read(required: Sequence[str]) -> DeploymentSettings:
+    find_variables(DEPLOY_PREFIX, DeploymentSettings.model_fields)
+    try:
+        settings = DeploymentSettings()
+        CronSchedule(cron=settings.cron, timezone=settings.timezone)
+    except ValidationError as error:
+        words = (line.partition(" ") for line in describe_validation_error(error))
+        raise ConfigurationError("\n".join(f"{DEPLOY_PREFIX}{name.upper()} {rest}" for name, _, rest in words)) from error
+    if missing := [DEPLOY_PREFIX + name.upper() for name in required if not getattr(settings, name)]:
+        raise ConfigurationError(f"not set: {', '.join(missing)}; docs/deploy.md says what goes there")
+    return settings
