@@ -19,6 +19,9 @@ from prefect_artifact_retention.policies.loading import describe_validation_erro
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+DESCRIPTION = Path("deployments/description.md")
+"""Beside the file that is deployed, as `prefect deploy` runs at the top of the checkout."""
+
 
 class DeploymentSettings(BaseSettings):
     """The variables of a deployment, from the environment or `.env`: `ARTIFACT_RETENTION_DEPLOY_` and a name in capitals."""
@@ -48,7 +51,8 @@ def variables(required: Sequence[str] = ()) -> dict[str, object]:
         required: The variables that must be set.
 
     Returns:
-        The settings by name, the `version` of this package, and `ui`: the address of Prefect's user interface, if known.
+        The settings by name, the `version` of this package, and the `description` of the deployments, whose links lead into
+        Prefect's user interface.
 
     Raises:
         SystemExit: A variable is missing, unknown, or cannot be meant. Prefect would show any other error as a traceback.
@@ -58,8 +62,7 @@ def variables(required: Sequence[str] = ()) -> dict[str, object]:
     except ConfigurationError as error:
         sys.stderr.write(f"artifact-retention: {error}\n")
         raise SystemExit(2) from None
-    ui = (get_current_settings().ui_url or "").rstrip("/")
-    return settings.model_dump() | {"version": version("prefect-artifact-retention"), "ui": ui}
+    return settings.model_dump() | {"version": version("prefect-artifact-retention"), "description": _description()}
 
 
 def _read(required: Sequence[str]) -> DeploymentSettings:
@@ -73,3 +76,9 @@ def _read(required: Sequence[str]) -> DeploymentSettings:
     if missing := [DEPLOY_PREFIX + name.upper() for name in required if not getattr(settings, name)]:
         raise ConfigurationError(f"not set: {', '.join(missing)}; docs/deploy.md says what goes there")
     return settings
+
+
+def _description() -> str:
+    """The page that people see of a deployment; on Prefect Cloud, the user interface of a workspace is not at the root."""
+    ui = (get_current_settings().ui_url or "").rstrip("/")
+    return DESCRIPTION.read_text(encoding="utf-8").replace("](/", f"]({ui}/")
