@@ -16,6 +16,7 @@ from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime
 from prefect.client.schemas.objects import State
+from prefect.events import emit_event
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.flows.settings import (
     Minutes,
@@ -31,14 +32,18 @@ from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.tasks.discover import discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
+from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
 from prefect_artifact_retention.tasks.prune import group_label, pack, prune_task, verify_task
-from prefect_artifact_retention.tasks.publish import ProgressArtifact, read_resume_key, report_task
+from prefect_artifact_retention.tasks.publication import read_resume_key, report_task
 from prefect_artifact_retention.tasks.rendering import headline, label, outcome_message
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, Mode, Outcome
 from prefect_artifact_retention.tasks.run import Limits, Listener, Run
 
 LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 """Who else follows the runs of this context; the command line's progress bar does."""
+
+EVENT = "artifact-retention.cleanup"
+"""What the events of delete runs are about, and how their names begin."""
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 
@@ -176,16 +181,23 @@ async def _clean_up(
         except RetentionError as error:
             report.errors.append(str(error))
             report.outcome = _outcome(report)
+        if mode == "delete":
+            _announce(report)
         return report
 
 
 async def _steps(run: Run, progress: ProgressArtifact) -> None:
     resume_at = await read_resume_key(run) if run.limits.time_budget_minutes else ""
     await discover_task(run, resume_at=resume_at)
+    if await _gives_way(run):
+        return
     await progress.start("Step 1/3: planning")
     await plan_task(run)
     guard(run)
     if run.report.mode != "delete" or run.report.refusals or not run.plans:
+        return
+    await progress.claim()
+    if await _gives_way(run):
         return
     get_run_logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
     # Tasks are awaited in this flow's own event loop: mapped ones get a loop each, in which one client cannot serve them.
@@ -203,17 +215,40 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
     await verify_task(run)
 
 
+async def _gives_way(run: Run) -> bool:
+    """Skip a delete run when an older one is deleting some of the same keys.
+
+    Asked before planning, which spares the work, and again once other runs can see that this one deletes: of two that start
+    together, at least one sees the other.
+    """
+    if run.report.mode != "delete" or not (other := await older_run(run, UUID(runtime.flow_run.id))):
+        return False
+    run.report.outcome = "skipped"
+    run.report.refusals.append(other)
+    return True
+
+
 def _outcome(report: CleanupReport) -> Outcome:
     if report.errors or any(report.failures()):
         return "failed"
-    return "refused" if report.refusals else report.outcome
+    return "refused" if report.refusals and report.outcome != "skipped" else report.outcome
+
+
+def _announce(report: CleanupReport) -> None:
+    """Emit the event of a delete run: `artifact-retention.cleanup.completed`, or how else it ended."""
+    numbers = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "keys_seen", "versions_seen", "scope"}
+    emit_event(
+        event=f"{EVENT}.{report.outcome}",
+        resource={"prefect.resource.id": EVENT, "prefect.resource.name": "artifact cleanup"},
+        payload=report.model_dump(mode="json", include=numbers),
+    )
 
 
 def _final_state(report: CleanupReport) -> State[CleanupReport]:
     message = outcome_message(report)
     if report.outcome in ("failed", "refused"):
         return Failed(message=message, data=CleanupFailed(report, message))
-    name = "Unfinished" if report.outcome == "unfinished" else None
+    name = report.outcome.capitalize() if report.outcome in ("unfinished", "skipped") else None
     return Completed(message=message, data=report, name=name)
 
 

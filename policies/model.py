@@ -192,6 +192,14 @@ class RetentionPolicy(BaseModel):
             and (not self.match_types or latest_type in self.match_types)
         )
 
+    def keeps_beyond(self, age_days: float) -> bool:
+        """Whether it keeps anything but latest and protected versions for longer than `age_days`."""
+        if self.keep_all:
+            return True
+        bounded = self.expire_after_days and self.expire_after_days <= age_days
+        by_rank = any(getattr(self, rule) for rule in KEEP_RULES if rule != "keep_within_days") or self.keep_oldest
+        return not bounded and bool(by_rank or max(self.keep_within_days, self.grace_days) > age_days)
+
     def describe(self) -> str:
         """Say in one sentence what this policy keeps and for which keys."""
         return f"{self._subject()}: {self._rules()}."

@@ -3,7 +3,8 @@
 
 def count(number: float, noun: str) -> str:
     """A number with its noun: 1 day, 2 days, 0.5 days."""
-    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
+    digits = str(number) if isinstance(number, int) else f"{number:g}"
+    return f"{digits} {noun}" if number == 1 else f"{digits} {noun}s"
 
 
 def days(number: float) -> str:

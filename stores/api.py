@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, TTL_DAYS
 from prefect_artifact_retention.stores.connection import Connection, ResponseTooLargeError
+from pydantic import TypeAdapter
 
 MOST_ROWS = 200
 """Prefect's default limit of a page; a server may set a lower one."""
@@ -60,6 +61,30 @@ class History:
     complete: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class FlowRun:
+    """A flow run: when it started, by the server's clock, and whether it has ended."""
+
+    id: UUID
+    name: str
+    started: datetime
+    finished: bool
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """What the server deletes by itself, whatever any policy says.
+
+    Attributes:
+        of_runs: The artifacts of flow runs that ended longer ago than this; None if it does not.
+        of_orphans: The artifacts of flow runs that no longer exist.
+    """
+
+    of_runs: timedelta | None
+    of_orphans: bool
+
+
 class ApiStore:
     """Reads and deletes versions through the Prefect API.
 
@@ -75,10 +100,9 @@ class ApiStore:
         """Read the server's clock."""
         return await self.connection.now()
 
-    async def count_versions(self) -> tuple[int, int]:
-        """Count the versions of all keys, and the artifacts without a key."""
-        keyed = await self._count("/artifacts", {"key": {"exists_": True}})
-        return keyed, await self._count("/artifacts", {"key": {"exists_": False}})
+    async def count_unkeyed(self) -> int:
+        """Count the artifacts without a key."""
+        return await self._count("/artifacts", {"key": {"exists_": False}})
 
     async def collections(self, keys: Sequence[str] | None = None) -> list[Collection]:
         """List the collections, in the order of their keys as the server sorts them.
@@ -173,6 +197,21 @@ class ApiStore:
             found += await self._versions({"id": {"any_": [str(version_id) for version_id in chunk]}}, "ID_DESC")
         return found
 
+    async def flow_runs(self, ids: Sequence[UUID]) -> list[FlowRun]:
+        """Read the flow runs that exist of those named."""
+        only = {"id": {"any_": [str(run_id) for run_id in ids]}}
+        return [
+            FlowRun(
+                id=UUID(row["id"]),
+                name=row["name"],
+                started=datetime.fromisoformat(row["start_time"] or row["created"]),
+                finished=row["state_type"] in TERMINAL,
+                parameters=row["parameters"],
+            )
+            async for page in self._pages("/flow_runs/filter", only, "ID_DESC", body_field="flow_runs")
+            for row in page
+        ]
+
     async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
         """Tell which of these runs exist and are not in a terminal state, and since when they exist."""
         found: dict[UUID, datetime] = {}
@@ -220,16 +259,35 @@ class ApiStore:
 
     async def repair(self, key: str) -> None:
         """Give a collection whose latest version has vanished a new one, from the copy of its data that it still has."""
+        if row := await self.latest_row(key):
+            copied = ("key", "type", "description", "data", "metadata_", "flow_run_id", "task_run_id")
+            wire = {field: row.get(field, row.get(field.rstrip("_"))) for field in copied}
+            await self.connection.request("POST", "/artifacts/", wire)
+
+    async def expiry(self) -> Expiry | None:
+        """What the server's own `db_vacuum` deletes; None if the server does not tell."""
+        try:
+            settings = self.connection.json(await self.connection.request("GET", "/admin/settings"))
+            vacuum = settings["server"]["services"]["db_vacuum"]
+            enabled = vacuum["enabled"]
+            retention = TypeAdapter(timedelta).validate_python(vacuum["retention_period"])
+        except (StoreError, KeyError, TypeError, ValueError):
+            return None
+        # As Prefect reads it (ServerServicesDBVacuumSettings.enabled_vacuum_types): true is all, false is events.
+        kinds = {"flow_runs"} if enabled is True else set(enabled or ())
+        return Expiry(retention if "flow_runs" in kinds else None, of_orphans=bool(kinds & {"flow_runs", "orphans"}))
+
+    async def latest_row(self, key: str) -> dict[str, Any] | None:
+        """Read a collection with the copy of its latest version's data, as the server has it; None if there is none."""
         async for page in self._pages("/artifacts/latest/filter", {"key": {"any_": [key]}}, "KEY_ASC"):
             for row in page:
-                copied = ("key", "type", "description", "data", "metadata_", "flow_run_id", "task_run_id")
-                wire = {field: row.get(field, row.get(field.rstrip("_"))) for field in copied}
-                await self.connection.request("POST", "/artifacts/", wire)
+                return row
+        return None
 
-    async def newest_rows(self, key: str, most: int) -> list[dict[str, Any]]:
-        """Read the newest versions of one key as the server has them, payloads included."""
+    async def newest_rows(self, key: str, most: int, *, sort: str = "CREATED_DESC") -> list[dict[str, Any]]:
+        """Read the newest (or last updated) versions of one key as the server has them, payloads included."""
         rows: list[dict[str, Any]] = []
-        async for page in self._pages("/artifacts/filter", {"key": {"any_": [key]}}, "CREATED_DESC"):
+        async for page in self._pages("/artifacts/filter", {"key": {"any_": [key]}}, sort):
             rows += page
             if len(rows) >= most:
                 break

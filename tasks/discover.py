@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import timedelta
 from fnmatch import fnmatchcase
 
-from prefect_artifact_retention.policies.loading import OWN_KEYS
+from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.policies.loading import OWN_KEYS, OWN_POLICY
+from prefect_artifact_retention.policies.words import days
 from prefect_artifact_retention.stores.api import Collection
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run, as_task
@@ -34,6 +38,31 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
     run.collections = found[start:] + found[:start]
     run.first_round = len(found) - start
     run.report.keys_seen = len(found)
+    run.report.notes = await _notes(run)
+
+
+async def _notes(run: Run) -> list[str]:
+    """Say what the server deletes by itself, and which policies promise more than that leaves."""
+    policies = [policy for policy in run.policies if policy is not OWN_POLICY]
+    if run.store.connection.is_cloud:
+        return [_promises("Prefect Cloud deletes artifacts by itself, after 7 to 30 days by plan", policies, 7)]
+    expiry = await run.store.expiry()
+    if expiry is None:
+        return []
+    if expiry.of_runs:
+        period = expiry.of_runs / timedelta(days=1)
+        return [
+            _promises(f"The server's db_vacuum deletes the artifacts of flow runs older than {days(period)}", policies, period)
+        ]
+    if expiry.of_orphans:
+        return ["The server's db_vacuum deletes the artifacts of flow runs that no longer exist, whatever the policies say."]
+    return []
+
+
+def _promises(what: str, policies: Sequence[RetentionPolicy], period: float) -> str:
+    names = ", ".join(f'"{policy.name}"' for policy in policies if policy.keeps_beyond(period))
+    beyond = f" Beyond that, it is not certain that these policies keep what they say: {names}." if names else ""
+    return f"{what}, a key's latest and versions on hold included, whatever the policies say.{beyond}"
 
 
 def _start(collections: list[Collection], resume_at: str) -> int:

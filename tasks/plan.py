@@ -30,7 +30,7 @@ async def make_plan(run: Run) -> None:
     unkeyed_policy = None if run.report.scope else select_policy(run.policies, None, None)
     await _plan_rounds(run, managed, unkeyed_policy)
     if not unkeyed_policy and not run.report.scope:
-        _, run.report.unmanaged_unkeyed = await run.store.count_versions()
+        run.report.unmanaged_unkeyed = await run.store.count_unkeyed()
     run.report.policies = _policy_reports(run)
     run.report.kept_by, run.report.condemned_by = run.kept_by.lines(), run.condemned_by.lines()
 
@@ -159,6 +159,7 @@ def _add(run: Run, history: History, policy: RetentionPolicy, verdicts: Sequence
     run.report.key_reports.append(report)
     if not history.complete:
         report.versions = report.kept = len(verdicts)
+        report.bytes_seen = sum(verdict.version.size for verdict in verdicts)
         run.report.warn(f"{label(history.key)}: nothing deleted, because its versions changed while they were read")
         return
     if not verdicts:
@@ -174,6 +175,7 @@ def _add(run: Run, history: History, policy: RetentionPolicy, verdicts: Sequence
 
 def _count(run: Run, report: KeyReport, verdict: Verdict) -> None:
     report.versions += 1
+    report.bytes_seen += verdict.version.size
     if verdict.keep:
         report.kept += 1
         run.kept_by.add(verdict)

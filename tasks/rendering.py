@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from prefect_artifact_retention.policies.words import count
-from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, RuleCount
+from prefect_artifact_retention.tasks.report import CleanupReport, RuleCount
 
 TOP_KEYS = 20
 MOST_LISTED = 20
@@ -23,6 +23,8 @@ def headline(report: CleanupReport) -> str:
     where = f"in {count(len(report.key_reports), 'key')}"
     if report.mode == "preview":
         return f"Would delete {count(report.planned, 'version')} ({size(report.bytes_planned)}): {stale} {where}"
+    if report.outcome == "skipped":
+        return "Skipped, nothing deleted: another cleanup is deleting some of the same keys"
     text = f"Deleted {count(report.deleted, 'version')} ({size(report.bytes_freed)}): {stale} {where}"
     if report.outcome == "refused":
         return f"Refused, nothing deleted: {stale} {where}"
@@ -56,16 +58,24 @@ def label(key: str | None) -> str:
     return text if len(text) <= _SHOWN_KEY else f"{text[:_SHOWN_KEY]}… ({len(key)} characters)"
 
 
-def markdown(report: CleanupReport) -> str:
-    """Render the report as the markdown that both Prefect UIs show."""
+def markdown(report: CleanupReport, *, links: Sequence[tuple[str, str]] = (), pictures: Sequence[tuple[str, str]] = ()) -> str:
+    """Render the report as the markdown that both Prefect UIs show.
+
+    Args:
+        report: The report.
+        links: Names and addresses of the pages that belong to it.
+        pictures: Alternative texts and addresses of its pictures.
+    """
     parts = [
         f"# {escape(headline(report))}",
+        " · ".join(f"[{escape(name)}]({url})" for name, url in links),
         f"{report.outcome.capitalize()} · mode {report.mode} · as of {report.now:%Y-%m-%d %H:%M:%S} UTC · "
         f"{report.duration_seconds:.0f} s" + (f" · only {escape(', '.join(report.scope))}" if report.scope else ""),
         *_problems(report),
+        *(f"![{escape(alt)}]({url})" for alt, url in pictures),
         _totals(report),
+        _keys(report),
         _policies(report),
-        _keys(report.key_reports),
         _rules("Stale, and why", report.condemned_by),
         _rules("Kept, and why", report.kept_by),
         _unmanaged(report),
@@ -107,20 +117,31 @@ def _totals(report: CleanupReport) -> str:
 def _policies(report: CleanupReport) -> str:
     rows = [(policy.name, policy.sentence, policy.keys_seen, policy.versions, policy.planned) for policy in report.policies]
     source = f"From {escape(report.policy_source)}, digest {report.policy_digest}."
-    return f"## Policies\n\n{source}\n\n" + _table(("Policy", "Rule", "Keys", "Versions", "Stale"), rows)
+    notes = "\n\n" + _bullets(report.notes) if report.notes else ""
+    return f"## Policies\n\n{source}\n\n" + _table(("Policy", "Rule", "Keys", "Versions", "Stale"), rows) + notes
 
 
-def _keys(reports: Sequence[KeyReport]) -> str:
-    stale = sorted((key for key in reports if key.planned), key=lambda key: key.planned, reverse=True)
+def _keys(report: CleanupReport) -> str:
+    stale = sorted((key for key in report.key_reports if key.planned), key=lambda key: key.planned, reverse=True)
     if not stale:
         return "## Keys\n\nNothing is stale."
     rows = [
-        (label(key.key), key.policy, key.versions, key.kept, key.planned, key.deleted, size(key.bytes))
+        (
+            label(key.key),
+            key.policy,
+            key.versions,
+            key.kept,
+            key.planned,
+            *([key.deleted] if report.mode == "delete" else []),
+            size(key.bytes_seen),
+            size(key.bytes),
+        )
         for key in stale[:TOP_KEYS]
     ]
     title = f"## Keys\n\n{count(len(stale), 'key')} with stale versions"
     title += f"; the {TOP_KEYS} with the most:" if len(stale) > TOP_KEYS else ":"
-    return f"{title}\n\n" + _table(("Key", "Policy", "Versions", "Kept", "Stale", "Deleted", "Stale size"), rows)
+    deleted = ["Deleted"] if report.mode == "delete" else []
+    return f"{title}\n\n" + _table(("Key", "Policy", "Versions", "Kept", "Stale", *deleted, "Size", "Stale size"), rows)
 
 
 def _rules(title: str, counts: Sequence[RuleCount]) -> str:

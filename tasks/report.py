@@ -30,6 +30,7 @@ class KeyReport(BaseModel):
     already_gone: int = Field(default=0, description="Planned versions that something else deleted first.")
     spared: int = Field(default=0, description="Planned versions that the second look, before deletion, kept.")
     failed: int = Field(default=0, description="Versions whose deletion failed.")
+    bytes_seen: int = Field(default=0, description="Bytes of the data of the versions evaluated.")
     bytes: int = Field(default=0, description="Bytes of the stale versions' data.")
     bytes_freed: int = Field(default=0, description="Bytes of the deleted versions' data.")
     error: str = Field(default="", description="What went wrong with this key.")
@@ -74,8 +75,11 @@ class CleanupReport(BaseModel):
     condemned_by: list[RuleCount] = Field(default=[], description="What is stale and why.")
     unmanaged: list[str] = Field(default=[], description="Keys without a policy; left alone.")
     unmanaged_unkeyed: int = Field(default=0, description="Artifacts without a key and without a policy; left alone.")
-    refusals: list[str] = Field(default=[], description="Why the run deleted nothing.")
+    refusals: list[str] = Field(default=[], description="Why the run was refused or skipped, and deleted nothing.")
     repaired: list[str] = Field(default=[], description="Keys whose latest version had vanished and was posted again.")
+    notes: list[str] = Field(
+        default=[], description="What the server deletes by itself, and what that means for the policies."
+    )
     warnings: list[str] = []
     errors: list[str] = Field(default=[], description="What failed beyond a single key.")
     stopped_at: str = Field(default="", description="The key before which the run stopped; the next delete run begins there.")
@@ -122,6 +126,12 @@ class CleanupReport(BaseModel):
     def failed(self) -> int:
         """Versions whose deletion failed."""
         return self._total("failed")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def bytes_seen(self) -> int:
+        """Bytes of the data of the versions evaluated."""
+        return self._total("bytes_seen")
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -140,6 +140,7 @@ HEADLINES = [
         "Deleted 0 versions (0 B): 10 of 30 versions stale in 1 key; failed, 2 errors",
     ),
     ("failed", {"key_reports": failing()}, "Deleted 0 versions (0 B): 10 of 30 versions stale in 1 key; failed, 1 error"),
+    ("skipped", {}, "Skipped, nothing deleted: another cleanup is deleting some of the same keys"),
     ("refused", {"refusals": ["too many"]}, "Refused, nothing deleted: 12 of 40 versions stale in 2 keys"),
 ]
 
@@ -257,14 +258,19 @@ def test_a_deletion_counts_what_it_did() -> None:
 def test_the_keys_with_stale_versions_come_with_the_most_first() -> None:
     """Keys without any are left out."""
     keys = [
-        KeyReport(key="few", policy="p", versions=5, kept=3, planned=2, bytes=20),
+        KeyReport(key="few", policy="p", versions=5, kept=3, planned=2, bytes_seen=50, bytes=20),
         KeyReport(key="none", policy="p", versions=5, kept=5),
-        KeyReport(key="many", policy="p", versions=9, kept=1, planned=8, deleted=8, bytes=8000),
+        KeyReport(key="many", policy="p", versions=9, kept=1, planned=8, deleted=8, bytes_seen=9000, bytes=8000),
     ]
     assert rows(markdown(report(key_reports=keys)), "Keys") == [
-        ["many", "p", "9", "1", "8", "8", "8.0 kB"],
-        ["few", "p", "5", "3", "2", "0", "20 B"],
+        ["many", "p", "9", "1", "8", "9.0 kB", "8.0 kB"],
+        ["few", "p", "5", "3", "2", "50 B", "20 B"],
     ]
+
+
+def test_a_deletion_says_how_many_versions_of_each_key_went() -> None:
+    """Beside how many there were."""
+    assert rows(markdown(deletion()), "Keys")[0] == ["report-daily", "default", "30", "20", "10", "7", "0 B", "1.2 kB"]
 
 
 def test_only_the_top_twenty_keys_are_listed() -> None:
@@ -301,7 +307,7 @@ def test_policies_and_rules_are_listed_with_their_words() -> None:
 
 def test_a_plain_report_has_no_empty_sections() -> None:
     """Sections about trouble are there only if there is any."""
-    assert headings(markdown(report())) == [headline(report()), "Policies", "Keys"]
+    assert headings(markdown(report())) == [headline(report()), "Keys", "Policies"]
 
 
 def test_trouble_has_a_section_of_each_kind_before_the_totals() -> None:
@@ -316,7 +322,7 @@ def test_trouble_has_a_section_of_each_kind_before_the_totals() -> None:
         stopped_at="report-daily",
     )
     text = markdown(trouble)
-    assert headings(text)[1:] == ["Refused", "Failures", "Repaired", "Warnings", "Policies", "Keys"]
+    assert headings(text)[1:] == ["Refused", "Failures", "Repaired", "Warnings", "Keys", "Policies"]
     assert bullets(text, "Refused") == ["60 % of the versions would go"]
     assert bullets(text, "Failures") == ["the clock stopped", "report-daily: the server went away"]
     assert bullets(text, "Repaired") == ["report-weekly: its latest version had vanished and was posted again"]
@@ -336,6 +342,24 @@ def test_the_scope_is_named() -> None:
     assert " · only report\\-\\*, x" in markdown(report(scope=["report-*", "x"]))
 
 
+def test_links_and_pictures_come_right_below_the_headline() -> None:
+    """The pages that belong to the report, then its outcome, then its pictures with words for those who cannot see them."""
+    text = markdown(
+        report(),
+        links=[("This run", "http://server/run"), ("History", "http://server/history")],
+        pictures=[("Bars [of] x", "data:x")],
+    )
+    lines = [line for line in text.splitlines() if line]
+    assert lines[1] == "[This run](http://server/run) · [History](http://server/history)"
+    assert lines[3] == "![Bars \\[of\\] x](data:x)"
+
+
+def test_what_the_server_deletes_by_itself_is_noted_below_the_policies() -> None:
+    """Whatever they say."""
+    text = markdown(report(notes=["The server's db_vacuum deletes more."]))
+    assert bullets(text, "Policies") == ["The server's db_vacuum deletes more."]
+
+
 # --- hostile text
 
 
@@ -343,13 +367,16 @@ def test_the_scope_is_named() -> None:
 def test_a_hostile_key_breaks_neither_table_nor_heading(key: str) -> None:
     """It stands in its own cell as its label, and every section is where it belongs."""
     keys = [
-        KeyReport(key=key, policy="p", versions=5, kept=3, planned=2, bytes=20),
-        KeyReport(key="tame", policy="p", versions=5, kept=4, planned=1, bytes=10),
+        KeyReport(key=key, policy="p", versions=5, kept=3, planned=2, bytes_seen=50, bytes=20),
+        KeyReport(key="tame", policy="p", versions=5, kept=4, planned=1, bytes_seen=50, bytes=10),
     ]
     hostile = report(key_reports=keys, unmanaged=[key])
     text = markdown(hostile)
-    assert headings(text) == [headline(hostile), "Policies", "Keys", "Unmanaged"]
-    assert rows(text, "Keys") == [[label(key), "p", "5", "3", "2", "0", "20 B"], ["tame", "p", "5", "4", "1", "0", "10 B"]]
+    assert headings(text) == [headline(hostile), "Keys", "Policies", "Unmanaged"]
+    assert rows(text, "Keys") == [
+        [label(key), "p", "5", "3", "2", "50 B", "20 B"],
+        ["tame", "p", "5", "4", "1", "50 B", "10 B"],
+    ]
     assert bullets(text, "Unmanaged") == [label(key)]
 
 
@@ -357,8 +384,10 @@ def test_a_hostile_key_breaks_neither_table_nor_heading(key: str) -> None:
 @example("|" * 200)
 def test_any_key_stays_in_its_cell(key: str) -> None:
     """The same for whatever else a producer may call it; spaces around it cannot be seen in a table."""
-    text = markdown(report(key_reports=[KeyReport(key=key, policy="p", versions=5, kept=3, planned=2, bytes=20)]))
-    assert rows(text, "Keys") == [[label(key).strip(" "), "p", "5", "3", "2", "0", "20 B"]]
+    text = markdown(
+        report(key_reports=[KeyReport(key=key, policy="p", versions=5, kept=3, planned=2, bytes_seen=50, bytes=20)])
+    )
+    assert rows(text, "Keys") == [[label(key).strip(" "), "p", "5", "3", "2", "50 B", "20 B"]]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -375,7 +404,7 @@ def test_hostile_errors_names_and_sources_break_nothing(text: str) -> None:
         condemned_by=[RuleCount(rule="unclaimed", versions=1, example=f"because of {text}!")],
     )
     rendered = markdown(hostile)
-    assert headings(rendered) == [headline(hostile), "Failures", "Warnings", "Policies", "Keys", "Stale, and why"]
+    assert headings(rendered) == [headline(hostile), "Failures", "Warnings", "Keys", "Policies", "Stale, and why"]
     assert [len(row) for row in rows(rendered, "Policies")] == [5]
     assert [len(row) for row in rows(rendered, "Stale, and why")] == [3]
     assert (len(bullets(rendered, "Failures")), len(bullets(rendered, "Warnings"))) == (1, 1)
