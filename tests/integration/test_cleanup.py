@@ -1,26 +1,35 @@
 """The whole flow against real servers; every assertion looks into the server's database."""
 
 import asyncio
+import contextvars
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from conftest import Server
+from conftest import Server, drain
 from database import Row, days, series
 from prefect import flow, get_client
+from prefect.client.schemas.objects import State, StateType
 from prefect.settings import PREFECT_API_KEY, temporary_settings
 from prefect.states import Running
-from prefect_artifact_retention.flows.cleanup import LISTENER
+from prefect_artifact_retention.flows.cleanup import LISTENER, artifact_cleanup
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
-from prefect_artifact_retention.tasks.report import CleanupFailed
+from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
+
+
+def loads(data: object) -> Any:  # noqa: ANN401 - JSON
+    """A JSON column as either database's driver gives it."""
+    return json.loads(data) if isinstance(data, str) and data[:1] in '"[{' else data
 
 
 def ids(rows: list[Row], *numbers: int) -> set[UUID]:
@@ -80,6 +89,148 @@ async def test_the_report_and_the_progress_are_published(server: Server) -> None
     assert "# Deleted 2 versions" in data
     assert description.startswith("Deleted 2 versions")
     assert float(published["artifact-retention-progress"][2]) == 100
+
+
+async def test_the_history_gains_one_row_a_run(server: Server) -> None:
+    """The newest first, with what was there before and after; the trend is drawn from it."""
+    await server.database.insert(series("report", [1, 2, 3, 4]))
+    await server.cleanup([KEEP_2])
+    await server.cleanup([KEEP_2], mode="delete")
+    await server.database.insert(series("other", [1, 2, 3]))
+    await server.cleanup([KEEP_2], mode="delete")
+    (latest,) = await server.database.run("SELECT data FROM artifact_collection WHERE key = 'artifact-retention-history'")
+    rows = json.loads(loads(latest[0]))
+    assert [(row["mode"], row["deleted"]) for row in rows] == [("delete", 1), ("delete", 2), ("preview", 0)]
+    assert [row["stale"] for row in rows] == [1, 2, 2]
+    assert rows[1]["versions before"] - rows[1]["versions after"] == 2
+    assert all(row["bytes before"] - row["bytes after"] == 3 * row["deleted"] for row in rows)
+    (report,) = await server.database.run("SELECT data FROM artifact_collection WHERE key = 'artifact-retention-report'")
+    text = loads(report[0])
+    assert text.count("](data:image/svg+xml;base64,") == 2
+    assert "](http://127.0.0.1" in text
+
+
+async def test_a_history_that_is_none_begins_anew(server: Server) -> None:
+    """Whatever somebody wrote to its key, a run does not fail for it."""
+    for number, data in enumerate(("no json", "[1, 2]", '{"a": 1}', 7, None, [[]])):
+        await server.database.insert([Row("artifact-retention-history", days(100 - number), data=data, type="table")])
+        await server.database.run("DELETE FROM artifact_collection WHERE latest_id NOT IN (SELECT id FROM artifact)")
+        report = await server.cleanup([KEEP_2])
+        assert (report.outcome, report.warnings) == ("completed", [])
+        await server.database.clear()
+
+
+async def test_a_delete_run_ends_with_an_event(server: Server) -> None:
+    """Named by its outcome, for automations; a preview has none."""
+    await server.database.insert(series("report", [1, 2, 3]))
+    since = datetime.now(UTC)
+    await server.cleanup([KEEP_2])
+    await server.cleanup([KEEP_2], mode="delete")
+    drain()
+    names: list[str] = []
+    deadline = time.monotonic() + 30
+    while not names and time.monotonic() < deadline:
+        occurred = {"since": since.isoformat(), "until": datetime.now(UTC).isoformat()}
+        body = {"filter": {"occurred": occurred, "event": {"prefix": ["artifact-retention."]}}}
+        async with httpx.AsyncClient() as client:
+            events = (await client.post(f"{server.local.address}/api/events/filter", json=body)).json()["events"]
+        names = [event["event"] for event in events]
+        await asyncio.sleep(0.2)
+    assert names == ["artifact-retention.cleanup.completed"]
+    assert events[0]["payload"]["deleted"] == 1
+    assert any(related["prefect.resource.role"] == "flow-run" for related in events[0]["related"])
+
+
+# --- one at a time
+
+
+@contextmanager
+def when_deleting(action: Callable[[], Awaitable[object]]) -> Iterator[None]:
+    """Do something once, when the first version has gone."""
+    done = False
+
+    async def listen(step: Step, _done: int, _total: int) -> None:
+        nonlocal done
+        if step == "deleting" and not done:
+            done = True
+            await action()
+
+    token = LISTENER.set(listen)
+    try:
+        yield
+    finally:
+        LISTENER.reset(token)
+
+
+async def cleanup_meanwhile(server: Server, **parameters: object) -> CleanupReport:
+    """Run a second delete run to its end while a first one, over all keys, is deleting."""
+    second: list[CleanupReport] = []
+
+    async def run_second() -> None:
+        token = LISTENER.set(None)
+        second.append(await server.cleanup([KEEP_2], **({"mode": "delete"} | parameters)))
+        LISTENER.reset(token)
+
+    with when_deleting(lambda: asyncio.create_task(run_second(), context=contextvars.Context())):
+        first = await server.cleanup([KEEP_2], mode="delete")
+    assert first.outcome == "completed"
+    assert first.deleted + first.already_gone == first.planned
+    return second[0]
+
+
+async def test_a_second_run_is_skipped_while_the_first_deletes(server: Server) -> None:
+    """It ends Completed, named Skipped, and says for which run; the first one's report stays the latest."""
+    await server.database.insert(series("report", [1, 2, 3, 4]))
+    second = await cleanup_meanwhile(server)
+    assert (second.outcome, second.deleted, second.planned) == ("skipped", 0, 0)
+    assert "has been at work since" in second.refusals[0]
+    with server.active():
+        async with get_client() as client:
+            runs = await client.read_flow_runs()
+    states = [(run.state.type.value, run.state.name) for run in runs if run.state and run.state.name == "Skipped"]
+    assert states == [("COMPLETED", "Skipped")]
+    reports = await server.database.run("SELECT description FROM artifact WHERE key = 'artifact-retention-report'")
+    assert [row[0].split(" (")[0] for row in reports] == ["Deleted 2 versions"]
+
+
+async def test_runs_over_different_keys_do_not_wait_for_each_other(server: Server) -> None:
+    """Nor does anybody wait for a preview, or a preview for anybody."""
+    await server.database.insert([*series("report", [1, 2, 3, 4]), *series("other", [1, 2, 3])])
+    preview = await cleanup_meanwhile(server, mode="preview")
+    assert preview.outcome == "completed"
+
+
+@pytest.mark.parametrize(
+    ("scope", "age_minutes", "state", "outcome"),
+    [
+        pytest.param([], 5, "RUNNING", "skipped", id="at work on all keys"),
+        pytest.param(["rep*"], 5, "RUNNING", "skipped", id="at work on some of these keys"),
+        pytest.param(["other-*"], 5, "RUNNING", "completed", id="at work on other keys"),
+        pytest.param([], 11, "RUNNING", "completed", id="killed"),
+        pytest.param([], 5, "CRASHED", "completed", id="ended"),
+    ],
+)
+async def test_only_an_older_run_that_is_alive_and_deletes_the_same_keys_holds_up_a_run(
+    server: Server, scope: list[str], age_minutes: float, state: str, outcome: str
+) -> None:
+    """A dead one never does: its flow run stays Running, but its progress artifact is no longer updated."""
+    await server.database.insert(series("report", [1, 2, 3, 4]))
+    with server.active():
+        async with get_client() as client:
+            older = await client.create_flow_run(
+                artifact_cleanup, parameters={"mode": "delete", "keys": scope}, state=State(type=StateType(state))
+            )
+    progress = Row(
+        "artifact-retention-progress",
+        timedelta(minutes=age_minutes),
+        data=40.0,
+        type="progress",
+        metadata={"artifact-retention-phase": "deleting"},
+        flow_run_id=older.id,
+    )
+    await server.database.insert([progress])
+    report = await server.cleanup([KEEP_2], mode="delete")
+    assert (report.outcome, report.deleted) == (outcome, 0 if outcome == "skipped" else 2)
 
 
 async def test_protected_versions_stay(server: Server) -> None:
