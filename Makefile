@@ -9,6 +9,7 @@ help:
 	@echo "make demo   see it work on a Prefect server of its own, apart from yours"
 	@echo "make ui     look at the demo in Prefect's own user interface"
 	@echo "make test   run all tests (real servers: SQLite and PostgreSQL)"
+	@echo "make test-docker   test the image, on the Docker engine that DOCKER_HOST names"
 	@echo "make lint   check style, formatting and types"
 	@echo "make lock   renew requirements.txt and requirements-dev.txt from pyproject.toml"
 	@echo "make clean  remove what these made"
@@ -33,7 +34,12 @@ ui: $(INSTALLED)
 .PHONY: test
 test: $(INSTALLED)
 	@echo "Running the tests on real Prefect servers of their own ..."
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not docker"
+
+.PHONY: test-docker
+test-docker: $(INSTALLED)
+	@echo "Building the image, and running it on a Docker work pool ..."
+	@$(BIN)/python -m pytest -m docker -rs
 
 .PHONY: lint
 lint: $(INSTALLED)
@@ -45,6 +51,7 @@ lint: $(INSTALLED)
 lock: $(INSTALLED)
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group build -c requirements-dev.txt -o requirements-build.txt
 
 .PHONY: clean
 clean:

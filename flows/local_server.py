@@ -66,18 +66,19 @@ def isolated_environment(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def local_server(folder: Path, *, database_url: str = "", **settings: str) -> Iterator[LocalServer]:
+def local_server(folder: Path, *, database_url: str = "", port: int = 0, **settings: str) -> Iterator[LocalServer]:
     """Run a server until the context ends. It is given back at once, for work to be done while it starts: `wait` for it.
 
     Args:
         folder: Where its home, database and log go; created if missing.
         database_url: A database to use; by default SQLite in `folder`.
+        port: The port to listen on; by default a free one.
         settings: Further environment variables of the server.
     """
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
     database_url = database_url or f"sqlite+aiosqlite:///{folder / 'prefect.db'}"
-    port = _free_port()
+    port = port or _free_port()
     address = f"http://127.0.0.1:{port}"
     environment = isolated_environment(folder) | {
         "PREFECT_API_DATABASE_CONNECTION_URL": database_url,

@@ -12,7 +12,6 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from conftest import Server, drain
 from database import Row, days, series
 from prefect import flow, get_client
 from prefect.client.schemas.objects import State, StateType
@@ -23,6 +22,7 @@ from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
+from servers import Server, drain
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 
@@ -99,7 +99,7 @@ async def test_the_history_gains_one_row_a_run(server: Server) -> None:
     await server.database.insert(series("other", [1, 2, 3]))
     await server.cleanup([KEEP_2], mode="delete")
     (latest,) = await server.database.run("SELECT data FROM artifact_collection WHERE key = 'artifact-retention-history'")
-    rows = json.loads(loads(latest[0]))
+    rows = loads(loads(latest[0]))
     assert [(row["mode"], row["deleted"]) for row in rows] == [("delete", 1), ("delete", 2), ("preview", 0)]
     assert [row["stale"] for row in rows] == [1, 2, 2]
     assert rows[1]["versions before"] - rows[1]["versions after"] == 2
@@ -493,7 +493,12 @@ async def test_the_packages_own_keys_stay_bounded(server: Server) -> None:
     await server.database.insert(series("report", [1, 2, 3]))
     await server.cleanup([KEEP_2], keys=["report"], mode="delete", refuse_above_percent=50)
     counts = dict(await server.database.run("SELECT key, count(*) FROM artifact GROUP BY key"))
-    assert counts == {"artifact-retention-report": 31, "artifact-retention-progress": 31, "report": 2}
+    assert counts == {
+        "artifact-retention-report": 31,
+        "artifact-retention-progress": 31,
+        "artifact-retention-history": 1,
+        "report": 2,
+    }
 
 
 async def settled_counts(server: Server) -> dict[str, int]:

@@ -1,0 +1,160 @@
+"""Deployed with `prefect deploy --all` onto a process work pool: scheduled, by hand, twice at once, and after a crash."""
+
+import re
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+from platforms import Platform, checkout, end, platform, wait_for
+from prefect_artifact_retention.flows.local_server import local_server
+
+KEYS = [f"key-{number}" for number in range(4)]
+SLOWLY = {"max_requests_per_minute": 240}
+"""Makes a run last long enough for something to happen meanwhile."""
+
+
+def test_a_nightly_run_leaves_exactly_what_the_policy_keeps(deployed: Platform) -> None:
+    """And its report, its history and its state say so."""
+    kept = deployed.fill(KEYS)
+    run = deployed.run("nightly")
+    assert (run["state_type"], run["name"]) == ("COMPLETED", "delete all keys")
+    assert run["state"]["message"].startswith("Deleted 16 versions")
+    assert deployed.left() == kept
+    written = {row[0] for row in deployed.sql("SELECT key FROM artifact_collection WHERE key LIKE 'artifact-retention-%'")}
+    assert written == {f"artifact-retention-{name}" for name in ("report", "history", "progress")}
+
+
+def test_pressing_run_on_demand_previews(deployed: Platform) -> None:
+    """Quick run is safe."""
+    deployed.fill(KEYS)
+    run = deployed.run("on-demand")
+    assert (run["state_type"], run["name"]) == ("COMPLETED", "preview all keys")
+    assert len(deployed.left()) == 40
+
+
+def test_a_schedule_starts_the_nightly_run(deployed: Platform) -> None:
+    """Nobody presses anything."""
+    kept = deployed.fill(KEYS)
+    deployed.prefect("deploy", "--all", ARTIFACT_RETENTION_DEPLOY_CRON="* * * * *")
+    wait_for("the scheduled run's deletions", lambda: True if deployed.left() == kept else None)
+    deployed.prefect("deploy", "--all")
+    (schedule,) = deployed.deployment("nightly")["schedules"]
+    assert schedule["schedule"]["cron"] == "0 3 * * *"
+
+
+def test_deploying_again_leaves_one_schedule_and_a_paused_one_paused(deployed: Platform) -> None:
+    """Whoever paused it in the UI finds it paused."""
+    deployment = deployed.deployment("nightly")
+    (schedule,) = deployment["schedules"]
+    deployed.ask("PATCH", f"/deployments/{deployment['id']}/schedules/{schedule['id']}", {"active": False})
+    deployed.prefect("deploy", "--all", ARTIFACT_RETENTION_DEPLOY_TIMEZONE="Europe/Zurich")
+    deployed.prefect("deploy", "--all", ARTIFACT_RETENTION_DEPLOY_TIMEZONE="Europe/Zurich")
+    (again,) = deployed.deployment("nightly")["schedules"]
+    assert (again["active"], again["schedule"]["timezone"]) == (False, "Europe/Zurich")
+    deployed.ask("PATCH", f"/deployments/{deployment['id']}/schedules/{again['id']}", {"active": True})
+
+
+def test_the_links_of_the_description_lead_to_pages_of_the_ui(deployed: Platform) -> None:
+    """On this server, to the keys that the package writes."""
+    deployed.run("on-demand")
+    urls = re.findall(r"\]\((\S+)\)", deployed.deployment("nightly")["description"])
+    assert len(urls) == 3
+    for url in urls:
+        assert url.startswith(f"{deployed.local.address}/artifacts/key/artifact-retention-")
+        assert httpx.get(url, follow_redirects=True).is_success
+        assert deployed.ask("GET", f"/artifacts/{url.rpartition('/')[2]}/latest")
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"ARTIFACT_RETENTION_DEPLOY_CRON": "0 25 * * *"}, "ARTIFACT_RETENTION_DEPLOY_CRON = '0 25 * * *'"),
+        ({"ARTIFACT_RETENTION_DEPLOY_TIMEZONE": "Mars"}, "ARTIFACT_RETENTION_DEPLOY_TIMEZONE = 'Mars'"),
+        ({"ARTIFACT_RETENTION_DEPLOY_KRON": "* * * * *"}, "did you mean ARTIFACT_RETENTION_DEPLOY_CRON?"),
+    ],
+)
+def test_a_variable_that_cannot_be_meant_is_named(deployed: Platform, variables: dict[str, str], words: str) -> None:
+    """Nothing is deployed, and there is no traceback."""
+    output = deployed.prefect("deploy", "--all", fails=True, **variables)
+    assert words in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"refuse_above_percent": 200}, {"max_deletions": -1}, {"mode": "purge"}, {"policies": [{"name": 7}]}]
+)
+def test_a_wrong_value_is_refused_when_run_is_pressed(deployed: Platform, parameters: dict[str, object]) -> None:
+    """By the server, which has the form's schema."""
+    path = f"/api/deployments/{deployed.deployment('on-demand')['id']}/create_flow_run"
+    response = httpx.post(deployed.local.address + path, json={"parameters": parameters}, timeout=30)
+    assert 400 <= response.status_code < 500
+    assert next(iter(parameters)) in response.text
+
+
+def test_policies_that_cannot_be_meant_fail_the_run_before_anything_is_deleted(deployed: Platform) -> None:
+    """What no form can check, the run's state says."""
+    deployed.fill(KEYS)
+    run = deployed.run("nightly", policies=[{"name": "empty"}])
+    assert run["state_type"] == "FAILED"
+    assert "no keep rule" in run["state"]["message"]
+    assert len(deployed.left()) == 40
+
+
+def test_a_second_run_is_skipped_while_the_first_is_running(deployed: Platform) -> None:
+    """It ends Completed, named Skipped; the first goes on undisturbed."""
+    kept = deployed.fill(KEYS)
+    first = deployed.start("nightly", **SLOWLY)
+    deployed.wait_until_deleting(first)
+    second = deployed.run("on-demand", mode="delete")
+    assert (second["state_type"], second["state"]["name"]) == ("COMPLETED", "Skipped")
+    assert first in second["state"]["message"]
+    assert deployed.wait(first)["state"]["name"] == "Completed"
+    assert deployed.left() == kept
+
+
+def age_progress(made: Platform) -> None:
+    """Let the night pass: what a dead run wrote last was long ago."""
+    made.sql("UPDATE artifact SET updated = datetime(updated, '-11 minutes') || '.000000' WHERE key LIKE '%-progress'")
+
+
+def test_a_killed_worker_does_not_stop_the_next_nights_run(deployed: Platform) -> None:
+    """The killed run stays Running for ever, and holds nobody up."""
+    kept = deployed.fill(KEYS)
+    deployed.prefect("work-pool", "create", "other", "--type", "process", "--overwrite")
+    deployed.prefect("deploy", "--name", "nightly", "--pool", "other")
+    with deployed.worker("other") as doomed:
+        killed = deployed.start("nightly", **SLOWLY)
+        deployed.wait_until_deleting(killed)
+        end(doomed, signal.SIGKILL)
+    deployed.prefect("deploy", "--all")
+    assert deployed.ask("GET", f"/flow_runs/{killed}")["state_type"] == "RUNNING"
+    assert deployed.left() > kept
+    age_progress(deployed)
+    run = deployed.run("nightly")
+    assert run["state"]["name"] == "Completed"
+    assert deployed.left() == kept
+
+
+def test_a_server_restart_in_mid_run_does_not_stop_the_next_nights_run(tmp_path: Path) -> None:
+    """Whether the run of that night survives it or not."""
+    with platform(tmp_path) as made:
+        kept = made.fill(KEYS)
+        made.prefect("work-pool", "create", "artifact-retention", "--type", "process")
+        made.prefect("deploy", "--all")
+        with made.worker():
+            run = made.start("nightly", **SLOWLY)
+            made.wait_until_deleting(run)
+            end(made.local.process, signal.SIGKILL)
+            port = int(made.local.address.rpartition(":")[2])
+            with local_server(tmp_path / "prefect", port=port) as again:
+                again.wait()
+                age_progress(made)
+                next_night = made.run("nightly")
+                assert next_night["state_type"] == "COMPLETED"
+                wait_for("what the policy keeps", lambda: True if made.left() == kept else None)
+
+
+def test_the_checkout_that_is_deployed_is_complete(tmp_path: Path) -> None:
+    """What the tests deploy is what git has."""
+    assert (checkout(tmp_path) / "deployments" / "description.md").is_file()

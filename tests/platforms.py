@@ -1,0 +1,176 @@
+"""What a platform engineer has: a Prefect server, a checkout of this project, work pools and workers. All real."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from database import Database, Row, series
+from prefect_artifact_retention.flows.local_server import LocalServer, local_server
+
+ROOT = Path(__file__).parents[1]
+PREFECT = str(Path(sys.executable).parent / "prefect")
+PATIENCE = 180
+"""Seconds in which whatever is waited for must have happened."""
+
+POLICIES = '[[policies]]\nname = "keep some"\nkeep_last = 6\n'
+TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+def checkout(folder: Path, policies: str = POLICIES) -> Path:
+    """Copy what git tracks (or would), with a configuration of its own."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    (folder / "retention.toml").write_text(policies, encoding="utf-8")
+    return folder
+
+
+def wait_for(what: str, look: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it sees
+    """Look until there is something to see."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if (seen := look()) is not None:
+            return seen
+        time.sleep(0.3)
+    raise AssertionError(f"not seen within {PATIENCE} s: {what}")
+
+
+@dataclass
+class Platform:
+    """One server, one checkout, and the `prefect` command with an environment of its own."""
+
+    local: LocalServer
+    database: Database
+    folder: Path
+
+    def prefect(self, *arguments: str, fails: bool = False, **variables: str) -> str:
+        """Run the `prefect` command in the checkout, and return what it prints."""
+        done = subprocess.run(
+            [PREFECT, *arguments],
+            cwd=self.folder,
+            env=self.environment | variables,
+            check=False,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=PATIENCE * 4,
+        )
+        output = done.stdout + done.stderr
+        assert (done.returncode != 0) == fails, output
+        return output
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of every command."""
+        wide = {"COLUMNS": "200", "PREFECT_LOGGING_LEVEL": "INFO"}
+        return self.local.environment | wide
+
+    @contextmanager
+    def worker(self, pool: str = "artifact-retention") -> Iterator[subprocess.Popen[bytes]]:
+        """A worker of a pool, until the context ends."""
+        command = [PREFECT, "worker", "start", "--pool", pool]
+        with (self.folder / "worker.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, cwd=self.folder.parent, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            yield process
+        finally:
+            end(process, signal.SIGTERM)
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401 - JSON
+        """Send a request to the API, as the Prefect UI does."""
+        response = httpx.request(method, f"{self.local.address}/api{path}", json=body, timeout=30)
+        assert response.is_success, response.text
+        return response.json() if response.content else None
+
+    def deployment(self, name: str) -> Any:  # noqa: ANN401 - JSON
+        """Read a deployment."""
+        return self.ask("GET", f"/deployments/name/artifact-cleanup/{name}")
+
+    def start(self, name: str, **parameters: object) -> str:
+        """Press Run on a deployment, and return the flow run's id."""
+        path = f"/deployments/{self.deployment(name)['id']}/create_flow_run"
+        run_id: str = self.ask("POST", path, {"parameters": parameters})["id"]
+        return run_id
+
+    def wait(self, run_id: str) -> Mapping[str, Any]:
+        """Wait until a flow run has ended, and read it."""
+
+        def ended() -> Mapping[str, Any] | None:
+            run: Mapping[str, Any] = self.ask("GET", f"/flow_runs/{run_id}")
+            return run if run["state_type"] in TERMINAL else None
+
+        run: Mapping[str, Any] = wait_for("the end of the flow run", ended)
+        return run
+
+    def run(self, name: str, **parameters: object) -> Mapping[str, Any]:
+        """Press Run and wait for the end."""
+        return self.wait(self.start(name, **parameters))
+
+    def wait_until_deleting(self, run_id: str) -> None:
+        """Wait until a flow run has begun to delete."""
+
+        def deletes() -> bool | None:
+            rows = self.ask("POST", "/artifacts/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+            texts = [row["description"] or "" for row in rows if row["key"] == "artifact-retention-progress"]
+            return True if any("Step 2/3: deleted" in text for text in texts) else None
+
+        wait_for("the first deletion", deletes)
+
+    def fill(self, keys: Collection[str], versions: int = 10) -> set[str]:
+        """Insert versions of some keys, one a day, and return the ids of those that the policy keeps."""
+        asyncio.run(self.database.clear())
+        kept: set[str] = set()
+        for key in keys:
+            rows = asyncio.run(self.database.insert(series(key, range(1, versions + 1))))
+            kept |= {str(row.id) for row in rows[:6]}
+        return kept
+
+    def insert(self, rows: Collection[Row]) -> None:
+        """Insert versions."""
+        asyncio.run(self.database.insert(rows))
+
+    def left(self) -> set[str]:
+        """The ids of the versions that are there, without those of this package."""
+        return {str(version_id) for version_id in asyncio.run(self.database.ids())}
+
+    def sql(self, statement: str) -> Any:  # noqa: ANN401 - rows
+        """Run a statement in the server's database."""
+        return asyncio.run(self.database.run(statement))
+
+
+@contextmanager
+def platform(folder: Path, policies: str = POLICIES, **settings: str) -> Iterator[Platform]:
+    """A server with an empty database, and a checkout beside it."""
+    with local_server(folder / "prefect", **settings) as local:
+        code = checkout(folder / "code", policies)
+        local.wait()
+        yield Platform(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect' / 'prefect.db'}"), code)
+
+
+def end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    """End a process with all that it started."""
+    for ending in (how, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, ending)
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            process.wait(20)
+        return

@@ -1,0 +1,37 @@
+"""A real Prefect server with its database, for the tests."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from database import Database
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_artifact_retention.flows.cleanup import artifact_cleanup
+from prefect_artifact_retention.flows.local_server import LocalServer
+from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.tasks.report import CleanupReport
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server with its database."""
+
+    local: LocalServer
+    database: Database
+
+    def active(self) -> AbstractContextManager[object]:
+        """Let Prefect talk to this server."""
+        return temporary_settings(updates={PREFECT_API_URL: f"{self.local.address}/api"})
+
+    async def cleanup(self, policies: Sequence[RetentionPolicy] = (), **parameters: object) -> CleanupReport:
+        """Run the flow against this server."""
+        with self.active():
+            return await artifact_cleanup(policies=list(policies), **parameters)
+
+
+def drain() -> None:
+    """Let Prefect send its last events and log lines while there is a server to take them."""
+    EventsWorker.drain_all(timeout=10)
+    APILogWorker.drain_all(timeout=10)
