@@ -14,6 +14,7 @@ help:
 	@echo "make lock   renew requirements.txt and requirements-dev.txt from pyproject.toml"
 	@echo "make clean  remove what these made"
 
+# Extras stay in the pins: pip would look for the newest sqlalchemy[asyncio] beside a pinned sqlalchemy.
 # The editable install links each file, so it is renewed when files come or go.
 $(INSTALLED): pyproject.toml requirements-dev.txt $(PACKAGES)
 	@echo "Setting up .venv (a minute or two the first time) ..."
@@ -49,9 +50,9 @@ lint: $(INSTALLED)
 
 .PHONY: lock
 lock: $(INSTALLED)
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url pyproject.toml -o requirements.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group build -c requirements-dev.txt -o requirements-build.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-strip-extras --generate-hashes --no-emit-index-url pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-strip-extras --generate-hashes --no-emit-index-url pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-strip-extras --generate-hashes --no-emit-index-url --group build -c requirements-dev.txt -o requirements-build.txt
 
 .PHONY: clean
 clean:
