@@ -5,15 +5,16 @@ FROM ${BASE_IMAGE} AS build
 WORKDIR /build
 RUN python -m venv --without-pip /opt/retention && python -m venv /tools
 COPY requirements.txt requirements-build.txt ./
-RUN /tools/bin/pip install --no-cache-dir --require-hashes -r requirements-build.txt \
-    && /tools/bin/pip --python /opt/retention/bin/python install --no-cache-dir --require-hashes -r requirements.txt
+RUN /tools/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements-build.txt \
+    && /tools/bin/pip --python /opt/retention/bin/python install --no-cache-dir --no-deps --require-hashes -r requirements.txt
 COPY pyproject.toml README.md ./
 COPY policies policies
 COPY stores stores
 COPY tasks tasks
 COPY flows flows
 RUN /tools/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
-    && /tools/bin/pip --python /opt/retention/bin/python install --no-cache-dir --no-deps /wheels/*.whl
+    && /tools/bin/pip --python /opt/retention/bin/python install --no-cache-dir --no-deps /wheels/*.whl \
+    && /tools/bin/pip --python /opt/retention/bin/python check
 
 FROM ${BASE_IMAGE}
 ARG VERSION=unknown

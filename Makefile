@@ -14,13 +14,12 @@ help:
 	@echo "make lock   renew requirements.txt and requirements-dev.txt from pyproject.toml"
 	@echo "make clean  remove what these made"
 
-# Extras stay in the pins: pip would look for the newest sqlalchemy[asyncio] beside a pinned sqlalchemy.
-# The editable install links each file, so it is renewed when files come or go.
+# The pins are complete, so pip has nothing to resolve. The editable install links each file, so it is renewed when files come or go.
 $(INSTALLED): pyproject.toml requirements-dev.txt $(PACKAGES)
 	@echo "Setting up .venv (a minute or two the first time) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "Python 3.11 or newer is needed"; exit 1)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.txt
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . --config-settings editable_mode=strict
 	@touch $@
 
@@ -50,9 +49,9 @@ lint: $(INSTALLED)
 
 .PHONY: lock
 lock: $(INSTALLED)
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-strip-extras --generate-hashes --no-emit-index-url pyproject.toml -o requirements.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-strip-extras --generate-hashes --no-emit-index-url pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-strip-extras --generate-hashes --no-emit-index-url --group build -c requirements-dev.txt -o requirements-build.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group build -c requirements-dev.txt -o requirements-build.txt
 
 .PHONY: clean
 clean:
