@@ -76,8 +76,7 @@ class Platform:
     @property
     def environment(self) -> dict[str, str]:
         """Of every command."""
-        wide = {"COLUMNS": "200", "PREFECT_LOGGING_LEVEL": "INFO"}
-        return self.local.environment | wide
+        return self.local.environment | {"COLUMNS": "200", "PREFECT_WORKER_QUERY_SECONDS": "1"}
 
     @contextmanager
     def worker(self, pool: str = "artifact-retention") -> Iterator[subprocess.Popen[bytes]]:
@@ -94,7 +93,16 @@ class Platform:
 
     def ask(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401 - JSON
         """Send a request to the API, as the Prefect UI does."""
-        response = httpx.request(method, f"{self.local.address}/api{path}", json=body, timeout=30)
+
+        def answer() -> httpx.Response | None:
+            try:
+                response = httpx.request(method, f"{self.local.address}/api{path}", json=body, timeout=30)
+            except httpx.TransportError:
+                return None
+            # A server on SQLite is now and then too busy for a moment.
+            return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response
+
+        response: httpx.Response = wait_for(f"an answer to {path}", answer)
         assert response.is_success, response.text
         return response.json() if response.content else None
 
@@ -131,6 +139,11 @@ class Platform:
             return True if any("Step 2/3: deleted" in text for text in texts) else None
 
         wait_for("the first deletion", deletes)
+
+    def wait_for_silence(self) -> None:
+        """Wait until no flow run is at work, or about to be."""
+        states = {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
+        wait_for("the end of all runs", lambda: None if self.ask("POST", "/flow_runs/filter", {"flow_runs": states}) else True)
 
     def fill(self, keys: Collection[str], versions: int = 10) -> set[str]:
         """Insert versions of some keys, one a day, and return the ids of those that the policy keeps."""

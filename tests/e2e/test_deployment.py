@@ -10,7 +10,7 @@ from platforms import Platform, checkout, end, platform, wait_for
 from prefect_artifact_retention.flows.local_server import local_server
 
 KEYS = [f"key-{number}" for number in range(4)]
-SLOWLY = {"max_requests_per_minute": 240}
+SLOWLY = {"max_requests_per_minute": 60}
 """Makes a run last long enough for something to happen meanwhile."""
 
 
@@ -41,6 +41,7 @@ def test_a_schedule_starts_the_nightly_run(deployed: Platform) -> None:
     deployed.prefect("deploy", "--all")
     (schedule,) = deployed.deployment("nightly")["schedules"]
     assert schedule["schedule"]["cron"] == "0 3 * * *"
+    deployed.wait_for_silence()
 
 
 def test_deploying_again_leaves_one_schedule_and_a_paused_one_paused(deployed: Platform) -> None:
@@ -62,7 +63,7 @@ def test_the_links_of_the_description_lead_to_pages_of_the_ui(deployed: Platform
     assert len(urls) == 3
     for url in urls:
         assert url.startswith(f"{deployed.local.address}/artifacts/key/artifact-retention-")
-        assert httpx.get(url, follow_redirects=True).is_success
+        assert httpx.get(url, headers={"Accept": "text/html"}, follow_redirects=True).is_success
         assert deployed.ask("GET", f"/artifacts/{url.rpartition('/')[2]}/latest")
 
 
