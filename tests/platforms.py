@@ -1,19 +1,19 @@
 """What a platform engineer has: a Prefect server, a checkout of this project, work pools and workers. All real."""
 
 import asyncio
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from database import Database, Row, series
 from prefect_artifact_retention.flows.local_server import LocalServer, local_server
 
@@ -89,7 +89,8 @@ class Platform:
         try:
             yield process
         finally:
-            end(process, signal.SIGTERM)
+            if process.poll() is None:
+                end(process, signal.SIGTERM)
 
     def ask(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401 - JSON
         """Send a request to the API, as the Prefect UI does."""
@@ -159,8 +160,11 @@ class Platform:
         asyncio.run(self.database.insert(rows))
 
     def left(self) -> set[str]:
-        """The ids of the versions that are there, without those of this package."""
-        return {str(version_id) for version_id in asyncio.run(self.database.ids())}
+        """The ids of the keyed versions that are there, without those of this package.
+
+        Artifacts without a key are Prefect's own here: the server writes one for each state that has data.
+        """
+        return {str(version_id) for version_id in asyncio.run(self.database.ids("key IS NOT NULL"))}
 
     def sql(self, statement: str) -> Any:  # noqa: ANN401 - rows
         """Run a statement in the server's database."""
@@ -177,13 +181,17 @@ def platform(folder: Path, policies: str = POLICIES, **settings: str) -> Iterato
 
 
 def end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    """End a process with all that it started."""
-    for ending in (how, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, ending)
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
-            process.wait(20)
-        return
+    """End a process with all that it started; a worker's flow runs are in sessions of their own."""
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(how)
+    for child in started if how == signal.SIGKILL else []:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(20)
+    for child in started:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
