@@ -35,7 +35,7 @@ from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
 from prefect_artifact_retention.tasks.prune import group_label, pack, prune_task, verify_task
 from prefect_artifact_retention.tasks.publication import read_resume_key, report_task
-from prefect_artifact_retention.tasks.rendering import headline, label, outcome_message
+from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, Mode, Outcome
 from prefect_artifact_retention.tasks.run import Limits, Listener, Run
 
@@ -44,6 +44,12 @@ LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 EVENT = "artifact-retention.cleanup"
 """What the events of delete runs are about, and how their names begin."""
+
+SCOPE_LABEL = "artifact-retention.scope"
+"""The label of that resource which says whose cleanup it was: "all keys", or the globs of the run."""
+
+SUCCESSES = {f"{EVENT}.{outcome}" for outcome in ("completed", "unfinished")}
+"""A run that a limit has stopped did what it should; the next one goes on."""
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 
@@ -107,8 +113,7 @@ async def preview(
 
 def _flow_run_name() -> str:
     parameters = runtime.flow_run.parameters
-    keys = [label(key) for key in parameters.get("keys", [])]
-    return f"{parameters.get('mode', 'preview')} {', '.join(keys)[:80] or 'all keys'}"
+    return f"{parameters.get('mode', 'preview')} {scope_label(parameters.get('keys', []))[:80]}"
 
 
 @flow(name="artifact-cleanup", flow_run_name=_flow_run_name, persist_result=False, retries=0)
@@ -239,7 +244,11 @@ def _announce(report: CleanupReport) -> None:
     numbers = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "keys_seen", "versions_seen", "scope"}
     emit_event(
         event=f"{EVENT}.{report.outcome}",
-        resource={"prefect.resource.id": EVENT, "prefect.resource.name": "artifact cleanup"},
+        resource={
+            "prefect.resource.id": EVENT,
+            "prefect.resource.name": "artifact cleanup",
+            SCOPE_LABEL: scope_label(report.scope),
+        },
         payload=report.model_dump(mode="json", include=numbers),
     )
 

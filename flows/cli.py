@@ -131,6 +131,29 @@ def explain(key: str, /, *, config: Config = None, as_json: Json = False) -> int
     return DONE
 
 
+@app.command
+def alarm(
+    block: str,
+    /,
+    *,
+    key: Keys = (),
+    hours: Annotated[float, Parameter(help="How long no cleanup may have succeeded.")] = 26,
+    as_json: Json = False,
+) -> int:
+    """Let the server tell people when no cleanup has succeeded for a day; run it again to change that.
+
+    BLOCK is a notification or webhook block of the server, as TYPE/NAME, such as slack-webhook/ops.
+    """
+    from prefect_artifact_retention.flows.alarm import set_up_alarm  # noqa: PLC0415
+
+    done = asyncio.run(set_up_alarm(block, hours, key))
+    if as_json:
+        _print_json(done.model_dump(mode="json"))
+    else:
+        sys.stdout.write(done.describe() + "\n")
+    return DONE
+
+
 @policies_app.command
 def check(*, config: Config = None, as_json: Json = False) -> int:
     """Load the policies and say what each of them means. Talks to no server."""

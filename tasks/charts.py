@@ -135,10 +135,11 @@ def _upright(panel: Panel, x: float, width: float) -> Iterator[str]:
     bottom = TITLE + 20 + PLOT
     step = width / len(panel.bars)
     yield _text(x, TITLE + 8, f"{panel.unit}, at most {panel.words(panel.highest)}", "soft")
+    wide = min(step * 0.8, 40)
     for column, bar in enumerate(panel.bars):
         for amount, kind in ((bar.before, "gone"), (bar.after, "kept")):
             tall = PLOT * amount / panel.highest
-            yield _rect(x + column * step, bottom - tall, min(step * 0.8, 40), tall, kind)
+            yield _rect(x + (column + 0.5) * step - wide / 2, bottom - tall, wide, tall, kind)
     yield f'<line class="axis" x1="{x}" y1="{bottom}" x2="{x + width}" y2="{bottom}"/>'
     yield _text(x, bottom + 18, panel.bars[0].name, "soft")
     yield _text(x + width, bottom + 18, panel.bars[-1].name, "soft end")

@@ -13,7 +13,7 @@ from prefect_artifact_retention.policies.words import count
 from prefect_artifact_retention.stores.connection import reason
 from prefect_artifact_retention.tasks.charts import Bar
 from prefect_artifact_retention.tasks.publish import create
-from prefect_artifact_retention.tasks.rendering import headline, label
+from prefect_artifact_retention.tasks.rendering import headline, label, scope_label
 from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.run import Run
 
@@ -45,7 +45,7 @@ async def extend_history(run: Run, run_name: str) -> list[Row]:
 
 def trend(rows: Sequence[Row], report: CleanupReport) -> tuple[list[Bar], list[Bar]]:
     """The delete runs over the same keys as bars, the oldest first: of versions, and of bytes."""
-    scope = _scope(report)
+    scope = scope_label(report.scope)
     runs = [row for row in reversed(rows) if row.get("scope") == scope and row.get("mode") == "delete" and _is_complete(row)]
     return tuple(  # type: ignore[return-value]  # of two
         [Bar(label(str(row["when (UTC)"])), row[f"{what} before"], row[f"{what} after"]) for row in runs]
@@ -59,7 +59,7 @@ def _row(report: CleanupReport, run_name: str) -> Row:
         "when (UTC)": f"{report.now:%Y-%m-%d %H:%M}",
         "run": run_name,
         "mode": report.mode,
-        "scope": _scope(report),
+        "scope": scope_label(report.scope),
         "outcome": report.outcome,
         "keys": len(report.key_reports),
         "versions before": report.versions_seen,
@@ -70,10 +70,6 @@ def _row(report: CleanupReport, run_name: str) -> Row:
         "bytes after": report.bytes_seen - report.bytes_freed,
         "seconds": round(report.duration_seconds, 1),
     }
-
-
-def _scope(report: CleanupReport) -> str:
-    return ", ".join(label(glob) for glob in report.scope) or "all keys"
 
 
 def _is_complete(row: Row) -> bool:

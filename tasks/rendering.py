@@ -11,9 +11,12 @@ from prefect_artifact_retention.tasks.report import CleanupReport, RuleCount
 TOP_KEYS = 20
 MOST_LISTED = 20
 UNKEYED = "(without a key)"
+UNITS = ("kB", "MB", "GB", "TB")
+NO_BREAK = "\u00a0"
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$-])")
 _LIST_NUMBER = re.compile(r"^([0-9]+)\.")
+_SIZE = re.compile(rf"[0-9.]+ (B|{'|'.join(UNITS)})")
 _SHOWN_KEY = 80
 
 
@@ -45,9 +48,8 @@ def size(amount: int) -> str:
     """A number of bytes in words."""
     if amount < 1000:  # noqa: PLR2004 - SI units
         return f"{amount} B"
-    units = ("kB", "MB", "GB", "TB")
-    power = next((power for power in range(1, len(units)) if round(amount / 1000**power, 1) < 1000), len(units))  # noqa: PLR2004
-    return f"{amount / 1000**power:.1f} {units[power - 1]}"
+    power = next((power for power in range(1, len(UNITS)) if round(amount / 1000**power, 1) < 1000), len(UNITS))  # noqa: PLR2004
+    return f"{amount / 1000**power:.1f} {UNITS[power - 1]}"
 
 
 def label(key: str | None) -> str:
@@ -56,6 +58,11 @@ def label(key: str | None) -> str:
         return UNKEYED
     text = key if key and key.isprintable() else repr(key)
     return text if len(text) <= _SHOWN_KEY else f"{text[:_SHOWN_KEY]}… ({len(key)} characters)"
+
+
+def scope_label(keys: Iterable[str]) -> str:
+    """The keys that a run is for, by their globs, as one short printable line."""
+    return ", ".join(label(glob) for glob in keys) or "all keys"
 
 
 def markdown(report: CleanupReport, *, links: Sequence[tuple[str, str]] = (), pictures: Sequence[tuple[str, str]] = ()) -> str:
@@ -70,7 +77,7 @@ def markdown(report: CleanupReport, *, links: Sequence[tuple[str, str]] = (), pi
         f"# {escape(headline(report))}",
         " · ".join(f"[{escape(name)}]({url})" for name, url in links),
         f"{report.outcome.capitalize()} · mode {report.mode} · as of {report.now:%Y-%m-%d %H:%M:%S} UTC · "
-        f"{report.duration_seconds:.0f} s" + (f" · only {escape(', '.join(report.scope))}" if report.scope else ""),
+        f"{report.duration_seconds:.0f} s" + (f" · only {escape(scope_label(report.scope))}" if report.scope else ""),
         *_problems(report),
         *(f"![{escape(alt)}]({url})" for alt, url in pictures),
         _totals(report),
@@ -166,13 +173,18 @@ def escape(text: str) -> str:
     return _LIST_NUMBER.sub(r"\1\\.", _MARKUP.sub(r"\\\1", printable))
 
 
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, int) or bool(_SIZE.fullmatch(str(cell)))
+
+
 def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {escape(line.strip())}" for line in lines)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     rows = list(rows)
-    numeric = [bool(rows) and all(isinstance(row[column], int) for row in rows) for column in range(len(header))]
+    numeric = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(header))]
     lines = [header, ["---:" if right else ":---" for right in numeric]]
-    lines += [[escape(str(cell)) for cell in row] for row in rows]
+    # A number and its unit stay on one line.
+    lines += [[escape(str(cell)).replace(" ", NO_BREAK if _is_number(cell) else " ") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

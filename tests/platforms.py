@@ -39,14 +39,20 @@ def checkout(folder: Path, policies: str = POLICIES) -> Path:
     return folder
 
 
-def wait_for(what: str, look: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it sees
+def shell_block(section: str) -> list[str]:
+    """The lines of the first shell block of a section of docs/deploy.md."""
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    return page.split(f"\n## {section}\n")[1].split("```sh\n")[1].split("```\n")[0].splitlines()
+
+
+def wait_for(what: str, look: Callable[[], Any], patience: float = PATIENCE) -> Any:  # noqa: ANN401 - what it sees
     """Look until there is something to see."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         if (seen := look()) is not None:
             return seen
         time.sleep(0.3)
-    raise AssertionError(f"not seen within {PATIENCE} s: {what}")
+    raise AssertionError(f"not seen within {patience:g} s: {what}")
 
 
 @dataclass
@@ -77,6 +83,33 @@ class Platform:
     def environment(self) -> dict[str, str]:
         """Of every command."""
         return self.local.environment | {"COLUMNS": "200", "PREFECT_WORKER_QUERY_SECONDS": "1"}
+
+    def shell(self, commands: Collection[str], **variables: str) -> subprocess.Popen[bytes]:
+        """Start a shell in the checkout with some commands, the first failing one being the last."""
+        path = f"{Path(sys.executable).parent}:{self.environment['PATH']}"
+        with (self.folder / "worker.log").open("ab") as log:
+            return subprocess.Popen(
+                ["bash", "-c", "\n".join(["set -e", *commands])],
+                cwd=self.folder,
+                env=self.environment | {"PATH": path} | variables,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def deployments(self) -> list[str]:
+        """The names of all deployments."""
+        return [each["name"] for each in self.ask("POST", "/deployments/filter", {"sort": "NAME_ASC"})]
+
+    def wait_until_deployed(self, shell: subprocess.Popen[bytes]) -> None:
+        """Wait until a shell has deployed all that there is to deploy; it may have to build an image before."""
+
+        def deployed() -> bool | None:
+            assert shell.poll() is None, (self.folder / "worker.log").read_text()
+            return True if self.deployments() == ["nightly", "on-demand"] else None
+
+        wait_for("the deployments", deployed, patience=PATIENCE * 4)
 
     @contextmanager
     def worker(self, pool: str = "artifact-retention") -> Iterator[subprocess.Popen[bytes]]:

@@ -1,6 +1,7 @@
 """A real Prefect server with its database, for the tests."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -33,5 +34,7 @@ class Server:
 
 def drain() -> None:
     """Let Prefect send its last events and log lines while there is a server to take them."""
-    EventsWorker.drain_all(timeout=10)
-    APILogWorker.drain_all(timeout=10)
+    # In a thread: where an event loop runs, Prefect would give a coroutine back instead.
+    with ThreadPoolExecutor() as pool:
+        for worker in (EventsWorker, APILogWorker):
+            pool.submit(worker.drain_all, timeout=10).result()

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from platforms import ROOT, Platform, checkout, end, platform, wait_for
+from platforms import ROOT, Platform, checkout, end, platform, shell_block, wait_for
 
 BASE_IMAGE = "python:3.12-slim"
 MOST_MEGABYTES = 400
@@ -154,20 +154,22 @@ def deploy_and_run(made: Platform, address: str) -> None:
     """What docs/deploy.md says, and a nightly run."""
     pulls = "false" if docker("image", "ls", "--quiet", BASE_IMAGE) else "true"
     variables = {
-        "ARTIFACT_RETENTION_DEPLOY_IMAGE": f"{address}/artifact-retention",
         "ARTIFACT_RETENTION_DEPLOY_PULL_BASE_IMAGE": pulls,
         "ARTIFACT_RETENTION_DEPLOY_BUILD_NETWORK": "host",
         "ARTIFACT_RETENTION_DEPLOY_NETWORK": "host",
     }
-    made.prefect("work-pool", "create", "artifact-retention-docker", "--type", "docker")
-    made.prefect("deploy", "--prefect-file", "deployments/docker.yaml", "--all", **variables)
     kept = made.fill(["a", "b", "c"])
-    with made.worker("artifact-retention-docker"):
+    *commands, worker = [line.replace("localhost:5000", address) for line in shell_block("A docker work pool")]
+    process = made.shell([*commands, f"exec {worker}"], **variables)
+    try:
+        made.wait_until_deployed(process)
         run = made.run("nightly")
         log = (made.folder / "worker.log").read_text()
         assert (run["state_type"], run["state"]["message"].split(" (")[0]) == ("COMPLETED", "Deleted 12 versions"), log
+    finally:
+        end(process, signal.SIGTERM)
     assert made.left() == kept
-    assert [each["name"] for each in made.ask("POST", "/deployments/filter", {"sort": "NAME_ASC"})] == ["nightly", "on-demand"]
+    assert made.deployments() == ["nightly", "on-demand"]
 
 
 def test_a_docker_work_pool_runs_the_nightly_deployment(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from platforms import Platform, checkout, end, platform, wait_for
+from database import series
+from platforms import Platform, checkout, end, platform, shell_block, wait_for
 from prefect_artifact_retention.flows.local_server import local_server
 
 KEYS = [f"key-{number}" for number in range(4)]
@@ -159,3 +160,24 @@ def test_a_server_restart_in_mid_run_does_not_stop_the_next_nights_run(tmp_path:
 def test_the_checkout_that_is_deployed_is_complete(tmp_path: Path) -> None:
     """What the tests deploy is what git has."""
     assert (checkout(tmp_path) / "deployments" / "description.md").is_file()
+
+
+def test_the_commands_of_the_page_on_deploying_lead_to_a_nightly_run(tmp_path: Path) -> None:
+    """From a fresh checkout, and nothing else; the last of them is the worker."""
+    with platform(tmp_path) as made:
+        (made.folder / "retention.toml").unlink()
+        *commands, worker = shell_block("A process work pool")
+        made.fill(KEYS)
+        old = series("old", range(40, 60))
+        made.insert(old)
+        made.insert(series("young", range(1, 30)))
+        # The installed package is this checkout's own, as it would be there.
+        commands.remove("make .venv/.installed && . .venv/bin/activate")
+        process = made.shell([*commands, f"exec {worker}"])
+        try:
+            made.wait_until_deployed(process)
+            run = made.run("nightly")
+            assert run["state"]["message"].startswith("Deleted 10 versions"), (made.folder / "worker.log").read_text()
+        finally:
+            end(process, signal.SIGTERM)
+        assert made.left() & {str(row.id) for row in old} == {str(row.id) for row in old[:10]}

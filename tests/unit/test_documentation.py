@@ -108,7 +108,7 @@ def test_every_command_is_in_the_readme_and_no_other() -> None:
 def test_every_flag_that_the_readme_names_exists() -> None:
     """Outside of code blocks as well."""
     named = set(re.findall(r"`(--[a-z-]+)", section("Commands") + section("Settings")))
-    ours = ("preview", "delete", "explain", "demo")
+    ours = ("preview", "delete", "explain", "alarm", "demo")
     collections = [app[name].assemble_argument_collection() for name in ours]
     known = {flag for arguments in collections for argument in arguments for flag in argument.names}
     assert named

@@ -100,7 +100,7 @@ def rows(text: str, heading: str) -> list[list[str]]:
         elif in_body and token.type == "tr_open":
             found.append([])
         elif in_body and token.type == "td_open":
-            found[-1].append(shown(tokens[index + 1]))
+            found[-1].append(shown(tokens[index + 1]).replace("\u00a0", " "))
     return found
 
 
@@ -453,3 +453,10 @@ def test_a_group_is_named_by_its_key_or_by_how_many_it_has() -> None:
     """The name of its task run."""
     assert group_label([plan(0, 1)]) == "key-0"
     assert group_label([plan(0, 1), plan(1, 1)]) == "2 keys from key-0"
+
+
+def test_sizes_are_aligned_like_numbers_and_stay_on_one_line() -> None:
+    """A narrow page does not part a number from its unit."""
+    table = markdown(deletion()).split("## Keys")[1].split("## ")[0]
+    assert table.count("---:") == 6
+    assert "2\u00a0kB |" in table

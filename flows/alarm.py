@@ -1,0 +1,115 @@
+"""The alarm: an automation on the Prefect server that tells people when no cleanup has succeeded for a day.
+
+A nightly run that does not start at all leaves no failed run behind, so nothing else would tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import httpx
+from prefect.client.schemas.objects import BlockDocument
+from prefect.events.actions import CallWebhook, SendNotification
+from prefect.events.schemas.automations import AutomationCore, CompoundTrigger, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+from prefect_artifact_retention.flows.cleanup import EVENT, SCOPE_LABEL, SUCCESSES
+from prefect_artifact_retention.policies import ConfigurationError, StoreError
+from prefect_artifact_retention.stores.connection import connect, reason
+from prefect_artifact_retention.tasks.rendering import scope_label
+from pydantic import BaseModel, Field
+
+NAME = "artifact-retention-alarm"
+LEAST_HOURS = 10 / 3600
+"""Prefect's servers look for missing events every few seconds."""
+
+
+class Alarm(BaseModel):
+    """What was set up, or changed."""
+
+    name: str = Field(description="The automation.")
+    block: str = Field(description="The block that is called.")
+    scope: str = Field(description="The keys whose cleanups are watched.")
+    hours: float = Field(description="How long no cleanup may have succeeded.")
+    renewed: bool = Field(description="Whether the automation was there before.")
+
+    def describe(self) -> str:
+        """Say in one line when it goes off, and whom it tells."""
+        how = "changed" if self.renewed else "set up"
+        return f"{self.name}: {how}; calls {self.block} when no cleanup of {self.scope} succeeds for {self.hours:g} hours"
+
+
+async def set_up_alarm(block: str, hours: float, keys: Sequence[str] = ()) -> Alarm:
+    """Create the automation, or change the one that is there.
+
+    Args:
+        block: Whom it tells: a block of the server, as TYPE/NAME, such as `slack-webhook/ops` or `webhook/pager`.
+        hours: How long no cleanup may have succeeded.
+        keys: The globs of the cleanups watched, as those are started; none means the cleanups of all keys.
+
+    Raises:
+        ConfigurationError: There is no such block, or it cannot tell anybody anything; or the hours cannot be meant.
+        StoreError: The server cannot be reached or refuses us.
+    """
+    if not LEAST_HOURS <= hours <= 24 * 365:
+        raise ConfigurationError(f"command line: hours = {hours:g}: must be between 10 seconds and a year")
+    scope = scope_label(keys)
+    name = " ".join([NAME, *keys])
+    async with connect() as connection:
+        client = connection.client
+        await connection.now()
+        try:
+            action = _action(await client.read_block_document_by_name(*_slugs(block)), block, scope, hours)
+            automation = AutomationCore(
+                name=name,
+                description=f"Tells when no cleanup of {scope} has succeeded for {hours:g} hours.",
+                trigger=_trigger(scope, timedelta(hours=hours)),
+                actions=[action],
+            )
+            present = await client.read_automations_by_name(name)
+            if present:
+                await client.update_automation(present[0].id, automation)
+            else:
+                await client.create_automation(automation)
+        except ObjectNotFound:
+            raise ConfigurationError(f"there is no block {block}: create it in the UI, or see `prefect block ls`") from None
+        except httpx.HTTPError as error:
+            raise StoreError(f"the alarm could not be set up: {reason(error)}") from None
+    return Alarm(name=name, block=block, scope=scope, hours=hours, renewed=bool(present))
+
+
+def _slugs(block: str) -> tuple[str, str]:
+    """The name and the type of a block, in the order in which Prefect's client takes them."""
+    kind, _, name = block.partition("/")
+    if not kind or not name:
+        raise ConfigurationError(f"{block} names no block: TYPE/NAME is meant, such as slack-webhook/ops")
+    return name, kind
+
+
+def _action(block: BlockDocument, name: str, scope: str, hours: float) -> CallWebhook | SendNotification:
+    words = f"No cleanup of {scope} has succeeded for {hours:g} hours. Look at the runs of the flow artifact-cleanup."
+    if block.block_type and block.block_type.slug == "webhook":
+        return CallWebhook(block_document_id=block.id, payload=words)
+    if block.block_schema and "notify" in block.block_schema.capabilities:
+        return SendNotification(block_document_id=block.id, subject="Artifact cleanup is overdue", body=words)
+    raise ConfigurationError(f"the block {name} is neither a notification nor a webhook")
+
+
+def _trigger(scope: str, within: timedelta) -> CompoundTrigger:
+    """Two triggers, any of which tells: the time since the last success, and no success at all in a while.
+
+    The first begins with a success, so by itself it would never tell of a cleanup that has never worked; the second looks at
+    fixed windows of time, so by itself it would tell up to a window late.
+    """
+    overdue, never = (
+        EventTrigger(
+            posture=Posture.Proactive,
+            match=ResourceSpecification({"prefect.resource.id": EVENT, SCOPE_LABEL: scope}),
+            after=after,
+            expect=SUCCESSES,
+            within=within,
+        )
+        for after in (SUCCESSES, set())
+    )
+    return CompoundTrigger(require="any", within=None, triggers=[overdue, never])

@@ -1,0 +1,206 @@
+"""The run form and the report in a real browser, in both of Prefect's user interfaces.
+
+Every step leaves a screenshot in `test-output/screenshots`; docs/images has some of them.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import pytest
+from database import Row
+from platforms import PATIENCE, ROOT, Platform, wait_for
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SCREENSHOTS = ROOT / "test-output" / "screenshots"
+KEYS = {
+    "report-sales": 60,
+    "report-churn": 45,
+    "quality-orders": 30,
+    "model-fraud-metrics": 24,
+    "daily-load": 18,
+    "dashboard-link": 9,
+}
+KEPT = 6
+"""By the policy of the checkout."""
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no browser: there is no chromium on the PATH")
+
+
+@dataclass(frozen=True)
+class Interface:
+    """One of Prefect's user interfaces, and the theme in which it is looked at."""
+
+    name: str
+    prefix: str
+    theme: Literal["light", "dark"]
+
+
+INTERFACES = [
+    pytest.param(Interface("v2", "/v2", "light"), id="v2"),
+    pytest.param(Interface("v1", "", "dark"), id="v1"),
+]
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """A person with a browser, on one server's user interface."""
+
+    page: Page
+    interface: Interface
+    address: str
+
+    def go(self, path: str) -> None:
+        """Open a page of the user interface."""
+        self.page.goto(f"{self.address}{self.interface.prefix}{path}")
+
+    def field(self, name: str, kind: str) -> Locator:
+        """The first input of that kind below the label of a form's field."""
+        return self.page.locator(f"xpath=//label[contains(., '{name} (Optional)')]/following::{kind}").first
+
+    def choose(self, name: str, option: str) -> None:
+        """Choose one of a field's options, by keyboard: a click does not open those of the older interface."""
+        select = self.field(name, "fieldset[1]//button")
+        select.focus()
+        select.press("Space")
+        self.page.get_by_role("option", name=option).click()
+
+    def shoot(self, name: str) -> None:
+        """Keep a screenshot of the whole page."""
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SCREENSHOTS / f"{name}-{self.interface.name}.png", full_page=True, animations="disabled")
+
+
+@contextmanager
+def visitor(address: str, interface: Interface) -> Iterator[Visitor]:
+    """A browser with an empty profile, until the context ends."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme=interface.theme)
+        page.set_default_timeout(PATIENCE * 400)
+        expect.set_options(timeout=PATIENCE * 400)
+        try:
+            yield Visitor(page, interface, address)
+        finally:
+            browser.close()
+
+
+def fill(deployed: Platform) -> None:
+    """Versions of some keys, of different sizes."""
+    deployed.fill([])
+    for number, (key, versions) in enumerate(KEYS.items(), start=1):
+        deployed.insert([Row(key, timedelta(days=age + 0.5), data="x" * 1500 * number) for age in range(versions)])
+
+
+def press_custom_run(seen: Visitor, deployed: Platform) -> None:
+    """From the page of `on-demand` to its form."""
+    seen.go(f"/deployments/deployment/{deployed.deployment('on-demand')['id']}")
+    seen.page.locator("[role=tab], .p-tab").filter(has_text="Description").click()
+    expect(seen.page.get_by_text("It never deletes")).to_be_visible()
+    seen.shoot("deployment")
+    seen.page.get_by_role("button", name="Run", exact=True).click()
+    seen.page.get_by_text("Custom run").click()
+    seen.field("max_deletions", "input[1]").wait_for()
+
+
+def submit(seen: Visitor, deployed: Platform) -> str:
+    """Submit the form, and return the flow run that it has started."""
+
+    def runs() -> Sequence[Any]:
+        only = {"deployments": {"name": {"any_": ["on-demand"]}}, "sort": "EXPECTED_START_TIME_DESC"}
+        found: Sequence[Any] = deployed.ask("POST", "/flow_runs/filter", only)
+        return found
+
+    before = {run["id"] for run in runs()}
+    seen.page.get_by_role("button", name="Submit").click()
+    (run_id,) = wait_for("a new flow run", lambda: {run["id"] for run in runs()} - before or None)
+    return str(run_id)
+
+
+def look_at_report(seen: Visitor, words: str, shot: str) -> None:
+    """From the report's key page to the newest version: its first line, its chart and its tables are there to be seen."""
+    seen.go("/artifacts/key/artifact-retention-report")
+    link = seen.page.locator("a[href*='/artifacts/artifact/']").first
+    link.click()
+    expect(seen.page.get_by_role("heading", name=words, level=1)).to_be_visible()
+    charts = seen.page.get_by_role("img", name=re.compile("^Bar chart of"))
+    for chart in charts.all():
+        expect(chart).to_be_visible()
+        assert chart.evaluate("image => image.complete && image.naturalWidth > 500")
+    assert charts.count() >= 1
+    expect(seen.page.get_by_role("cell", name="report-sales", exact=True)).to_be_visible()
+    expect(seen.page.get_by_role("link", name="History of all runs")).to_be_visible()
+    seen.shoot(shot)
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_colleague_deletes_by_the_run_form_and_sees_the_report(deployed: Platform, interface: Interface) -> None:
+    """On demand, Custom run, two fields changed, Submit, Completed, a picture and a table."""
+    fill(deployed)
+    # A run before it, so that there is a trend.
+    deployed.run("on-demand", mode="delete", max_deletions=30)
+    with visitor(deployed.local.address, interface) as seen:
+        press_custom_run(seen, deployed)
+        seen.choose("mode", "delete")
+        seen.field("max_deletions", "input[1]").fill("40")
+        seen.shoot("run-form")
+        run_id = submit(seen, deployed)
+        seen.go(f"/runs/flow-run/{run_id}")
+        expect(seen.page.get_by_text("Unfinished", exact=True).first).to_be_visible()
+        seen.shoot("flow-run")
+        look_at_report(seen, "Deleted 40 versions", "report")
+        assert seen.page.get_by_role("img", name=re.compile("^Bar chart of the last")).count() == 1
+        seen.page.get_by_role("link", name="History of all runs").click()
+        expect(seen.page.get_by_text("artifact-retention-history").first).to_be_visible()
+    run = deployed.ask("GET", f"/flow_runs/{run_id}")
+    assert (run["state"]["type"], run["parameters"]["mode"], run["parameters"]["max_deletions"]) == ("COMPLETED", "delete", 40)
+    assert len(deployed.left() & keyed(deployed)) == sum(KEYS.values()) - 70
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_form_left_as_it_is_previews_and_a_list_can_be_filled_in(deployed: Platform, interface: Interface) -> None:
+    """Nothing is deleted; the report is of the keys asked for."""
+    fill(deployed)
+    with visitor(deployed.local.address, interface) as seen:
+        press_custom_run(seen, deployed)
+        seen.field("keys", "button[contains(., 'Add item')]").click()
+        seen.field("keys", "*[self::textarea or self::input[not(@type = 'number')]]").fill("report-*")
+        run_id = submit(seen, deployed)
+        seen.go(f"/runs/flow-run/{run_id}")
+        expect(seen.page.get_by_text("Completed", exact=True).first).to_be_visible()
+        stale = KEYS["report-sales"] + KEYS["report-churn"] - 2 * KEPT
+        look_at_report(seen, f"Would delete {stale} versions", "report-of-a-preview")
+    assert deployed.ask("GET", f"/flow_runs/{run_id}")["parameters"]["keys"] == ["report-*"]
+    assert len(deployed.left() & keyed(deployed)) == sum(KEYS.values())
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_wrong_value_does_not_leave_the_form(deployed: Platform, interface: Interface) -> None:
+    """The person is told, and no run begins."""
+    with visitor(deployed.local.address, interface) as seen:
+        press_custom_run(seen, deployed)
+        seen.field("refuse_above_percent", "input[1]").fill("200")
+        before = deployed.ask("POST", "/flow_runs/count", {})
+        seen.page.get_by_role("button", name="Submit").click()
+        seen.page.wait_for_timeout(3000)
+        seen.shoot("refused")
+        assert seen.page.get_by_role("button", name="Submit").is_visible()
+        assert deployed.ask("POST", "/flow_runs/count", {}) == before
+
+
+def keyed(deployed: Platform) -> set[str]:
+    """The ids of all versions of the keys above."""
+    names = ", ".join(f"'{key}'" for key in KEYS)
+    return {str(row[0]) for row in deployed.sql(f"SELECT id FROM artifact WHERE key IN ({names})")}

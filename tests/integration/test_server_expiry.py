@@ -1,0 +1,55 @@
+"""What the server deletes by itself, told to the reader of the report: a self-hosted server's db_vacuum, and Cloud."""
+
+from pathlib import Path
+
+import pytest
+from database import Database
+from prefect.settings import PREFECT_API_KEY, PREFECT_CLOUD_API_URL, temporary_settings
+from prefect_artifact_retention.flows.local_server import local_server
+from prefect_artifact_retention.policies import RetentionPolicy
+from servers import Server, drain
+
+SHORT = RetentionPolicy(name="short", match_keys=["a-*"], keep_within_days=5)
+LONG = RetentionPolicy(name="long", keep_within_days=60)
+
+
+@pytest.mark.parametrize(
+    ("enabled", "told"),
+    [
+        ("events,flow_runs", ["older than 30 days", "key's latest and versions on hold included", '"long"']),
+        ("true", ["older than 30 days"]),
+        ("orphans", ["flow runs that no longer exist"]),
+        ("events", []),
+    ],
+)
+async def test_a_servers_own_vacuum_is_named_with_the_policies_that_promise_more(
+    tmp_path: Path, enabled: str, told: list[str]
+) -> None:
+    """Also in the published report; nothing is said where only events go."""
+    settings = {
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": enabled,
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(30 * 86400),
+    }
+    with local_server(tmp_path, **settings) as local:
+        local.wait()
+        server = Server(local, Database(f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"))
+        report = await server.cleanup([SHORT, LONG])
+        published = await server.database.run("SELECT data FROM artifact WHERE key = 'artifact-retention-report'")
+        drain()
+    notes = " ".join(report.notes)
+    assert bool(notes) == bool(told)
+    for words in told:
+        assert words in notes
+    assert '"short"' not in notes
+    assert ("db\\\\_vacuum" in published[0][0]) == bool(told)
+
+
+async def test_cloud_is_named_with_the_policies_that_promise_more(server: Server) -> None:
+    """Our own server stands in for Cloud, by the address that Prefect takes for Cloud's."""
+    cloud = {PREFECT_CLOUD_API_URL: f"{server.local.address}/api", PREFECT_API_KEY: "pnu_none"}
+    with temporary_settings(updates=cloud):
+        report = await server.cleanup([SHORT, LONG])
+    (note,) = report.notes
+    assert "Prefect Cloud deletes artifacts by itself" in note
+    assert '"long"' in note
+    assert '"short"' not in note
