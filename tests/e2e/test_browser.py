@@ -176,7 +176,7 @@ def test_a_form_left_as_it_is_previews_and_a_list_can_be_filled_in(deployed: Pla
     with visitor(deployed.local.address, interface) as seen:
         press_custom_run(seen, deployed)
         seen.field("keys", "button[contains(., 'Add item')]").click()
-        seen.field("keys", "*[self::textarea or self::input[not(@type = 'number')]]").fill("report-*")
+        seen.field("keys", "fieldset[1]//*[self::textarea or self::input]").fill("report-*")
         run_id = submit(seen, deployed)
         seen.go(f"/runs/flow-run/{run_id}")
         expect(seen.page.get_by_text("Completed", exact=True).first).to_be_visible()
