@@ -132,8 +132,9 @@ async def test_a_delete_run_ends_with_an_event(server: Server) -> None:
     while not names and time.monotonic() < deadline:
         occurred = {"since": since.isoformat(), "until": datetime.now(UTC).isoformat()}
         body = {"filter": {"occurred": occurred, "event": {"prefix": ["artifact-retention."]}}}
-        async with httpx.AsyncClient() as client:
-            events = (await client.post(f"{server.local.address}/api/events/filter", json=body)).json()["events"]
+        with server.active():
+            async with get_client() as client:
+                events = (await client.request("POST", "/events/filter", json=body)).json()["events"]
         names = [event["event"] for event in events]
         await asyncio.sleep(0.2)
     assert names == ["artifact-retention.cleanup.completed"]
@@ -381,8 +382,8 @@ async def test_a_version_created_meanwhile_stays_and_takes_no_slot(server: Serve
 
     async def produce() -> None:
         await asyncio.sleep(1.1)
-        async with httpx.AsyncClient(base_url=f"{server.local.address}/api") as client:
-            await client.post("/artifacts/", json={"key": "report", "type": "markdown", "data": "new"})
+        async with get_client() as client:
+            await client.request("POST", "/artifacts/", json={"key": "report", "type": "markdown", "data": "new"})
 
     with when_planned(produce):
         await server.cleanup([KEEP_2], mode="delete")
@@ -569,8 +570,8 @@ async def test_a_successor_stays_when_a_person_deletes_the_latest_before_the_fir
         response = await send(transport, request)
         if planned and not deleted and request.url.path.endswith("/artifacts/filter"):
             deleted.append(True)
-            async with httpx.AsyncClient(base_url=f"{server.local.address}/api") as person:
-                (await person.delete(f"/artifacts/{rows[0].id}")).raise_for_status()
+            async with get_client() as person:
+                await person.delete_artifact(rows[0].id)
         return response
 
     with monkeypatch.context() as patch, when_planned(mark):
