@@ -18,6 +18,7 @@ from prefect_artifact_retention.flows.cleanup import EVENT, SCOPE_LABEL, SUCCESS
 from prefect_artifact_retention.policies import ConfigurationError, StoreError
 from prefect_artifact_retention.stores.connection import connect, reason
 from prefect_artifact_retention.tasks.rendering import scope_label
+from prefect_artifact_retention.tasks.report import scope_digest
 from pydantic import BaseModel, Field
 
 NAME = "artifact-retention-alarm"
@@ -64,7 +65,7 @@ async def set_up_alarm(block: str, hours: float, keys: Sequence[str] = ()) -> Al
             automation = AutomationCore(
                 name=name,
                 description=f"Tells when no cleanup of {scope} has succeeded for {hours:g} hours.",
-                trigger=_trigger(scope, timedelta(hours=hours)),
+                trigger=_trigger(scope_digest(keys), timedelta(hours=hours)),
                 actions=[action],
             )
             present = await client.read_automations_by_name(name)
@@ -96,7 +97,7 @@ def _action(block: BlockDocument, name: str, scope: str, hours: float) -> CallWe
     raise ConfigurationError(f"the block {name} is neither a notification nor a webhook")
 
 
-def _trigger(scope: str, within: timedelta) -> CompoundTrigger:
+def _trigger(digest: str, within: timedelta) -> CompoundTrigger:
     """Two triggers, any of which tells: the time since the last success, and no success at all in a while.
 
     The first begins with a success, so by itself it would never tell of a cleanup that has never worked; the second looks at
@@ -105,7 +106,7 @@ def _trigger(scope: str, within: timedelta) -> CompoundTrigger:
     overdue, never = (
         EventTrigger(
             posture=Posture.Proactive,
-            match=ResourceSpecification({"prefect.resource.id": EVENT, SCOPE_LABEL: scope}),
+            match=ResourceSpecification({"prefect.resource.id": EVENT, SCOPE_LABEL: digest}),
             after=after,
             expect=SUCCESSES,
             within=within,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime
@@ -36,7 +37,7 @@ from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_ru
 from prefect_artifact_retention.tasks.prune import group_label, pack, prune_task, verify_task
 from prefect_artifact_retention.tasks.publication import read_resume_key, report_task
 from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label
-from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, Mode, Outcome
+from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, Mode, Outcome, scope_digest
 from prefect_artifact_retention.tasks.run import Limits, Listener, Run
 
 LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
@@ -46,7 +47,7 @@ EVENT = "artifact-retention.cleanup"
 """What the events of delete runs are about, and how their names begin."""
 
 SCOPE_LABEL = "artifact-retention.scope"
-"""The label of that resource which says whose cleanup it was: "all keys", or the globs of the run."""
+"""The label of that resource which tells the scopes of runs apart: a digest, because automations take a glob for a pattern."""
 
 SUCCESSES = {f"{EVENT}.{outcome}" for outcome in ("completed", "unfinished")}
 """A run that a limit has stopped did what it should; the next one goes on."""
@@ -131,7 +132,8 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
 
     Args:
         mode: preview reports what would be deleted; delete deletes it.
-        policies: Which versions of which keys are kept. Empty: as configured (retention.toml or environment).
+        policies: Instead of all configured ones, for this run; configured keep_all policies stay in force. Empty: as
+            configured (retention.toml or environment).
         keys: Globs of the keys to look at, such as report-*. Empty: all keys, and the artifacts without a key.
         max_deletions: Delete at most this many versions; the next run goes on. 0: as configured, else no limit.
         time_budget_minutes: Stop after this time; the next run goes on. 0: as configured, else no limit.
@@ -160,6 +162,8 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         settings = load_settings().model_copy(update={name: value for name, value in given.items() if value})
         report = await _clean_up(settings, mode, policies, keys)
     except RetentionError as error:
+        if mode == "delete":
+            _announce("failed", keys, {"error": str(error)})
         # A state with the error as its data raises it for the caller; raising it here would log a traceback as well.
         return Failed(message=str(error), data=error)  # type: ignore[return-value]
     return _final_state(report)  # type: ignore[return-value]
@@ -187,7 +191,8 @@ async def _clean_up(
             report.errors.append(str(error))
             report.outcome = _outcome(report)
         if mode == "delete":
-            _announce(report)
+            numbers = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "keys_seen", "versions_seen"}
+            _announce(report.outcome, keys, report.model_dump(mode="json", include=numbers))
         return report
 
 
@@ -239,17 +244,16 @@ def _outcome(report: CleanupReport) -> Outcome:
     return "refused" if report.refusals and report.outcome != "skipped" else report.outcome
 
 
-def _announce(report: CleanupReport) -> None:
+def _announce(outcome: Outcome, scope: Sequence[str], payload: Mapping[str, Any]) -> None:
     """Emit the event of a delete run: `artifact-retention.cleanup.completed`, or how else it ended."""
-    numbers = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "keys_seen", "versions_seen", "scope"}
     emit_event(
-        event=f"{EVENT}.{report.outcome}",
+        event=f"{EVENT}.{outcome}",
         resource={
             "prefect.resource.id": EVENT,
-            "prefect.resource.name": "artifact cleanup",
-            SCOPE_LABEL: scope_label(report.scope),
+            "prefect.resource.name": f"artifact cleanup of {scope_label(scope)}",
+            SCOPE_LABEL: scope_digest(scope),
         },
-        payload=report.model_dump(mode="json", include=numbers),
+        payload={"scope": list(scope), **payload},
     )
 
 

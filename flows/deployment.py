@@ -10,13 +10,20 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.settings import get_current_settings
-from prefect_artifact_retention.flows.settings import DEPLOY_PREFIX, DOTENV, find_variables
+from prefect_artifact_retention.flows.settings import (
+    DEPLOY_PREFIX,
+    DOTENV,
+    find_variables,
+    load_settings,
+    resolve_policies,
+)
 from prefect_artifact_retention.policies import ConfigurationError
 from prefect_artifact_retention.policies.loading import describe_validation_error
-from pydantic import Field, ValidationError
+from prefect_artifact_retention.stores.connection import ui_address
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DESCRIPTION = Path("deployments/description.md")
@@ -43,6 +50,27 @@ class DeploymentSettings(BaseSettings):
     repository: str = Field(default="", description="Prefect Managed: the URL of your git repository.")
     branch: str = Field(default="main", description="Prefect Managed: its branch.")
 
+    @field_validator("directory")
+    @classmethod
+    def _absolute(cls, directory: str) -> str:
+        if not Path(directory).is_absolute():
+            raise ValueError("must be an absolute path, because a worker may start anywhere")
+        return directory
+
+    @field_validator("image")
+    @classmethod
+    def _without_tag(cls, image: str) -> str:
+        if ":" in image.rpartition("/")[2] or "@" in image:
+            raise ValueError("must have no tag: each build gets its own")
+        return image
+
+    @field_validator("repository")
+    @classmethod
+    def _without_credentials(cls, repository: str) -> str:
+        if urlsplit(repository).password is not None:
+            raise ValueError("must hold no password or token, because anybody can read a deployment")
+        return repository
+
 
 def variables(required: Sequence[str] = ()) -> dict[str, object]:
     """Read the variables of a deployment; a build step of `prefect deploy`.
@@ -59,14 +87,16 @@ def variables(required: Sequence[str] = ()) -> dict[str, object]:
     """
     try:
         settings = _read(required)
+        description = _description()
     except ConfigurationError as error:
         sys.stderr.write(f"artifact-retention: {error}\n")
         raise SystemExit(2) from None
-    return settings.model_dump() | {"version": version("prefect-artifact-retention"), "description": _description()}
+    return settings.model_dump() | {"version": version("prefect-artifact-retention"), "description": description}
 
 
 def _read(required: Sequence[str]) -> DeploymentSettings:
     find_variables(DEPLOY_PREFIX, DeploymentSettings.model_fields)
+    _check_policies()
     try:
         settings = DeploymentSettings()
         CronSchedule(cron=settings.cron, timezone=settings.timezone)
@@ -78,7 +108,19 @@ def _read(required: Sequence[str]) -> DeploymentSettings:
     return settings
 
 
+def _check_policies() -> None:
+    """Refuse what the first night would find broken; the worker may have policies where this machine has none."""
+    settings = load_settings()
+    if settings.policies:
+        resolve_policies((), settings, "delete")
+    else:
+        sys.stderr.write("artifact-retention: no policy is configured here; runs in mode delete fail until there is one\n")
+
+
 def _description() -> str:
     """The page that people see of a deployment; on Prefect Cloud, the user interface of a workspace is not at the root."""
-    ui = (get_current_settings().ui_url or "").rstrip("/")
-    return DESCRIPTION.read_text(encoding="utf-8").replace("](/", f"]({ui}/")
+    try:
+        text = DESCRIPTION.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"there is no {DESCRIPTION} here: deploy from the top of the checkout") from error
+    return text.replace("](/", f"]({ui_address()}/")

@@ -110,18 +110,20 @@ def resolve_policies(
     The package's own policy, for the keys that it writes itself, goes before them.
 
     Args:
-        given: Policies as a parameter or flags give them; empty means not given.
+        given: Policies as a parameter or flags give them; empty means not given. They replace the configured ones, but for
+            those with `keep_all`: what these shield stays shielded.
         settings: The settings.
         mode: A preview without any policy is served by a built-in one; a deletion is not.
 
     Raises:
         ConfigurationError: The policies cannot be meant, or there are none to delete by.
     """
+    configured = load_policies(settings.policies, source=settings.source("policies"))
     if given:
-        policies, source = tuple(given), "parameters of this run"
-    elif settings.policies:
-        source = settings.source("policies")
-        policies = load_policies(settings.policies, source=source)
+        shields = [policy for policy in configured if policy.keep_all and policy not in given]
+        policies, source = (*shields, *given), "parameters of this run"
+    elif configured:
+        policies, source = configured, settings.source("policies")
     elif mode == "preview":
         policies, source = (PREVIEW_POLICY,), "built in, for previews only"
     else:

@@ -20,6 +20,7 @@ from aiolimiter import AsyncLimiter
 from prefect.client.base import ServerType
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import get_current_settings
 from prefect_artifact_retention.policies import StoreError
 
 CLOUD_REQUESTS_PER_MINUTE = 150
@@ -157,6 +158,12 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
     except httpx.RequestError as error:
         address = client.api_url.copy_with(userinfo=b"")
         raise StoreError(f"cannot reach the Prefect server at {address}: {reason(error)}") from None
+
+
+def ui_address() -> str:
+    """Where Prefect's user interface is, without a trailing slash and without credentials; empty if that is not known."""
+    address = httpx.URL(get_current_settings().ui_url or "")
+    return str(address.copy_with(userinfo=b"")).rstrip("/")
 
 
 def reason(error: httpx.HTTPError) -> str:

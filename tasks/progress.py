@@ -18,6 +18,7 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import ArtifactUpdate
+from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.loading import OWN_KEYS, PROGRESS_KEY
 from prefect_artifact_retention.stores.api import FlowRun
 from prefect_artifact_retention.tasks.publish import create
@@ -112,7 +113,9 @@ async def older_run(run: Run, own_id: UUID) -> str:
     if not deleting:
         return ""
     runs = await run.store.flow_runs([own_id, *deleting])
-    own = next(each for each in runs if each.id == own_id)
+    own = next((each for each in runs if each.id == own_id), None)
+    if own is None:
+        raise StoreError("the present flow run has been deleted from the server")
     keys = [each.key for each in run.collections if each.key not in OWN_KEYS]
     for other in sorted(runs, key=_age):
         if not other.finished and _age(other) < _age(own) and _overlap(run.report.scope, keys, other):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
@@ -165,6 +166,11 @@ class CleanupReport(BaseModel):
 
     def _total(self, field: str) -> int:
         return sum(getattr(report, field) for report in self.key_reports)
+
+
+def scope_digest(keys: Iterable[str]) -> str:
+    """Twelve hexadecimal digits that tell the scopes of runs apart, by the globs of their keys."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:12]
 
 
 class CleanupFailed(RetentionError):  # noqa: N818 - the public name

@@ -19,6 +19,7 @@ from prefect.blocks.webhook import Webhook
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_artifact_retention.flows.alarm import NAME
 from prefect_artifact_retention.flows.cleanup import EVENT, SCOPE_LABEL
+from prefect_artifact_retention.tasks.report import scope_digest
 
 SECONDS = 20
 """In place of 26 hours."""
@@ -57,13 +58,13 @@ def alarm(deployed: Platform, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def succeed(deployed: Platform, scope: str = "all keys", outcome: str = "completed") -> None:
+def succeed(deployed: Platform, scope: str, outcome: str = "completed") -> None:
     """Emit the event of a cleanup that has just ended."""
     event = {
         "id": str(uuid4()),
         "occurred": datetime.now(UTC).isoformat(),
         "event": f"{EVENT}.{outcome}",
-        "resource": {"prefect.resource.id": EVENT, SCOPE_LABEL: scope},
+        "resource": {"prefect.resource.id": EVENT, SCOPE_LABEL: scope_digest([scope])},
     }
     deployed.ask("POST", "/events", [event])
 
@@ -98,6 +99,7 @@ def test_the_alarm_is_silent_while_cleanups_succeed_and_goes_off_when_they_stop(
     last = time.monotonic()
     succeed(deployed, "watched-*")
     succeed(deployed, "watched-*", "failed")
+    succeed(deployed, "watched-a")
     succeed(deployed, "other-*")
     told = calls.get(timeout=PATIENCE)
     assert "No cleanup of watched-* has succeeded" in told
