@@ -92,8 +92,12 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
     plan = KeyPlan(None, policy, [], KeyReport(key=None, policy=policy.name))
     condemned: dict[UUID, datetime] = {}
     unreadable: list[str | None] = []
+    seen: set[UUID] = set()
     async for page in run.store.unkeyed(unreadable):
-        for verdict in await judge(run, page, policy):
+        # Rows created meanwhile shift the pages, and repeat some.
+        new = [version for version in page if version.id not in seen]
+        seen.update(version.id for version in new)
+        for verdict in await judge(run, new, policy):
             _count(run, plan.report, verdict)
             if not verdict.keep:
                 condemned[verdict.version.id] = verdict.version.created

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,10 @@ import anyio
 import httpx
 import prefect.client.base
 import pytest
+from prefect_artifact_retention.stores.connection import MOST_RETRY_AFTER
+
+LONGEST_PAUSE = MOST_RETRY_AFTER * 1.2
+"""Seconds; Prefect's client adds up to a fifth."""
 
 Send = Callable[[httpx.Request], Awaitable[httpx.Response]]
 Act = Callable[[httpx.Request, Send], Awaitable[httpx.Response]]
@@ -169,14 +174,20 @@ class Line:
 
 @contextmanager
 def line(monkeypatch: pytest.MonkeyPatch, fault: Fault | None = None, at: int = 0) -> Iterator[Line]:
-    """Let the request number `at` of this process, counted from 0, meet a fault; the pauses before retries are not slept."""
+    """Let the request number `at` of this thread, counted from 0, meet a fault; the pauses before retries are not slept.
+
+    Prefect sends its log lines from a thread of its own, whenever it likes.
+    """
     made = Line(fault, at)
+    thread = threading.current_thread()
     send = httpx.AsyncHTTPTransport.handle_async_request
 
     async def handle(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
         async def forward(request: httpx.Request) -> httpx.Response:
             return await send(transport, request)
 
+        if threading.current_thread() is not thread:
+            return await forward(request)
         await request.aread()
         made.requests.append(request)
         if fault and made.fails(request):

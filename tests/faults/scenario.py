@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import httpx
 import pytest
 from database import Database, Row, days, series
 from prefect import flow, get_client
+from prefect.exceptions import PrefectException
 from prefect.states import Running
 from prefect_artifact_retention.flows import cleanup
 from prefect_artifact_retention.flows.cleanup import open_run
@@ -18,7 +21,8 @@ from prefect_artifact_retention.stores import api
 from prefect_artifact_retention.tasks import prune
 from prefect_artifact_retention.tasks.discover import discover
 from prefect_artifact_retention.tasks.plan import guard, make_plan
-from prefect_artifact_retention.tasks.report import CleanupReport
+from prefect_artifact_retention.tasks.rendering import headline
+from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from servers import Server
 
 POLICIES = (
@@ -81,10 +85,10 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prune, "BATCH", 3)
 
 
-async def run_steps(server: Server) -> CleanupReport:
+async def run_steps(server: Server, policies: Sequence[RetentionPolicy] = POLICIES) -> CleanupReport:
     """A delete run without Prefect's tasks, which take seconds: the steps of the flow, in its order."""
     with server.active():
-        async with open_run(RetentionSettings(), "delete", POLICIES, []) as run:
+        async with open_run(RetentionSettings(), "delete", policies, []) as run:
             try:
                 await discover(run)
                 await make_plan(run)
@@ -117,3 +121,34 @@ async def problems(database: Database, made: Scenario, report: CleanupReport | N
     if report.outcome == "completed" and len(gone) < len(made.stale) and not (report.spared or report.warnings):
         found.append(f"completed, and no word of the {len(made.stale) - len(gone)} stale versions left")
     return found
+
+
+async def run_flow(server: Server) -> CleanupReport | None:
+    """A whole delete run, as it is deployed. None: it failed before it had a report, and its flow run did not complete."""
+    try:
+        return await server.cleanup(POLICIES, mode="delete")
+    except CleanupFailed as error:
+        return error.report
+    except (RetentionError, PrefectException, httpx.HTTPError):
+        return None
+
+
+async def flow_problems(database: Database, made: Scenario, report: CleanupReport | None) -> list[str]:
+    """What is wrong after a whole run: as after its steps, and what the server shows of it."""
+    found = await problems(database, made, report)
+    ((state, name),) = await database.run("SELECT state_type, state_name FROM flow_run ORDER BY created DESC LIMIT 1")
+    fine = report is not None and report.outcome in {"completed", "unfinished"}
+    if state == "COMPLETED" and not fine:
+        found.append(f"the flow run is {name}, its report {report.outcome if report else 'missing'}")
+    rows = await database.run("SELECT description FROM artifact WHERE key = 'artifact-retention-report'")
+    # An answer that was lost has the report posted twice.
+    shown = {row[0] for row in rows}
+    if report and shown - {headline(report)}:
+        found.append(f"the report shows {shown}, and is {headline(report)}")
+    return found
+
+
+async def ten_minutes_pass(database: Database) -> None:
+    """A run that could not even say that it has ended is no longer taken to be at work."""
+    long_ago = (datetime.now(UTC) - timedelta(minutes=11)).strftime("%Y-%m-%d %H:%M:%S.%f")
+    await database.run(f"UPDATE artifact SET updated = '{long_ago}' WHERE key = 'artifact-retention-progress'")
