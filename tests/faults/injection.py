@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import prefect.client.base
 import pytest
@@ -152,7 +153,7 @@ FAULTS = (
 
 @dataclass
 class Line:
-    """The line to the server. Counts requests, fails the one it is told to, and notes the pauses that would have been slept."""
+    """The line to the server: counts requests, fails the one it is told to, and notes the pauses instead of sleeping them."""
 
     fault: Fault | None = None
     at: int = 0
@@ -196,7 +197,7 @@ def line(monkeypatch: pytest.MonkeyPatch, fault: Fault | None = None, at: int = 
 
     async def sleep(seconds: float) -> None:
         made.pauses.append(seconds)
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
 
     with monkeypatch.context() as patch:
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", handle)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
+from database import Database
 from injection import FAULTS, LONGEST_PAUSE, Fault, line
 from prefect_artifact_retention.policies import RetentionError
 from prefect_artifact_retention.stores.connection import MOST_LOST
@@ -54,10 +55,6 @@ class Figures:
         return f"{what}: {total} faults tried (seed {SEED}), rows lost = {self.lost}; {outcomes}; of each kind: {kinds}"
 
 
-Runner = Callable[[Server], Awaitable[CleanupReport | None]]
-Judge = Callable[..., Awaitable[list[str]]]
-
-
 async def steps(server: Server) -> CleanupReport | None:
     """The steps of a run; None: it could not even begin, and said so."""
     try:
@@ -66,48 +63,54 @@ async def steps(server: Server) -> CleanupReport | None:
         return None
 
 
-async def try_cases(
-    server: Server, monkeypatch: pytest.MonkeyPatch, made: Scenario, cases: Sequence[Case], runner: Runner, judge: Judge
-) -> Figures:
-    """Meet each fault in a run of its own, look at what is left, and run again without."""
-    figures = Figures()
-    for fault, at in cases:
-        await fill(server.database, made)
-        with line(monkeypatch, fault, at) as broken:
-            async with asyncio.timeout(MOST_SECONDS):
-                report = await runner(server)
-        if broken.victim is None:
-            # A whole run updates its progress by the clock, so that its last requests have no certain number.
-            figures.outcomes["never met"] += 1
-            continue
-        found = await judge(server.database, made, report)
-        if max(broken.pauses, default=0) > LONGEST_PAUSE or sum(broken.pauses) > MOST_PAUSES:
-            found.append(f"pauses of {broken.pauses} s")
-        await ten_minutes_pass(server.database)
-        again = await runner(server)
-        if again is None or again.outcome != "completed" or await server.database.ids() != made.kept:
-            found.append(f"a rerun leaves {len(await server.database.ids() ^ made.kept)} versions amiss: {again}")
-        figures.faults[fault.name] += 1
-        figures.outcomes[report.outcome if report else "failed at once"] += 1
-        figures.lost += sum(problem.startswith("lost") for problem in found)
-        what = f"{fault.name}, request {at}: {broken.victim.method} {broken.victim.url.path}"
-        figures.wrong += [f"{what}: {problem}" for problem in found]
-    return figures
+@dataclass(frozen=True)
+class Trial:
+    """How a run is made, how what it leaves is judged, and on what server."""
 
+    server: Server
+    monkeypatch: pytest.MonkeyPatch
+    run: Callable[[Server], Awaitable[CleanupReport | None]]
+    judge: Callable[[Database, Scenario, CleanupReport | None], Awaitable[list[str]]]
 
-async def all_cases(
-    server: Server, monkeypatch: pytest.MonkeyPatch, runner: Runner, judge: Judge, *, deep: int = 7
-) -> tuple[Scenario, list[Case]]:
-    """Every fault at every request of an undisturbed run, which is all right, in an order of chance."""
-    made = scenario(await unfinished_run(server), deep=deep)
-    await fill(server.database, made)
-    with line(monkeypatch) as undisturbed:
-        report = await runner(server)
-    assert report is not None
-    assert (await judge(server.database, made, report), report.outcome, report.deleted) == ([], "completed", len(made.stale))
-    cases = [(fault, at) for at, request in enumerate(undisturbed.requests) for fault in FAULTS if fault.of(request)]
-    random.Random(SEED).shuffle(cases)  # noqa: S311 - reproducible
-    return made, cases
+    async def all_cases(self, *, deep: int = 7) -> tuple[Scenario, list[Case]]:
+        """Every fault at every request of an undisturbed run, which is all right, in an order of chance."""
+        made = scenario(await unfinished_run(self.server), deep=deep)
+        await fill(self.server.database, made)
+        with line(self.monkeypatch) as undisturbed:
+            report = await self.run(self.server)
+        assert report is not None
+        assert await self.judge(self.server.database, made, report) == []
+        assert (report.outcome, report.deleted) == ("completed", len(made.stale))
+        cases = [(fault, at) for at, request in enumerate(undisturbed.requests) for fault in FAULTS if fault.of(request)]
+        random.Random(SEED).shuffle(cases)  # noqa: S311 - reproducible
+        return made, cases
+
+    async def meet(self, made: Scenario, cases: Sequence[Case]) -> Figures:
+        """Let each fault happen to a run of its own, look at what is left, and run again without."""
+        figures = Figures()
+        database = self.server.database
+        for fault, at in cases:
+            await fill(database, made)
+            with line(self.monkeypatch, fault, at) as broken:
+                async with asyncio.timeout(MOST_SECONDS):
+                    report = await self.run(self.server)
+            if broken.victim is None:
+                # A whole run updates its progress by the clock, so that its last requests have no certain number.
+                figures.outcomes["never met"] += 1
+                continue
+            found = await self.judge(database, made, report)
+            if max(broken.pauses, default=0) > LONGEST_PAUSE or sum(broken.pauses) > MOST_PAUSES:
+                found.append(f"pauses of {broken.pauses} s")
+            await ten_minutes_pass(database)
+            again = await self.run(self.server)
+            if again is None or again.outcome != "completed" or await database.ids() != made.kept:
+                found.append(f"a rerun leaves {len(await database.ids() ^ made.kept)} versions amiss: {again}")
+            figures.faults[fault.name] += 1
+            figures.outcomes[report.outcome if report else "failed at once"] += 1
+            figures.lost += sum(problem.startswith("lost") for problem in found)
+            what = f"{fault.name}, request {at}: {broken.victim.method} {broken.victim.url.path}"
+            figures.wrong += [f"{what}: {problem}" for problem in found]
+        return figures
 
 
 def one_of_each(cases: Sequence[Case]) -> list[Case]:
@@ -123,16 +126,18 @@ def show(figures: Figures, what: str) -> None:
 async def test_one_fault_of_each_kind_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a request of chance: the report is honest, no wanted version goes, no collection breaks, a rerun converges."""
     small_pages(monkeypatch)
-    made, cases = await all_cases(server, monkeypatch, steps, problems)
-    figures = await try_cases(server, monkeypatch, made, one_of_each(cases), steps, problems)
+    trial = Trial(server, monkeypatch, steps, problems)
+    made, cases = await trial.all_cases()
+    figures = await trial.meet(made, one_of_each(cases))
     assert figures.faults.total() == len(FAULTS)
     assert figures.wrong == []
 
 
 async def test_a_fault_in_a_whole_run_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefect's own requests, the report, the history and the progress included; what the server shows is honest, too."""
-    made, cases = await all_cases(server, monkeypatch, run_flow, flow_problems)
-    figures = await try_cases(server, monkeypatch, made, cases[:4], run_flow, flow_problems)
+    trial = Trial(server, monkeypatch, run_flow, flow_problems)
+    made, cases = await trial.all_cases()
+    figures = await trial.meet(made, cases[:4])
     assert figures.faults.total() >= 3
     assert figures.wrong == []
 
@@ -141,9 +146,10 @@ async def test_a_fault_in_a_whole_run_loses_nothing(server: Server, monkeypatch:
 async def test_every_fault_of_every_request_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole matrix, on the steps of a run."""
     small_pages(monkeypatch)
-    made, cases = await all_cases(server, monkeypatch, steps, problems)
+    trial = Trial(server, monkeypatch, steps, problems)
+    made, cases = await trial.all_cases()
     began = time.monotonic()
-    figures = await try_cases(server, monkeypatch, made, cases, steps, problems)
+    figures = await trial.meet(made, cases)
     show(figures, f"every fault of every request, {time.monotonic() - began:.0f} s")
     assert figures.faults.total() == len(cases)
     assert figures.wrong == []
@@ -152,10 +158,11 @@ async def test_every_fault_of_every_request_loses_nothing(server: Server, monkey
 @pytest.mark.faults
 async def test_many_faults_in_whole_runs_lose_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kind of fault four times, at requests of chance, in whole runs with a key of two batches."""
-    made, cases = await all_cases(server, monkeypatch, run_flow, flow_problems, deep=60)
+    trial = Trial(server, monkeypatch, run_flow, flow_problems)
+    made, cases = await trial.all_cases(deep=60)
     some = [case for part in range(4) for case in one_of_each(cases[part::4])]
     began = time.monotonic()
-    figures = await try_cases(server, monkeypatch, made, some, run_flow, flow_problems)
+    figures = await trial.meet(made, some)
     show(figures, f"faults in whole runs, {time.monotonic() - began:.0f} s")
     assert figures.faults.total() >= 3 * len(FAULTS)
     assert figures.wrong == []

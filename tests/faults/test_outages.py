@@ -1,4 +1,4 @@
-"""A server that is out of reach, asks for absurd pauses, hides rows or cannot show some: bounded, told, and on the safe side."""
+"""A server that is out of reach, asks for absurd pauses, hides rows or cannot show some: bounded, told, nothing lost."""
 
 from collections.abc import Callable
 
@@ -59,7 +59,7 @@ async def test_a_server_that_is_gone_for_good_ends_the_run(
         async with connect() as connection:
             await connection.now()
             for _ in range(MOST_LOST):
-                with pytest.raises(StoreError, match="cannot reach|503"):
+                with pytest.raises(StoreError, match=r"cannot reach|503"):
                     await connection.now()
             for _ in range(20):
                 with pytest.raises(StoreError, match="out of reach"):
@@ -107,7 +107,7 @@ async def test_a_run_that_listings_hide_is_not_taken_for_one_that_has_ended(
 
 
 async def break_versions(server: Server, *rows: Row) -> None:
-    """Let the data of versions be no JSON, with the copy that their collection has, and make sure that it is as bad as meant."""
+    """Let the data of versions be no JSON, with the copy that their collection has, and make sure of what that does."""
     for row in rows:
         await server.database.run("UPDATE artifact SET data = '{' WHERE id = :id", [{"id": str(row.id)}])
         await server.database.run("UPDATE artifact_collection SET data = '{' WHERE latest_id = :id", [{"id": str(row.id)}])
