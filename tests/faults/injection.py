@@ -116,6 +116,8 @@ def in_an_hour() -> dict[str, str]:
     return {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)}
 
 
+MAINTENANCE = Fault("maintenance from here on", answers(503, lambda: {"Prefect-Maintenance": "true"}), outage=True)
+
 FAULTS = (
     Fault("timeout before", raises(httpx.ReadTimeout)),
     Fault("timeout after", raises(httpx.ReadTimeout, after=True), of=is_write),
@@ -142,7 +144,7 @@ FAULTS = (
     Fault("503 after", answers(503, after=True), of=is_write),
     Fault("503 for good", answers(503), lasting=True),
     Fault("503 from here on", answers(503), outage=True),
-    Fault("maintenance from here on", answers(503, lambda: {"Prefect-Maintenance": "true"}), outage=True),
+    MAINTENANCE,
     Fault("truncated", truncate),
     Fault("page skips a row", shifts(1), of=is_listing),
     Fault("pages skip a row from here on", shifts(1), outage=True, of=is_listing),

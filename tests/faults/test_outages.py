@@ -5,7 +5,19 @@ from collections.abc import Callable
 import httpx
 import pytest
 from database import Row, days, series
-from injection import FAULTS, LONGEST_PAUSE, Fault, answers, in_an_hour, is_listing, line, raises, retry_after, shifts
+from injection import (
+    FAULTS,
+    LONGEST_PAUSE,
+    MAINTENANCE,
+    Fault,
+    answers,
+    in_an_hour,
+    is_listing,
+    line,
+    raises,
+    retry_after,
+    shifts,
+)
 from prefect_artifact_retention.policies import RetentionPolicy, StoreError
 from prefect_artifact_retention.stores.connection import MOST_LOST, connect
 from scenario import fill, problems, run_flow, run_steps, scenario, small_pages, unfinished_run
@@ -47,7 +59,7 @@ async def test_a_pause_is_as_long_as_the_server_asks_for_within_reason(
         Fault("connection refused", raises(httpx.ConnectError), outage=True),
         Fault("timeout", raises(httpx.ReadTimeout), outage=True),
         Fault("503", answers(503), outage=True),
-        Fault("maintenance", answers(503, lambda: {"Prefect-Maintenance": "true"}), outage=True),
+        MAINTENANCE,
     ],
     ids=lambda fault: fault.name,
 )
