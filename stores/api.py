@@ -116,33 +116,41 @@ class ApiStore:
         """Count the artifacts without a key."""
         return await self._count("/artifacts", {"key": {"exists_": False}})
 
-    async def collections(
-        self, keys: Sequence[str] | None = None, *, unreadable: list[str | None] | None = None
-    ) -> list[Collection]:
-        """List the collections, in the order of their keys as the server sorts them.
+    async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[Collection]:
+        """List the collections of these exact keys.
 
         Args:
-            keys: List only these exact keys; None lists all.
+            keys: The keys.
             unreadable: Gains, for each collection that the server fails to show, the key before it (None: it is the first).
                 Without it, such a collection is an error.
         """
-        path, found = "/artifacts/latest/filter", dict[str, Collection]()
-        if keys is not None:
-            for chunk in _chunks(keys, MOST_IDS):
-                async for page in self._pages(path, {"key": {"any_": chunk}}, "KEY_ASC", unreadable=unreadable):
-                    found.update((row["key"], _collection(row)) for row in page)
-            return list(found.values())
+        found: dict[str, Collection] = {}
+        for chunk in _chunks(keys, MOST_IDS):
+            async for page in self._collections({"key": {"any_": chunk}}, unreadable):
+                found.update(page)
+        return list(found.values())
+
+    async def all_collections(self, unreadable: list[str | None]) -> list[Collection]:
+        """List all collections, in the order of their keys as the server sorts them.
+
+        Keys that go while we look may hide others. What was not seen is left alone until the next run.
+
+        Args:
+            unreadable: As above.
+        """
+        found: dict[str, Collection] = {}
         for _attempt in range(3):
             expected = await self._count("/artifacts/latest", {})
-            missing = None if unreadable is None else list[str | None]()
-            async for page in self._pages(path, {}, "KEY_ASC", unreadable=missing):
-                found.update((row["key"], _collection(row)) for row in page)
-            if len(found) + len(missing or ()) >= expected:
+            unreadable.clear()
+            async for page in self._collections({}, unreadable):
+                found.update(page)
+            if len(found) + len(unreadable) >= expected:
                 break
-        if unreadable is not None:
-            unreadable += missing or ()
-        # Keys that went while we looked may have hidden others. What was not seen is left alone until the next run.
         return list(found.values())
+
+    async def _collections(self, only: object, unreadable: list[str | None] | None) -> AsyncIterator[dict[str, Collection]]:
+        async for page in self._pages("/artifacts/latest/filter", only, "KEY_ASC", unreadable=unreadable):
+            yield {row["key"]: _collection(row) for row in page}
 
     async def histories(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
         """List the versions of many keys, some keys at a time, in the order given; a key without any has an empty history."""

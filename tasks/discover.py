@@ -27,9 +27,9 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
     own = OWN_KEYS if run.report.mode == "delete" else ()
     unreadable: list[str | None] = []
     if scope and not any(set("*?[") & set(glob) for glob in scope):
-        found = await run.store.collections([*dict.fromkeys([*scope, *own])], unreadable=unreadable)
+        found = await run.store.collections([*dict.fromkeys([*scope, *own])], unreadable)
     else:
-        found = await run.store.collections(unreadable=unreadable)
+        found = await run.store.all_collections(unreadable)
         if scope:
             found = [each for each in found if each.key in own or any(fnmatchcase(each.key, glob) for glob in scope)]
     for before in unreadable:
