@@ -1,6 +1,6 @@
 """A server that is out of reach, asks for absurd pauses, hides rows or cannot show some: bounded, told, nothing lost."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
@@ -128,12 +128,20 @@ async def break_versions(server: Server, *rows: Row) -> None:
         assert response.status_code == 500
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No pause before a retry: after each 500, the server also drops the connection, and Prefect's client waits 2 seconds."""
+    with line(monkeypatch):
+        yield
+
+
 async def mend(server: Server) -> None:
     """Make all data JSON again."""
     await server.database.run("UPDATE artifact SET data = '\"x\"' WHERE data = '{'")
     await server.database.run("UPDATE artifact_collection SET data = '\"x\"' WHERE data = '{'")
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("broken", [1, 30], ids=lambda number: f"{number} broken")
 async def test_versions_that_the_server_cannot_show_fail_their_key_and_no_other(server: Server, broken: int) -> None:
     """The key is left alone and reported as failed, by every run; once it is mended, a run does the rest."""
@@ -153,6 +161,7 @@ async def test_versions_that_the_server_cannot_show_fail_their_key_and_no_other(
     assert await server.database.ids() == made.kept
 
 
+@pytest.mark.usefixtures("hasty")
 async def test_a_latest_version_that_the_server_cannot_show_fails_its_key_and_no_other(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +179,7 @@ async def test_a_latest_version_that_the_server_cannot_show_fails_its_key_and_no
     assert await server.database.ids() == made.kept
 
 
+@pytest.mark.usefixtures("hasty")
 async def test_an_artifact_without_a_key_that_the_server_cannot_show_is_left_alone(server: Server) -> None:
     """Its neighbours are pruned all the same."""
     made = scenario(await unfinished_run(server))
@@ -183,6 +193,7 @@ async def test_an_artifact_without_a_key_that_the_server_cannot_show_is_left_alo
     assert await server.database.ids() == made.kept | {row.id}
 
 
+@pytest.mark.usefixtures("hasty")
 async def test_a_whole_run_tells_of_a_key_that_the_server_cannot_show(server: Server) -> None:
     """It is Failed, and has pruned the others."""
     made = scenario(await unfinished_run(server))
