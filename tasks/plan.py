@@ -93,6 +93,7 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
     condemned: dict[UUID, datetime] = {}
     unreadable: list[str | None] = []
     seen: set[UUID] = set()
+    expected = await run.store.count_unkeyed()
     async for page in run.store.unkeyed(unreadable):
         # Rows created meanwhile shift the pages, and repeat some.
         new = [version for version in page if version.id not in seen]
@@ -102,6 +103,8 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
             if not verdict.keep:
                 condemned[verdict.version.id] = verdict.version.created
     plan.condemned = sorted(condemned, key=lambda version_id: condemned[version_id])
+    if len(seen) + len(unreadable) < expected:
+        run.report.warn("artifacts without a key went while they were listed; some may have to wait for the next run")
     if unreadable:
         plan.report.error = f"{count(len(unreadable), 'artifact')} left alone, because the server fails to show them (500)"
     run.report.key_reports.append(plan.report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -57,7 +58,11 @@ def scenario(running: UUID, *, deep: int = 7) -> Scenario:
     plain = [*series("audit", [100, 200]), *series("other", [50, 60, 70]), *series("report-2", [1, 2, 3])]
     stale = [*report[2:], held[3], run[3], *loads, load[2], *unkeyed[2:4], plain[-1]]
     rows = [*report, *held, *run, *loads, *load, *unkeyed, *plain]
-    return Scenario(rows, {"report": report[1].id}, frozenset(row.id for row in stale))
+    chance = random.Random(deep)  # noqa: S311 - reproducible: the server lists them by id
+    for row in rows:
+        row.id = UUID(int=chance.getrandbits(128), version=4)
+    stale_ids = frozenset(row.id for row in stale)
+    return Scenario(rows, {"report": report[1].id}, stale_ids)
 
 
 async def unfinished_run(server: Server) -> UUID:
