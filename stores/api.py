@@ -7,7 +7,7 @@ by the bytes that came back, rows are measured and dropped on arrival, and a lis
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -32,6 +32,13 @@ MOST_PAGE_BYTES = 4 * PAGE_BYTES
 MOST_IDS = 1_000
 """Ids or keys in one request; databases limit the parameters of a statement."""
 
+MOST_UNREADABLE = 20
+"""Rows of a listing that the server may fail to show, one by one; more mean that the server itself is broken."""
+
+NOT_FOUND = 404
+REFUSED = 422
+BROKEN = 500
+
 FIRST_BATCH_KEYS = 20
 MOST_BATCH_KEYS = 2_000
 BATCH_ROWS = (2_000, 20_000)
@@ -54,11 +61,16 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The versions of one key. Incomplete if rows came and went so fast that no listing agreed with the count."""
+    """The versions of one key.
+
+    Incomplete if rows came and went so fast that no listing agreed with the count, or, with an error, if the server fails to
+    show them.
+    """
 
     key: str
     versions: Sequence[Version]
     complete: bool = True
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,30 +116,41 @@ class ApiStore:
         """Count the artifacts without a key."""
         return await self._count("/artifacts", {"key": {"exists_": False}})
 
-    async def collections(self, keys: Sequence[str] | None = None) -> list[Collection]:
-        """List the collections, in the order of their keys as the server sorts them.
+    async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[Collection]:
+        """List the collections of these exact keys.
 
         Args:
-            keys: List only these exact keys; None lists all.
+            keys: The keys.
+            unreadable: Gains, for each collection that the server fails to show, the key before it (None: it is the first).
+                Without it, such a collection is an error.
         """
-        if keys is None:
-            return list((await self._all_collections()).values())
         found: dict[str, Collection] = {}
         for chunk in _chunks(keys, MOST_IDS):
-            async for page in self._pages("/artifacts/latest/filter", {"key": {"any_": chunk}}, "KEY_ASC"):
-                found.update((row["key"], _collection(row)) for row in page)
+            async for page in self._collections({"key": {"any_": chunk}}, unreadable):
+                found.update(page)
         return list(found.values())
 
-    async def _all_collections(self) -> dict[str, Collection]:
+    async def all_collections(self, unreadable: list[str | None]) -> list[Collection]:
+        """List all collections, in the order of their keys as the server sorts them.
+
+        Keys that go while we look may hide others. What was not seen is left alone until the next run.
+
+        Args:
+            unreadable: As above.
+        """
         found: dict[str, Collection] = {}
         for _attempt in range(3):
             expected = await self._count("/artifacts/latest", {})
-            async for page in self._pages("/artifacts/latest/filter", {}, "KEY_ASC"):
-                found.update((row["key"], _collection(row)) for row in page)
-            if len(found) >= expected:
+            unreadable.clear()
+            async for page in self._collections({}, unreadable):
+                found.update(page)
+            if len(found) + len(unreadable) >= expected:
                 break
-        # Keys that went while we looked may have hidden others. What was not seen is left alone until the next run.
-        return found
+        return list(found.values())
+
+    async def _collections(self, only: object, unreadable: list[str | None] | None) -> AsyncIterator[dict[str, Collection]]:
+        async for page in self._pages("/artifacts/latest/filter", only, "KEY_ASC", unreadable=unreadable):
+            yield {row["key"]: _collection(row) for row in page}
 
     async def histories(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
         """List the versions of many keys, some keys at a time, in the order given; a key without any has an empty history."""
@@ -159,81 +182,81 @@ class ApiStore:
         return History(key, versions, complete=False)
 
     async def _batch(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
-        """List the versions of some keys together, in halves where they are many, key by key where the count disagrees."""
+        """List the versions of some keys together, or in halves, down to the one key whose versions cannot be listed."""
         pending = [list(keys)]
         while pending:
             batch = pending.pop()
             if len(batch) == 1:
-                yield [await self.history(batch[0])]
-                continue
-            together = {"key": {"any_": batch}}
-            expected = await self._count("/artifacts", together)
-            if expected > 2 * BATCH_ROWS[1]:
+                yield [await self._alone(batch[0])]
+            elif histories := await self._together(batch):
+                yield histories
+            else:
                 half = len(batch) // 2
                 pending += [batch[half:], batch[:half]]
-                continue
-            versions = await self._versions(together, "ID_DESC")
-            if len(versions) < expected:
-                for key in batch:
-                    yield [await self.history(key)]
-                continue
-            by_key: dict[str | None, list[Version]] = {key: [] for key in batch}
-            for version in versions:
-                by_key[version.key].append(version)
-            yield [History(key, by_key[key]) for key in batch]
 
-    async def unkeyed(self) -> AsyncIterator[list[Version]]:
+    async def _alone(self, key: str) -> History:
+        try:
+            return await self.history(key)
+        except StoreError as error:
+            if error.status != BROKEN:
+                raise
+            return History(key, [], complete=False, error=str(error))
+
+    async def _together(self, keys: Sequence[str]) -> list[History] | None:
+        """List the versions of some keys; None if they are too many, shift too much, or the server fails to show one."""
+        together = {"key": {"any_": keys}}
+        expected = await self._count("/artifacts", together)
+        if expected > 2 * BATCH_ROWS[1]:
+            return None
+        try:
+            versions = await self._versions(together, "ID_DESC")
+        except StoreError as error:
+            if error.status != BROKEN:
+                raise
+            return None
+        if len(versions) < expected:
+            return None
+        by_key: dict[str | None, list[Version]] = {key: [] for key in keys}
+        for version in versions:
+            by_key[version.key].append(version)
+        return [History(key, by_key[key]) for key in keys]
+
+    async def unkeyed(self, unreadable: list[str | None]) -> AsyncIterator[list[Version]]:
         """List the artifacts without a key, a page at a time.
 
         Pages shift when rows go meanwhile: a row may be missed until the next run, never taken for another.
+
+        Args:
+            unreadable: Gains one item for each artifact that the server fails to show.
         """
-        async for page in self._pages("/artifacts/filter", {"key": {"exists_": False}}, "ID_DESC"):
+        only = {"key": {"exists_": False}}
+        async for page in self._pages("/artifacts/filter", only, "ID_DESC", unreadable=unreadable):
             yield [_version(row) for row in page]
 
-    async def versions(self, ids: Sequence[UUID]) -> list[Version]:
+    async def versions(self, ids: Iterable[UUID]) -> list[Version]:
         """Read the versions that still exist of those named."""
-        found = []
-        for chunk in _chunks(ids, MOST_IDS):
-            found += await self._versions({"id": {"any_": [str(version_id) for version_id in chunk]}}, "ID_DESC")
-        return found
+        return await self._existing("artifacts", ids, _version)
 
-    async def flow_runs(self, ids: Sequence[UUID]) -> list[FlowRun]:
+    async def flow_runs(self, ids: Iterable[UUID]) -> list[FlowRun]:
         """Read the flow runs that exist of those named."""
-        only = {"id": {"any_": [str(run_id) for run_id in ids]}}
-        return [
-            FlowRun(
-                id=UUID(row["id"]),
-                name=row["name"],
-                started=datetime.fromisoformat(row["start_time"] or row["created"]),
-                finished=row["state_type"] in TERMINAL,
-                parameters=row["parameters"],
-            )
-            async for page in self._pages("/flow_runs/filter", only, "ID_DESC", body_field="flow_runs")
-            for row in page
-        ]
+        return await self._existing("flow_runs", ids, _flow_run)
 
     async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
         """Tell which of these runs exist and are not in a terminal state, and since when they exist."""
-        found: dict[UUID, datetime] = {}
-        for kind, ids in (("flow_runs", flow_runs), ("task_runs", task_runs)):
-            for chunk in _chunks(sorted(set(ids)), MOST_IDS):
-                # Not filtered by state: rows that leave the listing while it is read would hide others.
-                only = {"id": {"any_": [str(run_id) for run_id in chunk]}}
-                async for page in self._pages(f"/{kind}/filter", only, "ID_DESC", body_field=kind):
-                    found.update(
-                        (UUID(row["id"]), datetime.fromisoformat(row["created"]))
-                        for row in page
-                        if row["state_type"] not in TERMINAL
-                    )
-        return found
+        # Not filtered by state: rows that leave the listing while it is read would hide others.
+        runs = await self._existing("flow_runs", flow_runs, _run) + await self._existing("task_runs", task_runs, _run)
+        return {run_id: since for run_id, since, finished in runs if not finished}
 
     async def delete(self, version_id: UUID) -> bool:
-        """Delete one version. True if this deleted it, False if it had already gone."""
+        """Delete one version. True if this deleted it, False if it had already gone.
+
+        "Not found" is believed once the version is not counted either: a proxy may say it, too.
+        """
         attempts: list[float] = []
         try:
             await self.connection.request("DELETE", f"/artifacts/{version_id}", attempts=attempts)
         except StoreError as error:
-            if error.status != 404:  # noqa: PLR2004 - HTTP
+            if error.status != NOT_FOUND or await self._count("/artifacts", _any_of([version_id])):
                 raise
             # Not found by a second attempt means that the first did its work and its answer was lost.
             return len(attempts) > 1
@@ -248,8 +271,7 @@ class ApiStore:
         for _look in range(2):
             latest = {collection.latest_id: collection.key for collection in await self.collections(suspects)}
             for chunk in _chunks(list(latest), MOST_IDS):
-                ids = [str(version_id) for version_id in chunk]
-                if await self._count("/artifacts", {"id": {"any_": ids}}) == len(chunk):
+                if await self._count("/artifacts", _any_of(chunk)) == len(chunk):
                     for version_id in chunk:
                         del latest[version_id]
             for version in await self.versions(list(latest)):
@@ -303,17 +325,48 @@ class ApiStore:
             page.clear()
         return list(found.values())
 
-    async def _count(self, path: str, only: object) -> int:
-        count = await self.connection.ask(f"{path}/count", {"artifacts": only})
+    async def _existing(self, kind: str, ids: Iterable[UUID], read: Callable[[Mapping[str, Any]], Item]) -> list[Item]:
+        """Read those rows of some ids that exist.
+
+        Rows that go while a listing is read hide others, and a run that is hidden would pass for one that has ended. So ids
+        that were not found are counted, and asked for again.
+        """
+        found: list[Item] = []
+        for chunk in _chunks(sorted(set(ids)), MOST_IDS):
+            missing = set(chunk)
+            for _attempt in range(3):
+                async for page in self._pages(f"/{kind}/filter", _any_of(missing), "ID_DESC", body_field=kind):
+                    rows = {UUID(row["id"]): row for row in page}
+                    found += [read(rows[row_id]) for row_id in rows.keys() & missing]
+                    missing -= rows.keys()
+                if not missing or not await self._count(f"/{kind}", _any_of(missing), body_field=kind):
+                    break
+            else:
+                raise StoreError(f"{self.connection.address} counts {kind} that it does not list")
+        return found
+
+    async def _count(self, path: str, only: object, *, body_field: str = "artifacts") -> int:
+        count = await self.connection.ask(f"{path}/count", {body_field: only})
         if not isinstance(count, int):
             raise StoreError(f"{self.connection.address} answers {path}/count with {str(count)[:100]!r}, not with a number")
         return count
 
     async def _pages(
-        self, path: str, only: object, sort: str, *, body_field: str = "artifacts"
+        self,
+        path: str,
+        only: object,
+        sort: str,
+        *,
+        body_field: str = "artifacts",
+        unreadable: list[str | None] | None = None,
     ) -> AsyncIterator[list[dict[str, Any]]]:
-        """Page through a listing by offset, each page sized by the bytes that came back before."""
+        """Page through a listing by offset, each page sized by the bytes that came back before.
+
+        With `unreadable`, a page that the server fails to show is asked for in smaller pieces, and the single row that is at
+        fault passed over; the list gains the key of the row before it.
+        """
         offset = 0
+        last_key: str | None = None
         while True:
             limit = min(self._page_rows, self._most_rows)
             body = {body_field: only, "sort": sort, "limit": limit, "offset": offset}
@@ -323,10 +376,16 @@ class ApiStore:
                 self._page_rows = max(1, limit // 4)
                 continue
             except StoreError as error:
-                if error.status != 422 or limit == 1:  # noqa: PLR2004 - HTTP
+                if error.status == REFUSED and limit > 1:
+                    # Most likely because an administrator lowered the limit.
+                    self._most_rows = max(1, limit // 2)
+                elif error.status != BROKEN or unreadable is None or len(unreadable) == MOST_UNREADABLE:
                     raise
-                # Refused, most likely because an administrator lowered the limit.
-                self._most_rows = max(1, limit // 2)
+                elif limit > 1:
+                    self._page_rows = max(1, limit // 4)
+                else:
+                    unreadable.append(last_key)
+                    offset += 1
                 continue
             rows = self.connection.json(response)
             if not isinstance(rows, list):
@@ -335,6 +394,8 @@ class ApiStore:
             fitting = PAGE_BYTES * max(1, got) // max(1, len(response.content))
             del response
             self._page_rows = max(1, min(fitting, limit * 4))
+            if rows:
+                last_key = rows[-1].get("key")
             yield rows
             if got < limit:
                 return
@@ -343,6 +404,25 @@ class ApiStore:
 
 def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _any_of(ids: Iterable[UUID]) -> Mapping[str, Any]:
+    return {"id": {"any_": sorted(str(each) for each in ids)}}
+
+
+def _run(row: Mapping[str, Any]) -> tuple[UUID, datetime, bool]:
+    """Of a run: its id, since when it exists, and whether it has ended."""
+    return UUID(row["id"]), datetime.fromisoformat(row["created"]), row["state_type"] in TERMINAL
+
+
+def _flow_run(row: Mapping[str, Any]) -> FlowRun:
+    return FlowRun(
+        id=UUID(row["id"]),
+        name=row["name"],
+        started=datetime.fromisoformat(row["start_time"] or row["created"]),
+        finished=row["state_type"] in TERMINAL,
+        parameters=row["parameters"],
+    )
 
 
 def _collection(row: Mapping[str, Any]) -> Collection:

@@ -32,6 +32,13 @@ CONCURRENT_REQUESTS = 1
 MOST_RETRY_AFTER = 120
 """Seconds. A server may ask for an absurd pause, and Prefect's client would sleep through the night."""
 
+MOST_LOST = 3
+"""Requests in a row that fail with all their attempts. After them the server is taken to be out of reach and nothing more is
+sent: a run over many keys would wait for each of them anew."""
+
+PASSING = (408, 429, 502, 503)
+"""What Prefect's client tries again; as the last word of a request, it means that the server is out of reach."""
+
 BUSY = 503
 FIRST_RETRY = 0.1
 RETRY_FACTOR = 4
@@ -54,6 +61,7 @@ class Connection:
         self.address = str(client.api_url.copy_with(userinfo=b""))
         self.is_cloud = client.server_type == ServerType.CLOUD
         self._slots = asyncio.Semaphore(CONCURRENT_REQUESTS)
+        self._lost = 0
         # Prefect's server compresses at level 9, which costs its one event loop more than a local network gains.
         self._headers = {} if self.is_cloud else {"Accept-Encoding": "identity"}
 
@@ -77,8 +85,10 @@ class Connection:
         content = None if body is None else orjson.dumps(body)
         headers = self._headers | ({"Content-Type": "application/json"} if content else {})
         async with self._slots:
+            if self._lost >= MOST_LOST:
+                raise StoreError(f"the Prefect server at {self.address} is out of reach: {MOST_LOST} requests in a row failed")
             try:
-                return await self.client.request(
+                response = await self.client.request(
                     method,  # type: ignore[arg-type]  # a Literal of the HTTP methods
                     path,  # type: ignore[arg-type]  # a Literal of all of Prefect's own paths
                     content=content,
@@ -86,9 +96,13 @@ class Connection:
                     extensions=extensions,
                 )
             except PrefectHTTPStatusError as error:
+                self._lost = self._lost + 1 if error.response.status_code in PASSING else 0
                 raise self._refused(error.response, f"{method} {path}") from error
             except httpx.RequestError as error:
+                self._lost += 1
                 raise StoreError(f"cannot reach the Prefect server at {self.address}: {reason(error)}") from None
+            self._lost = 0
+            return response
 
     async def ask(self, path: str, body: object) -> Any:  # noqa: ANN401 - JSON
         """Send a POST request and return the JSON of its answer."""
@@ -117,7 +131,7 @@ class Connection:
         self.json(response)
         try:
             return parsedate_to_datetime(response.headers["Date"]).astimezone(UTC)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, OverflowError) as error:
             raise StoreError(f"the server at {self.address} sends no Date header, so ages cannot be told") from error
 
     def _refused(self, response: httpx.Response, what: str) -> StoreError:
@@ -182,6 +196,8 @@ def _limiter(per_minute: int) -> AsyncLimiter:
 
 
 async def _after(response: httpx.Response) -> None:
+    # With this header, Prefect's client would try again without end.
+    response.headers.pop("Prefect-Maintenance", None)
     most_bytes = response.request.extensions.get("most_bytes") or 0
     length = response.headers.get("Content-Length", "")
     if most_bytes and response.is_success and length.isdigit() and int(length) > most_bytes:
@@ -200,7 +216,7 @@ def _seconds(retry_after: str) -> float:
     except ValueError:
         try:
             return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return 1.0
 
 

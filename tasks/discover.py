@@ -25,12 +25,16 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
     """
     scope = run.report.scope
     own = OWN_KEYS if run.report.mode == "delete" else ()
+    unreadable: list[str | None] = []
     if scope and not any(set("*?[") & set(glob) for glob in scope):
-        found = await run.store.collections([*dict.fromkeys([*scope, *own])])
+        found = await run.store.collections([*dict.fromkeys([*scope, *own])], unreadable)
     else:
-        found = await run.store.collections()
+        found = await run.store.all_collections(unreadable)
         if scope:
             found = [each for each in found if each.key in own or any(fnmatchcase(each.key, glob) for glob in scope)]
+    for before in unreadable:
+        where = "the first key" if before is None else f"the key after {label(before)}"
+        run.report.errors.append(f"{where}: nothing deleted, because the server fails to show it (500)")
     for glob in scope:
         if not any(fnmatchcase(each.key, glob) for each in found):
             run.report.warn(f"no key matches {label(glob)}")

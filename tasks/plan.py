@@ -8,6 +8,7 @@ from uuid import UUID
 
 from prefect_artifact_retention.policies import RetentionPolicy, Verdict, Version, evaluate
 from prefect_artifact_retention.policies.loading import OWN_POLICY, select_policy
+from prefect_artifact_retention.policies.words import count
 from prefect_artifact_retention.stores.api import Collection, History
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.report import KeyReport, PolicyReport
@@ -90,12 +91,22 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
     """Judge the artifacts without a key page by page: only age rules apply to them, so none depends on another."""
     plan = KeyPlan(None, policy, [], KeyReport(key=None, policy=policy.name))
     condemned: dict[UUID, datetime] = {}
-    async for page in run.store.unkeyed():
-        for verdict in await judge(run, page, policy):
+    unreadable: list[str | None] = []
+    seen: set[UUID] = set()
+    expected = await run.store.count_unkeyed()
+    async for page in run.store.unkeyed(unreadable):
+        # Rows created meanwhile shift the pages, and repeat some.
+        new = [version for version in page if version.id not in seen]
+        seen.update(version.id for version in new)
+        for verdict in await judge(run, new, policy):
             _count(run, plan.report, verdict)
             if not verdict.keep:
                 condemned[verdict.version.id] = verdict.version.created
     plan.condemned = sorted(condemned, key=lambda version_id: condemned[version_id])
+    if len(seen) + len(unreadable) < expected:
+        run.report.warn("artifacts without a key went while they were listed; some may have to wait for the next run")
+    if unreadable:
+        plan.report.error = f"{count(len(unreadable), 'artifact')} left alone, because the server fails to show them (500)"
     run.report.key_reports.append(plan.report)
     if plan.condemned:
         run.add_plan(plan)
@@ -160,7 +171,10 @@ def _add(run: Run, history: History, policy: RetentionPolicy, verdicts: Sequence
     if not history.complete:
         report.versions = report.kept = len(verdicts)
         report.bytes_seen = sum(verdict.version.size for verdict in verdicts)
-        run.report.warn(f"{label(history.key)}: nothing deleted, because its versions changed while they were read")
+        if history.error:
+            report.error = f"nothing deleted, because its versions cannot be read: {history.error}"
+        else:
+            run.report.warn(f"{label(history.key)}: nothing deleted, because its versions changed while they were read")
         return
     if not verdicts:
         run.report.warn(f"{label(history.key)}: no version of it was found, though the server lists it")

@@ -61,7 +61,7 @@ class ProgressArtifact:
 
     async def start(self, description: str) -> None:
         """Create the artifact at 0 %."""
-        with suppress(httpx.HTTPError):
+        with suppress(httpx.HTTPError, StoreError):
             self._id = await create(self._client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
 
     async def claim(self) -> None:
@@ -115,7 +115,7 @@ async def older_run(run: Run, own_id: UUID) -> str:
     runs = await run.store.flow_runs([own_id, *deleting])
     own = next((each for each in runs if each.id == own_id), None)
     if own is None:
-        raise StoreError("the present flow run has been deleted from the server")
+        raise StoreError(f"the flow run {own_id} of this run is no longer there")
     keys = [each.key for each in run.collections if each.key not in OWN_KEYS]
     for other in sorted(runs, key=_age):
         if not other.finished and _age(other) < _age(own) and _overlap(run.report.scope, keys, other):

@@ -19,7 +19,6 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.policies import RetentionError, Version
 from prefect_artifact_retention.policies.loading import select_policy
-from prefect_artifact_retention.stores.api import History
 from prefect_artifact_retention.tasks.plan import judge
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
@@ -110,7 +109,7 @@ async def _look(run: Run, plan: KeyPlan, key: str, pending: set[UUID]) -> _Look 
     if not pending:
         return None
     collections = await run.store.collections([key])
-    history = await run.store.history(key) if collections else History(key, [])
+    history = await run.store.history(key)
     present = frozenset(version.id for version in history.versions)
     gone = pending - present if history.complete else set()
     condemned: list[Version] = []

@@ -12,6 +12,7 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.control import HOLD, MOST_TTL_DAYS, TTL_DAYS
 
 
@@ -57,19 +58,25 @@ async def create(  # noqa: PLR0913 - the fields of an artifact
     description: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> UUID:
-    """Create an artifact of the present flow run and task run, with its metadata."""
+    """Create an artifact of the present flow run and task run, with its metadata.
+
+    Raises:
+        StoreError: The server's answer cannot be read; whether it has taken the artifact is unknown.
+        httpx.HTTPError: The server is out of reach, or does not take it.
+    """
     flow_run, task_run = FlowRunContext.get(), TaskRunContext.get()
-    artifact = await client.create_artifact(
-        ArtifactCreate(
-            key=key,
-            type=type,
-            description=description,
-            data=data,
-            metadata_=dict(metadata or {}) or None,
-            task_run_id=task_run.task_run.id if task_run else None,
-            flow_run_id=(
-                task_run.task_run.flow_run_id if task_run else flow_run.flow_run.id if flow_run and flow_run.flow_run else None
-            ),
-        )
+    artifact = ArtifactCreate(
+        key=key,
+        type=type,
+        description=description,
+        data=data,
+        metadata_=dict(metadata or {}) or None,
+        task_run_id=task_run.task_run.id if task_run else None,
+        flow_run_id=(
+            task_run.task_run.flow_run_id if task_run else flow_run.flow_run.id if flow_run and flow_run.flow_run else None
+        ),
     )
-    return artifact.id
+    try:
+        return (await client.create_artifact(artifact)).id
+    except ValueError as error:
+        raise StoreError("the server's answer to a new artifact cannot be read") from error

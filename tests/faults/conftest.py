@@ -1,0 +1,18 @@
+"""A real Prefect server on SQLite for all fault tests of one worker process."""
+
+from collections.abc import Iterator
+
+import pytest
+from database import Database
+from prefect_artifact_retention.flows.local_server import local_server
+from servers import Server, drain
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for the session; each test fills it anew."""
+    folder = tmp_path_factory.mktemp("faults")
+    with local_server(folder) as local:
+        local.wait()
+        yield Server(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect.db'}"))
+        drain()

@@ -1,0 +1,159 @@
+"""What the fault tests run on: a small server that has every case, a run over it, and what must be true afterwards."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import httpx
+import pytest
+from database import Database, Row, days, series
+from prefect import flow, get_client
+from prefect.exceptions import PrefectException
+from prefect.states import Running
+from prefect_artifact_retention.flows import cleanup
+from prefect_artifact_retention.flows.cleanup import open_run
+from prefect_artifact_retention.flows.settings import RetentionSettings
+from prefect_artifact_retention.policies import RetentionError, RetentionPolicy
+from prefect_artifact_retention.stores import api
+from prefect_artifact_retention.tasks import prune
+from prefect_artifact_retention.tasks.discover import discover
+from prefect_artifact_retention.tasks.plan import guard, make_plan
+from prefect_artifact_retention.tasks.rendering import headline
+from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
+from servers import Server
+
+POLICIES = (
+    RetentionPolicy(name="idle", match_keys=["load-*"], keep_last=2, drop_idle_keys_after_days=90),
+    RetentionPolicy(name="audit", match_keys=["audit"], keep_all=True),
+    RetentionPolicy(name="reports", match_keys=["report*", "held", "running"], keep_last=2),
+    RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=30),
+)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """The versions, the one that is the latest though not the newest, and which of them the policies condemn."""
+
+    rows: Sequence[Row]
+    latest: dict[str, UUID]
+    stale: frozenset[UUID]
+
+    @property
+    def kept(self) -> frozenset[UUID]:
+        """What every run must leave."""
+        return frozenset(row.id for row in self.rows) - self.stale
+
+
+def scenario(running: UUID, *, deep: int = 7) -> Scenario:
+    """Several keys on several pages: idle, held, running, unmanaged, without a key, and one with `deep` versions."""
+    report = series("report", range(1, deep + 1))
+    held = [*series("held", [1, 2]), Row("held", days(3), metadata={"retention-hold": "true"}), Row("held", days(4))]
+    run = [*series("running", [1, 2]), Row("running", days(3), flow_run_id=running), Row("running", days(4))]
+    loads, load = series("load-2026-01-31", [100, 101, 102]), series("load-2026-11-20", [3, 4, 5])
+    unkeyed = [*series(None, [1, 29, 31, 40]), Row(None, days(45), metadata={"retention-hold": "true"})]
+    plain = [*series("audit", [100, 200]), *series("other", [50, 60, 70]), *series("report-2", [1, 2, 3])]
+    stale = [*report[2:], held[3], run[3], *loads, load[2], *unkeyed[2:4], plain[-1]]
+    rows = [*report, *held, *run, *loads, *load, *unkeyed, *plain]
+    chance = random.Random(deep)  # noqa: S311 - reproducible: the server lists them by id
+    for row in rows:
+        row.id = UUID(int=chance.getrandbits(128), version=4)
+    stale_ids = frozenset(row.id for row in stale)
+    return Scenario(rows, {"report": report[1].id}, stale_ids)
+
+
+async def unfinished_run(server: Server) -> UUID:
+    """A flow run that is going on."""
+
+    @flow(name="producer")
+    def producer() -> None:
+        """Never ends."""
+
+    with server.active():
+        async with get_client() as client:
+            return (await client.create_flow_run(producer, state=Running())).id
+
+
+async def fill(database: Database, made: Scenario) -> None:
+    """Let the server have these versions and no others."""
+    await database.clear()
+    await database.insert(made.rows, made.latest)
+
+
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a few rows take as many requests, of every kind, as many rows do."""
+    monkeypatch.setattr(api, "MOST_ROWS", 4)
+    monkeypatch.setattr(api, "FIRST_BATCH_KEYS", 4)
+    monkeypatch.setattr(prune, "BATCH", 3)
+
+
+async def run_steps(server: Server, policies: Sequence[RetentionPolicy] = POLICIES) -> CleanupReport:
+    """A delete run without Prefect's tasks, which take seconds: the steps of the flow, in its order."""
+    with server.active():
+        async with open_run(RetentionSettings(), "delete", policies, []) as run:
+            try:
+                await discover(run)
+                await make_plan(run)
+                guard(run)
+                for plan in run.plans:
+                    await prune.prune_key(run, plan)
+                await prune.verify(run)
+            except RetentionError as error:
+                run.report.errors.append(str(error))
+            run.report.outcome = cleanup._outcome(run.report)  # noqa: SLF001 - as the flow does
+            return run.report
+
+
+async def problems(database: Database, made: Scenario, report: CleanupReport | None) -> list[str]:
+    """What is wrong after a run: lost, dangling, or told otherwise than it is. No report: the run said that it failed."""
+    left = await database.ids()
+    gone = {row.id for row in made.rows} - left
+    found = [f"lost: {version_id}" for version_id in gone & made.kept]
+    found += [f"dangling: {key}" for key in await database.dangling()]
+    if report is None:
+        return found
+    settled = report.deleted + report.already_gone
+    if not settled <= len(gone) <= settled + report.failed:
+        found.append(f"{len(gone)} have gone, but the report says {settled}, and {report.failed} failed")
+    told = bool(report.errors or report.failed or any(report.failures()))
+    if told != (report.outcome == "failed"):
+        found.append(f"outcome {report.outcome} with errors {report.errors}")
+    if report.outcome == "completed" and report.remaining:
+        found.append(f"completed with {report.remaining} remaining")
+    if report.outcome == "completed" and len(gone) < len(made.stale) and not (report.spared or report.warnings):
+        found.append(f"completed, and no word of the {len(made.stale) - len(gone)} stale versions left")
+    return found
+
+
+async def run_flow(server: Server) -> CleanupReport | None:
+    """A whole delete run, as it is deployed. None: it failed before it had a report, and its flow run did not complete."""
+    try:
+        return await server.cleanup(POLICIES, mode="delete")
+    except CleanupFailed as error:
+        return error.report
+    except (RetentionError, PrefectException, httpx.HTTPError):
+        return None
+
+
+async def flow_problems(database: Database, made: Scenario, report: CleanupReport | None) -> list[str]:
+    """What is wrong after a whole run: as after its steps, and what the server shows of it."""
+    found = await problems(database, made, report)
+    ((state, name),) = await database.run("SELECT state_type, state_name FROM flow_run ORDER BY created DESC LIMIT 1")
+    fine = report is not None and report.outcome in {"completed", "unfinished"}
+    if state == "COMPLETED" and not fine:
+        found.append(f"the flow run is {name}, its report {report.outcome if report else 'missing'}")
+    rows = await database.run("SELECT description FROM artifact WHERE key = 'artifact-retention-report'")
+    # An answer that was lost has the report posted twice.
+    shown = {row[0] for row in rows}
+    if report and shown - {headline(report)}:
+        found.append(f"the report shows {shown}, and is {headline(report)}")
+    return found
+
+
+async def ten_minutes_pass(database: Database) -> None:
+    """A run that could not even say that it has ended is no longer taken to be at work."""
+    long_ago = (datetime.now(UTC) - timedelta(minutes=11)).strftime("%Y-%m-%d %H:%M:%S.%f")
+    await database.run(f"UPDATE artifact SET updated = '{long_ago}' WHERE key = 'artifact-retention-progress'")

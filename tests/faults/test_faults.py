@@ -1,0 +1,177 @@
+"""No fault on the line to the server loses a version that is wanted, breaks a collection, or is passed over in silence."""
+
+import asyncio
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from database import Database
+from injection import FAULTS, LONGEST_PAUSE, MAINTENANCE, Fault, line
+from prefect_artifact_retention.policies import RetentionError
+from prefect_artifact_retention.stores.connection import MOST_LOST
+from prefect_artifact_retention.tasks.report import CleanupReport
+from scenario import (
+    Scenario,
+    fill,
+    flow_problems,
+    problems,
+    run_flow,
+    run_steps,
+    scenario,
+    small_pages,
+    ten_minutes_pass,
+    unfinished_run,
+)
+from servers import Server
+
+SEED = 20261124
+MOST_PAUSES = MOST_LOST * 6 * LONGEST_PAUSE
+"""What a run may spend waiting between attempts, whatever the server says."""
+
+MOST_SECONDS = 150
+"""What a run may take without these pauses. Now and then, a Prefect server on SQLite holds its own writes up for a minute."""
+
+IN_WHOLE_RUNS = tuple(fault for fault in FAULTS if fault is not MAINTENANCE)
+"""Prefect itself waits for the end of a maintenance, to tell the state of the flow run, once ours has ended."""
+
+Case = tuple[Fault, int]
+
+
+@dataclass
+class Figures:
+    """What has been tried, and what went wrong."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    def line(self, what: str) -> str:
+        """The figures, to be put into the documentation."""
+        kinds = ", ".join(f"{name} {number}" for name, number in sorted(self.faults.items()))
+        outcomes = ", ".join(f"{number} {name}" for name, number in sorted(self.outcomes.items()))
+        total = self.faults.total()
+        return f"{what}: {total} faults tried (seed {SEED}), rows lost = {self.lost}; {outcomes}; of each kind: {kinds}"
+
+
+async def steps(server: Server) -> CleanupReport | None:
+    """The steps of a run; None: it could not even begin, and said so."""
+    try:
+        return await run_steps(server)
+    except RetentionError:
+        return None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a run is made, how what it leaves is judged, and on what server."""
+
+    server: Server
+    monkeypatch: pytest.MonkeyPatch
+    run: Callable[[Server], Awaitable[CleanupReport | None]]
+    judge: Callable[[Database, Scenario, CleanupReport | None], Awaitable[list[str]]]
+
+    async def all_cases(self, faults: Sequence[Fault] = FAULTS, *, deep: int = 7) -> tuple[Scenario, list[Case]]:
+        """Each fault at every request of an undisturbed run, which is all right, in an order of chance."""
+        made = scenario(await unfinished_run(self.server), deep=deep)
+        await fill(self.server.database, made)
+        with line(self.monkeypatch) as undisturbed:
+            report = await self.run(self.server)
+        assert report is not None
+        assert await self.judge(self.server.database, made, report) == []
+        assert (report.outcome, report.deleted) == ("completed", len(made.stale))
+        requests = list(enumerate(undisturbed.requests))
+        chance = random.Random(SEED)  # noqa: S311 - reproducible
+        cases = [(fault, at) for fault in faults for at, request in requests if fault.of(request)]
+        return made, sorted(cases, key=lambda _case: chance.random())
+
+    async def meet(self, made: Scenario, cases: Sequence[Case]) -> Figures:
+        """Let each fault happen to a run of its own, look at what is left, and run again without."""
+        figures = Figures()
+        database = self.server.database
+        for fault, at in cases:
+            await fill(database, made)
+            with line(self.monkeypatch, fault, at) as broken:
+                try:
+                    async with asyncio.timeout(MOST_SECONDS):
+                        report = await self.run(self.server)
+                except TimeoutError:
+                    last = broken.requests[-1]
+                    figures.wrong.append(f"{fault.name}, request {at}: the run hangs after {last.method} {last.url.path}")
+                    continue
+            if broken.victim is None:
+                # A whole run updates its progress by the clock, so that its last requests have no certain number.
+                figures.outcomes["never met"] += 1
+                continue
+            found = await self.judge(database, made, report)
+            if max(broken.pauses, default=0) > LONGEST_PAUSE or sum(broken.pauses) > MOST_PAUSES:
+                found.append(f"pauses of {broken.pauses} s")
+            await ten_minutes_pass(database)
+            again = await self.run(self.server)
+            if again is None or again.outcome != "completed" or await database.ids() != made.kept:
+                found.append(f"a rerun leaves {len(await database.ids() ^ made.kept)} versions amiss: {again}")
+            figures.faults[fault.name] += 1
+            figures.outcomes[report.outcome if report else "failed at once"] += 1
+            figures.lost += sum(problem.startswith("lost") for problem in found)
+            what = f"{fault.name}, request {at}: {broken.victim.method} {broken.victim.url.path}"
+            figures.wrong += [f"{what}: {problem}" for problem in found]
+        return figures
+
+
+def one_of_each(cases: Sequence[Case]) -> list[Case]:
+    """The first case of each kind of fault."""
+    return list({fault.name: (fault, at) for fault, at in reversed(cases)}.values())
+
+
+def show(figures: Figures, what: str) -> None:
+    """Print the figures, also where pytest captures."""
+    sys.__stdout__.write(f"\n{figures.line(what)}\n")
+
+
+async def test_one_fault_of_each_kind_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a request of chance: the report is honest, no wanted version goes, no collection breaks, a rerun converges."""
+    small_pages(monkeypatch)
+    trial = Trial(server, monkeypatch, steps, problems)
+    made, cases = await trial.all_cases()
+    figures = await trial.meet(made, one_of_each(cases))
+    assert figures.faults.total() == len(FAULTS)
+    assert figures.wrong == []
+
+
+async def test_a_fault_in_a_whole_run_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's own requests, the report, the history and the progress included; what the server shows is honest, too."""
+    trial = Trial(server, monkeypatch, run_flow, flow_problems)
+    made, cases = await trial.all_cases(IN_WHOLE_RUNS)
+    figures = await trial.meet(made, cases[:4])
+    assert figures.faults.total() >= 3
+    assert figures.wrong == []
+
+
+@pytest.mark.faults
+async def test_every_fault_of_every_request_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole matrix, on the steps of a run."""
+    small_pages(monkeypatch)
+    trial = Trial(server, monkeypatch, steps, problems)
+    made, cases = await trial.all_cases()
+    began = time.monotonic()
+    figures = await trial.meet(made, cases)
+    show(figures, f"every fault of every request, {time.monotonic() - began:.0f} s")
+    assert figures.faults.total() == len(cases)
+    assert figures.wrong == []
+
+
+@pytest.mark.faults
+async def test_many_faults_in_whole_runs_lose_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind of fault three times, at requests of chance, in whole runs with a key of two batches."""
+    trial = Trial(server, monkeypatch, run_flow, flow_problems)
+    made, cases = await trial.all_cases(IN_WHOLE_RUNS, deep=60)
+    some = [case for part in range(3) for case in one_of_each(cases[part::3])]
+    began = time.monotonic()
+    figures = await trial.meet(made, some)
+    show(figures, f"faults in whole runs, {time.monotonic() - began:.0f} s")
+    assert figures.faults.total() >= 2 * len(IN_WHOLE_RUNS)
+    assert figures.wrong == []
