@@ -35,8 +35,8 @@ from prefect_artifact_retention.tasks.discover import discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
 from prefect_artifact_retention.tasks.prune import group_label, pack, prune_task, verify_task
-from prefect_artifact_retention.tasks.publication import read_resume_key, report_task
-from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label
+from prefect_artifact_retention.tasks.publication import links, read_resume_key, report_task
+from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label, with_links
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, Mode, Outcome, scope_digest
 from prefect_artifact_retention.tasks.run import Limits, Listener, Run
 
@@ -186,7 +186,9 @@ async def _clean_up(
         get_run_logger().info(outcome_message(report))
         try:
             await report_task(run)
-            await progress.finish(headline(report), complete=report.outcome == "completed")
+            await progress.finish(
+                with_links(headline(report), links(), "Reports", "History"), complete=report.outcome == "completed"
+            )
         except RetentionError as error:
             report.errors.append(str(error))
             report.outcome = _outcome(report)

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 MOST_ROWS = 200
 """Prefect's default limit of a page; a server may set a lower one."""
 
-PAGE_BYTES = 8 * 2**20
+PAGE_BYTES = 4 * 2**20
 """What a page should weigh."""
 
 MOST_PAGE_BYTES = 4 * PAGE_BYTES
@@ -39,7 +39,11 @@ NOT_FOUND = 404
 REFUSED = 422
 BROKEN = 500
 
-FIRST_BATCH_KEYS = 20
+MOST_TOGETHER_BYTES = 64 * 2**20
+"""What the versions of several keys may weigh together: for each page of them, SQLite sorts them all with their payloads.
+Those of a single key come by an index."""
+
+FIRST_BATCH_KEYS = 1
 MOST_BATCH_KEYS = 2_000
 BATCH_ROWS = (2_000, 20_000)
 """Versions that one batch of keys should have, at first and at most: each batch costs a count and a page that is not full."""
@@ -106,6 +110,8 @@ class ApiStore:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._page_rows = 25
+        self._row_bytes = 0
+        """Of an artifact in the last page of some."""
         self._most_rows = MOST_ROWS
 
     async def now(self) -> datetime:
@@ -203,13 +209,18 @@ class ApiStore:
             return History(key, [], complete=False, error=str(error))
 
     async def _together(self, keys: Sequence[str]) -> list[History] | None:
-        """List the versions of some keys; None if they are too many, shift too much, or the server fails to show one."""
+        """List the versions of some keys; None if they are too much, shift too much, or the server fails to show one."""
         together = {"key": {"any_": keys}}
         expected = await self._count("/artifacts", together)
-        if expected > 2 * BATCH_ROWS[1]:
+        if expected > 2 * BATCH_ROWS[1] or self._too_heavy(expected):
             return None
         try:
-            versions = await self._versions(together, "ID_DESC")
+            versions: dict[UUID, Version] = {}
+            async for page in self._pages("/artifacts/filter", together, "ID_DESC"):
+                versions.update((version.id, version) for version in map(_version, page))
+                page.clear()
+                if self._too_heavy(expected):
+                    return None
         except StoreError as error:
             if error.status != BROKEN:
                 raise
@@ -217,7 +228,7 @@ class ApiStore:
         if len(versions) < expected:
             return None
         by_key: dict[str | None, list[Version]] = {key: [] for key in keys}
-        for version in versions:
+        for version in versions.values():
             by_key[version.key].append(version)
         return [History(key, by_key[key]) for key in keys]
 
@@ -315,6 +326,9 @@ class ApiStore:
                 break
         return rows[:most]
 
+    def _too_heavy(self, rows: int) -> bool:
+        return rows * self._row_bytes > MOST_TOGETHER_BYTES
+
     async def _versions(self, only: object, sort: str) -> list[Version]:
         """List versions; a row that a shifting page repeats counts once."""
         found: dict[UUID, Version] = {}
@@ -391,11 +405,12 @@ class ApiStore:
             if not isinstance(rows, list):
                 raise StoreError(f"{self.connection.address} answers {path} with something else than a list")
             got = len(rows)
-            fitting = PAGE_BYTES * max(1, got) // max(1, len(response.content))
+            row_bytes = len(response.content) // max(1, got)
             del response
-            self._page_rows = max(1, min(fitting, limit * 4))
+            self._page_rows = max(1, min(PAGE_BYTES // max(1, row_bytes), limit * 4))
             if rows:
                 last_key = rows[-1].get("key")
+                self._row_bytes = row_bytes if body_field == "artifacts" else self._row_bytes
             yield rows
             if got < limit:
                 return

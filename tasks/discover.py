@@ -41,7 +41,7 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
     start = _start(found, resume_at)
     run.collections = found[start:] + found[:start]
     run.first_round = len(found) - start
-    run.report.keys_seen = len(found)
+    run.report.keys_seen = sum(each.key not in OWN_KEYS for each in found)
     run.report.notes = await _notes(run)
 
 

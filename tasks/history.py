@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Annotated
 
 import httpx
 from prefect_artifact_retention.policies import StoreError
@@ -13,31 +14,63 @@ from prefect_artifact_retention.policies.words import count
 from prefect_artifact_retention.stores.connection import reason
 from prefect_artifact_retention.tasks.charts import Bar
 from prefect_artifact_retention.tasks.publish import create
-from prefect_artifact_retention.tasks.rendering import headline, label, scope_label
+from prefect_artifact_retention.tasks.rendering import headline, label, scope_label, with_links
 from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.run import Run
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MOST_ROWS = 200
 """More than half a year of nights."""
 
-Row = Mapping[str, Any]
+Amount = Annotated[int, Field(ge=0, le=10**15, strict=True)]
+MOST_WORDS = 500
+Words = Annotated[str, Field(max_length=MOST_WORDS)]
 
 
-async def extend_history(run: Run, run_name: str) -> list[Row]:
+class Row(BaseModel):
+    """One run, by the names that the table's columns have."""
+
+    model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True)
+
+    when: Words = Field(alias="when (UTC)")
+    run: Words
+    mode: Words
+    scope: Words
+    outcome: Words
+    keys_seen: Amount = Field(alias="keys")
+    versions_before: Amount = Field(alias="versions before")
+    stale: Amount
+    deleted: Amount
+    versions_after: Amount = Field(alias="versions after")
+    bytes_before: Amount = Field(alias="bytes before")
+    bytes_after: Amount = Field(alias="bytes after")
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    link: Words = ""
+
+
+async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> list[Row]:
     """Write a new version of the history, with one more row, and return its rows, the newest first.
 
     Artifacts cannot be appended to, so the latest version is read and written again. Of two runs that end within the same
     instant, one may lose its row.
 
+    Args:
+        run: The run.
+        run_name: The name of its flow run.
+        links: Addresses of the pages that belong to it: "This run" goes into its row, "Reports" into the description.
+
     Raises:
         StoreError: The server is out of reach, or does not take it.
     """
     latest = await run.store.latest_row(HISTORY_KEY)
-    rows = [_row(run.report, run_name), *_rows(latest["data"] if latest else None)][:MOST_ROWS]
+    rows = [_row(run.report, run_name, links), *_rows(latest["data"] if latest else None)][:MOST_ROWS]
+    description = with_links(
+        f"{count(len(rows), 'run')}, the newest first. The last: {headline(run.report)}", links, "Reports"
+    )
     # As Prefect's own create_table_artifact stores it.
-    description = f"{count(len(rows), 'run')}, the newest first. The last: {headline(run.report)}"
+    data = json.dumps([row.model_dump() for row in rows])
     try:
-        await create(run.store.connection.client, json.dumps(rows), type="table", key=HISTORY_KEY, description=description)
+        await create(run.store.connection.client, data, type="table", key=HISTORY_KEY, description=description)
     except httpx.HTTPError as error:
         raise StoreError(f"the history could not be written: {reason(error)}") from None
     return rows
@@ -45,36 +78,31 @@ async def extend_history(run: Run, run_name: str) -> list[Row]:
 
 def trend(rows: Sequence[Row], report: CleanupReport) -> tuple[list[Bar], list[Bar]]:
     """The delete runs over the same keys as bars, the oldest first: of versions, and of bytes."""
-    scope = scope_label(report.scope)
-    runs = [row for row in reversed(rows) if row.get("scope") == scope and row.get("mode") == "delete" and _is_complete(row)]
-    return tuple(  # type: ignore[return-value]  # of two
-        [Bar(label(str(row["when (UTC)"])), row[f"{what} before"], row[f"{what} after"]) for row in runs]
-        for what in ("versions", "bytes")
+    scope = scope_label(report.scope)[:MOST_WORDS]
+    runs = [row for row in reversed(rows) if row.scope == scope and row.mode == "delete" and row.versions_before]
+    return (
+        [Bar(label(row.when), row.versions_before, row.versions_after) for row in runs],
+        [Bar(label(row.when), row.bytes_before, row.bytes_after) for row in runs],
     )
 
 
-def _row(report: CleanupReport, run_name: str) -> Row:
-    gone = report.deleted + report.already_gone
-    return {
-        "when (UTC)": f"{report.now:%Y-%m-%d %H:%M}",
-        "run": run_name,
-        "mode": report.mode,
-        "scope": scope_label(report.scope),
-        "outcome": report.outcome,
-        "keys": len(report.key_reports),
-        "versions before": report.versions_seen,
-        "stale": report.planned,
-        "deleted": report.deleted,
-        "versions after": report.versions_seen - gone,
-        "bytes before": report.bytes_seen,
-        "bytes after": report.bytes_seen - report.bytes_freed,
-        "seconds": round(report.duration_seconds, 1),
-    }
-
-
-def _is_complete(row: Row) -> bool:
-    numbers = [row.get(f"{what} {side}") for what in ("versions", "bytes") for side in ("before", "after")]
-    return all(isinstance(number, int) and number >= 0 for number in numbers) and bool(row["versions before"])
+def _row(report: CleanupReport, run_name: str, links: Mapping[str, str]) -> Row:
+    return Row(
+        when=f"{report.now:%Y-%m-%d %H:%M}",
+        run=run_name[:MOST_WORDS],
+        mode=report.mode,
+        scope=scope_label(report.scope)[:MOST_WORDS],
+        outcome=report.outcome,
+        keys_seen=len(report.key_reports),
+        versions_before=report.versions_seen,
+        stale=report.planned,
+        deleted=report.deleted,
+        versions_after=report.versions_seen - report.deleted - report.already_gone,
+        bytes_before=report.bytes_seen,
+        bytes_after=report.bytes_seen - report.bytes_freed,
+        seconds=round(report.duration_seconds, 1),
+        link=links.get("This run", ""),
+    )
 
 
 def _rows(data: object) -> list[Row]:
@@ -83,4 +111,8 @@ def _rows(data: object) -> list[Row]:
         rows = json.loads(data) if isinstance(data, str) else data
     except ValueError:
         return []
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    found: list[Row] = []
+    for row in rows if isinstance(rows, list) else []:
+        with suppress(ValidationError):
+            found.append(Row.model_validate(row))
+    return found

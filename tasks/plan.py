@@ -140,10 +140,10 @@ def _is_running(version: Version, running: Container[UUID | None]) -> bool:
 def guard(run: Run) -> None:
     """Refuse a plan that deletes a larger share of the versions than allowed, of the whole run or of any one policy.
 
-    The package's own policy does not count: many runs in a row must not make the next one refuse.
+    The package's own keys do not count: many runs in a row must not make the next one refuse.
     """
     percent = run.limits.refuse_above_percent
-    policies = [policy for policy in run.report.policies if policy.name != OWN_POLICY.name]
+    policies = run.report.policies
     whole = PolicyReport(
         name="",
         sentence="",
@@ -167,7 +167,7 @@ def guard(run: Run) -> None:
 def _add(run: Run, history: History, policy: RetentionPolicy, verdicts: Sequence[Verdict]) -> None:
     """Account for the verdicts of one key, and plan to delete what they condemn."""
     report = KeyReport(key=history.key, policy=policy.name)
-    run.report.key_reports.append(report)
+    (run.report.housekeeping if policy is OWN_POLICY else run.report.key_reports).append(report)
     if not history.complete:
         report.versions = report.kept = len(verdicts)
         report.bytes_seen = sum(verdict.version.size for verdict in verdicts)
@@ -190,26 +190,30 @@ def _add(run: Run, history: History, policy: RetentionPolicy, verdicts: Sequence
 def _count(run: Run, report: KeyReport, verdict: Verdict) -> None:
     report.versions += 1
     report.bytes_seen += verdict.version.size
+    own = report.policy == OWN_POLICY.name
     if verdict.keep:
         report.kept += 1
-        run.kept_by.add(verdict)
+        if not own:
+            run.kept_by.add(verdict)
         for rule, words in zip(verdict.rules, verdict.reasons, strict=True):
             if rule == "unreadable":
                 run.report.warn(f"{label(report.key)}: version {verdict.version.id} is kept, because of an {words}")
     else:
         report.planned += 1
         report.bytes += verdict.version.size
-        run.condemned_by.add(verdict)
+        if not own:
+            run.condemned_by.add(verdict)
 
 
 def _policy_reports(run: Run) -> list[PolicyReport]:
-    reports = {policy.name: PolicyReport(name=policy.name, sentence=policy.describe()) for policy in run.policies}
+    policies = [policy for policy in run.policies if policy is not OWN_POLICY]
+    reports = {policy.name: PolicyReport(name=policy.name, sentence=policy.describe()) for policy in policies}
     for key in run.report.key_reports:
         report = reports[key.policy]
         report.keys_seen += key.key is not None
         report.versions += key.versions
         report.planned += key.planned
-    return [report for report in reports.values() if report.versions or report.name != OWN_POLICY.name]
+    return list(reports.values())
 
 
 plan_task = as_task(make_plan, "plan")

@@ -37,7 +37,7 @@ ALIVE = timedelta(minutes=10)
 PLANNING_PERCENT = 20
 """How much of the whole is planning; deleting takes the rest."""
 
-MOST_DESCRIPTION = 200
+MOST_DESCRIPTION = 500
 
 PHASE = "artifact-retention-phase"
 DELETING = "deleting"

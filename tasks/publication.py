@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import httpx
 from prefect import runtime
 from prefect_artifact_retention.policies import StoreError
@@ -33,7 +35,7 @@ async def publish_report(run: Run) -> None:
     """
     report = run.report
     try:
-        rows = await extend_history(run, str(runtime.flow_run.name))
+        rows = await extend_history(run, str(runtime.flow_run.name), links())
     except StoreError as error:
         rows = []
         report.warn(str(error))
@@ -46,7 +48,7 @@ async def publish_report(run: Run) -> None:
     try:
         await create(
             run.store.connection.client,
-            markdown(report, links=_links(), pictures=[(picture.alt, picture.data_uri) for picture in pictures]),
+            markdown(report, links=links(), pictures=[(picture.alt, picture.data_uri) for picture in pictures]),
             type="markdown",
             key=REPORT_KEY,
             description=headline(report),
@@ -56,16 +58,16 @@ async def publish_report(run: Run) -> None:
         raise StoreError(f"the report could not be written: {reason(error)}") from None
 
 
-def _links() -> list[tuple[str, str]]:
-    """The pages that belong to the report, by name; none where no user interface is known."""
+def links() -> Mapping[str, str]:
+    """The addresses of the pages that belong to this run, by name; none where no user interface is known."""
     ui = ui_address()
     pages = {
         "This run": f"runs/flow-run/{runtime.flow_run.id}",
-        "History of all runs": f"artifacts/key/{HISTORY_KEY}",
+        "Reports": f"artifacts/key/{REPORT_KEY}",
+        "History": f"artifacts/key/{HISTORY_KEY}",
         "Progress": f"artifacts/key/{PROGRESS_KEY}",
-        "Earlier reports": f"artifacts/key/{REPORT_KEY}",
     }
-    return [(name, f"{ui}/{path}") for name, path in pages.items()] if ui else []
+    return {name: f"{ui}/{path}" for name, path in pages.items()} if ui else {}
 
 
 async def read_resume_key(run: Run) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from prefect_artifact_retention.policies.words import count
 from prefect_artifact_retention.tasks.report import CleanupReport, RuleCount
@@ -13,6 +13,7 @@ MOST_LISTED = 20
 UNKEYED = "(without a key)"
 UNITS = ("kB", "MB", "GB", "TB")
 NO_BREAK = "\u00a0"
+NO_LINKS: Mapping[str, str] = {}
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$-])")
 _LIST_NUMBER = re.compile(r"^([0-9]+)\.")
@@ -65,7 +66,12 @@ def scope_label(keys: Iterable[str]) -> str:
     return ", ".join(label(glob) for glob in keys) or "all keys"
 
 
-def markdown(report: CleanupReport, *, links: Sequence[tuple[str, str]] = (), pictures: Sequence[tuple[str, str]] = ()) -> str:
+def with_links(text: str, links: Mapping[str, str], *names: str) -> str:
+    """Add some of the links, as far as they are known, to the markdown description of an artifact."""
+    return " · ".join([text, *(f"[{name}]({links[name]})" for name in names if name in links)])
+
+
+def markdown(report: CleanupReport, *, links: Mapping[str, str] = NO_LINKS, pictures: Sequence[tuple[str, str]] = ()) -> str:
     """Render the report as the markdown that both Prefect UIs show.
 
     Args:
@@ -75,7 +81,7 @@ def markdown(report: CleanupReport, *, links: Sequence[tuple[str, str]] = (), pi
     """
     parts = [
         f"# {escape(headline(report))}",
-        " · ".join(f"[{escape(name)}]({url})" for name, url in links),
+        " · ".join(f"[{escape(name)}]({url})" for name, url in links.items()),
         f"{report.outcome.capitalize()} · mode {report.mode} · as of {report.now:%Y-%m-%d %H:%M:%S} UTC · "
         f"{report.duration_seconds:.0f} s" + (f" · only {escape(scope_label(report.scope))}" if report.scope else ""),
         *_problems(report),
@@ -125,7 +131,10 @@ def _policies(report: CleanupReport) -> str:
     rows = [(policy.name, policy.sentence, policy.keys_seen, policy.versions, policy.planned) for policy in report.policies]
     source = f"From {escape(report.policy_source)}, digest {report.policy_digest}."
     notes = "\n\n" + _bullets(report.notes) if report.notes else ""
-    return f"## Policies\n\n{source}\n\n" + _table(("Policy", "Rule", "Keys", "Versions", "Stale"), rows) + notes
+    own = count(sum(key.deleted for key in report.housekeeping), "version")
+    housekeeping = f"\n\nBesides, {own} of this package's own artifacts went." if not own.startswith("0 ") else ""
+    table = _table(("Policy", "Rule", "Keys", "Versions", "Stale"), rows)
+    return f"## Policies\n\n{source}\n\n{table}{notes}{housekeeping}"
 
 
 def _keys(report: CleanupReport) -> str:
@@ -142,13 +151,15 @@ def _keys(report: CleanupReport) -> str:
             *([key.deleted] if report.mode == "delete" else []),
             size(key.bytes_seen),
             size(key.bytes),
+            *([size(key.bytes_freed)] if report.mode == "delete" else []),
         )
         for key in stale[:TOP_KEYS]
     ]
     title = f"## Keys\n\n{count(len(stale), 'key')} with stale versions"
     title += f"; the {TOP_KEYS} with the most:" if len(stale) > TOP_KEYS else ":"
-    deleted = ["Deleted"] if report.mode == "delete" else []
-    return f"{title}\n\n" + _table(("Key", "Policy", "Versions", "Kept", "Stale", *deleted, "Size", "Stale size"), rows)
+    deleted, freed = (["Deleted"], ["Freed"]) if report.mode == "delete" else ([], [])
+    header = ("Key", "Policy", "Versions", "Kept", "Stale", *deleted, "Size", "Stale size", *freed)
+    return f"{title}\n\n{_table(header, rows)}"
 
 
 def _rules(title: str, counts: Sequence[RuleCount]) -> str:

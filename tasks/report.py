@@ -72,6 +72,7 @@ class CleanupReport(BaseModel):
     policies: list[PolicyReport] = []
     keys_seen: int = Field(default=0, description="Collections discovered, unmanaged ones included.")
     key_reports: list[KeyReport] = []
+    housekeeping: list[KeyReport] = Field(default=[], description="The keys that this package writes itself; in no total.")
     kept_by: list[RuleCount] = Field(default=[], description="What was kept and why; a version may have several reasons.")
     condemned_by: list[RuleCount] = Field(default=[], description="What is stale and why.")
     unmanaged: list[str] = Field(default=[], description="Keys without a policy; left alone.")
@@ -153,7 +154,7 @@ class CleanupReport(BaseModel):
 
     def failures(self) -> Iterable[KeyReport]:
         """The keys with which something went wrong."""
-        return (report for report in self.key_reports if report.error)
+        return (report for report in (*self.key_reports, *self.housekeeping) if report.error)
 
     def warn(self, text: str) -> None:
         """Add a warning; the first fifty are kept once each, more would bury them."""

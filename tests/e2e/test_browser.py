@@ -141,7 +141,7 @@ def look_at_report(seen: Visitor, words: str, shot: str) -> None:
         assert chart.evaluate("image => image.complete && image.naturalWidth > 500")
     assert charts.count() >= 1
     expect(seen.page.get_by_role("cell", name="report-sales", exact=True)).to_be_visible()
-    expect(seen.page.get_by_role("link", name="History of all runs")).to_be_visible()
+    expect(seen.page.get_by_role("link", name="History", exact=True)).to_be_visible()
     seen.shoot(shot)
 
 
@@ -162,7 +162,7 @@ def test_a_colleague_deletes_by_the_run_form_and_sees_the_report(deployed: Platf
         seen.shoot("flow-run")
         look_at_report(seen, "Deleted 40 versions", "report")
         assert seen.page.get_by_role("img", name=re.compile("^Bar chart of the last")).count() == 1
-        seen.page.get_by_role("link", name="History of all runs").click()
+        seen.page.get_by_role("link", name="History", exact=True).click()
         expect(seen.page.get_by_text("artifact-retention-history").first).to_be_visible()
     run = deployed.ask("GET", f"/flow_runs/{run_id}")
     assert (run["state"]["type"], run["parameters"]["mode"], run["parameters"]["max_deletions"]) == ("COMPLETED", "delete", 40)

@@ -270,7 +270,17 @@ def test_the_keys_with_stale_versions_come_with_the_most_first() -> None:
 
 def test_a_deletion_says_how_many_versions_of_each_key_went() -> None:
     """Beside how many there were."""
-    assert rows(markdown(deletion()), "Keys")[0] == ["report-daily", "default", "30", "20", "10", "7", "0 B", "1.2 kB"]
+    assert rows(markdown(deletion()), "Keys")[0] == [
+        "report-daily",
+        "default",
+        "30",
+        "20",
+        "10",
+        "7",
+        "0 B",
+        "1.2 kB",
+        "900 B",
+    ]
 
 
 def test_only_the_top_twenty_keys_are_listed() -> None:
@@ -346,7 +356,7 @@ def test_links_and_pictures_come_right_below_the_headline() -> None:
     """The pages that belong to the report, then its outcome, then its pictures with words for those who cannot see them."""
     text = markdown(
         report(),
-        links=[("This run", "http://server/run"), ("History", "http://server/history")],
+        links={"This run": "http://server/run", "History": "http://server/history"},
         pictures=[("Bars [of] x", "data:x")],
     )
     lines = [line for line in text.splitlines() if line]
@@ -458,5 +468,5 @@ def test_a_group_is_named_by_its_key_or_by_how_many_it_has() -> None:
 def test_sizes_are_aligned_like_numbers_and_stay_on_one_line() -> None:
     """A narrow page does not part a number from its unit."""
     table = markdown(deletion()).split("## Keys")[1].split("## ")[0]
-    assert table.count("---:") == 6
+    assert table.count("---:") == 7
     assert "2\u00a0kB |" in table
