@@ -43,7 +43,7 @@ MOST_TOGETHER_BYTES = 64 * 2**20
 """What the versions of several keys may weigh together: for each page of them, SQLite sorts them all with their payloads.
 Those of a single key come by an index."""
 
-FIRST_BATCH_KEYS = 1
+FIRST_BATCH_KEYS = 20
 MOST_BATCH_KEYS = 2_000
 BATCH_ROWS = (2_000, 20_000)
 """Versions that one batch of keys should have, at first and at most: each batch costs a count and a page that is not full."""
