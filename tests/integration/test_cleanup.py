@@ -15,7 +15,7 @@ import pytest
 from database import Row, days, series
 from prefect import flow, get_client
 from prefect.client.schemas.objects import State, StateType
-from prefect.settings import PREFECT_API_KEY, temporary_settings
+from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, temporary_settings
 from prefect.states import Running
 from prefect_artifact_retention.flows.cleanup import LISTENER, artifact_cleanup
 from prefect_artifact_retention.flows.cli import main
@@ -120,26 +120,97 @@ async def test_a_history_that_is_none_begins_anew(server: Server) -> None:
         await server.database.clear()
 
 
+ODD_ROWS = [
+    {"when (UTC)": None},
+    {"versions before": -(10**17)},
+    {"bytes after": True},
+    {"seconds": "soon"},
+    {"scope": ["all keys"]},
+]
+
+
+@pytest.mark.parametrize("odd", ODD_ROWS, ids=lambda odd: next(iter(odd)))
+async def test_an_odd_row_of_the_history_is_left_out_and_the_others_stay(server: Server, odd: dict[str, object]) -> None:
+    """No run fails for it, and the report is written."""
+    await server.database.insert(series("report", [1, 2, 3]))
+    await server.cleanup([KEEP_2], mode="delete")
+    ((good,),) = await server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
+    (row,) = loads(loads(good))
+    await server.database.run("DELETE FROM artifact_collection WHERE key LIKE '%-history'")
+    await server.database.insert([Row("artifact-retention-history", days(0), data=[row | odd, row], type="table")])
+    report = await server.cleanup([KEEP_2], mode="delete")
+    assert (report.outcome, report.warnings) == ("completed", [])
+    ((data,),) = await server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
+    assert [each["deleted"] for each in loads(loads(data))] == [0, 1]
+
+
+async def test_the_history_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest row goes."""
+    monkeypatch.setattr("prefect_artifact_retention.tasks.history.MOST_ROWS", 2)
+    for keep in (1, 2, 3):
+        await server.database.insert(series(f"report-{keep}", [1, 2, 3, 4]))
+        await server.cleanup([RetentionPolicy(name="p", keep_last=keep)], mode="delete", keys=[f"report-{keep}"])
+    ((data,),) = await server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
+    assert [each["deleted"] for each in loads(loads(data))] == [1, 2]
+
+
+async def test_the_packages_own_keys_are_in_no_total(server: Server) -> None:
+    """What people read is about their own artifacts."""
+    await server.database.insert(series("report", [1, 2, 3]))
+    await server.database.insert(series("artifact-retention-report", range(1, 41)))
+    report = await server.cleanup([KEEP_2], mode="delete")
+    assert (report.keys_seen, report.versions_seen, report.planned, report.deleted) == (1, 3, 1, 1)
+    assert sum(key.deleted for key in report.housekeeping) == 10
+    ((text,),) = await server.database.run("SELECT data FROM artifact_collection WHERE key = 'artifact-retention-report'")
+    assert "Besides, 10 versions of this package's own artifacts went" in loads(text)
+
+
+async def test_no_password_of_the_servers_address_is_published(server: Server) -> None:
+    """The links of the report are without it."""
+    await server.database.insert(series("report", [1, 2, 3]))
+    address = server.local.address.replace("http://", "http://somebody:s3cret@")
+    with temporary_settings(updates={PREFECT_API_URL: f"{address}/api"}):
+        await artifact_cleanup(mode="delete", policies=[KEEP_2])
+    texts = [str(row) for row in await server.database.run("SELECT description, data FROM artifact")]
+    assert any(f"{server.local.address}/artifacts/key/" in text for text in texts)
+    assert not any("s3cret" in text for text in texts)
+
+
+async def test_a_delete_run_that_cannot_begin_ends_with_an_event_too(server: Server) -> None:
+    """An automation on failures sees a broken configuration."""
+    since = datetime.now(UTC)
+    with pytest.raises(ConfigurationError):
+        await server.cleanup(mode="delete")
+    (event,) = await events(server, since)
+    assert event["event"] == "artifact-retention.cleanup.failed"
+    assert "no policy is configured" in event["payload"]["error"]
+
+
+async def events(server: Server, since: datetime) -> list[dict[str, Any]]:
+    """The package's events since then, once there are any."""
+    drain()
+    found: list[dict[str, Any]] = []
+    deadline = time.monotonic() + 30
+    while not found and time.monotonic() < deadline:
+        occurred = {"since": since.isoformat(), "until": datetime.now(UTC).isoformat()}
+        body = {"filter": {"occurred": occurred, "event": {"prefix": ["artifact-retention."]}}}
+        with server.active():
+            async with get_client() as client:
+                found = (await client.request("POST", "/events/filter", json=body)).json()["events"]
+        await asyncio.sleep(0.2)
+    return found
+
+
 async def test_a_delete_run_ends_with_an_event(server: Server) -> None:
     """Named by its outcome, for automations; a preview has none."""
     await server.database.insert(series("report", [1, 2, 3]))
     since = datetime.now(UTC)
     await server.cleanup([KEEP_2])
     await server.cleanup([KEEP_2], mode="delete")
-    drain()
-    names: list[str] = []
-    deadline = time.monotonic() + 30
-    while not names and time.monotonic() < deadline:
-        occurred = {"since": since.isoformat(), "until": datetime.now(UTC).isoformat()}
-        body = {"filter": {"occurred": occurred, "event": {"prefix": ["artifact-retention."]}}}
-        with server.active():
-            async with get_client() as client:
-                events = (await client.request("POST", "/events/filter", json=body)).json()["events"]
-        names = [event["event"] for event in events]
-        await asyncio.sleep(0.2)
-    assert names == ["artifact-retention.cleanup.completed"]
-    assert events[0]["payload"]["deleted"] == 1
-    assert any(related["prefect.resource.role"] == "flow-run" for related in events[0]["related"])
+    (event,) = await events(server, since)
+    assert event["event"] == "artifact-retention.cleanup.completed"
+    assert event["payload"]["deleted"] == 1
+    assert any(related["prefect.resource.role"] == "flow-run" for related in event["related"])
 
 
 # --- one at a time

@@ -265,6 +265,17 @@ def test_given_policies_go_before_the_configured_ones() -> None:
     assert resolve_policies((given,), load_settings(), "delete") == ((OWN_POLICY, given), "parameters of this run")
 
 
+def test_a_configured_keep_all_policy_shields_its_keys_from_policies_given_for_one_run(folder: Path) -> None:
+    """Whoever fills in the run form does not know of them."""
+    toml = '[[policies]]\nname = "default"\nkeep_last = 9\n'
+    audit = '[[policies]]\nname = "audit"\nmatch_keys = ["audit-*"]\nkeep_all = true\n'
+    (folder / "retention.toml").write_text(audit + toml, encoding="utf-8")
+    given = policy(name="mine", keep_last=3)
+    shield = policy(name="audit", match_keys=["audit-*"], keep_all=True)
+    assert resolve_policies((given,), load_settings(), "delete")[0] == (OWN_POLICY, shield, given)
+    assert resolve_policies((shield, given), load_settings(), "delete")[0] == (OWN_POLICY, shield, given)
+
+
 def test_policies_of_a_variable_that_cannot_be_meant_are_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names source, policy, field and value."""
     monkeypatch.setenv(POLICIES, '[{"name": "reports", "keep_last": -1}]')
