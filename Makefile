@@ -9,6 +9,7 @@ help:
 	@echo "make demo   see it work on a Prefect server of its own, apart from yours"
 	@echo "make ui     look at the demo in Prefect's own user interface"
 	@echo "make test   run all tests (real servers: SQLite and PostgreSQL)"
+	@echo "make test-faults   run the long fault, crash and race suites (minutes)"
 	@echo "make test-docker   test the image, on the Docker engine that DOCKER_HOST names"
 	@echo "make lint   check style, formatting and types"
 	@echo "make lock   renew requirements.txt and requirements-dev.txt from pyproject.toml"
@@ -34,7 +35,12 @@ ui: $(INSTALLED)
 .PHONY: test
 test: $(INSTALLED)
 	@echo "Running the tests on real Prefect servers of their own ..."
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not docker"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not docker and not faults"
+
+.PHONY: test-faults
+test-faults: $(INSTALLED)
+	@echo "Faults, crashes and races on real Prefect servers; this takes minutes ..."
+	@$(BIN)/python -m pytest -m faults -rs -s
 
 .PHONY: test-docker
 test-docker: $(INSTALLED)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -17,6 +17,7 @@ from uuid import UUID
 from prefect import flow, get_run_logger, runtime
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
+from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.flows.settings import (
     Minutes,
@@ -33,11 +34,11 @@ from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.tasks.discover import discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
-from prefect_artifact_retention.tasks.prune import group_label, pack, prune_task, verify_task
-from prefect_artifact_retention.tasks.publication import read_resume_key, report_task
+from prefect_artifact_retention.tasks.prune import group_label, pack, prune_task, verify, verify_task
+from prefect_artifact_retention.tasks.publication import publish_report, read_resume_key, report_task
 from prefect_artifact_retention.tasks.rendering import headline, label, outcome_message
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, Mode, Outcome
-from prefect_artifact_retention.tasks.run import Limits, Listener, Run
+from prefect_artifact_retention.tasks.run import KeyPlan, Limits, Listener, Run
 
 LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 """Who else follows the runs of this context; the command line's progress bar does."""
@@ -46,6 +47,9 @@ EVENT = "artifact-retention.cleanup"
 """What the events of delete runs are about, and how their names begin."""
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
+
+LAST_WORDS_SECONDS = 8
+"""What a run that is told to end may take to report: a container is killed 10 seconds after SIGTERM, a worker's run after 30."""
 
 
 @asynccontextmanager
@@ -171,6 +175,9 @@ async def _clean_up(
             await _steps(run, progress)
         except RetentionError as error:
             run.report.errors.append(str(error))
+        except (TerminationSignal, asyncio.CancelledError):
+            await _last_words(run, progress)
+            raise
         report = run.report
         report.outcome = _outcome(report)
         report.duration_seconds = run.seconds
@@ -184,6 +191,26 @@ async def _clean_up(
         if mode == "delete":
             _announce(report)
         return report
+
+
+async def _last_words(run: Run, progress: ProgressArtifact) -> None:
+    """Report a run that was told to end, by SIGTERM or a cancellation, in the middle of whatever it was doing.
+
+    Prefect raises SIGTERM wherever the process happens to be, then decides on the state of the flow run: Cancelled or Crashed.
+    Plain functions and no tasks: there is little time. What does not get done in it the next run does.
+    """
+    report = run.report
+    report.outcome = "unfinished"
+    report.duration_seconds = run.seconds
+    report.warn("The run was told to end before its time; a deletion that was under way then may not be counted.")
+    get_run_logger().warning(f"Stopped. {outcome_message(report)}")
+    with suppress(RetentionError, TimeoutError):
+        async with asyncio.timeout(LAST_WORDS_SECONDS):
+            await progress.finish(f"Stopped. {headline(report)}", complete=False)
+            await verify(run)
+            await publish_report(run)
+    if report.mode == "delete":
+        _announce(report)
 
 
 async def _steps(run: Run, progress: ProgressArtifact) -> None:
@@ -202,9 +229,7 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
     get_run_logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
     # Tasks are awaited in this flow's own event loop: mapped ones get a loop each, in which one client cannot serve them.
     groups = pack(run.plans, run.limits.max_task_runs)
-    states = [prune_task(run, group, group_label(group), return_state=True) for group in groups]
-    ended = await asyncio.gather(*states)  # type: ignore[call-overload]  # Prefect types a call of an async task as its result
-    for group, state in zip(groups, ended, strict=True):
+    for group, state in zip(groups, await _prune(run, groups), strict=True):
         if not state.is_completed() and not any(plan.report.error for plan in group):
             run.report.errors.append(f"prune {group_label(group)}: {state.message}")
     unfinished = next(
@@ -213,6 +238,17 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
     if run.report.outcome == "unfinished" and unfinished is not None:
         run.report.stopped_at = unfinished
     await verify_task(run)
+
+
+async def _prune(run: Run, groups: Sequence[Sequence[KeyPlan]]) -> list[State[None]]:
+    """Run the prune tasks together; if one is told to end, so are the others, and nothing is deleted any more."""
+    prunes = [asyncio.ensure_future(prune_task(run, group, group_label(group), return_state=True)) for group in groups]
+    try:
+        return await asyncio.gather(*prunes)
+    finally:
+        for each in prunes:
+            each.cancel()
+        await asyncio.gather(*prunes, return_exceptions=True)
 
 
 async def _gives_way(run: Run) -> bool:
