@@ -49,7 +49,7 @@ EVENT = "artifact-retention.cleanup"
 CLOCK_TOLERANCE = timedelta(minutes=5)
 
 LAST_WORDS_SECONDS = 8
-"""What a run that is told to end may take to report: a container is killed 10 seconds after SIGTERM, a worker's run after 30."""
+"""What a run that is told to end may take to report: containers are killed 10 seconds after SIGTERM, workers' runs 30."""
 
 
 @asynccontextmanager

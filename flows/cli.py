@@ -229,7 +229,7 @@ def _check_limits(**limits: float) -> None:
 
 
 def _follow(run: Callable[[], Coroutine[Any, Any, CleanupReport]], *, quiet: bool) -> CleanupReport:
-    """Run to the end, with a progress bar on a terminal and plain lines otherwise, on stderr. SIGTERM ends it as Ctrl-C does."""
+    """Run to the end, or to SIGTERM or Ctrl-C, with a progress bar on a terminal and plain lines otherwise, on stderr."""
     from prefect.exceptions import TerminationSignal  # noqa: PLC0415
     from prefect_artifact_retention.flows.cleanup import LISTENER  # noqa: PLC0415
     from prefect_artifact_retention.flows.progress import progress_display  # noqa: PLC0415

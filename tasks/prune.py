@@ -183,7 +183,7 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 async def verify(run: Run) -> None:
     """Make sure that each collection of the plan names a latest version that exists; repair those that do not.
 
-    Only where one version was to stay can a deletion of ours have taken the one that the server was just about to name instead.
+    Only where one version was to stay can a deletion of ours have taken the one that the server was about to name.
     """
     reports = {plan.key: plan.report for plan in run.plans if plan.key is not None}
     if any(report.kept <= 1 and report.planned > report.spared for report in reports.values()):

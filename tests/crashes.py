@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
@@ -47,7 +48,7 @@ keep_oldest = true
 
 @dataclass(frozen=True)
 class Death:
-    """A process kills itself at its n-th request (of one method, if given): before it goes out, once it is out, or answered."""
+    """A process kills itself at its n-th request (of one method, if given): before it is sent, once sent, or once answered."""
 
     number: int
     moment: Moment
@@ -88,12 +89,17 @@ class Forge:
         """Let a cleanup run undisturbed, and count its requests: all (""), and of each method."""
         requests, answer = self._context.Pipe(duplex=False)
         process = self._context.Process(
-            target=_count, args=(f"{server.local.address}/api", ("delete", "--config", str(self.config)), str(self.log), answer)
+            target=_count,
+            args=(f"{server.local.address}/api", ("delete", "--config", str(self.config)), str(self.log), answer),
         )
         process.start()
         counts: dict[str, int] = requests.recv()
         end(process)
         return counts
+
+
+class StillAliveError(Exception):
+    """A process has not ended in time; it has been killed."""
 
 
 def end(process: BaseProcess, how: signal.Signals | None = None, patience: float = 60) -> int:
@@ -106,7 +112,8 @@ def end(process: BaseProcess, how: signal.Signals | None = None, patience: float
         process.kill()
         process.join()
     process.close()
-    assert code is not None, f"still alive after {patience} s"
+    if code is None:
+        raise StillAliveError
     return code
 
 
@@ -118,7 +125,12 @@ def _enter(log: str) -> None:
 
 
 def _clean_up(  # noqa: PLR0913, PLR0917 - what a process is started with
-    address: str, command: Sequence[str], log: str, begun: Any, death: Death | None, per_minute: int  # noqa: ANN401
+    address: str,
+    command: Sequence[str],
+    log: str,
+    begun: Event,
+    death: Death | None,
+    per_minute: int,
 ) -> None:
     _enter(log)
     if death:

@@ -1,4 +1,4 @@
-"""Producers, people, another cleanup and the server's own vacuum work on the very keys that a cleanup prunes to one version."""
+"""Producers, people, another cleanup and the server's own vacuum work on the keys that a cleanup prunes to one version."""
 
 import asyncio
 import os
@@ -163,6 +163,7 @@ async def race(server: Server, monkeypatch: pytest.MonkeyPatch, keys: int) -> st
                 for task in loose[1:]:
                     task.cancel()
                 await asyncio.gather(*loose, return_exceptions=True)
+                monkeypatch.undo()
                 await asyncio.gather(*crowd.tasks)
     assert loose[0].exception() is None
     assert not dangling, "when the cleanup ended"
@@ -178,13 +179,16 @@ async def race(server: Server, monkeypatch: pytest.MonkeyPatch, keys: int) -> st
     counts = await server.database.run("SELECT key, count(*) FROM artifact WHERE key LIKE 'key-%' GROUP BY key")
     assert {count for _key, count in counts} == {1}, "after one more cleanup"
     assert not await server.database.dangling()
+    empty = [rows[0].id for key, rows in crowd.keys.items() if key not in dict(counts) and key not in crowd.vacuumed]
+    assert set(empty) <= crowd.deleted, "only a person, or the vacuum, takes a key's last version"
     repaired = set(report.repaired) | set(second.report.repaired)
     assert len(crowd.deleted) > keys / 4
     assert len(crowd.created) > keys / 10
     return (
-        f"races: {keys} collections on PostgreSQL, seed {SEED}: {len(crowd.created)} versions created, {len(crowd.deleted)} latest "
-        f"versions deleted by people, {len(crowd.vacuumed)} by the server's vacuum, two cleanups deleted {report.deleted} and "
-        f"{second.report.deleted}; {len(repaired)} dangling collections repaired, 0 left; kept versions lost 0"
+        f"races: {keys} collections on PostgreSQL, seed {SEED}: {len(crowd.created)} versions created, {len(crowd.deleted)} "
+        f"latest versions deleted by people, {len(crowd.vacuumed)} by the server's vacuum, two cleanups deleted {report.deleted} "
+        f"and {second.report.deleted}; {len(repaired)} dangling collections repaired, 0 left; kept versions lost 0; keys that "
+        f"lost their last version to people {len(empty)}"
     )
 
 
