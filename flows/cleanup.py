@@ -242,7 +242,10 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
 
 async def _prune(run: Run, groups: Sequence[Sequence[KeyPlan]]) -> list[State[None]]:
     """Run the prune tasks together; if one is told to end, so are the others, and nothing is deleted any more."""
-    prunes = [asyncio.ensure_future(prune_task(run, group, group_label(group), return_state=True)) for group in groups]
+    prunes: list[asyncio.Future[State[None]]] = [
+        asyncio.ensure_future(prune_task(run, group, group_label(group), return_state=True))  # type: ignore[call-overload]
+        for group in groups  # Prefect types a call of an async task as its result.
+    ]
     try:
         return await asyncio.gather(*prunes)
     finally:

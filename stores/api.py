@@ -258,10 +258,10 @@ class ApiStore:
         return suspects
 
     async def repair(self, key: str) -> bool:
-        """Give a collection whose latest version has vanished a latest version again; False if it has one or is gone itself.
+        """Give a collection whose latest version has vanished one again; False if it has one, or is gone itself.
 
-        Nothing but a new version makes the server name another latest, so the copy that the collection still has of its data is
-        posted as one. Where the key has others, that one is deleted at once, and the server names the newest of them.
+        Nothing but a new version makes the server name another latest, so the copy that the collection still has of its data
+        is posted as one. Where the key has others, that one is deleted at once, and the server names the newest of them.
         """
         row = await self.latest_row(key)
         if row is None or await self._count("/artifacts", {"id": {"any_": [row["latest_id"]]}}):
