@@ -209,6 +209,8 @@ async def _last_words(run: Run, progress: ProgressArtifact) -> None:
             await progress.finish(f"Stopped. {headline(report)}", complete=False)
             await verify(run)
             await publish_report(run)
+            # Once more: an update that was under way when the run was told to end may have come after the one above.
+            await progress.finish(f"Stopped. {headline(report)}", complete=False)
     if report.mode == "delete":
         _announce(report)
 
