@@ -197,7 +197,8 @@ async def _last_words(run: Run, progress: ProgressArtifact) -> None:
     """Report a run that was told to end, by SIGTERM or a cancellation, in the middle of whatever it was doing.
 
     Prefect raises SIGTERM wherever the process happens to be, then decides on the state of the flow run: Cancelled or Crashed.
-    Plain functions and no tasks: there is little time. What does not get done in it the next run does.
+    That may be in the middle of a request, so the last words have a connection of their own; and there is little time, so they
+    are plain functions, no tasks. What does not get done the next run does.
     """
     report = run.report
     report.outcome = "unfinished"
@@ -205,10 +206,12 @@ async def _last_words(run: Run, progress: ProgressArtifact) -> None:
     report.warn("The run was told to end before its time; a deletion that was under way then may not be counted.")
     get_run_logger().warning(f"Stopped. {outcome_message(report)}")
     with suppress(RetentionError, TimeoutError):
-        async with asyncio.timeout(LAST_WORDS_SECONDS):
+        async with asyncio.timeout(LAST_WORDS_SECONDS), connect() as connection:
+            run.store, progress.client = ApiStore(connection), connection.client
             await progress.finish(f"Stopped. {headline(report)}", complete=False)
-            await verify(run)
-            await publish_report(run)
+            with suppress(RetentionError):
+                await verify(run)
+                await publish_report(run)
             # Once more: an update that was under way when the run was told to end may have come after the one above.
             await progress.finish(f"Stopped. {headline(report)}", complete=False)
     if report.mode == "delete":

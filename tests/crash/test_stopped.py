@@ -72,8 +72,8 @@ async def test_a_run_stopped_while_it_plans_has_deleted_nothing(server: Server, 
     """And says that, too."""
     estate = Estate.build()
     await estate.restore(server.database)
-    process = await asyncio.to_thread(forge.start, server, per_minute=SLOWLY // 2)
-    await until(server, "Step 1/3: planning")
+    process = await asyncio.to_thread(forge.start, server, per_minute=SLOWLY // 5)
+    await until(server, "Step 1/3")
     await asyncio.to_thread(end, process, signal.SIGTERM)
     left = await check_last_words(server, estate)
     assert left == {row.id for row in estate.rows}
