@@ -39,7 +39,7 @@ test: $(INSTALLED)
 
 .PHONY: test-faults
 test-faults: $(INSTALLED)
-	@echo "Breaking things, many times over (minutes) ..."
+	@echo "Faults, crashes and races on real Prefect servers; this takes minutes ..."
 	@$(BIN)/python -m pytest -m faults -rs -s
 
 .PHONY: test-docker

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
+from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.flows.settings import (
     Minutes,
@@ -34,11 +35,11 @@ from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.tasks.discover import discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
-from prefect_artifact_retention.tasks.prune import group_label, pack, prune_task, verify_task
-from prefect_artifact_retention.tasks.publication import links, read_resume_key, report_task
+from prefect_artifact_retention.tasks.prune import group_label, pack, prune_task, verify, verify_task
+from prefect_artifact_retention.tasks.publication import links, publish_report, read_resume_key, report_task
 from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label, with_links
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, Mode, Outcome, scope_digest
-from prefect_artifact_retention.tasks.run import Limits, Listener, Run
+from prefect_artifact_retention.tasks.run import KeyPlan, Limits, Listener, Run
 
 LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 """Who else follows the runs of this context; the command line's progress bar does."""
@@ -52,7 +53,13 @@ SCOPE_LABEL = "artifact-retention.scope"
 SUCCESSES = {f"{EVENT}.{outcome}" for outcome in ("completed", "unfinished")}
 """A run that a limit has stopped did what it should; the next one goes on."""
 
+ANNOUNCED = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "keys_seen", "versions_seen"}
+"""What of the report goes into those events."""
+
 CLOCK_TOLERANCE = timedelta(minutes=5)
+
+LAST_WORDS_SECONDS = 8
+"""What a run that is told to end may take to report: containers are killed 10 seconds after SIGTERM, workers' runs 30."""
 
 
 @asynccontextmanager
@@ -180,6 +187,9 @@ async def _clean_up(
             await _steps(run, progress)
         except RetentionError as error:
             run.report.errors.append(str(error))
+        except (TerminationSignal, asyncio.CancelledError):
+            await _last_words(run, progress)
+            raise
         report = run.report
         report.outcome = _outcome(report)
         report.duration_seconds = run.seconds
@@ -193,9 +203,34 @@ async def _clean_up(
             report.errors.append(str(error))
             report.outcome = _outcome(report)
         if mode == "delete":
-            numbers = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "keys_seen", "versions_seen"}
-            _announce(report.outcome, keys, report.model_dump(mode="json", include=numbers))
+            _announce(report.outcome, keys, report.model_dump(mode="json", include=ANNOUNCED))
         return report
+
+
+async def _last_words(run: Run, progress: ProgressArtifact) -> None:
+    """Report a run that was told to end, by SIGTERM or a cancellation, in the middle of whatever it was doing.
+
+    Prefect raises SIGTERM wherever the process happens to be, then decides on the state of the flow run: Cancelled or Crashed.
+    That may be in the middle of a request, so the last words have a connection of their own; and there is little time, so they
+    are plain functions, no tasks. What does not get done the next run does.
+    """
+    report = run.report
+    report.outcome = "unfinished"
+    report.duration_seconds = run.seconds
+    report.warn("The run was told to end before its time; a deletion that was under way then may not be counted.")
+    words = with_links(f"Stopped. {headline(report)}", links(), "Reports", "History")
+    get_run_logger().warning(f"Stopped. {outcome_message(report)}")
+    with suppress(RetentionError, TimeoutError):
+        async with asyncio.timeout(LAST_WORDS_SECONDS), connect() as connection:
+            run.store, progress.client = ApiStore(connection), connection.client
+            await progress.finish(words, complete=False)
+            with suppress(RetentionError):
+                await verify(run)
+                await publish_report(run)
+            # Once more: an update that was under way when the run was told to end may have come after the one above.
+            await progress.finish(words, complete=False)
+    if report.mode == "delete":
+        _announce("stopped", report.scope, report.model_dump(mode="json", include=ANNOUNCED))
 
 
 async def _steps(run: Run, progress: ProgressArtifact) -> None:
@@ -214,9 +249,7 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
     get_run_logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
     # Tasks are awaited in this flow's own event loop: mapped ones get a loop each, in which one client cannot serve them.
     groups = pack(run.plans, run.limits.max_task_runs)
-    states = [prune_task(run, group, group_label(group), return_state=True) for group in groups]
-    ended = await asyncio.gather(*states)  # type: ignore[call-overload]  # Prefect types a call of an async task as its result
-    for group, state in zip(groups, ended, strict=True):
+    for group, state in zip(groups, await _prune(run, groups), strict=True):
         if not state.is_completed() and not any(plan.report.error for plan in group):
             run.report.errors.append(f"prune {group_label(group)}: {state.message}")
     unfinished = next(
@@ -225,6 +258,20 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
     if run.report.outcome == "unfinished" and unfinished is not None:
         run.report.stopped_at = unfinished
     await verify_task(run)
+
+
+async def _prune(run: Run, groups: Sequence[Sequence[KeyPlan]]) -> list[State[None]]:
+    """Run the prune tasks together; if one is told to end, so are the others, and nothing is deleted any more."""
+    prunes: list[asyncio.Future[State[None]]] = [
+        asyncio.ensure_future(prune_task(run, group, group_label(group), return_state=True))  # type: ignore[call-overload]
+        for group in groups  # Prefect types a call of an async task as its result.
+    ]
+    try:
+        return await asyncio.gather(*prunes)
+    finally:
+        for each in prunes:
+            each.cancel()
+        await asyncio.gather(*prunes, return_exceptions=True)
 
 
 async def _gives_way(run: Run) -> bool:
@@ -246,10 +293,10 @@ def _outcome(report: CleanupReport) -> Outcome:
     return "refused" if report.refusals and report.outcome != "skipped" else report.outcome
 
 
-def _announce(outcome: Outcome, scope: Sequence[str], payload: Mapping[str, Any]) -> None:
+def _announce(ending: Outcome | Literal["stopped"], scope: Sequence[str], payload: Mapping[str, Any]) -> None:
     """Emit the event of a delete run: `artifact-retention.cleanup.completed`, or how else it ended."""
     emit_event(
-        event=f"{EVENT}.{outcome}",
+        event=f"{EVENT}.{ending}",
         resource={
             "prefect.resource.id": EVENT,
             "prefect.resource.name": f"artifact cleanup of {scope_label(scope)}",

@@ -252,7 +252,8 @@ def _check_limits(**limits: float) -> None:
 
 
 def _follow(run: Callable[[], Coroutine[Any, Any, CleanupReport]], *, quiet: bool) -> CleanupReport:
-    """Run to the end, with a progress bar on a terminal and plain lines otherwise, on stderr."""
+    """Run to the end, or to SIGTERM or Ctrl-C, with a progress bar on a terminal and plain lines otherwise, on stderr."""
+    from prefect.exceptions import TerminationSignal  # noqa: PLC0415
     from prefect_artifact_retention.flows.cleanup import LISTENER  # noqa: PLC0415
     from prefect_artifact_retention.flows.progress import progress_display  # noqa: PLC0415
 
@@ -261,7 +262,10 @@ def _follow(run: Callable[[], Coroutine[Any, Any, CleanupReport]], *, quiet: boo
             LISTENER.set(listener)
             return await run()
 
-    return asyncio.run(followed())
+    try:
+        return asyncio.run(followed())
+    except TerminationSignal:
+        raise KeyboardInterrupt from None
 
 
 def _show(report: CleanupReport, *, as_json: bool) -> int:

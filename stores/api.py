@@ -290,12 +290,22 @@ class ApiStore:
             suspects = list(latest.values())
         return suspects
 
-    async def repair(self, key: str) -> None:
-        """Give a collection whose latest version has vanished a new one, from the copy of its data that it still has."""
-        if row := await self.latest_row(key):
-            copied = ("key", "type", "description", "data", "metadata_", "flow_run_id", "task_run_id")
-            wire = {field: row.get(field, row.get(field.rstrip("_"))) for field in copied}
-            await self.connection.request("POST", "/artifacts/", wire)
+    async def repair(self, key: str) -> bool:
+        """Give a collection whose latest version has vanished one again; False if it has one, or is gone itself.
+
+        Nothing but a new version makes the server name another latest, so the copy that the collection still has of its data
+        is posted as one. Where the key has others, that one is deleted at once, and the server names the newest of them.
+        """
+        row = await self.latest_row(key)
+        if row is None or await self._count("/artifacts", {"id": {"any_": [row["latest_id"]]}}):
+            return False
+        others = await self._count("/artifacts", {"key": {"any_": [key]}})
+        copied = ("key", "type", "description", "data", "metadata_", "flow_run_id", "task_run_id")
+        wire = {field: row.get(field, row.get(field.rstrip("_"))) for field in copied}
+        posted = self.connection.json(await self.connection.request("POST", "/artifacts/", wire))
+        if others:
+            await self.delete(UUID(posted["id"]))
+        return True
 
     async def expiry(self) -> Expiry | None:
         """What the server's own `db_vacuum` deletes; None if the server does not tell."""

@@ -203,19 +203,19 @@ async def _after(response: httpx.Response) -> None:
     if most_bytes and response.is_success and length.isdigit() and int(length) > most_bytes:
         raise ResponseTooLargeError
     if (retry_after := response.headers.get("Retry-After")) is not None:
-        response.headers["Retry-After"] = str(min(_seconds(retry_after), MOST_RETRY_AFTER))
+        response.headers["Retry-After"] = str(min(_seconds(retry_after, response.headers.get("Date", "")), MOST_RETRY_AFTER))
     elif response.status_code == BUSY:
         attempt = len(response.request.extensions.get("attempts", [1]))
         response.headers["Retry-After"] = str(min(FIRST_RETRY * RETRY_FACTOR ** min(attempt - 1, 9), LONGEST_RETRY))
 
 
-def _seconds(retry_after: str) -> float:
-    """The pause that a Retry-After header asks for (RFC 9110, 10.2.3: seconds or a date); unreadable is 1."""
+def _seconds(retry_after: str, now: str) -> float:
+    """The pause that a Retry-After header asks for (RFC 9110, 10.2.3: seconds, or a date by the server's clock); else 1."""
     try:
         return max(0.0, float(retry_after))
     except ValueError:
         try:
-            return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+            return max(0.0, (parsedate_to_datetime(retry_after) - parsedate_to_datetime(now)).total_seconds())
         except (ValueError, TypeError, OverflowError):
             return 1.0
 

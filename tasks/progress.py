@@ -53,7 +53,7 @@ class ProgressArtifact:
     """
 
     def __init__(self, client: PrefectClient) -> None:
-        self._client = client
+        self.client = client
         self._id: UUID | None = None
         self._shown = 0.0
         self._updated = 0.0
@@ -62,7 +62,7 @@ class ProgressArtifact:
     async def start(self, description: str) -> None:
         """Create the artifact at 0 %."""
         with suppress(httpx.HTTPError, StoreError):
-            self._id = await create(self._client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
+            self._id = await create(self.client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
 
     async def claim(self) -> None:
         """Say that the run is past its guard and deletes from now on."""
@@ -94,7 +94,7 @@ class ProgressArtifact:
                 data=round(percent, 1), description=description[:MOST_DESCRIPTION], metadata_=dict(self._phase)
             )
             with suppress(httpx.HTTPError):
-                await self._client.update_artifact(self._id, change)
+                await self.client.update_artifact(self._id, change)
 
 
 async def older_run(run: Run, own_id: UUID) -> str:

