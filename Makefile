@@ -35,7 +35,7 @@ ui: $(INSTALLED)
 .PHONY: test
 test: $(INSTALLED)
 	@echo "Running the tests on real Prefect servers of their own ..."
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not docker and not faults"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -rs -m "not docker and not faults"
 
 .PHONY: test-faults
 test-faults: $(INSTALLED)

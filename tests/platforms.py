@@ -45,6 +45,11 @@ def shell_block(section: str) -> list[str]:
     return page.split(f"\n## {section}\n")[1].split("```sh\n")[1].split("```\n")[0].splitlines()
 
 
+def before_you_start() -> list[str]:
+    """What every deployment begins with; the environment is the one that runs the tests, which `make` has made."""
+    return [line for line in shell_block("Before you start") if line not in ("make .venv/.installed", ". .venv/bin/activate")]
+
+
 def wait_for(what: str, look: Callable[[], Any], patience: float = PATIENCE) -> Any:  # noqa: ANN401 - what it sees
     """Look until there is something to see."""
     deadline = time.monotonic() + patience
@@ -98,6 +103,10 @@ class Platform:
                 start_new_session=True,
             )
 
+    def log(self) -> str:
+        """What shells and workers have printed."""
+        return (self.folder / "worker.log").read_text(encoding="utf-8")
+
     def deployments(self) -> list[str]:
         """The names of all deployments."""
         return [each["name"] for each in self.ask("POST", "/deployments/filter", {"sort": "NAME_ASC"})]
@@ -106,7 +115,7 @@ class Platform:
         """Wait until a shell has deployed all that there is to deploy; it may have to build an image before."""
 
         def deployed() -> bool | None:
-            assert shell.poll() is None, (self.folder / "worker.log").read_text()
+            assert shell.poll() is None, self.log()
             return True if self.deployments() == ["nightly", "on-demand"] else None
 
         wait_for("the deployments", deployed, patience=PATIENCE * 4)

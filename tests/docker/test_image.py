@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from platforms import ROOT, Platform, checkout, end, platform, shell_block, wait_for
+from platforms import ROOT, Platform, before_you_start, checkout, end, platform, shell_block, wait_for
 
 BASE_IMAGE = "python:3.12-slim"
 MOST_MEGABYTES = 400
@@ -159,13 +159,12 @@ def deploy_and_run(made: Platform, address: str) -> None:
         "ARTIFACT_RETENTION_DEPLOY_NETWORK": "host",
     }
     kept = made.fill(["a", "b", "c"])
-    *commands, worker = [line.replace("localhost:5000", address) for line in shell_block("A docker work pool")]
-    process = made.shell([*commands, f"exec {worker}"], **variables)
+    commands = [line.replace("localhost:5000", address) for line in shell_block("A docker work pool")]
+    process = made.shell([*before_you_start(), *commands], **variables)
     try:
         made.wait_until_deployed(process)
         run = made.run("nightly")
-        log = (made.folder / "worker.log").read_text()
-        assert (run["state_type"], run["state"]["message"].split(" (")[0]) == ("COMPLETED", "Deleted 12 versions"), log
+        assert (run["state_type"], run["state"]["message"].split(" (")[0]) == ("COMPLETED", "Deleted 12 versions"), made.log()
     finally:
         end(process, signal.SIGTERM)
     assert made.left() == kept

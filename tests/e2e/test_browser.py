@@ -3,18 +3,20 @@
 Every step leaves a screenshot in `test-output/screenshots`; docs/images has some of them.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import pytest
 from database import Row
 from platforms import PATIENCE, ROOT, Platform, wait_for
 from playwright.sync_api import Locator, Page, expect, sync_playwright
+from prefect_artifact_retention.tasks.history import Row as HistoryRow
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 ARGUMENTS = [
@@ -33,6 +35,7 @@ KEYS = {
     "daily-load": 18,
     "dashboard-link": 9,
 }
+WIDTH, HEIGHT = 1440, 900
 KEPT = 6
 """By the policy of the checkout."""
 
@@ -80,7 +83,13 @@ class Visitor:
     def shoot(self, name: str) -> None:
         """Keep a screenshot of the whole page."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SCREENSHOTS / f"{name}-{self.interface.name}.png", full_page=True, animations="disabled")
+        # The older interface scrolls inside its page, so the window is made as tall as what is in it.
+        self.page.wait_for_timeout(1000)
+        tallest = "Math.max(...Array.from(document.querySelectorAll('*')).map(element => element.scrollHeight))"
+        self.page.set_viewport_size({"width": WIDTH, "height": min(self.page.evaluate(tallest), 4000)})
+        self.page.wait_for_timeout(500)
+        self.page.screenshot(path=SCREENSHOTS / f"{name}-{self.interface.name}.png", animations="disabled")
+        self.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
 
 
 @contextmanager
@@ -88,7 +97,7 @@ def visitor(address: str, interface: Interface) -> Iterator[Visitor]:
     """A browser with an empty profile, until the context ends."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme=interface.theme)
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=interface.theme)
         page.set_default_timeout(PATIENCE * 400)
         expect.set_options(timeout=PATIENCE * 400)
         try:
@@ -102,6 +111,29 @@ def fill(deployed: Platform) -> None:
     deployed.fill([])
     for number, (key, versions) in enumerate(KEYS.items(), start=1):
         deployed.insert([Row(key, timedelta(days=age + 0.5), data="x" * 1500 * number) for age in range(versions)])
+
+
+def remember_earlier_nights(deployed: Platform) -> None:
+    """A history of ten nights, for the trend."""
+    nights = [
+        HistoryRow(
+            when=f"{datetime.now(UTC) - timedelta(days=days):%Y-%m-%d} 03:00",
+            run="delete all keys",
+            mode="delete",
+            scope="all keys",
+            outcome="completed",
+            keys_seen=6,
+            versions_before=150 + 6 * days,
+            stale=10 + days,
+            deleted=10 + days,
+            versions_after=140 + 5 * days,
+            bytes_before=(600 + 20 * days) * 1000,
+            bytes_after=(560 + 16 * days) * 1000,
+            seconds=1.5,
+        ).model_dump()
+        for days in range(1, 11)
+    ]
+    deployed.insert([Row("artifact-retention-history", timedelta(days=1), data=json.dumps(nights), type="table")])
 
 
 def press_custom_run(seen: Visitor, deployed: Platform) -> None:
@@ -149,24 +181,31 @@ def look_at_report(seen: Visitor, words: str, shot: str) -> None:
 def test_a_colleague_deletes_by_the_run_form_and_sees_the_report(deployed: Platform, interface: Interface) -> None:
     """On demand, Custom run, two fields changed, Submit, Completed, a picture and a table."""
     fill(deployed)
-    # A run before it, so that there is a trend.
-    deployed.run("on-demand", mode="delete", max_deletions=30)
+    remember_earlier_nights(deployed)
     with visitor(deployed.local.address, interface) as seen:
         press_custom_run(seen, deployed)
         seen.choose("mode", "delete")
-        seen.field("max_deletions", "input[1]").fill("40")
+        seen.field("max_deletions", "input[1]").fill("500")
         seen.shoot("run-form")
         run_id = submit(seen, deployed)
         seen.go(f"/runs/flow-run/{run_id}")
-        expect(seen.page.get_by_text("Unfinished", exact=True).first).to_be_visible()
+        expect(seen.page.get_by_text("Completed", exact=True).first).to_be_visible()
         seen.shoot("flow-run")
-        look_at_report(seen, "Deleted 40 versions", "report")
+        look_at_report(seen, f"Deleted {sum(KEYS.values()) - KEPT * len(KEYS)} versions", "report")
         assert seen.page.get_by_role("img", name=re.compile("^Bar chart of the last")).count() == 1
         seen.page.get_by_role("link", name="History", exact=True).click()
         expect(seen.page.get_by_text("artifact-retention-history").first).to_be_visible()
+        seen.shoot("history")
+        seen.go("/artifacts/key/artifact-retention-progress")
+        expect(seen.page.get_by_role("link", name="Reports").first).to_be_visible()
+        seen.shoot("progress")
     run = deployed.ask("GET", f"/flow_runs/{run_id}")
-    assert (run["state"]["type"], run["parameters"]["mode"], run["parameters"]["max_deletions"]) == ("COMPLETED", "delete", 40)
-    assert len(deployed.left() & keyed(deployed)) == sum(KEYS.values()) - 70
+    assert (run["state"]["type"], run["parameters"]["mode"], run["parameters"]["max_deletions"]) == (
+        "COMPLETED",
+        "delete",
+        500,
+    )
+    assert len(deployed.left() & keyed(deployed)) == KEPT * len(KEYS)
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
@@ -196,6 +235,9 @@ def test_a_wrong_value_does_not_leave_the_form(deployed: Platform, interface: In
         seen.page.get_by_role("button", name="Submit").click()
         seen.page.wait_for_timeout(3000)
         seen.shoot("refused")
+        field = seen.field("refuse_above_percent", "input[1]")
+        told = field.evaluate("input => input.validationMessage") or seen.page.get_by_text("less than or equal to 100").count()
+        assert told
         assert seen.page.get_by_role("button", name="Submit").is_visible()
         assert deployed.ask("POST", "/flow_runs/count", {}) == before
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from database import series
-from platforms import Platform, checkout, end, platform, shell_block, wait_for
+from platforms import PATIENCE, ROOT, Platform, before_you_start, checkout, end, platform, shell_block, wait_for
 from prefect_artifact_retention.flows.local_server import local_server
 
 KEYS = [f"key-{number}" for number in range(4)]
@@ -162,25 +162,26 @@ def test_the_checkout_that_is_deployed_is_complete(tmp_path: Path) -> None:
     assert (checkout(tmp_path) / "deployments" / "description.md").is_file()
 
 
-def test_the_commands_of_the_page_on_deploying_lead_to_a_nightly_run(tmp_path: Path) -> None:
-    """From a fresh checkout, and nothing else; the last of them is the worker."""
-    with platform(tmp_path) as made:
-        (made.folder / "retention.toml").unlink()
-        *commands, worker = shell_block("A process work pool")
-        made.fill(KEYS)
+def test_the_page_on_deploying_leads_to_a_nightly_run_and_away_again_without_a_trace(tmp_path: Path) -> None:
+    """Its commands and nothing else, from a fresh checkout."""
+    with platform(tmp_path, policies=(ROOT / "retention.toml").read_text(encoding="utf-8")) as made:
+        made.fill([])
         old = series("old", range(40, 60))
         made.insert(old)
         made.insert(series("young", range(1, 30)))
-        # The installed package is this checkout's own, as it would be there.
-        commands.remove("make .venv/.installed && . .venv/bin/activate")
-        process = made.shell([*commands, f"exec {worker}"])
+        process = made.shell([*before_you_start(), *shell_block("A process work pool")])
         try:
             made.wait_until_deployed(process)
             run = made.run("nightly")
-            assert run["state"]["message"].startswith("Deleted 10 versions"), (made.folder / "worker.log").read_text()
+            assert run["state"]["message"].startswith("Deleted 10 versions"), made.log()
         finally:
             end(process, signal.SIGTERM)
         assert made.left() & {str(row.id) for row in old} == {str(row.id) for row in old[:10]}
+        uninstalling = made.shell(shell_block("Uninstalling"))
+        assert uninstalling.wait(PATIENCE) == 0, made.log()
+        assert made.sql("SELECT count(*) FROM artifact WHERE key LIKE 'artifact-retention-%'") == [(0,)]
+        for kind in ("flow", "flow_run", "deployment", "deployment_schedule", "work_pool"):
+            assert made.sql(f"SELECT count(*) FROM {kind}") == [(0,)], kind
 
 
 def test_a_cancelled_run_stops_at_once_and_says_how_far_it_came(deployed: Platform) -> None:
