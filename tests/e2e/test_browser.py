@@ -193,7 +193,8 @@ def test_a_colleague_deletes_by_the_run_form_and_sees_the_report(deployed: Platf
         seen.shoot("flow-run")
         look_at_report(seen, f"Deleted {sum(KEYS.values()) - KEPT * len(KEYS)} versions", "report")
         assert seen.page.get_by_role("img", name=re.compile("^Bar chart of the last")).count() == 1
-        seen.page.get_by_role("link", name="History", exact=True).click()
+        # One interface follows it in the same tab, the other in a new one.
+        seen.page.goto(seen.page.get_by_role("link", name="History", exact=True).get_attribute("href") or "")
         expect(seen.page.get_by_text("artifact-retention-history").first).to_be_visible()
         seen.shoot("history")
         seen.go("/artifacts/key/artifact-retention-progress")
@@ -234,10 +235,10 @@ def test_a_wrong_value_does_not_leave_the_form(deployed: Platform, interface: In
         before = deployed.ask("POST", "/flow_runs/count", {})
         seen.page.get_by_role("button", name="Submit").click()
         seen.page.wait_for_timeout(3000)
+        # The browser itself tells in one of them, the server's answer in the other.
+        by_the_browser = seen.field("refuse_above_percent", "input[1]").evaluate("input => input.validationMessage")
+        assert "100" in by_the_browser or seen.page.get_by_text("greater than the maximum of 100").count()
         seen.shoot("refused")
-        field = seen.field("refuse_above_percent", "input[1]")
-        told = field.evaluate("input => input.validationMessage") or seen.page.get_by_text("less than or equal to 100").count()
-        assert told
         assert seen.page.get_by_role("button", name="Submit").is_visible()
         assert deployed.ask("POST", "/flow_runs/count", {}) == before
 
