@@ -118,6 +118,7 @@ async def _look(run: Run, plan: KeyPlan, key: str, pending: set[UUID]) -> _Look 
     """
     if not pending:
         return None
+    await run.tell_of_deleting()
     collections = await run.store.collections([key])
     history = await run.store.history(key)
     present = frozenset(version.id for version in history.versions)
@@ -137,6 +138,7 @@ async def _look(run: Run, plan: KeyPlan, key: str, pending: set[UUID]) -> _Look 
 async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
     """Delete artifacts without a key: nothing hangs on them, but their runs, holds and ages are looked at again."""
     for ids in _batches(plan.condemned):
+        await run.tell_of_deleting()
         versions = [version for version in await run.store.versions(ids) if version.key is None]
         verdicts = await judge(run, versions, plan.policy)
         condemned = [verdict.version for verdict in reversed(verdicts) if not verdict.keep]

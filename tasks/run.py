@@ -149,6 +149,10 @@ class Run:
     async def tell_of_deletion(self) -> None:
         """Count one more version that has gone, and tell every listener."""
         self.deletions_settled += 1
+        await self.tell_of_deleting()
+
+    async def tell_of_deleting(self) -> None:
+        """Tell every listener that the run is still at it, though it may look for long before anything goes."""
         await self.tell("deleting", self.deletions_settled, self.planned)
 
 

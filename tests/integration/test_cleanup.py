@@ -221,9 +221,9 @@ def when_deleting(action: Callable[[], Awaitable[object]]) -> Iterator[None]:
     """Do something once, when the first version has gone."""
     done = False
 
-    async def listen(step: Step, _done: int, _total: int) -> None:
+    async def listen(step: Step, gone: int, _total: int) -> None:
         nonlocal done
-        if step == "deleting" and not done:
+        if step == "deleting" and gone and not done:
             done = True
             await action()
 
@@ -663,3 +663,19 @@ async def test_an_error_never_shows_an_api_key(server: Server) -> None:
         async with connect() as connection:
             await connection.now()
     assert "pnu_secret" not in str(refused.value)
+
+
+async def test_a_run_that_looks_for_long_before_it_deletes_says_that_it_is_alive(server: Server) -> None:
+    """A younger run would else take it for dead."""
+    await server.database.insert(series("report", [1, 2, 3]))
+    told: list[tuple[Step, int]] = []
+
+    async def listen(step: Step, done: int, _total: int) -> None:
+        told.append((step, done))
+
+    token = LISTENER.set(listen)
+    try:
+        await server.cleanup([KEEP_2], mode="delete")
+    finally:
+        LISTENER.reset(token)
+    assert [done for step, done in told if step == "deleting"][:2] == [0, 1]
