@@ -25,7 +25,7 @@ MOST_ROWS = 200
 Amount = Annotated[int, Field(ge=0, le=10**15, strict=True)]
 MOST_WORDS = 500
 Words = Annotated[str, Field(max_length=MOST_WORDS), AfterValidator(printable)]
-"""A run may be called anything, and anybody may write a history."""
+"""Anybody may write a history."""
 
 
 class Row(BaseModel):
@@ -90,7 +90,7 @@ def trend(rows: Sequence[Row], report: CleanupReport) -> tuple[list[Bar], list[B
 def _row(report: CleanupReport, run_name: str, links: Mapping[str, str]) -> Row:
     return Row(
         when=f"{report.now:%Y-%m-%d %H:%M}",
-        run=run_name[:MOST_WORDS],
+        run=printable(run_name)[:MOST_WORDS],
         mode=report.mode,
         scope=scope_label(report.scope)[:MOST_WORDS],
         outcome=report.outcome,

@@ -168,6 +168,11 @@ async def test_a_run_that_gives_way_to_one_of_hostile_name_says_so_in_plain_text
     assert len(texts["artifact-retention-history"]) == 2
 
 
+async def refuse(_transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+    """A server that says hostile words to everything."""
+    return httpx.Response(500, json={"detail": HOSTILE}, request=request)
+
+
 @pytest.mark.parametrize("running_server", ["sqlite"], indirect=True)
 async def test_the_command_line_prints_hostile_artifacts_as_plain_text(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -194,4 +199,8 @@ async def test_the_command_line_prints_hostile_artifacts_as_plain_text(
     code, shown = await asyncio.to_thread(call, "preview", "--json")
     assert {key["key"] for key in json.loads(shown)["key_reports"]} == set(KEYS)
     assert (await asyncio.to_thread(call, "explain", f"no {HOSTILE}"))[0] == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", refuse)
+        for command in (["preview"], ["explain", "x"], ["delete"]):
+            assert (await asyncio.to_thread(call, *command))[0] == 1
     assert (await asyncio.to_thread(call, "delete", "--key", HOSTILE.replace("[", "[[]"), "--keep-last", "1"))[0] == 0
