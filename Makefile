@@ -10,6 +10,7 @@ help:
 	@echo "make ui     look at the demo in Prefect's own user interface"
 	@echo "make test   run all tests (real servers: SQLite and PostgreSQL)"
 	@echo "make test-faults   run the long fault, crash and race suites (minutes)"
+	@echo "make test-compat   run the flow's tests with the oldest and the newest Prefect, and against an oldest server"
 	@echo "make test-docker   test the image, on the Docker engine that DOCKER_HOST names"
 	@echo "make lint   check style, formatting and types"
 	@echo "make lock   renew requirements.txt and requirements-dev.txt from pyproject.toml"
@@ -47,6 +48,29 @@ test-docker: $(INSTALLED)
 	@echo "Building the image, and running it on a Docker work pool ..."
 	@$(BIN)/python -m pytest -m docker -rs
 
+# Environments of their own, in which the package is installed as its users have it. Only the oldest needs a pin.
+COMPAT := tests/integration/test_cleanup.py tests/integration/test_server_expiry.py
+OLDEST := $(shell sed -n 's/^  "prefect>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+PREFECT_VERSION := -c 'import prefect; print(prefect.__version__)'
+
+.compat/oldest/bin/python: PIN = prefect==$(OLDEST)
+.compat/%/bin/python: pyproject.toml
+	@echo "Setting up .compat/$* (a minute or two the first time) ..."
+	@$(BIN)/uv venv -q --clear -p $(BIN)/python .compat/$*
+	@echo '$(PIN)' > .compat/$*.txt
+	@$(BIN)/uv pip install -q -p $@ -c .compat/$*.txt --group dev .
+	@touch $@
+
+.PHONY: test-compat
+test-compat: $(INSTALLED) .compat/oldest/bin/python .compat/newest/bin/python
+	@for each in oldest newest; do \
+	  $(BIN)/uv pip install -q -p .compat/$$each/bin/python --no-deps --reinstall-package prefect-artifact-retention . && \
+	  echo "Client and server: Prefect $$(.compat/$$each/bin/python $(PREFECT_VERSION)), the $$each" && \
+	  .compat/$$each/bin/python -m pytest -n 2 -rs $(COMPAT) || exit 1; \
+	done
+	@echo "Client: Prefect $$($(BIN)/python $(PREFECT_VERSION)). Server: $$(.compat/oldest/bin/python $(PREFECT_VERSION))"
+	@TEST_SERVER_PYTHON=$(CURDIR)/.compat/oldest/bin/python $(BIN)/python -m pytest -n 2 -rs $(COMPAT)
+
 .PHONY: lint
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -61,4 +85,4 @@ lock: $(INSTALLED)
 
 .PHONY: clean
 clean:
-	rm -rf .venv .demo build dist *.egg-info
+	rm -rf .venv .compat .demo build dist *.egg-info

@@ -30,6 +30,7 @@ from prefect_artifact_retention.flows.settings import (
 )
 from prefect_artifact_retention.policies import RetentionError, RetentionPolicy
 from prefect_artifact_retention.policies.loading import digest
+from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.tasks.discover import discover, discover_task
@@ -82,6 +83,9 @@ async def open_run(
         report = CleanupReport(mode=mode, now=now, scope=list(keys), policy_source=source, policy_digest=digest(all_policies))
         if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:
             report.warn(f"the server's clock says {now:%Y-%m-%d %H:%M} UTC, unlike this machine's; the server's counts")
+        if connection.shows_credentials:
+            # "View at http://user:password@..." in the log of the process, and no event gets through to a guarded server.
+            report.warn("PREFECT_API_URL has credentials in it, which Prefect itself prints: use PREFECT_API_AUTH_STRING")
         limits = Limits(
             max_deletions=settings.max_deletions,
             time_budget_minutes=settings.time_budget_minutes,
@@ -251,7 +255,7 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
     groups = pack(run.plans, run.limits.max_task_runs)
     for group, state in zip(groups, await _prune(run, groups), strict=True):
         if not state.is_completed() and not any(plan.report.error for plan in group):
-            run.report.errors.append(f"prune {group_label(group)}: {state.message}")
+            run.report.errors.append(printable(f"prune {group_label(group)}: {state.message}"))
     unfinished = next(
         (plan.key for plan in run.plans if plan.key is not None and plan.remaining and not plan.report.error), None
     )

@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 from httpx import HTTPError
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError, load_policies
 from prefect_artifact_retention.policies.loading import describe_validation_error, digest, stand_in
+from prefect_artifact_retention.policies.words import printable
 from pydantic import ValidationError, create_model
 from rich.console import Console
 
@@ -150,7 +151,7 @@ def alarm(
     if as_json:
         _print_json(done.model_dump(mode="json"))
     else:
-        sys.stdout.write(done.describe() + "\n")
+        sys.stdout.write(printable(done.describe()) + "\n")
     return DONE
 
 
@@ -169,7 +170,8 @@ def check(*, config: Config = None, as_json: Json = False) -> int:
         _print_json({"source": source, "digest": digest(with_own), "policies": described})
     else:
         console = Console()
-        console.print(f"{source}: {len(policies)} policies, tried in this order", markup=False, highlight=False)
+        title = f"{printable(source)}: {len(policies)} policies, tried in this order"
+        console.print(title, markup=False, highlight=False)
         for policy in policies:
             console.print(f"  {policy.name}: {policy.describe()}", markup=False, highlight=False)
     return DONE
@@ -194,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        _refuse_undecodable(tokens)
         code = app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
     except CycloptsError as error:
         if "--json" in tokens:
@@ -207,6 +210,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted; a rerun goes on where this one stopped\n")
         return INTERRUPTED
     return code if isinstance(code, int) else DONE
+
+
+def _refuse_undecodable(tokens: Sequence[str]) -> None:
+    """Refuse arguments that are no text: bytes that cannot be decoded, which no server and no file could be asked for."""
+    for token in tokens:
+        try:
+            token.encode()
+        except UnicodeEncodeError:
+            raise ConfigurationError(f"command line: {token} is not in UTF-8") from None
 
 
 def _fail(error: RetentionError, tokens: Sequence[str], code: int) -> int:

@@ -9,6 +9,7 @@ from prefect_artifact_retention.flows.cleanup import open_run
 from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import StoreError, Verdict, evaluate
 from prefect_artifact_retention.policies.loading import select_policy
+from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.tasks.rendering import label, size
 from pydantic import BaseModel
 from rich.console import Console
@@ -94,7 +95,8 @@ def show(explanation: Explanation, console: Console) -> None:
     kept = sum(version.keep for version in explanation.versions)
     title = f"{label(explanation.key)}: {kept} kept, {len(explanation.versions) - kept} to delete"
     console.print(Text(title, style="bold"))
-    console.print(Text(f"{explanation.policy or 'no policy'} ({explanation.policy_source}): {explanation.sentence}"))
+    policy = f"{explanation.policy or 'no policy'} ({explanation.policy_source}): {explanation.sentence}"
+    console.print(Text(printable(policy)))
     table = Table("Created (UTC)", "Verdict", "Why", "Size", "Version")
     for version in explanation.versions:
         table.add_row(

@@ -66,13 +66,16 @@ def isolated_environment(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def local_server(folder: Path, *, database_url: str = "", port: int = 0, **settings: str) -> Iterator[LocalServer]:
+def local_server(
+    folder: Path, *, database_url: str = "", port: int = 0, python: str = sys.executable, **settings: str
+) -> Iterator[LocalServer]:
     """Run a server until the context ends. It is given back at once, for work to be done while it starts: `wait` for it.
 
     Args:
         folder: Where its home, database and log go; created if missing.
         database_url: A database to use; by default SQLite in `folder`.
         port: The port to listen on; by default a free one.
+        python: The interpreter whose Prefect it runs; by default this one.
         settings: Further environment variables of the server.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +91,7 @@ def local_server(folder: Path, *, database_url: str = "", port: int = 0, **setti
     # As `prefect server start` does in the end, without importing all of Prefect twice.
     app = ["--factory", "prefect.server.api.server:create_app"]
     command = [
-        sys.executable,
+        python,
         "-m",
         "uvicorn",
         *app,

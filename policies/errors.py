@@ -6,9 +6,14 @@ RetentionError            every error below; its text is one clear message, fit 
 └── CleanupFailed         a run was refused or failed; carries its report (tasks/report.py)
 """
 
+from prefect_artifact_retention.policies.words import printable
+
 
 class RetentionError(Exception):
-    """Base of all errors with a message for the user."""
+    """Base of all errors with a message for the user, of printable lines whatever it quotes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(printable(line) for line in message.split("\n")))
 
 
 class ConfigurationError(RetentionError, ValueError):

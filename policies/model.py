@@ -11,7 +11,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from prefect_artifact_retention.policies.periods import CALENDAR
-from prefect_artifact_retention.policies.words import count, days
+from prefect_artifact_retention.policies.words import count, days, printable
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 
@@ -212,7 +212,7 @@ class RetentionPolicy(BaseModel):
             subject += " except " + ", ".join(self.exclude_keys)
         if self.match_types:
             subject += " whose latest version is of type " + " or ".join(self.match_types)
-        return subject
+        return printable(subject)
 
     def _rules(self) -> str:
         if self.keep_all:

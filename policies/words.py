@@ -1,4 +1,4 @@
-"""Numbers in words, the same everywhere."""
+"""Numbers in words, the same everywhere, and text from outside as text that can be shown."""
 
 
 def count(number: float, noun: str) -> str:
@@ -10,3 +10,8 @@ def count(number: float, noun: str) -> str:
 def days(number: float) -> str:
     """A number of days, fractions included."""
     return count(number, "day")
+
+
+def printable(text: str) -> str:
+    """Text on one line, with escapes for what cannot be seen: it steers no terminal, ends no line and turns none around."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

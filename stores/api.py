@@ -7,6 +7,7 @@ by the bytes that came back, rows are measured and dropped on arrival, and a lis
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,8 +18,12 @@ import orjson
 from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, TTL_DAYS
+from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.connection import Connection, ResponseTooLargeError
 from pydantic import TypeAdapter
+
+TESTED_VERSIONS = ((3, 8), (3, 9))
+"""The oldest and the newest Prefect that this package is tested with (`make test-compat`)."""
 
 MOST_ROWS = 200
 """Prefect's default limit of a page; a server may set a lower one."""
@@ -47,6 +52,9 @@ FIRST_BATCH_KEYS = 20
 MOST_BATCH_KEYS = 2_000
 BATCH_ROWS = (2_000, 20_000)
 """Versions that one batch of keys should have, at first and at most: each batch costs a count and a page that is not full."""
+
+MOST_SHOWN = 40
+"""Characters of an answer that is quoted."""
 
 TERMINAL = frozenset(state.value for state in TERMINAL_STATES)
 NO_METADATA: Mapping[str, str] = {}
@@ -306,6 +314,22 @@ class ApiStore:
         if others:
             await self.delete(UUID(posted["id"]))
         return True
+
+    async def untested_version(self) -> str:
+        """Say what is not certain about the server's version; empty if this package is tested with it, or if it is Cloud."""
+        if self.connection.is_cloud:
+            return ""
+        oldest, newest = (".".join(map(str, version)) for version in TESTED_VERSIONS)
+        tested = f"this package is tested with Prefect {oldest} to {newest}, and may misread another"
+        try:
+            told = str(self.connection.json(await self.connection.request("GET", "/admin/version")))
+        except StoreError:
+            told = ""
+        if not (numbers := re.match(r"([0-9]{1,6})\.([0-9]{1,6})(?![0-9])", told)):
+            return f"the server does not say which version of Prefect it runs; {tested}"
+        if TESTED_VERSIONS[0] <= (int(numbers[1]), int(numbers[2])) <= TESTED_VERSIONS[1]:
+            return ""
+        return f"the server runs Prefect {printable(told[:MOST_SHOWN])}; {tested}"
 
     async def expiry(self) -> Expiry | None:
         """What the server's own `db_vacuum` deletes; None if the server does not tell."""

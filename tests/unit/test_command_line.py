@@ -149,6 +149,26 @@ def test_a_rule_for_some_keys_is_refused_beside_a_policy_that_cannot_be_meant(fo
     assert 'retention.toml: policy "audit": unknown field keep_al = True' in outcome.stderr
 
 
+def test_an_argument_that_is_no_text_is_refused(call: Call) -> None:
+    """Bytes that cannot be decoded come as lone surrogates, which nobody can send to a server."""
+    for arguments in (["explain", "\udcff"], ["delete", "--json", "--key", "a\udcff", "--keep-last", "1"]):
+        outcome = call(*arguments)
+        assert outcome.code == 2
+        assert "\\udcff is not in UTF-8" in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+
+
+def test_hostile_configuration_steers_no_terminal(folder: Path, call: Call) -> None:
+    """What it means, and what is wrong with it."""
+    policies = '[[policies]]\nname = "a"\nkeep_last = 1\nmatch_keys = ["\\u001b[31m*", "\\u202e"]\n'
+    file = folder / "a\x1b[31m.toml"
+    for text, code in ((policies, 0), (policies + '"b\\u001b[31m" = 1\n', 2), ('"c\\u001b[31m" = 1\n', 2)):
+        file.write_text(text, encoding="utf-8")
+        outcome = call("policies", "check", "--config", str(file))
+        assert outcome.code == code
+        assert (outcome.stdout + outcome.stderr).replace("\n", "").isprintable()
+
+
 # --- policies check
 
 

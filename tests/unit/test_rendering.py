@@ -1,16 +1,22 @@
 """The words of a report: what it says, that no key can break it, and how keys are packed into prune tasks."""
 
+import json
 from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
 from builders import policy
+from httpx import Response
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from prefect_artifact_retention.policies import ConfigurationError, StoreError
+from prefect_artifact_retention.policies.words import printable
+from prefect_artifact_retention.stores.connection import MOST_DETAIL, _detail
+from prefect_artifact_retention.tasks.history import _row
 from prefect_artifact_retention.tasks.prune import group_label, pack
-from prefect_artifact_retention.tasks.rendering import escape, headline, label, markdown, outcome_message, size
+from prefect_artifact_retention.tasks.rendering import escape, headline, label, markdown, outcome_message, scope_label, size
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, PolicyReport, RuleCount
 from prefect_artifact_retention.tasks.run import KeyPlan
 
@@ -28,6 +34,8 @@ HOSTILE = [
     pytest.param("**bold** _it_ \\| \\", id="emphasis-and-backslashes"),
     pytest.param("", id="empty"),
     pytest.param("\ud800", id="lone-surrogate"),
+    pytest.param("abc\n", id="newline-at-the-end"),
+    pytest.param("\x1b]0;title\x07\x1b[2J\u2066\u2069\u200b\ufeff", id="terminal-title-and-isolates"),
 ]
 
 
@@ -418,6 +426,44 @@ def test_hostile_errors_names_and_sources_break_nothing(text: str) -> None:
     assert [len(row) for row in rows(rendered, "Policies")] == [5]
     assert [len(row) for row in rows(rendered, "Stale, and why")] == [3]
     assert (len(bullets(rendered, "Failures")), len(bullets(rendered, "Warnings"))) == (1, 1)
+
+
+@given(st.text())
+def test_printable_text_is_one_line_without_any_control_and_loses_nothing(text: str) -> None:
+    """What can be shown stays as it is; once is enough."""
+    shown_text = printable(text)
+    assert shown_text.isprintable()
+    assert printable(shown_text) == shown_text
+    assert [char for char in text if char.isprintable() and not char.isascii()] == [
+        char for char in shown_text if not char.isascii()
+    ]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_error_steers_a_terminal(text: str) -> None:
+    """What the server says stays on one line; a configuration has a line for each of its mistakes."""
+    assert str(StoreError(f"answers {printable(text)}")).isprintable()
+    lines = str(ConfigurationError(f"one: {text!r}\ntwo: {text}")).split("\n")
+    assert lines[0].startswith("one: ")
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_a_server_says_about_an_error_is_one_short_line(text: str) -> None:
+    """Whatever it quotes."""
+    detail = _detail(Response(500, content=json.dumps({"detail": text})))
+    assert detail.isprintable()
+    assert len(detail) < 10 * MOST_DETAIL
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_policys_sentence_and_the_name_of_a_run_are_printable(text: str) -> None:
+    """Globs and types may be anything; so may the name that somebody gives a flow run, or writes into a history."""
+    hostile = policy(keep_last=1, match_keys=["x" + text], exclude_keys=[text], match_types=[text])
+    assert hostile.describe().isprintable()
+    assert scope_label([text, "x" + text]).isprintable()
+    row = _row(report(scope=[text]), text, {"This run": "http://server"})
+    assert all(str(cell).isprintable() for cell in row.model_dump().values())
 
 
 # --- packing keys into prune tasks

@@ -1,0 +1,151 @@
+"""Credentials open the server's door, and stand nowhere else: not in what is printed, logged, published or stored."""
+
+import asyncio
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from database import series
+from servers import Server, started
+
+USER = "admin"
+PASSWORD = "c0rrect-horse"  # noqa: S105 - of a server that lives for one test
+WRONG = "wr0ng-horse"
+API_KEY = "pnu_batterystaple"
+SECRETS = [text for secret in (PASSWORD, WRONG) for text in (secret, base64.b64encode(f"{USER}:{secret}".encode()).decode())]
+SECRETS.append(API_KEY)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with basic authentication, and something to delete."""
+    with started("sqlite", tmp_path_factory.mktemp("guarded"), PREFECT_SERVER_API_AUTH_STRING=f"{USER}:{PASSWORD}") as server:
+        asyncio.run(server.database.insert([*series("report", range(1, 9)), *series("other", [1, 2, 3])]))
+        yield server
+
+
+def call(server: Server, folder: Path, credentials: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call the command line in a process of its own, with Prefect's log as talkative as it can be."""
+    return subprocess.run(
+        [sys.executable, "-m", "prefect_artifact_retention.flows.cli", *arguments],
+        cwd=folder,
+        env=server.local.environment | {"PREFECT_HOME": str(folder / "home"), "PREFECT_LOGGING_LEVEL": "DEBUG"} | credentials,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+
+
+def by_string(password: str) -> dict[str, str]:
+    """Credentials as they should be given; a key of Cloud's, too, must not get anywhere."""
+    return {"PREFECT_API_AUTH_STRING": f"{USER}:{password}", "PREFECT_API_KEY": API_KEY}
+
+
+def by_address(server: Server, password: str) -> dict[str, str]:
+    """Credentials inside the address."""
+    return {"PREFECT_API_URL": server.local.address.replace("http://", f"http://{USER}:{password}@") + "/api"}
+
+
+def test_right_credentials_work_and_are_neither_printed_nor_stored(guarded: Server, tmp_path: Path) -> None:
+    """Preview, explain and delete; every file of client and server is searched. Credentials in the address are warned of."""
+    in_address = by_address(guarded, PASSWORD)
+    for credentials in (by_string(PASSWORD), in_address):
+        for arguments in (["preview"], ["explain", "report"], ["delete", "--key", "report", "--keep-last", "5"]):
+            for form in ([], ["--json"]):
+                done = call(guarded, tmp_path, credentials, *arguments, *form)
+                assert done.returncode == 0, done.stderr
+                assert found_in(done.stdout + done.stderr) == []
+                warnings = json.loads(done.stdout).get("warnings", []) if form else []
+                assert all("PREFECT_API_URL has credentials in it" in warning for warning in warnings)
+                assert bool(warnings) == (bool(form) and credentials == in_address and arguments[0] != "explain")
+    reports = asyncio.run(guarded.database.run("SELECT description FROM artifact WHERE key = 'artifact-retention-report'"))
+    assert len(reports) == 4
+    assert asyncio.run(guarded.database.ids("key = 'report'")) == asyncio.run(newest(guarded, 5))
+    assert asyncio.run(guarded.database.run("SELECT count(*) FROM log"))[0][0] > 0
+    assert found_in_files(guarded, tmp_path) == []
+
+
+@pytest.mark.parametrize("how", ["string", "address", "key alone"])
+def test_wrong_credentials_are_refused_in_words_without_them(guarded: Server, tmp_path: Path, how: str) -> None:
+    """One line, no traceback, nothing deleted."""
+    credentials = {
+        "string": by_string(WRONG),
+        "address": by_address(guarded, WRONG),
+        "key alone": {"PREFECT_API_KEY": API_KEY},
+    }[how]
+    before = asyncio.run(guarded.database.ids())
+    for arguments in (["preview"], ["delete", "--json", "--key", "other", "--keep-last", "1"]):
+        done = call(guarded, tmp_path, credentials, *arguments)
+        assert done.returncode == 1
+        assert "refuses our credentials (401)" in done.stderr
+        ours = [line for line in done.stderr.splitlines() if " | DEBUG " not in line]
+        assert [line.startswith("artifact-retention: ") for line in ours] == [True]
+        assert found_in(done.stdout + done.stderr) == []
+    assert asyncio.run(guarded.database.ids()) == before
+    assert found_in_files(guarded, tmp_path) == []
+
+
+def test_a_traceback_of_a_refusal_holds_no_password(guarded: Server, tmp_path: Path) -> None:
+    """As a worker logs one, or whoever calls the flow from Python sees it: Prefect's own error names the whole address."""
+    program = (
+        "import asyncio, sys\n"
+        "from prefect_artifact_retention.flows import cleanup\n"
+        "from prefect_artifact_retention.flows.settings import load_settings\n"
+        "asyncio.run(cleanup.preview(load_settings()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=guarded.local.environment | {"PREFECT_HOME": str(tmp_path / "home")} | by_address(guarded, WRONG),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert "Traceback" in done.stderr
+    assert "refuses our credentials (401)" in done.stderr
+    assert found_in(done.stderr) == []
+
+
+ADDRESSES = [
+    f"http://{USER}:{PASSWORD}?x@127.0.0.1:1/api",
+    f"http://{USER}:{PASSWORD}#x@127.0.0.1:1/api",
+    f"http://{USER}:{PASSWORD}/x@127.0.0.1:1/api",
+    f"http://{USER}:{PASSWORD}@127.0.0.1:port/api",
+    f"http://{USER}:{PASSWORD}@127.0.0.1:1/api",
+    f"ftp://{USER}:{PASSWORD}@127.0.0.1/api",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_that_is_none_is_told_without_what_stands_in_it(guarded: Server, tmp_path: Path, address: str) -> None:
+    """A password with a slash, a question mark or a hash passes for a port."""
+    done = call(guarded, tmp_path, {"PREFECT_API_URL": address, "PREFECT_CLIENT_MAX_RETRIES": "0"}, "preview", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"] in done.stderr
+    assert "Traceback" not in done.stderr
+    assert found_in(done.stdout + done.stderr) == []
+
+
+def found_in(text: str) -> list[str]:
+    """The secrets that stand in a text."""
+    return [secret for secret in SECRETS if secret in text]
+
+
+def found_in_files(server: Server, folder: Path) -> list[tuple[str, str]]:
+    """The secrets in the server's database and log, and in whatever the client has written."""
+    files = [file for place in (server.local.folder, folder) for file in sorted(place.rglob("*")) if file.is_file()]
+    assert any(file.name == "prefect.db" for file in files)
+    return [(file.name, secret) for file in files for secret in SECRETS if secret.encode() in file.read_bytes()]
+
+
+async def newest(server: Server, number: int) -> set[object]:
+    """The ids of the newest versions of the key."""
+    return await server.database.ids(
+        f"id IN (SELECT id FROM artifact WHERE key = 'report' ORDER BY created DESC LIMIT {number})"
+    )

@@ -1,0 +1,67 @@
+"""A server of a version that this package is not tested with: one clear warning, and the run goes on."""
+
+import httpx
+import pytest
+from database import series
+from prefect.settings import PREFECT_API_KEY, PREFECT_CLOUD_API_URL, temporary_settings
+from prefect_artifact_retention.policies import RetentionPolicy
+from servers import Server
+
+KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
+TESTED = "this package is tested with Prefect 3.8 to 3.9, and may misread another"
+UNTOLD = f"the server does not say which version of Prefect it runs; {TESTED}"
+
+ANSWERS = [
+    pytest.param(httpx.Response(200, json="3.8.0"), [], id="oldest"),
+    pytest.param(httpx.Response(200, json="3.9.14.dev2+7.gabcdef"), [], id="newest"),
+    pytest.param(httpx.Response(200, json="3.10.0"), [f"the server runs Prefect 3.10.0; {TESTED}"], id="newer"),
+    pytest.param(httpx.Response(200, json="3.7.9"), [f"the server runs Prefect 3.7.9; {TESTED}"], id="older"),
+    pytest.param(httpx.Response(200, json="30.8.0"), [f"the server runs Prefect 30.8.0; {TESTED}"], id="far newer"),
+    pytest.param(httpx.Response(200, json="4.0\x1b[31m"), [f"the server runs Prefect 4.0\\x1b[31m; {TESTED}"], id="hostile"),
+    pytest.param(httpx.Response(200, json={"a": 1}), [UNTOLD], id="no version"),
+    pytest.param(httpx.Response(200, text="<html>"), [UNTOLD], id="no JSON"),
+    pytest.param(httpx.Response(404, json={"detail": "Not Found"}), [UNTOLD], id="not told"),
+]
+
+
+def answer_version(patch: pytest.MonkeyPatch, answer: httpx.Response) -> list[str]:
+    """Let every server say this about its version; returns the list of the questions."""
+    send = httpx.AsyncHTTPTransport.handle_async_request
+    asked: list[str] = []
+
+    async def answered(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/admin/version"):
+            return await send(transport, request)
+        asked.append(request.url.path)
+        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content, request=request)
+
+    patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", answered)
+    return asked
+
+
+async def test_the_present_server_is_no_reason_to_warn(server: Server) -> None:
+    """Whatever answers to the tests is among the versions tested."""
+    assert (await server.cleanup([KEEP_2])).warnings == []
+
+
+@pytest.mark.parametrize(("answer", "warnings"), ANSWERS)
+async def test_a_version_that_is_not_tested_is_warned_of_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch, answer: httpx.Response, warnings: list[str]
+) -> None:
+    """And cleaned like any other."""
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    with monkeypatch.context() as patch:
+        asked = answer_version(patch, answer)
+        report = await server.cleanup([KEEP_2], mode="delete")
+    assert report.warnings == warnings
+    assert (report.outcome, len(asked)) == ("completed", 1)
+    assert await server.database.ids() == {row.id for row in rows[:2]}
+
+
+async def test_cloud_has_no_such_version(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not even asked; our own server stands in for it."""
+    asked = answer_version(monkeypatch, httpx.Response(404))
+    cloud = {PREFECT_CLOUD_API_URL: f"{server.local.address}/api", PREFECT_API_KEY: "pnu_none"}
+    with temporary_settings(updates=cloud):
+        report = await server.cleanup([KEEP_2])
+    assert (report.warnings, asked) == ([], [])
