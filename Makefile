@@ -49,24 +49,21 @@ test-docker: $(INSTALLED)
 	@$(BIN)/python -m pytest -m docker -rs
 
 # Environments of their own, in which the package is installed as its users have it. Only the oldest needs a pin.
-COMPAT := tests/integration/test_cleanup.py tests/integration/test_server_expiry.py
+COMPAT := tests/integration/test_cleanup.py tests/integration/test_server_expiry.py tests/integration/test_server_version.py
 OLDEST := $(shell sed -n 's/^  "prefect>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 PREFECT_VERSION := -c 'import prefect; print(prefect.__version__)'
 
-.compat/oldest/bin/python: PIN = prefect==$(OLDEST)
-.compat/%/bin/python: pyproject.toml
-	@echo "Setting up .compat/$* (a minute or two the first time) ..."
-	@$(BIN)/uv venv -q --clear -p $(BIN)/python .compat/$*
-	@echo '$(PIN)' > .compat/$*.txt
-	@$(BIN)/uv pip install -q -p $@ -c .compat/$*.txt --group dev .
-	@touch $@
-
 .PHONY: test-compat
-test-compat: $(INSTALLED) .compat/oldest/bin/python .compat/newest/bin/python
+test-compat: $(INSTALLED)
+	@mkdir -p .compat
+	@echo 'prefect==$(OLDEST)' > .compat/oldest.txt
+	@: > .compat/newest.txt
 	@for each in oldest newest; do \
-	  $(BIN)/uv pip install -q -p .compat/$$each/bin/python --no-deps --reinstall-package prefect-artifact-retention . && \
-	  echo "Client and server: Prefect $$(.compat/$$each/bin/python $(PREFECT_VERSION)), the $$each" && \
-	  .compat/$$each/bin/python -m pytest -n 2 -rs $(COMPAT) || exit 1; \
+	  python=.compat/$$each/bin/python; \
+	  rm -rf build/lib && { test -x $$python || $(BIN)/uv venv -q -p $(BIN)/python .compat/$$each; } && \
+	  $(BIN)/uv pip install -q -U -p $$python -c .compat/$$each.txt --group dev --reinstall-package prefect-artifact-retention . && \
+	  echo "Client and server: Prefect $$($$python $(PREFECT_VERSION)), the $$each" && \
+	  $$python -m pytest -n 2 -rs $(COMPAT) || exit 1; \
 	done
 	@echo "Client: Prefect $$($(BIN)/python $(PREFECT_VERSION)). Server: $$(.compat/oldest/bin/python $(PREFECT_VERSION))"
 	@TEST_SERVER_PYTHON=$(CURDIR)/.compat/oldest/bin/python $(BIN)/python -m pytest -n 2 -rs $(COMPAT)

@@ -28,7 +28,7 @@ from prefect_artifact_retention.flows.settings import (
     load_settings,
     resolve_policies,
 )
-from prefect_artifact_retention.policies import RetentionError, RetentionPolicy
+from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.loading import digest
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.api import ApiStore
@@ -100,10 +100,14 @@ async def reach_server() -> None:
     """Make sure that a server answers, before Prefect itself tries to.
 
     Raises:
-        StoreError: It cannot be reached or refuses us.
+        StoreError: It cannot be reached or refuses us, or Prefect runs no flow on a server of its version.
     """
     async with connect() as connection:
         await connection.now()
+        try:
+            await connection.client.raise_for_api_version_mismatch_once()
+        except (RuntimeError, ValueError) as error:
+            raise StoreError(f"Prefect runs no flow on this server: {error}") from None
 
 
 async def preview(

@@ -66,7 +66,9 @@ def test_right_credentials_work_and_are_neither_printed_nor_stored(guarded: Serv
     reports = asyncio.run(guarded.database.run("SELECT description FROM artifact WHERE key = 'artifact-retention-report'"))
     assert len(reports) == 4
     assert asyncio.run(guarded.database.ids("key = 'report'")) == asyncio.run(newest(guarded, 5))
-    assert asyncio.run(guarded.database.run("SELECT count(*) FROM log"))[0][0] > 0
+    events = "SELECT count(*) FROM events WHERE event LIKE 'artifact-retention.%'"
+    for stored in ("SELECT count(*) FROM log", events):
+        assert asyncio.run(guarded.database.run(stored))[0][0] > 0
     assert found_in_files(guarded, tmp_path) == []
 
 

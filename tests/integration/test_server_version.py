@@ -1,9 +1,14 @@
 """A server of a version that this package is not tested with: one clear warning, and the run goes on."""
 
+import asyncio
+import json
+from pathlib import Path
+
 import httpx
 import pytest
 from database import series
-from prefect.settings import PREFECT_API_KEY, PREFECT_CLOUD_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_CLOUD_API_URL, temporary_settings
+from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import RetentionPolicy
 from servers import Server
 
@@ -49,6 +54,8 @@ async def test_a_version_that_is_not_tested_is_warned_of_once(
     server: Server, monkeypatch: pytest.MonkeyPatch, answer: httpx.Response, warnings: list[str]
 ) -> None:
     """And cleaned like any other."""
+    # Prefect itself asks once, and runs no flow where the major version is another.
+    await server.cleanup([KEEP_2])
     rows = await server.database.insert(series("report", [1, 2, 3]))
     with monkeypatch.context() as patch:
         asked = answer_version(patch, answer)
@@ -56,6 +63,31 @@ async def test_a_version_that_is_not_tested_is_warned_of_once(
     assert report.warnings == warnings
     assert (report.outcome, len(asked)) == ("completed", 1)
     assert await server.database.ids() == {row.id for row in rows[:2]}
+
+
+@pytest.mark.parametrize("version", ["4.0.1", "no version", None])
+async def test_a_server_on_which_prefect_runs_no_flow_is_told_of_in_one_line(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    version: str | None,
+) -> None:
+    """The command line deletes nothing there; a preview, which is no flow, has the warning."""
+    monkeypatch.chdir(tmp_path)
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    answer_version(monkeypatch, httpx.Response(404) if version is None else httpx.Response(200, json=version))
+    # Prefect remembers for each address that it has asked.
+    address = f"{server.local.address}/api".replace("127.0.0.1", "localhost")
+    with temporary_settings(updates={PREFECT_API_URL: address}):
+        assert await asyncio.to_thread(main, ["delete", "--key", "report", "--keep-last", "1"]) == 1
+        error = capsys.readouterr().err
+        assert await asyncio.to_thread(main, ["preview", "--json"]) == 0
+    assert error.startswith("artifact-retention: Prefect runs no flow on this server: ")
+    assert error.count("\n") == 1
+    assert await server.database.ids() == {row.id for row in rows}
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning.endswith(TESTED)
 
 
 async def test_cloud_has_no_such_version(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
