@@ -227,7 +227,8 @@ def _seconds(retry_after: str, now: str) -> float:
         return max(0.0, float(retry_after))
     except ValueError:
         try:
-            return max(0.0, (parsedate_to_datetime(retry_after) - parsedate_to_datetime(now)).total_seconds())
+            since = parsedate_to_datetime(now) if now else datetime.now(UTC)
+            return max(0.0, (parsedate_to_datetime(retry_after) - since).total_seconds())
         except (ValueError, TypeError, OverflowError):
             return 1.0
 

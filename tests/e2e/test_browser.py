@@ -156,6 +156,8 @@ def submit(seen: Visitor, deployed: Platform) -> str:
         return found
 
     before = {run["id"] for run in runs()}
+    # A form takes up what was typed a moment later.
+    seen.page.wait_for_timeout(1000)
     seen.page.get_by_role("button", name="Submit").click()
     (run_id,) = wait_for("a new flow run", lambda: {run["id"] for run in runs()} - before or None)
     return str(run_id)
