@@ -192,27 +192,31 @@ async def _clean_up(
         progress = ProgressArtifact(run.store.connection.client)
         run.listen(progress.listen)
         try:
-            await _steps(run, progress)
-        except RetentionError as error:
-            run.report.errors.append(str(error))
+            try:
+                await _steps(run, progress)
+            except RetentionError as error:
+                run.report.errors.append(str(error))
+            await _publish(run, progress)
         except (TerminationSignal, asyncio.CancelledError):
             await _last_words(run, progress)
             raise
-        report = run.report
-        report.outcome = _outcome(report)
-        report.duration_seconds = run.seconds
-        get_run_logger().info(outcome_message(report))
-        try:
-            await report_task(run)
-            await progress.finish(
-                with_links(headline(report), links(), "Reports", "History"), complete=report.outcome == "completed"
-            )
-        except RetentionError as error:
-            report.errors.append(str(error))
-            report.outcome = _outcome(report)
         if mode == "delete":
-            _announce(report.outcome, keys, report.model_dump(mode="json", include=ANNOUNCED))
-        return report
+            _announce(run.report.outcome, keys, run.report.model_dump(mode="json", include=ANNOUNCED))
+        return run.report
+
+
+async def _publish(run: Run, progress: ProgressArtifact) -> None:
+    report = run.report
+    report.outcome = _outcome(report)
+    report.duration_seconds = run.seconds
+    get_run_logger().info(outcome_message(report))
+    words = with_links(headline(report), links(), "Reports", "History")
+    try:
+        await report_task(run)
+        await progress.finish(words, complete=report.outcome == "completed")
+    except RetentionError as error:
+        report.errors.append(str(error))
+        report.outcome = _outcome(report)
 
 
 async def _last_words(run: Run, progress: ProgressArtifact) -> None:
@@ -224,6 +228,7 @@ async def _last_words(run: Run, progress: ProgressArtifact) -> None:
     """
     report = run.report
     report.outcome = "unfinished"
+    report.outcome = _outcome(report)
     report.duration_seconds = run.seconds
     report.warn("The run was told to end before its time; a deletion that was under way then may not be counted.")
     words = with_links(f"Stopped. {headline(report)}", links(), "Reports", "History")
@@ -233,8 +238,10 @@ async def _last_words(run: Run, progress: ProgressArtifact) -> None:
             run.store, progress.client = ApiStore(connection), connection.client
             await progress.finish(words, complete=False)
             with suppress(RetentionError):
-                await verify(run)
                 await publish_report(run)
+            with suppress(RetentionError):
+                if run.deletions_started:
+                    await verify(run)
             # Once more: an update that was under way when the run was told to end may have come after the one above.
             await progress.finish(words, complete=False)
     if report.mode == "delete":
@@ -249,7 +256,7 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
     await progress.start("Step 1/3: planning")
     await plan_task(run)
     guard(run)
-    if run.report.mode != "delete" or run.report.refusals or not run.plans:
+    if run.report.mode != "delete" or run.report.refusals or not (run.plans or run.dangling):
         return
     await progress.claim()
     if await _gives_way(run):
@@ -270,11 +277,12 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
 
 async def _prune(run: Run, groups: Sequence[Sequence[KeyPlan]]) -> list[State[None]]:
     """Run the prune tasks together; if one is told to end, so are the others, and nothing is deleted any more."""
-    prunes: list[asyncio.Future[State[None]]] = [
-        asyncio.ensure_future(prune_task(run, group, group_label(group), return_state=True))  # type: ignore[call-overload]
-        for group in groups  # Prefect types a call of an async task as its result.
-    ]
+    prunes: list[asyncio.Future[State[None]]] = []
     try:
+        for group in groups:
+            # Prefect types a call of an async task as its result.
+            prune = prune_task(run, group, group_label(group), return_state=True)
+            prunes.append(asyncio.ensure_future(prune))  # type: ignore[call-overload]
         return await asyncio.gather(*prunes)
     finally:
         for each in prunes:

@@ -78,7 +78,7 @@ async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, Retent
     first = [
         evaluate(history.versions, policy, now=now, latest_id=collection.latest_id) for history, collection, policy in batch
     ]
-    running = await _unfinished(run, [verdict.version for verdicts in first for verdict in verdicts if not verdict.keep])
+    running = await unfinished_runs(run, [verdict.version for verdicts in first for verdict in verdicts if not verdict.keep])
     for (history, collection, policy), verdicts in zip(batch, first, strict=True):
         if any(not verdict.keep and _is_running(verdict.version, running) for verdict in verdicts):
             again = evaluate(history.versions, policy, now=now, latest_id=collection.latest_id, running=running)
@@ -118,11 +118,11 @@ async def judge(
     """Evaluate versions, asking whether the runs that wrote those condemned have finished."""
     now = run.report.now
     verdicts = evaluate(versions, policy, now=now, latest_id=latest_id)
-    running = await _unfinished(run, [verdict.version for verdict in verdicts if not verdict.keep])
+    running = await unfinished_runs(run, [verdict.version for verdict in verdicts if not verdict.keep])
     return evaluate(versions, policy, now=now, latest_id=latest_id, running=running) if running else verdicts
 
 
-async def _unfinished(run: Run, versions: Sequence[Version]) -> frozenset[UUID]:
+async def unfinished_runs(run: Run, versions: Sequence[Version]) -> frozenset[UUID]:
     """The runs that wrote these versions and have not finished, the present one among them."""
     flow_runs = {version.flow_run_id for version in versions if version.flow_run_id}
     task_runs = {version.task_run_id for version in versions if version.task_run_id}
@@ -184,6 +184,7 @@ def _add(run: Run, history: History, policy: RetentionPolicy, verdicts: Sequence
         condemned = [verdict.version.id for verdict in reversed(verdicts) if not verdict.keep]
         run.add_plan(KeyPlan(history.key, policy, condemned, report))
     if verdicts and verdicts[0].rules == ("dangling",):
+        run.dangling.add(history.key)
         run.report.warn(f"{label(history.key)}: nothing deleted, because {verdicts[0].reasons[0]}")
 
 

@@ -1,7 +1,8 @@
 """Prune and verify: delete what the plan condemned and a second look still condemns; then make sure of every collection.
 
-The order protects what cannot be undone. A key is fetched and judged again before anything of it goes; its `latest_id` is read
-again before each further batch, and if it changed, all is fetched and judged anew; the oldest go first; an idle key's latest
+The order protects what cannot be undone. A key is fetched and judged again before anything of it goes; its policy, its
+`latest_id` and what could hold a version are read again before each further batch, and if anything changed, all is fetched and
+judged anew; the oldest go first, the version behind the latest last and alone; an idle key's latest
 goes last, alone, and only if it is the only version left. The server deletes without locks, so what nobody can prevent (a
 person deleting the latest at the same moment) is found and repaired afterwards.
 """
@@ -18,9 +19,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
-from prefect_artifact_retention.policies import RetentionError, Version
+from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, Version
 from prefect_artifact_retention.policies.loading import select_policy
-from prefect_artifact_retention.tasks.plan import judge
+from prefect_artifact_retention.tasks.plan import judge, unfinished_runs
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
@@ -40,7 +41,10 @@ MOST_LOOKS = 5
 class _Look:
     """What of a key's plan is still condemned, oldest first, as of a fresh look at the server."""
 
+    policy: RetentionPolicy
     latest_id: UUID
+    successor: UUID | None
+    """The version that the server would name as the latest if that went."""
     condemned: Sequence[Version]
     present: frozenset[UUID]
 
@@ -97,17 +101,36 @@ async def _prune_keyed(run: Run, plan: KeyPlan, key: str) -> None:
             # The latest of an idle key goes only when it is the only version left.
             plan.report.spared += len(pending)
             return
-        # Where only the latest stays, the version that would follow it goes alone, right after a look whether it has to.
-        last = 1 if len(look.present) == len(others) + 1 else 0
-        batches = [*_batches(others[: len(others) - last]), others[len(others) - last :]] if others else [look.condemned]
-        for number, batch in enumerate(batch for batch in batches if batch):
-            latest_id = await _latest_id(run, key)
-            # A version created since the look changes the latest of a busy key all the time, and condemns nothing of the first
-            # batch; that one goes on unless its own ground has shifted.
-            if latest_id != look.latest_id and (number or not others or latest_id is None or latest_id in look.present):
+        for number, portion in enumerate(_portions(look, others)):
+            if not await _still_condemned(run, key, look, portion, is_first=not number):
                 break
-            if not await _delete(run, plan, batch, pending):
+            run.is_unsettled |= any(version.id == look.successor for version in portion)
+            if not await _delete(run, plan, portion, pending):
                 return
+
+
+def _portions(look: _Look, others: Sequence[Version]) -> Iterator[Sequence[Version]]:
+    """Part what a look condemns: the version that would follow the latest goes last and alone, like an idle key's latest."""
+    yield from _batches([version for version in others if version.id != look.successor])
+    yield from ([version] for version in others or look.condemned if not others or version.id == look.successor)
+
+
+async def _still_condemned(run: Run, key: str, look: _Look, portion: Sequence[Version], *, is_first: bool) -> bool:
+    """Ask whether anything has changed since the look that could keep some of these versions; False means: look again."""
+    collections = await run.store.collections([key])
+    if not collections or select_policy(run.policies, key, collections[0].type) != look.policy:
+        return False
+    latest_id = collections[0].latest_id
+    if latest_id != look.latest_id:
+        # A version created since the look changes the latest of a busy key all the time, and keeps nothing of the first
+        # portion from going; but a former latest that was deleted does, because its successor moves up.
+        if not is_first or latest_id in look.present or portion[0].id == look.latest_id:
+            return False
+        return bool(await run.store.versions([look.latest_id]))
+    if is_first:
+        return True
+    metadata = {version.id: version.metadata for version in await run.store.versions([version.id for version in portion])}
+    return metadata == {version.id: version.metadata for version in portion} and not await unfinished_runs(run, portion)
 
 
 async def _look(run: Run, plan: KeyPlan, key: str, pending: set[UUID]) -> _Look | None:
@@ -132,7 +155,11 @@ async def _look(run: Run, plan: KeyPlan, key: str, pending: set[UUID]) -> _Look 
     plan.report.already_gone += len(gone)
     plan.report.spared += len(spared)
     pending -= gone | spared
-    return _Look(collections[0].latest_id, condemned, present) if condemned else None
+    if not policy or not condemned:
+        return None
+    latest_id = collections[0].latest_id
+    ranked = sorted((v.created, v.id) for v in history.versions if v.id != latest_id)
+    return _Look(policy, latest_id, ranked[-1][1] if ranked else None, condemned, present)
 
 
 async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
@@ -172,11 +199,6 @@ async def _delete(run: Run, plan: KeyPlan, versions: Sequence[Version], pending:
     return True
 
 
-async def _latest_id(run: Run, key: str) -> UUID | None:
-    collections = await run.store.collections([key])
-    return collections[0].latest_id if collections else None
-
-
 def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
     return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
 
@@ -184,10 +206,14 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 async def verify(run: Run) -> None:
     """Make sure that each collection of the plan names a latest version that exists; repair those that do not.
 
-    Only where one version was to stay can a deletion of ours have taken the one that the server was about to name.
+    Where the version behind the latest went, a deletion of the latest that the server had begun may show a moment later.
     """
-    reports = {plan.key: plan.report for plan in run.plans if plan.key is not None}
-    if any(report.kept <= 1 and report.planned > report.spared for report in reports.values()):
+    reports = {
+        report.key: report
+        for report in (*run.report.key_reports, *run.report.housekeeping)
+        if report.key is not None and (report.planned or report.key in run.dangling)
+    }
+    if run.is_unsettled:
         await asyncio.sleep(SETTLE_SECONDS)
     suspects = list(reports)
     for _look in range(MOST_LOOKS):

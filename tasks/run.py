@@ -99,6 +99,8 @@ class Run:
         self.collections: list[ArtifactCollection] = []
         self.first_round = 0
         self.plans: list[KeyPlan] = []
+        self.dangling: set[str] = set()
+        self.is_unsettled = False
         self.kept_by = RuleTally()
         self.condemned_by = RuleTally()
         self.planned = 0

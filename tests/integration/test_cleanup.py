@@ -16,7 +16,7 @@ from database import Row, days, series
 from prefect import flow, get_client
 from prefect.client.schemas.objects import State, StateType
 from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, temporary_settings
-from prefect.states import Running
+from prefect.states import Completed, Running
 from prefect_artifact_retention.flows.cleanup import LISTENER, artifact_cleanup
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
@@ -25,6 +25,11 @@ from prefect_artifact_retention.tasks.run import Step
 from servers import Server, drain
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
+
+
+@flow
+def writer() -> None:
+    """Somebody's flow."""
 
 
 def loads(data: object) -> Any:  # noqa: ANN401 - JSON
@@ -417,13 +422,16 @@ async def test_of_versions_created_at_the_same_moment_the_latest_stays(server: S
         assert await server.database.ids(f"key = 'twins-{number}'") == {rows[number % 3].id}
 
 
-async def test_a_collection_whose_latest_does_not_exist_is_left_alone_and_reported(server: Server) -> None:
-    """Its neighbour is pruned all the same."""
+async def test_a_collection_whose_latest_does_not_exist_is_mended_and_nothing_of_it_deleted(server: Server) -> None:
+    """The newest version that is left becomes its latest; its neighbour is pruned all the same."""
     broken = await server.database.insert(series("broken", [1, 2, 3]), latest={"broken": uuid4()})
     sound = await server.database.insert(series("sound", [1, 2, 3]))
     report = await server.cleanup([KEEP_2], mode="delete")
     assert await server.database.ids() == ids(broken, 0, 1, 2) | ids(sound, 0, 1)
     assert any("broken: nothing deleted" in warning for warning in report.warnings)
+    assert report.repaired == ["broken"]
+    rows = await server.database.run("SELECT latest_id FROM artifact_collection WHERE key = 'broken'")
+    assert [UUID(str(row[0])) for row in rows] == [broken[0].id]
 
 
 async def test_what_changes_between_plan_and_prune_is_seen(server: Server) -> None:
@@ -679,3 +687,73 @@ async def test_a_run_that_looks_for_long_before_it_deletes_says_that_it_is_alive
     finally:
         LISTENER.reset(token)
     assert [done for step, done in told if step == "deleting"][:2] == [0, 1]
+
+
+@pytest.mark.parametrize("what", ["hold", "run"])
+async def test_what_comes_to_hold_a_version_after_the_second_look_keeps_it(server: Server, what: str) -> None:
+    """A key with many versions is deleted for long; a late one may be held, or its run set going again, meanwhile."""
+    with server.active():
+        async with get_client() as client:
+            finished = await client.create_flow_run(writer, state=Completed())
+            rows = series("report", range(1, 125))
+            kept = rows[10]
+            kept.flow_run_id = finished.id
+            await server.database.insert(rows)
+
+            async def hold() -> None:
+                if what == "hold":
+                    await server.database.update_metadata(kept.id, {"retention-hold": "true"})
+                else:
+                    await client.set_flow_run_state(finished.id, Running(), force=True)
+
+            with when_deleting(hold):
+                report = await server.cleanup([KEEP_2], mode="delete")
+    assert await server.database.ids() == {*ids(rows, 0, 1), kept.id}
+    assert (report.outcome, report.deleted, report.spared) == ("completed", 121, 1)
+
+
+async def test_a_producer_and_a_person_before_the_first_deletion_cost_no_successor(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new version takes no slot, so the one behind the deleted latest moves up."""
+    rows = await server.database.insert(series("report", [1, 2]))
+    send = httpx.AsyncHTTPTransport.handle_async_request
+    planned: list[bool] = []
+    done: list[bool] = []
+
+    async def mark() -> None:
+        # The new version must be younger than the run, whose clock has whole seconds.
+        await asyncio.sleep(1.1)
+        planned.append(True)
+
+    async def interfere(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        response = await send(transport, request)
+        if planned and not done and request.url.path.endswith("/artifacts/filter"):
+            done.append(True)
+            async with get_client() as somebody:
+                await somebody.request("POST", "/artifacts/", json={"key": "report", "type": "markdown", "data": "new"})
+                await somebody.delete_artifact(rows[0].id)
+        return response
+
+    with monkeypatch.context() as patch, when_planned(mark):
+        patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", interfere)
+        report = await server.cleanup([RetentionPolicy(name="p", keep_last=1)], mode="delete")
+    assert done
+    left = await server.database.ids()
+    assert rows[1].id in left
+    assert (len(left), report.deleted) == (2, 0)
+
+
+async def test_a_key_that_comes_under_another_policy_meanwhile_keeps_what_that_one_keeps(server: Server) -> None:
+    """Its latest version is of another type now, which a policy shields."""
+    shield = RetentionPolicy(name="tables", match_types=["table"], keep_all=True)
+    await server.database.insert(series("report", range(1, 125)))
+
+    async def produce() -> None:
+        async with get_client() as client:
+            await client.request("POST", "/artifacts/", json={"key": "report", "type": "table", "data": "[]"})
+
+    with when_deleting(produce):
+        report = await server.cleanup([shield, KEEP_2], mode="delete")
+    assert report.deleted == 50
+    assert len(await server.database.ids()) == 75
