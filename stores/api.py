@@ -144,13 +144,16 @@ class ApiStore:
                 found.update(page)
         return list(found.values())
 
-    async def all_collections(self, unreadable: list[str | None]) -> list[Collection]:
+    async def all_collections(self, unreadable: list[str | None]) -> tuple[list[Collection], int]:
         """List all collections, in the order of their keys as the server sorts them.
 
-        Keys that go while we look may hide others. What was not seen is left alone until the next run.
+        Keys that go while we look may hide others.
 
         Args:
             unreadable: As above.
+
+        Returns:
+            The collections, and how many more the server counts that were not seen.
         """
         found: dict[str, Collection] = {}
         for _attempt in range(3):
@@ -158,9 +161,10 @@ class ApiStore:
             unreadable.clear()
             async for page in self._collections({}, unreadable):
                 found.update(page)
-            if len(found) + len(unreadable) >= expected:
+            unseen = max(0, expected - len(found) - len(unreadable))
+            if not unseen:
                 break
-        return list(found.values())
+        return list(found.values()), unseen
 
     async def _collections(self, only: object, unreadable: list[str | None] | None) -> AsyncIterator[dict[str, Collection]]:
         async for page in self._pages("/artifacts/latest/filter", only, "KEY_ASC", unreadable=unreadable):

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.policies.loading import OWN_KEYS, OWN_POLICY
-from prefect_artifact_retention.policies.words import days
+from prefect_artifact_retention.policies.words import count, days
 from prefect_artifact_retention.stores.api import Collection
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run, as_task
@@ -29,7 +29,9 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
     if scope and not any(set("*?[") & set(glob) for glob in scope):
         found = await run.store.collections([*dict.fromkeys([*scope, *own])], unreadable)
     else:
-        found = await run.store.all_collections(unreadable)
+        found, unseen = await run.store.all_collections(unreadable)
+        if unseen:
+            run.report.warn(f"{count(unseen, 'key')} could not be seen, and must wait for the next run")
         if scope:
             found = [each for each in found if each.key in own or any(fnmatchcase(each.key, glob) for glob in scope)]
     for before in unreadable:

@@ -21,6 +21,7 @@ class Row:
     type: str = "markdown"
     metadata: Mapping[str, str] | None = None
     flow_run_id: UUID | None = None
+    task_run_id: UUID | None = None
     id: UUID = field(default_factory=uuid4)
 
 
@@ -63,8 +64,9 @@ class Database:
                 newest[row.key] = row
         kind = self.json_type
         await self.run(
-            "INSERT INTO artifact (id, created, updated, key, type, data, metadata_, flow_run_id) VALUES "
-            f"(:id, :created, :created, :key, :type, CAST(:data AS {kind}), CAST(:metadata AS {kind}), :flow_run_id)",
+            "INSERT INTO artifact (id, created, updated, key, type, data, metadata_, flow_run_id, task_run_id) VALUES "
+            f"(:id, :created, :created, :key, :type, CAST(:data AS {kind}), CAST(:metadata AS {kind}), "
+            ":flow_run_id, :task_run_id)",
             [self._values(row, now) for row in rows],
         )
         collections = [
@@ -124,6 +126,7 @@ class Database:
             "data": json.dumps(row.data),
             "metadata": json.dumps(row.metadata),
             "flow_run_id": None if row.flow_run_id is None else self._id(row.flow_run_id),
+            "task_run_id": None if row.task_run_id is None else self._id(row.task_run_id),
         }
 
     def _id(self, value: UUID) -> object:

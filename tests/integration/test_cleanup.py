@@ -757,3 +757,18 @@ async def test_a_key_that_comes_under_another_policy_meanwhile_keeps_what_that_o
         report = await server.cleanup([shield, KEEP_2], mode="delete")
     assert report.deleted == 50
     assert len(await server.database.ids()) == 75
+
+
+async def test_what_a_task_outside_any_flow_is_writing_stays(server: Server) -> None:
+    """Its artifacts name no flow run, only the task run."""
+    running, ended = uuid4(), uuid4()
+    for run_id, state in ((running, "RUNNING"), (ended, "COMPLETED")):
+        body = {"id": str(run_id), "task_key": "t", "dynamic_key": str(run_id), "state": {"type": state}}
+        with server.active():
+            async with get_client() as client:
+                await client.request("POST", "/task_runs/", json=body)
+    rows = series("report", [1, 2, 3, 4, 5])
+    rows[3].task_run_id, rows[4].task_run_id = running, ended
+    await server.database.insert(rows)
+    await server.cleanup([KEEP_2], mode="delete")
+    assert await server.database.ids() == ids(rows, 0, 1, 3)
