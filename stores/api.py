@@ -28,7 +28,7 @@ TESTED_VERSIONS = ((3, 8), (3, 9))
 MOST_ROWS = 200
 """Prefect's default limit of a page; a server may set a lower one."""
 
-PAGE_BYTES = 4 * 2**20
+PAGE_BYTES = 2 * 2**20
 """What a page should weigh."""
 
 MOST_PAGE_BYTES = 4 * PAGE_BYTES
@@ -371,9 +371,7 @@ class ApiStore:
         """List versions; a row that a shifting page repeats counts once."""
         found: dict[UUID, Version] = {}
         async for page in self._pages("/artifacts/filter", only, sort):
-            for row in page:
-                version = _version(row)
-                found[version.id] = version
+            found.update((version.id, version) for version in map(_version, page))
             page.clear()
         return list(found.values())
 
@@ -391,6 +389,9 @@ class ApiStore:
                     rows = {UUID(row["id"]): row for row in page}
                     found += [read(rows[row_id]) for row_id in rows.keys() & missing]
                     missing -= rows.keys()
+                    # Many tasks wait for their next pages at the same time; none shall hold the payloads of its last one.
+                    rows.clear()
+                    page.clear()
                 if not missing or not await self._count(f"/{kind}", _any_of(missing), body_field=kind):
                     break
             else:
