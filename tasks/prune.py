@@ -74,6 +74,9 @@ async def prune_task(run: Run, group: Sequence[KeyPlan], name: str) -> State[Non
     Never retried by Prefect: a second attempt would not know what the first has deleted. Its requests are retried instead.
     """
     for plan in group:
+        # Before the look at a key, too: there may be thousands of them.
+        if not run.may_go_on():
+            break
         await prune_key(run, plan)
     if failed := [plan for plan in group if plan.report.error]:
         return Failed(message="; ".join(f"{label(plan.key)}: {plan.report.error}" for plan in failed[:5]))

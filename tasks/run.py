@@ -124,12 +124,18 @@ class Run:
         """Whether planning still has time: half of the budget, so that there is time to delete what is planned."""
         return self.seconds < self.budget_seconds / 2
 
-    def may_delete(self) -> bool:
-        """Take one deletion from the budgets of time and number; False once one is used up."""
+    def may_go_on(self) -> bool:
+        """Whether the budgets of time and number still allow a deletion; if not, the run is unfinished."""
         most = self.limits.max_deletions
         late = self.seconds >= self.budget_seconds and self.deletions_started >= FEWEST_DELETIONS
         if late or (most and self.deletions_started >= most):
             self.report.outcome = "unfinished"
+            return False
+        return True
+
+    def may_delete(self) -> bool:
+        """Take one deletion from the budgets of time and number; False once one is used up."""
+        if not self.may_go_on():
             return False
         self.deletions_started += 1
         return True
