@@ -21,13 +21,13 @@ ARG VERSION=unknown
 LABEL org.opencontainers.image.title="prefect-artifact-retention" \
       org.opencontainers.image.description="Deletes the Prefect artifact versions that no retention policy keeps" \
       org.opencontainers.image.version="${VERSION}"
-RUN useradd --uid 10001 --create-home retention
+RUN useradd --uid 10001 --home-dir /var/lib/retention --create-home retention
 COPY --from=build /opt/retention /opt/retention
 ENV PATH=/opt/retention/bin:$PATH \
-    PREFECT_HOME=/home/retention/.prefect \
+    PREFECT_HOME=/var/lib/retention/.prefect \
     PYTHONUNBUFFERED=1
 # The flow reads its policies in its working directory.
-WORKDIR /home/retention
+WORKDIR /var/lib/retention
 COPY retention.toml ./
 # By number, so that Kubernetes can tell that it is not root.
 USER 10001
