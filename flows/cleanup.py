@@ -189,7 +189,7 @@ async def _clean_up(
 ) -> CleanupReport:
     own_runs = {UUID(runtime.flow_run.id)}
     async with open_run(settings, mode, policies, keys, own_runs) as run:
-        progress = ProgressArtifact(run.store.connection.client)
+        progress = ProgressArtifact(run.server.connection.client)
         run.listen(progress.listen)
         try:
             try:
@@ -235,12 +235,13 @@ async def _last_words(run: Run, progress: ProgressArtifact) -> None:
     get_run_logger().warning(f"Stopped. {outcome_message(report)}")
     with suppress(RetentionError, TimeoutError):
         async with asyncio.timeout(LAST_WORDS_SECONDS), connect() as connection:
-            run.store, progress.client = ApiStore(connection), connection.client
+            run.reconnect(ApiStore(connection))
+            progress.client = connection.client
             await progress.finish(words, complete=False)
             with suppress(RetentionError):
                 await publish_report(run)
             with suppress(RetentionError):
-                if run.deletions_started:
+                if run.touched:
                     await verify(run)
             # Once more: an update that was under way when the run was told to end may have come after the one above.
             await progress.finish(words, complete=False)

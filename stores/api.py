@@ -20,6 +20,7 @@ from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, TTL_DAYS
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.connection import Connection, ResponseTooLargeError
+from prefect_artifact_retention.stores.store import Collection, History
 from pydantic import TypeAdapter
 
 TESTED_VERSIONS = ((3, 8), (3, 9))
@@ -60,29 +61,6 @@ TERMINAL = frozenset(state.value for state in TERMINAL_STATES)
 NO_METADATA: Mapping[str, str] = {}
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, slots=True)
-class Collection:
-    """All versions of one key, as the server sums them up: its latest version's id and type."""
-
-    key: str
-    latest_id: UUID
-    type: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """The versions of one key.
-
-    Incomplete if rows came and went so fast that no listing agreed with the count, or, with an error, if the server fails to
-    show them.
-    """
-
-    key: str
-    versions: Sequence[Version]
-    complete: bool = True
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +111,29 @@ class ApiStore:
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[Collection]:
         """List the collections of these exact keys.
 
+        A key that a shifting page hides would pass for one that is gone, so keys not found are counted, and asked for again.
+
         Args:
             keys: The keys.
             unreadable: Gains, for each collection that the server fails to show, the key before it (None: it is the first).
                 Without it, such a collection is an error.
         """
         found: dict[str, Collection] = {}
-        for chunk in _chunks(keys, MOST_IDS):
-            async for page in self._collections({"key": {"any_": chunk}}, unreadable):
-                found.update(page)
+        for chunk in _chunks(list(dict.fromkeys(keys)), MOST_IDS):
+            missing = set(chunk)
+            for _attempt in range(3):
+                passed_over: list[str | None] = []
+                only = {"key": {"any_": sorted(missing)}}
+                async for page in self._collections(only, None if unreadable is None else passed_over):
+                    found.update(page)
+                    missing -= page.keys()
+                counted = await self._count("/artifacts/latest", {"key": {"any_": sorted(missing)}}) if missing else 0
+                if counted <= len(passed_over):
+                    break
+            else:
+                raise StoreError(f"{self.connection.address} counts collections that it does not list")
+            if unreadable is not None:
+                unreadable += passed_over
         return list(found.values())
 
     async def all_collections(self, unreadable: list[str | None]) -> tuple[list[Collection], int]:

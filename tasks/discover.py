@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.policies.loading import OWN_KEYS, OWN_POLICY
 from prefect_artifact_retention.policies.words import count, days
-from prefect_artifact_retention.stores.api import Collection
+from prefect_artifact_retention.stores.store import Collection
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run, as_task
 
@@ -45,16 +45,16 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
     run.first_round = len(found) - start
     run.report.keys_seen = sum(each.key not in OWN_KEYS for each in found)
     run.report.notes = await _notes(run)
-    if doubt := await run.store.untested_version():
+    if doubt := await run.server.untested_version():
         run.report.warn(doubt)
 
 
 async def _notes(run: Run) -> list[str]:
     """Say what the server deletes by itself, and which policies promise more than that leaves."""
     policies = [policy for policy in run.policies if policy is not OWN_POLICY]
-    if run.store.connection.is_cloud:
+    if run.server.connection.is_cloud:
         return [_promises("Prefect Cloud deletes artifacts by itself, after 7 to 30 days by plan", policies, 7)]
-    expiry = await run.store.expiry()
+    expiry = await run.server.expiry()
     if expiry is None:
         return []
     if expiry.of_runs:

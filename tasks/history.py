@@ -63,7 +63,7 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
     Raises:
         StoreError: The server is out of reach, or does not take it.
     """
-    latest = await run.store.latest_row(HISTORY_KEY)
+    latest = await run.server.latest_row(HISTORY_KEY)
     rows = [_row(run.report, run_name, links), *_rows(latest["data"] if latest else None)][:MOST_ROWS]
     description = with_links(
         f"{count(len(rows), 'run')}, the newest first. The last: {headline(run.report)}", links, "Reports"
@@ -71,7 +71,7 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
     # As Prefect's own create_table_artifact stores it.
     data = json.dumps([row.model_dump() for row in rows])
     try:
-        await create(run.store.connection.client, data, type="table", key=HISTORY_KEY, description=description)
+        await create(run.server.connection.client, data, type="table", key=HISTORY_KEY, description=description)
     except httpx.HTTPError as error:
         raise StoreError(f"the history could not be written: {reason(error)}") from None
     return rows

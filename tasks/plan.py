@@ -9,7 +9,7 @@ from uuid import UUID
 from prefect_artifact_retention.policies import RetentionPolicy, Verdict, Version, evaluate
 from prefect_artifact_retention.policies.loading import OWN_POLICY, select_policy
 from prefect_artifact_retention.policies.words import count
-from prefect_artifact_retention.stores.api import Collection, History
+from prefect_artifact_retention.stores.store import Collection, History
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.report import KeyReport, PolicyReport
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task

@@ -107,12 +107,12 @@ async def older_run(run: Run, own_id: UUID) -> str:
     Raises:
         StoreError: The server is out of reach, or answers what it should not.
     """
-    now = await run.store.now()
-    rows = await run.store.newest_rows(PROGRESS_KEY, ROWS_READ, sort="UPDATED_DESC")
+    now = await run.server.now()
+    rows = await run.server.newest_rows(PROGRESS_KEY, ROWS_READ, sort="UPDATED_DESC")
     deleting = {UUID(row["flow_run_id"]) for row in rows if _is_deleting(row, now)} - {own_id}
     if not deleting:
         return ""
-    runs = await run.store.flow_runs([own_id, *deleting])
+    runs = await run.server.flow_runs([own_id, *deleting])
     own = next((each for each in runs if each.id == own_id), None)
     if own is None:
         raise StoreError(f"the flow run {own_id} of this run is no longer there")

@@ -153,6 +153,8 @@ async def _look(run: Run, plan: KeyPlan, key: str, pending: set[UUID]) -> _Look 
     policy = select_policy(run.policies, key, collections[0].type) if collections else None
     if policy and history.complete:
         verdicts = await judge(run, history.versions, policy, collections[0].latest_id)
+        if verdicts and verdicts[0].rules == ("dangling",):
+            run.dangling.add(key)
         condemned = [v.version for v in reversed(verdicts) if not v.keep and v.version.id in pending]
     spared = pending - gone - {version.id for version in condemned}
     plan.report.already_gone += len(gone)
@@ -187,6 +189,8 @@ async def _delete(run: Run, plan: KeyPlan, versions: Sequence[Version], pending:
     for version in versions:
         if not run.may_delete():
             return False
+        if plan.key is not None:
+            run.touched.add(plan.key)
         try:
             deleted = await run.store.delete(version.id)
         except RetentionError:
@@ -207,28 +211,44 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 
 async def verify(run: Run) -> None:
-    """Make sure that each collection of the plan names a latest version that exists; repair those that do not.
+    """Make sure that each collection of which something went names a latest version that exists; mend those that do not.
 
-    Where the version behind the latest went, a deletion of the latest that the server had begun may show a moment later.
+    So are those that the run found without one. Where the version behind the latest went, a deletion of the latest that the
+    server had begun may show a moment later.
     """
-    reports = {
-        report.key: report
-        for report in (*run.report.key_reports, *run.report.housekeeping)
-        if report.key is not None and (report.planned or report.key in run.dangling)
-    }
     if run.is_unsettled:
         await asyncio.sleep(SETTLE_SECONDS)
-    suspects = list(reports)
+    mended, dangling = await _mend(run, sorted(run.touched | run.dangling))
+    for key, problem in mended.items():
+        run.report.repaired.append(key)
+        if problem:
+            run.report.warn(f"{label(key)}: mended, but a copy of its last version may be left: {problem}")
+    for report in (*run.report.key_reports, *run.report.housekeeping):
+        if report.key in dangling:
+            problem = dangling[report.key]
+            how = f", and could not be posted again: {problem}" if problem else " again and again"
+            report.error = f"its latest version has vanished{how}"
+
+
+async def _mend(run: Run, keys: Sequence[str]) -> tuple[dict[str, str], dict[str | None, str]]:
+    """Mend what dangles, some times over: a repair, too, meets people who delete.
+
+    Returns:
+        The keys that were mended and those that dangle still, each with what went wrong with it last.
+    """
+    problems: dict[str, str] = {}
+    suspects = keys
     for _look in range(MOST_LOOKS):
         suspects = await run.store.dangling(suspects)
         for key in suspects:
             try:
-                if await run.store.repair(key) and key not in run.report.repaired:
-                    run.report.repaired.append(key)
+                if await run.store.repair(key):
+                    problems.setdefault(key, "")
             except RetentionError as error:
-                reports[key].error = f"its latest version has vanished, and could not be posted again: {error}"
-    for key in await run.store.dangling(suspects):
-        reports[key].error = reports[key].error or "its latest version vanishes again and again"
+                problems[key] = str(error)
+    dangling = await run.store.dangling(suspects)
+    mended = {key: problem for key, problem in problems.items() if key not in dangling}
+    return mended, {key: problems.get(key, "") for key in dangling}
 
 
 verify_task = as_task(verify, "verify")

@@ -47,7 +47,7 @@ async def publish_report(run: Run) -> None:
     )
     try:
         await create(
-            run.store.connection.client,
+            run.server.connection.client,
             markdown(report, links=links(), pictures=[(picture.alt, picture.data_uri) for picture in pictures]),
             type="markdown",
             key=REPORT_KEY,
@@ -72,7 +72,7 @@ def links() -> Mapping[str, str]:
 
 async def read_resume_key(run: Run) -> str:
     """Read where the last delete run over the same keys stopped; empty if it did not, or if there was none lately."""
-    for row in await run.store.newest_rows(REPORT_KEY, REPORTS_READ):
+    for row in await run.server.newest_rows(REPORT_KEY, REPORTS_READ):
         metadata = row.get("metadata_") or {}
         if metadata.get(SCOPE) == scope_digest(run.report.scope):
             return str(metadata.get(RESUME_AT, ""))

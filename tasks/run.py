@@ -14,7 +14,8 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect_artifact_retention.policies import RetentionPolicy, Verdict
 from prefect_artifact_retention.stores.api import ApiStore
-from prefect_artifact_retention.stores.api import Collection as ArtifactCollection
+from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
+from prefect_artifact_retention.stores.store import Store
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, RuleCount
 
 Step = Literal["planning", "deleting"]
@@ -79,19 +80,27 @@ class Run:
     """One run: where versions live, what is kept, what bounds it, and its report as far as it stands.
 
     Deliberately no dataclass and no pydantic model: Prefect walks through those whenever one is passed to a task.
+
+    Attributes:
+        server: The Prefect API, for what the run writes itself: its progress, its report, its history.
+        store: Where versions are read and deleted; the API, too, unless another is given.
+        touched: Keys of which something was deleted, or may have been.
+        dangling: Keys that were found without their latest version.
     """
 
     def __init__(  # noqa: PLR0913 - what a run consists of
         self,
-        store: ApiStore,
+        server: ApiStore,
         policies: Sequence[RetentionPolicy],
         report: CleanupReport,
         *,
         limits: Limits,
+        store: Store | None = None,
         own_runs: Collection[UUID] = frozenset(),
         listeners: Sequence[Listener] = (),
     ) -> None:
-        self.store = store
+        self.server = server
+        self.store: Store = store or server
         self.policies = policies
         self.report = report
         self.limits = limits
@@ -100,6 +109,7 @@ class Run:
         self.first_round = 0
         self.plans: list[KeyPlan] = []
         self.dangling: set[str] = set()
+        self.touched: set[str] = set()
         self.is_unsettled = False
         self.kept_by = RuleTally()
         self.condemned_by = RuleTally()
@@ -108,6 +118,12 @@ class Run:
         self.deletions_settled = 0
         self._listeners = list(listeners)
         self._began = time.monotonic()
+
+    def reconnect(self, server: ApiStore) -> None:
+        """Go on through another connection, the one that served so far being in the middle of something."""
+        if self.store is self.server:
+            self.store = server
+        self.server = server
 
     @property
     def seconds(self) -> float:

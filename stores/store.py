@@ -1,0 +1,92 @@
+"""What a run needs of the place where versions live: the Prefect API, or the database behind it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from prefect_artifact_retention.policies import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """All versions of one key, as the server sums them up: its latest version's id and type."""
+
+    key: str
+    latest_id: UUID
+    type: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The versions of one key.
+
+    Incomplete if rows came and went so fast that no listing agreed with the count, or, with an error, if the server fails to
+    show them.
+    """
+
+    key: str
+    versions: Sequence[Version]
+    complete: bool = True
+    error: str = ""
+
+
+class Store(Protocol):
+    """Reads and deletes versions. Every method raises `StoreError` where that cannot be done."""
+
+    async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[Collection]:
+        """List the collections of these exact keys.
+
+        Args:
+            keys: The keys.
+            unreadable: Gains, for each collection that the server fails to show, the key before it (None: it is the first).
+                Without it, such a collection is an error.
+        """
+        ...
+
+    async def all_collections(self, unreadable: list[str | None]) -> tuple[list[Collection], int]:
+        """List all collections in the order of their keys, and count those that exist and could not be seen."""
+        ...
+
+    def histories(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
+        """List the versions of many keys, some keys at a time, in the order given; a key without any has an empty history."""
+        ...
+
+    async def history(self, key: str) -> History:
+        """List the versions of one key."""
+        ...
+
+    async def count_unkeyed(self) -> int:
+        """Count the artifacts without a key."""
+        ...
+
+    def unkeyed(self, unreadable: list[str | None]) -> AsyncIterator[list[Version]]:
+        """List the artifacts without a key, some at a time.
+
+        Args:
+            unreadable: Gains one item for each artifact that the server fails to show.
+        """
+        ...
+
+    async def versions(self, ids: Iterable[UUID]) -> list[Version]:
+        """Read the versions that still exist of those named."""
+        ...
+
+    async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
+        """Tell which of these runs exist and are not in a terminal state, and since when they exist."""
+        ...
+
+    async def delete(self, version_id: UUID) -> bool:
+        """Delete one version. True if this deleted it, False if it had already gone."""
+        ...
+
+    async def dangling(self, keys: Sequence[str]) -> list[str]:
+        """Tell which of these collections name a latest version that does not exist."""
+        ...
+
+    async def repair(self, key: str) -> bool:
+        """Give a collection whose latest version has vanished one again; False if it has one, or is gone itself."""
+        ...
