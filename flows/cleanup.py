@@ -28,6 +28,7 @@ from prefect_artifact_retention.flows.settings import (
     load_settings,
     resolve_policies,
 )
+from prefect_artifact_retention.flows.termination import sigterm_cancels
 from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.loading import digest
 from prefect_artifact_retention.policies.words import printable
@@ -175,7 +176,8 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     }
     try:
         settings = load_settings().model_copy(update={name: value for name, value in given.items() if value})
-        report = await _clean_up(settings, mode, policies, keys)
+        with sigterm_cancels():
+            report = await _clean_up(settings, mode, policies, keys)
     except RetentionError as error:
         if mode == "delete":
             _announce("failed", keys, {"error": str(error)})
@@ -222,9 +224,9 @@ async def _publish(run: Run, progress: ProgressArtifact) -> None:
 async def _last_words(run: Run, progress: ProgressArtifact) -> None:
     """Report a run that was told to end, by SIGTERM or a cancellation, in the middle of whatever it was doing.
 
-    Prefect raises SIGTERM wherever the process happens to be, then decides on the state of the flow run: Cancelled or Crashed.
-    That may be in the middle of a request, so the last words have a connection of their own; and there is little time, so they
-    are plain functions, no tasks. What does not get done the next run does.
+    That may have been a request, so the last words have a connection of their own; and there is little time, so they are plain
+    functions, no tasks. What does not get done the next run does. Prefect decides on the state of the flow run: Cancelled or
+    Crashed.
     """
     report = run.report
     report.outcome = "unfinished"
