@@ -88,6 +88,10 @@ class Database:
             [{"id": self._id(version_id), "metadata": json.dumps(metadata)}],
         )
 
+    async def delete_version(self, version_id: UUID) -> None:
+        """Remove a version, and leave its collection as it is."""
+        await self.run("DELETE FROM artifact WHERE id = :id", [{"id": self._id(version_id)}])
+
     async def delete_key(self, key: str) -> None:
         """Remove a key with all that it has."""
         await self.run("DELETE FROM artifact WHERE key = :key", [{"key": key}])

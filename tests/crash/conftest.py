@@ -1,6 +1,6 @@
 """Real Prefect servers, and a process with everything imported, from which those that are killed are forked."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import psutil
@@ -15,14 +15,6 @@ def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     """A server for the session."""
     with started(request.param, tmp_path_factory.mktemp(request.param)) as server:
         yield server
-
-
-@pytest.fixture
-async def server(running_server: Server) -> AsyncIterator[Server]:
-    """A server without artifacts."""
-    await running_server.database.clear()
-    yield running_server
-    await running_server.database.clear()
 
 
 @pytest.fixture(scope="session")

@@ -81,22 +81,22 @@ async def test_a_run_stopped_while_it_plans_has_deleted_nothing(server: Server, 
 
 @pytest.mark.faults
 async def test_wherever_sigterm_hits_the_run_stops(server: Server, forge: Forge) -> None:
-    """Prefect raises it in whatever Python code is at work just then."""
+    """In whatever code is at work just then; it says so in the end, unless there was nothing left to do."""
     chance = random.Random(SEED)
     estate = Estate.build()
     slowest, unfinished = 0.0, 0
     for _ in range(15):
         await estate.restore(server.database)
-        process = await asyncio.to_thread(forge.start, server)
+        process = await asyncio.to_thread(forge.start, server, per_minute=3 * SLOWLY)
         await until(server, "Step")
-        await asyncio.sleep(chance.uniform(0, 1))
+        await asyncio.sleep(chance.uniform(0, 3))
         told = time.monotonic()
         await asyncio.to_thread(end, process, signal.SIGTERM)
         slowest = max(slowest, time.monotonic() - told)
         data, description, metadata = await latest(server, "progress")
-        assert description.startswith(("Stopped. Deleted", "Deleted")), description
-        assert "deleting" not in json.dumps(metadata)
         left, _latest = await estate.left(server.database)
+        assert description.startswith("Stopped. Deleted") or left == estate.kept, description
+        assert "deleting" not in json.dumps(metadata)
         assert estate.kept <= left
         assert float(data) < 100 or left == estate.kept
         unfinished += left > estate.kept

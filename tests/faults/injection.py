@@ -167,17 +167,19 @@ class Line:
         """Whether this request is to fail."""
         if self.fault is None:
             return False
-        if len(self.requests) - 1 == self.at:
-            self.victim = request
-            return True
         if self.victim is None:
-            return False
+            # Retries that are none of ours shift the numbers.
+            if len(self.requests) > self.at and self.fault.of(request):
+                self.victim = request
+            return request is self.victim
         return (self.fault.outage and self.fault.of(request)) or (self.fault.lasting and request is self.victim)
 
 
 @contextmanager
 def line(monkeypatch: pytest.MonkeyPatch, fault: Fault | None = None, at: int = 0) -> Iterator[Line]:
-    """Let the request number `at` of this thread, counted from 0, meet a fault; the pauses before retries are not slept.
+    """Let a request of this thread meet a fault: number `at`, counted from 0, or the next one to which it can happen.
+
+    The pauses before retries are not slept.
 
     Prefect sends its log lines from a thread of its own, whenever it likes.
     """

@@ -1,6 +1,6 @@
 """Real Prefect servers, one on SQLite and one on PostgreSQL, each for all tests of one worker process."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 from servers import Server, started
@@ -15,11 +15,3 @@ def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     settings = {"PREFECT_SERVER_API_DEFAULT_LIMIT": LOWERED_LIMIT} if request.param == "postgresql" else {}
     with started(request.param, tmp_path_factory.mktemp(request.param), **settings) as server:
         yield server
-
-
-@pytest.fixture
-async def server(running_server: Server) -> AsyncIterator[Server]:
-    """A server without artifacts."""
-    await running_server.database.clear()
-    yield running_server
-    await running_server.database.clear()

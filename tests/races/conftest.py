@@ -1,6 +1,6 @@
 """A real Prefect server on PostgreSQL, whose own vacuum looks every second for what it may delete."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 from servers import Server, started
@@ -17,11 +17,3 @@ def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
     """A server for the session."""
     with started("postgresql", tmp_path_factory.mktemp("postgresql"), **VACUUM) as server:
         yield server
-
-
-@pytest.fixture
-async def server(running_server: Server) -> AsyncIterator[Server]:
-    """A server without artifacts."""
-    await running_server.database.clear()
-    yield running_server
-    await running_server.database.clear()

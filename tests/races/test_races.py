@@ -25,7 +25,11 @@ from prefect_artifact_retention.tasks.run import Run, Step
 from servers import Server
 
 SEED = int(os.environ.get("FAULT_SEED", "4"))
-KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
+POLICIES = (
+    RetentionPolicy(name="keep one and the oldest", match_keys=["old-*"], keep_last=1, keep_oldest=True),
+    RetentionPolicy(name="keep one", keep_last=1),
+)
+HELD = {"retention-hold": "true"}
 
 
 @flow(name="producer")
@@ -71,8 +75,10 @@ class Crowd:
         with self.server.active():
             async with get_client() as client:
                 self.old_run = (await client.create_flow_run(producer, state=Completed())).id
-        for key in (f"key-{index:04}" for index in range(number)):
+        for key in (f"{self.chance.choice(('key', 'key', 'key', 'old'))}-{index:04}" for index in range(number)):
             rows = series(key, range(1, self.chance.randint(3, 5)))
+            if self.chance.random() < 0.2:
+                self.chance.choice(rows[2:] or rows).metadata = HELD
             if self.chance.random() < 0.1:
                 self.vacuumed.add(key)
                 rows[0].flow_run_id = self.old_run
@@ -114,10 +120,16 @@ class Crowd:
             f"UPDATE flow_run SET end_time = now() - interval '3 hours' WHERE id = '{self.old_run}'"
         )
 
+    def kept_besides(self) -> set[UUID]:
+        """What the policies keep of what was there at first, besides the latest: the oldest, and what is held."""
+        oldest = {rows[-1].id for key, rows in self.keys.items() if key.startswith("old-")}
+        return oldest | {row.id for rows in self.keys.values() for row in rows if row.metadata == HELD}
+
     def must_stay(self) -> set[UUID]:
-        """The versions that the policy keeps and nobody else deleted: each first latest, and whatever is new."""
-        first = {rows[0].id for key, rows in self.keys.items() if key not in self.vacuumed}
-        return (first | set(self.created)) - self.deleted
+        """What the policies keep and nobody else deleted: each first latest, and whatever is new, too."""
+        vacuumed = {row.id for rows in self.keys.values() for row in rows if row.flow_run_id}
+        first = {rows[0].id for rows in self.keys.values()}
+        return (first | self.kept_besides() | set(self.created)) - self.deleted - vacuumed
 
 
 async def rival(run: Run) -> None:
@@ -142,7 +154,7 @@ async def race(server: Server, monkeypatch: pytest.MonkeyPatch, keys: int) -> st
 
         monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", watch)
         with server.active():
-            async with open_run(RetentionSettings(), "delete", [KEEP_1], []) as second:
+            async with open_run(RetentionSettings(), "delete", POLICIES, []) as second:
                 await discover(second)
                 await make_plan(second)
                 loose: list[asyncio.Task[None]] = []
@@ -156,7 +168,7 @@ async def race(server: Server, monkeypatch: pytest.MonkeyPatch, keys: int) -> st
 
                 token = LISTENER.set(let_loose)
                 try:
-                    report = await server.cleanup([KEEP_1], mode="delete")
+                    report = await server.cleanup(POLICIES, mode="delete")
                 finally:
                     LISTENER.reset(token)
                 await loose[0]
@@ -171,18 +183,22 @@ async def race(server: Server, monkeypatch: pytest.MonkeyPatch, keys: int) -> st
 
 
 async def look(server: Server, crowd: Crowd, report: CleanupReport, second: Run) -> str:
-    """See what is left, and whether one more cleanup leaves one version of each key; return the figures."""
+    """See what is left, and whether one more cleanup leaves of each key what the policies keep; return the figures."""
     assert not await server.database.dangling(), "when all had ended"
     assert not crowd.must_stay() - await server.database.ids()
     assert report.outcome == "completed"
     assert not [plan.key for plan in second.plans if plan.report.error]
     # The server's Date header is up to two seconds late, and what is newer than the run is none of its business.
     await asyncio.sleep(3)
-    await server.cleanup([KEEP_1], mode="delete")
-    counts = dict(await server.database.run("SELECT key, count(*) FROM artifact WHERE key LIKE 'key-%' GROUP BY key"))
-    assert set(counts.values()) == {1}, "after one more cleanup"
+    await server.cleanup(POLICIES, mode="delete")
+    left: dict[str, list[UUID]] = {key: [] for key in crowd.keys}
+    for key, version_id in await server.database.run("SELECT key, id FROM artifact ORDER BY created, id"):
+        left.get(key, []).append(version_id)
+    kept = crowd.kept_besides() | {ids[0] for key, ids in left.items() if ids and key.startswith("old-")}
+    kept |= {row[0] for row in await server.database.run("SELECT latest_id FROM artifact_collection")}
+    assert not {version_id for ids in left.values() for version_id in ids} - kept, "after one more cleanup"
     assert not await server.database.dangling()
-    empty = {rows[0].id for key, rows in crowd.keys.items() if key not in counts and key not in crowd.vacuumed}
+    empty = {rows[0].id for key, rows in crowd.keys.items() if not left[key] and key not in crowd.vacuumed}
     assert empty <= crowd.deleted, "only a person, or the vacuum, takes a key's last version"
     repaired = set(report.repaired) | set(second.report.repaired)
     return (
