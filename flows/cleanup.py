@@ -60,7 +60,7 @@ ANNOUNCED = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "key
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 
-LAST_WORDS_SECONDS = 8
+LAST_WORDS_SECONDS = 6
 """What a run that is told to end may take to report: containers are killed 10 seconds after SIGTERM, workers' runs 30."""
 
 

@@ -8,11 +8,11 @@ that is larger than asked for before it is read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import orjson
@@ -50,9 +50,14 @@ LONGEST_RETRY = 20
 """A server on SQLite answers 503 at once when another write holds its database, for milliseconds: Prefect's client would first
 sleep 2 seconds. Five retries still add up to half a minute."""
 
+UNCUT_SECONDS = 2
+"""How long a request that is under way may still take when the run is told to end."""
+
 FORBIDDEN_CHARACTER = "a credential holds a character that HTTP forbids, such as a line break"
 
 _FORBIDDEN = (401, 403)
+
+Answer = TypeVar("Answer")
 
 
 class ResponseTooLargeError(Exception):
@@ -95,12 +100,14 @@ class Connection:
             if self._lost >= MOST_LOST:
                 raise StoreError(f"the Prefect server at {self.address} is out of reach: {MOST_LOST} requests in a row failed")
             try:
-                response = await self.client.request(
-                    method,  # type: ignore[arg-type]  # a Literal of the HTTP methods
-                    path,  # type: ignore[arg-type]  # a Literal of all of Prefect's own paths
-                    content=content,
-                    headers=headers,
-                    extensions=extensions,
+                response = await uncut(
+                    self.client.request(
+                        method,  # type: ignore[arg-type]  # a Literal of the HTTP methods
+                        path,  # type: ignore[arg-type]  # a Literal of all of Prefect's own paths
+                        content=content,
+                        headers=headers,
+                        extensions=extensions,
+                    )
                 )
             except PrefectHTTPStatusError as error:
                 self._lost = self._lost + 1 if error.response.status_code in PASSING else 0
@@ -184,6 +191,21 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
     except httpx.RequestError as error:
         address = client.api_url.copy_with(userinfo=b"")
         raise StoreError(f"cannot reach the Prefect server at {address}: {reason(error)}") from None
+
+
+async def uncut(request: Coroutine[Any, Any, Answer]) -> Answer:
+    """Await a request; if that is cancelled meanwhile, let the request come to its end all the same.
+
+    The server may go on with it though its client has hung up, and what it does then would come after the run's last words.
+    """
+    sending = asyncio.ensure_future(request)
+    try:
+        return await asyncio.shield(sending)
+    except asyncio.CancelledError:
+        await asyncio.wait([sending], timeout=UNCUT_SECONDS)
+        if not sending.cancel():
+            sending.exception()
+        raise
 
 
 def ui_address() -> str:

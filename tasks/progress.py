@@ -21,6 +21,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.loading import OWN_KEYS, PROGRESS_KEY
 from prefect_artifact_retention.stores.api import FlowRun
+from prefect_artifact_retention.stores.connection import uncut
 from prefect_artifact_retention.tasks.publish import create
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run, Step
@@ -94,7 +95,7 @@ class ProgressArtifact:
                 data=round(percent, 1), description=description[:MOST_DESCRIPTION], metadata_=dict(self._phase)
             )
             with suppress(httpx.HTTPError):
-                await self.client.update_artifact(self._id, change)
+                await uncut(self.client.update_artifact(self._id, change))
 
 
 async def older_run(run: Run, own_id: UUID) -> str:

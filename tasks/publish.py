@@ -14,6 +14,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.control import HOLD, MOST_TTL_DAYS, TTL_DAYS
+from prefect_artifact_retention.stores.connection import uncut
 
 
 async def publish_artifact(  # noqa: PLR0913 - the fields of an artifact
@@ -77,6 +78,6 @@ async def create(  # noqa: PLR0913 - the fields of an artifact
         ),
     )
     try:
-        return (await client.create_artifact(artifact)).id
+        return (await uncut(client.create_artifact(artifact))).id
     except ValueError as error:
         raise StoreError("the server's answer to a new artifact cannot be read") from error
