@@ -98,8 +98,7 @@ async def run_steps(server: Server, policies: Sequence[RetentionPolicy] = POLICI
                 await discover(run)
                 await make_plan(run)
                 guard(run)
-                for plan in run.plans:
-                    await prune.prune_key(run, plan)
+                await prune.prune_keys(run, run.plans)
                 await prune.verify(run)
             except RetentionError as error:
                 run.report.errors.append(str(error))
