@@ -62,8 +62,8 @@ ANNOUNCED = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "key
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 
-GROUPS_AT_ONCE = 2
-"""While one prune task looks at its keys, the other deletes. With more, a look would be old by the time of its deletions."""
+GROUPS_AT_ONCE = 4
+"""While some prune tasks look at their keys, others delete. With more, a look would be old by the time of its deletions."""
 
 LAST_WORDS_SECONDS = 8
 """What a run that is told to end may take to report: containers are killed 10 seconds after SIGTERM, workers' runs 30."""
