@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from math import ceil
 from typing import TypeVar
 from uuid import UUID
 
@@ -36,7 +37,8 @@ BATCH = 50
 """Deletions between two looks at what could keep a version."""
 
 MOST_VERSIONS = 2_000
-"""Versions of several keys that are looked at together: reading more would take longer than deleting what is stale of them."""
+MOST_BYTES = 16 * 2**20
+"""What the keys that share a look have at most: to read more takes longer than to delete what is stale of it."""
 
 SETTLE_SECONDS = 1
 """A person's deletion that the server began before ours ended may take as long to show."""
@@ -88,11 +90,15 @@ class _Look:
 
 
 def pack(plans: Sequence[KeyPlan], most: int) -> list[list[KeyPlan]]:
-    """Give each key a group of its own, or pack them into at most `most` groups of about equally many deletions."""
+    """Give each key a group of its own, or pack them into at most `most` groups of about equally many deletions.
+
+    Into fewer, where that many would have less than a batch of deletions each: a task run costs more than these do.
+    """
     if len(plans) <= most:
         return [[plan] for plan in plans]
-    groups: list[list[KeyPlan]] = [[] for _ in range(most)]
-    weights = [0] * most
+    number = min(most, ceil(sum(len(plan.condemned) for plan in plans) / BATCH))
+    groups: list[list[KeyPlan]] = [[] for _ in range(number)]
+    weights = [0] * number
     for plan in sorted(plans, key=lambda plan: len(plan.condemned), reverse=True):
         lightest = weights.index(min(weights))
         groups[lightest].append(plan)
@@ -132,14 +138,17 @@ async def prune_keys(run: Run, plans: Sequence[KeyPlan]) -> None:
 def _shares(plans: Sequence[KeyPlan]) -> Iterator[Sequence[KeyPlan]]:
     """Part keys so that a look at a share is as fresh for its last deletion as a look at one key is for a batch of its own."""
     share: list[KeyPlan] = []
-    deletions = versions = 0
     for plan in plans:
-        deletions += len(plan.condemned)
-        versions += plan.report.versions
-        if share and (deletions > BATCH or versions > MOST_VERSIONS or None in {plan.key, share[0].key}):
+        together = [*share, plan]
+        if share and (
+            None in {plan.key, share[0].key}
+            or sum(len(each.condemned) for each in together) > BATCH
+            or sum(each.report.versions for each in together) > MOST_VERSIONS
+            or sum(each.report.bytes_seen for each in together) > MOST_BYTES
+        ):
             yield share
-            share, deletions, versions = [], len(plan.condemned), plan.report.versions
-        share.append(plan)
+            together = [plan]
+        share = together
     if share:
         yield share
 

@@ -26,7 +26,7 @@ SERVER_PYTHON = os.environ.get("TEST_SERVER_PYTHON", sys.executable)
 """Whose Prefect the servers run: `make test-compat` lets a newer client talk to an older server."""
 
 LOWERED_LIMIT = 37
-"""What an administrator allows in a page of the PostgreSQL server of the integration tests; the other has Prefect's default."""
+"""What an administrator allows in a page of the PostgreSQL server of the integration tests; the other has the default."""
 
 
 @dataclass(frozen=True)
