@@ -1,7 +1,7 @@
 """Prune and verify: delete what the plan condemned and a second look still condemns; then make sure of every collection.
 
 The order protects what cannot be undone. A key is fetched and judged again before anything of it goes, several keys together
-where they have fewer than `BATCH` stale versions between them; its policy, its `latest_id` and what could hold a version are
+where they have at most `BATCH` stale versions between them; its policy, its `latest_id` and what could hold a version are
 read again before each further batch, and if anything changed, all is fetched and judged anew. The oldest go first, some at
 once; the version behind the latest last and alone, after one more look at `latest_id`; an idle key's latest goes last, alone,
 and only if it is the only version left. The server deletes without locks, so what nobody can prevent (a person deleting the
