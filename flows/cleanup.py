@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
@@ -33,6 +34,7 @@ from prefect_artifact_retention.policies import RetentionError, RetentionPolicy,
 from prefect_artifact_retention.policies.loading import digest
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.concurrency import for_each
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.tasks.discover import discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
@@ -59,6 +61,9 @@ ANNOUNCED = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "key
 """What of the report goes into those events."""
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
+
+GROUPS_AT_ONCE = 4
+"""While some prune tasks look at their keys, others delete. With more, a look would be old by the time of its deletions."""
 
 LAST_WORDS_SECONDS = 6
 """What a run that is told to end may take to report: containers are killed 10 seconds after SIGTERM, workers' runs 30."""
@@ -232,7 +237,7 @@ async def _last_words(run: Run, progress: ProgressArtifact) -> None:
     report.outcome = "unfinished"
     report.outcome = _outcome(report)
     report.duration_seconds = run.seconds
-    report.warn("The run was told to end before its time; a deletion that was under way then may not be counted.")
+    report.warn("The run was told to end before its time; deletions that were under way then may not be counted.")
     words = with_links(f"Stopped. {headline(report)}", links(), "Reports", "History")
     get_run_logger().warning(f"Stopped. {outcome_message(report)}")
     with suppress(RetentionError, TimeoutError):
@@ -265,11 +270,7 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
     if await _gives_way(run):
         return
     get_run_logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
-    # Tasks are awaited in this flow's own event loop: mapped ones get a loop each, in which one client cannot serve them.
-    groups = pack(run.plans, run.limits.max_task_runs)
-    for group, state in zip(groups, await _prune(run, groups), strict=True):
-        if not state.is_completed() and not any(plan.report.error for plan in group):
-            run.report.errors.append(printable(f"prune {group_label(group)}: {state.message}"))
+    await for_each(pack(run.plans, run.limits.max_task_runs), partial(_prune, run), GROUPS_AT_ONCE)
     unfinished = next(
         (plan.key for plan in run.plans if plan.key is not None and plan.remaining and not plan.report.error), None
     )
@@ -278,19 +279,14 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
     await verify_task(run)
 
 
-async def _prune(run: Run, groups: Sequence[Sequence[KeyPlan]]) -> list[State[None]]:
-    """Run the prune tasks together; if one is told to end, so are the others, and nothing is deleted any more."""
-    prunes: list[asyncio.Future[State[None]]] = []
-    try:
-        for group in groups:
-            # Prefect types a call of an async task as its result.
-            prune = prune_task(run, group, group_label(group), return_state=True)
-            prunes.append(asyncio.ensure_future(prune))  # type: ignore[call-overload]
-        return await asyncio.gather(*prunes)
-    finally:
-        for each in prunes:
-            each.cancel()
-        await asyncio.gather(*prunes, return_exceptions=True)
+async def _prune(run: Run, group: Sequence[KeyPlan]) -> None:
+    """Run the prune task of some keys in the flow's own event loop: mapped tasks have one each, and cannot share a client."""
+    if not run.may_go_on():
+        return
+    # Prefect types a call of an async task as its result.
+    state: State[None] = await prune_task(run, group, group_label(group), return_state=True)  # type: ignore[misc]
+    if not state.is_completed() and not any(plan.report.error for plan in group):
+        run.report.errors.append(printable(f"prune {group_label(group)}: {state.message}"))
 
 
 async def _gives_way(run: Run) -> bool:

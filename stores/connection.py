@@ -1,8 +1,8 @@
 """The way to a Prefect API: credentials, request rate, retries, and errors in words.
 
 Prefect's own client does the work: it knows profiles, Cloud and basic auth, and retries 408, 429, 502, 503, timeouts and lost
-connections. Hooks on its HTTP client count each attempt, hold the request rate over all tasks of a run, and refuse a response
-that is larger than asked for before it is read.
+connections. Hooks on its HTTP client count each attempt, hold the request rate over all tasks of a run, see when a server is
+busy, and refuse a response that is larger than asked for before it is read.
 """
 
 from __future__ import annotations
@@ -23,19 +23,17 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.words import printable
+from prefect_artifact_retention.stores.concurrency import AdaptiveConcurrency
 
 CLOUD_REQUESTS_PER_MINUTE = 150
 """The smallest Cloud plan allows 625 a minute for the whole account, and the account has other work."""
-
-CONCURRENT_REQUESTS = 1
-"""SQLite servers delete fastest one at a time; more requests at once are answered with 503, and tried again."""
 
 MOST_RETRY_AFTER = 120
 """Seconds. A server may ask for an absurd pause, and Prefect's client would sleep through the night."""
 
 MOST_LOST = 3
-"""Requests in a row that fail with all their attempts. After them the server is taken to be out of reach and nothing more is
-sent: a run over many keys would wait for each of them anew."""
+"""Requests in a row that fail with all their attempts; those under way at the same time count as one. After them the server is
+taken to be out of reach and nothing more is sent: a run over many keys would wait for each of them anew."""
 
 PASSING = (408, 429, 502, 503)
 """What Prefect's client tries again; as the last word of a request, it means that the server is out of reach."""
@@ -44,6 +42,7 @@ MOST_DETAIL = 200
 """Characters of what a server says about an error."""
 
 BUSY = 503
+TOO_MANY = 429
 FIRST_RETRY = 0.1
 RETRY_FACTOR = 4
 LONGEST_RETRY = 20
@@ -67,12 +66,12 @@ class ResponseTooLargeError(Exception):
 class Connection:
     """An open connection to a Prefect API, shared by all tasks of a run."""
 
-    def __init__(self, client: PrefectClient) -> None:
+    def __init__(self, client: PrefectClient, concurrency: AdaptiveConcurrency) -> None:
         self.client = client
         self.address = str(client.api_url.copy_with(userinfo=b""))
         self.shows_credentials = bool(client.api_url.userinfo)
         self.is_cloud = client.server_type == ServerType.CLOUD
-        self._slots = asyncio.Semaphore(CONCURRENT_REQUESTS)
+        self._concurrency = concurrency
         self._lost = 0
         # Prefect's server compresses at level 9, which costs its one event loop more than a local network gains.
         self._headers = {} if self.is_cloud else {"Accept-Encoding": "identity"}
@@ -93,11 +92,11 @@ class Connection:
             ResponseTooLargeError: The response is longer than `most_bytes`.
             StoreError: The server is out of reach, refuses us, or answers with an error.
         """
-        extensions = {"attempts": [] if attempts is None else attempts, "most_bytes": most_bytes}
         content = None if body is None else orjson.dumps(body)
         headers = self._headers | ({"Content-Type": "application/json"} if content else {})
-        async with self._slots:
-            if self._lost >= MOST_LOST:
+        async with self._concurrency.slot(is_timed=method == "DELETE") as turn:
+            lost_before = self._lost
+            if lost_before >= MOST_LOST:
                 raise StoreError(f"the Prefect server at {self.address} is out of reach: {MOST_LOST} requests in a row failed")
             try:
                 response = await uncut(
@@ -106,15 +105,15 @@ class Connection:
                         path,  # type: ignore[arg-type]  # a Literal of all of Prefect's own paths
                         content=content,
                         headers=headers,
-                        extensions=extensions,
+                        extensions={"attempts": [] if attempts is None else attempts, "most_bytes": most_bytes, "turn": turn},
                     )
                 )
             except PrefectHTTPStatusError as error:
-                self._lost = self._lost + 1 if error.response.status_code in PASSING else 0
+                self._lost = self._one_more(lost_before) if error.response.status_code in PASSING else 0
                 # Not "from error": that one names the address with its password, and a traceback would show it.
                 raise self._refused(error.response, f"{method} {path}") from None
             except httpx.RequestError as error:
-                self._lost += 1
+                self._lost = self._one_more(lost_before)
                 raise StoreError(f"cannot reach the Prefect server at {self.address}: {reason(error)}") from None
             self._lost = 0
             return response
@@ -149,6 +148,10 @@ class Connection:
         except (KeyError, ValueError, OverflowError) as error:
             raise StoreError(f"the server at {self.address} sends no Date header, so ages cannot be told") from error
 
+    def _one_more(self, lost_before: int) -> int:
+        """Count a lost request, unless one that was under way at the same time has been counted already."""
+        return self._lost + 1 if self._lost <= lost_before else self._lost
+
     def _refused(self, response: httpx.Response, what: str) -> StoreError:
         status = response.status_code
         if status in _FORBIDDEN:
@@ -169,14 +172,20 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
         StoreError: No server is configured, or it cannot be reached.
     """
     limiter: AsyncLimiter | None = None
+    concurrency = AdaptiveConcurrency()
 
     async def before(request: httpx.Request) -> None:
         request.extensions.setdefault("attempts", []).append(asyncio.get_running_loop().time())
         if limiter:
             await limiter.acquire()
 
+    async def after(response: httpx.Response) -> None:
+        if response.status_code in (TOO_MANY, BUSY) and (turn := response.request.extensions.get("turn")):
+            concurrency.back_off(turn)
+        _check(response)
+
     try:
-        client = get_client(httpx_settings={"event_hooks": {"request": [before], "response": [_after]}})
+        client = get_client(httpx_settings={"event_hooks": {"request": [before], "response": [after]}})
     except (UnicodeEncodeError, httpx.InvalidURL) as error:
         # They quote the credential, or the part of the address that may be one.
         what = "PREFECT_API_URL is no valid address" if isinstance(error, httpx.InvalidURL) else FORBIDDEN_CHARACTER
@@ -187,7 +196,7 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
         limiter = _limiter(rate)
     try:
         async with client:
-            yield Connection(client)
+            yield Connection(client, concurrency)
     except httpx.RequestError as error:
         address = client.api_url.copy_with(userinfo=b"")
         raise StoreError(f"cannot reach the Prefect server at {address}: {reason(error)}") from None
@@ -229,7 +238,7 @@ def _limiter(per_minute: int) -> AsyncLimiter:
     return AsyncLimiter(burst, time_period=60 * burst / max(1.0, per_minute - burst))
 
 
-async def _after(response: httpx.Response) -> None:
+def _check(response: httpx.Response) -> None:
     # With this header, Prefect's client would try again without end.
     response.headers.pop("Prefect-Maintenance", None)
     most_bytes = response.request.extensions.get("most_bytes") or 0

@@ -73,18 +73,9 @@ def _stop_before(run: Run, key: str) -> None:
 
 
 async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, RetentionPolicy]]) -> None:
-    """Judge a batch of keys. One question about unfinished runs serves them all, and only condemned versions ask it."""
-    now = run.report.now
-    first = [
-        evaluate(history.versions, policy, now=now, latest_id=collection.latest_id) for history, collection, policy in batch
-    ]
-    running = await unfinished_runs(run, [verdict.version for verdicts in first for verdict in verdicts if not verdict.keep])
-    for (history, collection, policy), verdicts in zip(batch, first, strict=True):
-        if any(not verdict.keep and _is_running(verdict.version, running) for verdict in verdicts):
-            again = evaluate(history.versions, policy, now=now, latest_id=collection.latest_id, running=running)
-            _add(run, history, policy, again)
-        else:
-            _add(run, history, policy, verdicts)
+    subjects = [(history.versions, policy, collection.latest_id) for history, collection, policy in batch]
+    for (history, _collection, policy), verdicts in zip(batch, await judge_all(run, subjects), strict=True):
+        _add(run, history, policy, verdicts)
 
 
 async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
@@ -112,14 +103,28 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
         run.add_plan(plan)
 
 
-async def judge(
-    run: Run, versions: Sequence[Version], policy: RetentionPolicy, latest_id: UUID | None = None
-) -> tuple[Verdict, ...]:
-    """Evaluate versions, asking whether the runs that wrote those condemned have finished."""
+async def judge_all(
+    run: Run, subjects: Sequence[tuple[Sequence[Version], RetentionPolicy, UUID | None]]
+) -> list[tuple[Verdict, ...]]:
+    """Evaluate the versions of several keys, each with its policy and the latest of them.
+
+    One question whether the runs that wrote them have finished serves them all, and only condemned versions ask it.
+    """
     now = run.report.now
-    verdicts = evaluate(versions, policy, now=now, latest_id=latest_id)
-    running = await unfinished_runs(run, [verdict.version for verdict in verdicts if not verdict.keep])
-    return evaluate(versions, policy, now=now, latest_id=latest_id, running=running) if running else verdicts
+    first = [evaluate(versions, policy, now=now, latest_id=latest_id) for versions, policy, latest_id in subjects]
+    running = await unfinished_runs(run, [verdict.version for verdicts in first for verdict in verdicts if not verdict.keep])
+    return [
+        evaluate(versions, policy, now=now, latest_id=latest_id, running=running)
+        if any(not verdict.keep and _is_running(verdict.version, running) for verdict in verdicts)
+        else verdicts
+        for (versions, policy, latest_id), verdicts in zip(subjects, first, strict=True)
+    ]
+
+
+async def judge(run: Run, versions: Sequence[Version], policy: RetentionPolicy) -> tuple[Verdict, ...]:
+    """Evaluate artifacts without a key, in the same way."""
+    (verdicts,) = await judge_all(run, [(versions, policy, None)])
+    return verdicts
 
 
 async def unfinished_runs(run: Run, versions: Sequence[Version]) -> frozenset[UUID]:

@@ -1,17 +1,21 @@
 """Prune and verify: delete what the plan condemned and a second look still condemns; then make sure of every collection.
 
-The order protects what cannot be undone. A key is fetched and judged again before anything of it goes; its policy, its
-`latest_id` and what could hold a version are read again before each further batch, and if anything changed, all is fetched and
-judged anew; the oldest go first, the version behind the latest last and alone; an idle key's latest
-goes last, alone, and only if it is the only version left. The server deletes without locks, so what nobody can prevent (a
-person deleting the latest at the same moment) is found and repaired afterwards.
+The order protects what cannot be undone. A key is fetched and judged again before anything of it goes, several keys together
+where they have at most `BATCH` stale versions between them; its policy, its `latest_id` and what could hold a version are
+read again before each further batch, and if anything changed, all is fetched and judged anew. The oldest go first, some at
+once; the version behind the latest last and alone, after one more look at `latest_id`; an idle key's latest goes last, alone,
+and only if it is the only version left. The server deletes without locks, so what nobody can prevent (a person deleting the
+latest at the same moment) is found and repaired afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from math import ceil
 from typing import TypeVar
 from uuid import UUID
 
@@ -19,16 +23,22 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
-from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, Version
+from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, Verdict, Version
 from prefect_artifact_retention.policies.loading import select_policy
-from prefect_artifact_retention.tasks.plan import judge, unfinished_runs
+from prefect_artifact_retention.stores.concurrency import MOST_AT_ONCE, for_each
+from prefect_artifact_retention.stores.store import Collection, History
+from prefect_artifact_retention.tasks.plan import judge, judge_all, unfinished_runs
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
 Item = TypeVar("Item")
 
 BATCH = 50
-"""Deletions between two looks at a key's latest version."""
+"""Deletions between two looks at what could keep a version."""
+
+MOST_VERSIONS = 2_000
+MOST_BYTES = 16 * 2**20
+"""What the keys that share a look have at most: to read more takes longer than to delete what is stale of it."""
 
 SETTLE_SECONDS = 1
 """A person's deletion that the server began before ours ended may take as long to show."""
@@ -37,24 +47,58 @@ MOST_LOOKS = 5
 """Looks at collections that dangle: a repair, too, meets people who delete."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class _Key:
+    """A key that is being pruned: its plan, and what of it is not settled yet."""
+
+    name: str
+    plan: KeyPlan
+    pending: set[UUID]
+
+
+@dataclass(slots=True)
 class _Look:
     """What of a key's plan is still condemned, oldest first, as of a fresh look at the server."""
 
+    collection: Collection
     policy: RetentionPolicy
-    latest_id: UUID
     successor: UUID | None
     """The version that the server would name as the latest if that went."""
     condemned: Sequence[Version]
     present: frozenset[UUID]
+    age: int = 0
+    """Deletions of this key since all that could keep its versions was read."""
+    is_checked: bool = False
+    """The first portion of it may go without another look at the collection."""
+
+    @property
+    def plain(self) -> Sequence[Version]:
+        """What is condemned of it, without the latest version and the one behind that."""
+        return [each for each in self.condemned if each.id not in (self.collection.latest_id, self.successor)]
+
+    def portions(self) -> Iterator[Sequence[Version]]:
+        """Part what is condemned: the version behind the latest goes last and alone.
+
+        An idle key's latest goes only where it is the only version left.
+        """
+        yield from _batches(self.plain)
+        successor = [each for each in self.condemned if each.id == self.successor]
+        if successor:
+            yield successor
+        elif len(self.present) == 1:
+            yield self.condemned
 
 
 def pack(plans: Sequence[KeyPlan], most: int) -> list[list[KeyPlan]]:
-    """Give each key a group of its own, or pack them into at most `most` groups of about equally many deletions."""
+    """Give each key a group of its own, or pack them into at most `most` groups of about equally many deletions.
+
+    Into fewer, where that many would have less than a batch of deletions each: a task run costs more than these do.
+    """
     if len(plans) <= most:
         return [[plan] for plan in plans]
-    groups: list[list[KeyPlan]] = [[] for _ in range(most)]
-    weights = [0] * most
+    number = min(most, ceil(sum(len(plan.condemned) for plan in plans) / BATCH))
+    groups: list[list[KeyPlan]] = [[] for _ in range(number)]
+    weights = [0] * number
     for plan in sorted(plans, key=lambda plan: len(plan.condemned), reverse=True):
         lightest = weights.index(min(weights))
         groups[lightest].append(plan)
@@ -69,102 +113,191 @@ def group_label(group: Sequence[KeyPlan]) -> str:
 
 @task(name="prune", task_run_name="prune {name}", cache_policy=NO_CACHE, persist_result=False, retries=0)
 async def prune_task(run: Run, group: Sequence[KeyPlan], name: str) -> State[None]:  # noqa: ARG001 - names the task run
-    """Prune some keys, one after the other; the task run is Failed if any of them failed.
+    """Prune some keys; the task run is Failed if any of them failed.
 
     Never retried by Prefect: a second attempt would not know what the first has deleted. Its requests are retried instead.
     """
-    for plan in group:
-        # Before the look at a key, too: there may be thousands of them.
-        if not run.may_go_on():
-            break
-        await prune_key(run, plan)
+    await prune_keys(run, group)
     if failed := [plan for plan in group if plan.report.error]:
         return Failed(message="; ".join(f"{label(plan.key)}: {plan.report.error}" for plan in failed[:5]))
     return Completed(message=f"{sum(plan.report.deleted for plan in group)} deleted")
 
 
+async def prune_keys(run: Run, plans: Sequence[KeyPlan]) -> None:
+    """Prune some keys. Those with few stale versions share a look at the server: alone, it would cost more than they do."""
+    for share in _shares(plans):
+        # Before the look, too: there may be thousands of them.
+        if not run.may_go_on():
+            break
+        if len(share) == 1:
+            await prune_key(run, share[0])
+        else:
+            await _prune_share(run, [_Key(plan.key, plan, set(plan.condemned)) for plan in share if plan.key is not None])
+
+
+def _shares(plans: Sequence[KeyPlan]) -> Iterator[Sequence[KeyPlan]]:
+    """Part keys so that a look at a share is as fresh for its last deletion as a look at one key is for a batch of its own."""
+    share: list[KeyPlan] = []
+    for plan in plans:
+        together = [*share, plan]
+        if share and (
+            None in {plan.key, share[0].key}
+            or sum(len(each.condemned) for each in together) > BATCH
+            or sum(each.report.versions for each in together) > MOST_VERSIONS
+            or sum(each.report.bytes_seen for each in together) > MOST_BYTES
+        ):
+            yield share
+            together = [plan]
+        share = together
+    if share:
+        yield share
+
+
+async def _prune_share(run: Run, keys: Sequence[_Key]) -> None:
+    """Prune keys that are looked at together, some at once; where that fails, each is looked at alone, and fails alone."""
+    looks: dict[str, _Look] = {}
+    with suppress(RetentionError):
+        looks = await _look_twice(run, keys)
+
+    async def prune(key: _Key) -> None:
+        async with _failing_alone(key.plan):
+            await _prune_keyed(run, key, looks.get(key.name), at_once=1)
+
+    await for_each(keys, prune, MOST_AT_ONCE)
+
+
+async def _look_twice(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
+    """Look at some keys, and at once again at their collections; what has changed in between is left to a look of its own."""
+    looks = await _look(run, keys)
+    plain = {name: look for name, look in looks.items() if look.plain}
+    collections = {each.key: each for each in await run.store.collections(list(plain))} if plain else {}
+    for name, look in plain.items():
+        look.is_checked = await _may_go(run, look, look.plain, collections.get(name))
+        if not look.is_checked:
+            del looks[name]
+    return looks
+
+
 async def prune_key(run: Run, plan: KeyPlan) -> None:
     """Delete the stale versions of one key, and account for them in its report. Its failure ends with it."""
-    try:
+    async with _failing_alone(plan):
         if plan.key is None:
             await _prune_unkeyed(run, plan)
         else:
-            await _prune_keyed(run, plan, plan.key)
+            await _prune_keyed(run, _Key(plan.key, plan, set(plan.condemned)))
+
+
+@asynccontextmanager
+async def _failing_alone(plan: KeyPlan) -> AsyncIterator[None]:
+    """Let a failure end the work on this key, and no other's."""
+    try:
+        yield
     except RetentionError as error:
         plan.report.error = str(error)
     except Exception as error:  # noqa: BLE001 - whatever it is, it stops no other key, and the run is not Completed
         plan.report.error = f"unexpected {type(error).__name__}"
 
 
-async def _prune_keyed(run: Run, plan: KeyPlan, key: str) -> None:
-    pending = set(plan.condemned)
-    while look := await _look(run, plan, key, pending):
-        others = [version for version in look.condemned if version.id != look.latest_id]
-        if not others and len(look.present) > 1:
-            # The latest of an idle key goes only when it is the only version left.
-            plan.report.spared += len(pending)
+async def _prune_keyed(run: Run, key: _Key, look: _Look | None = None, *, at_once: int = MOST_AT_ONCE) -> None:
+    look = look or (await _look(run, [key])).get(key.name)
+    while look:
+        portions = list(look.portions())
+        if not portions:
+            # What is left is an idle key's latest, and somebody made another version meanwhile, or a version is kept.
+            key.plan.report.spared += len(key.pending)
             return
-        for number, portion in enumerate(_portions(look, others)):
-            if not await _still_condemned(run, key, look, portion, is_first=not number):
+        for portion in portions:
+            if not await _still_may_go(run, look, portion):
                 break
+            look.age += len(portion)
             run.is_unsettled |= any(version.id == look.successor for version in portion)
-            if not await _delete(run, plan, portion, pending):
+            if not await _delete(run, key.plan, portion, key.pending, at_once):
                 return
+        look = (await _look(run, [key])).get(key.name)
 
 
-def _portions(look: _Look, others: Sequence[Version]) -> Iterator[Sequence[Version]]:
-    """Part what a look condemns: the version that would follow the latest goes last and alone, like an idle key's latest."""
-    yield from _batches([version for version in others if version.id != look.successor])
-    yield from ([version] for version in others or look.condemned if not others or version.id == look.successor)
-
-
-async def _still_condemned(run: Run, key: str, look: _Look, portion: Sequence[Version], *, is_first: bool) -> bool:
-    """Ask whether anything has changed since the look that could keep some of these versions; False means: look again."""
-    collections = await run.store.collections([key])
-    if not collections or select_policy(run.policies, key, collections[0].type) != look.policy:
-        return False
-    latest_id = collections[0].latest_id
-    if latest_id != look.latest_id:
-        # A version created since the look changes the latest of a busy key all the time, and keeps nothing of the first
-        # portion from going; but a former latest that was deleted does, because its successor moves up.
-        if not is_first or latest_id in look.present or portion[0].id == look.latest_id:
-            return False
-        return bool(await run.store.versions([look.latest_id]))
-    if is_first:
+async def _still_may_go(run: Run, look: _Look, portion: Sequence[Version]) -> bool:
+    """Read a key's collection again, if that was not done just now for several keys; False means: look again."""
+    if look.is_checked:
+        look.is_checked = False
         return True
+    collections = await run.store.collections([look.collection.key])
+    return await _may_go(run, look, portion, collections[0] if collections else None)
+
+
+async def _may_go(run: Run, look: _Look, portion: Sequence[Version], collection: Collection | None) -> bool:
+    """Tell whether nothing has changed since the look that could keep some of these versions.
+
+    What holds versions, and whether their runs are at work, is read again once `BATCH` deletions have passed.
+    """
+    latest_id = look.collection.latest_id
+    if collection is None or select_policy(run.policies, collection.key, collection.type) != look.policy:
+        return False
+    # A version created since the look changes the latest of a busy key all the time, and keeps nothing from going; but a
+    # former latest that was deleted does, because its successor moves up.
+    if collection.latest_id != latest_id and (
+        collection.latest_id in look.present or portion[0].id == latest_id or not await run.store.versions([latest_id])
+    ):
+        return False
+    if look.age + len(portion) <= BATCH:
+        return True
+    look.age = 0
     metadata = {version.id: version.metadata for version in await run.store.versions([version.id for version in portion])}
     return metadata == {version.id: version.metadata for version in portion} and not await unfinished_runs(run, portion)
 
 
-async def _look(run: Run, plan: KeyPlan, key: str, pending: set[UUID]) -> _Look | None:
-    """Fetch and judge a key anew, and drop from `pending` what has gone or is kept now; None if that leaves nothing.
+async def _look(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
+    """Fetch and judge some keys anew; a key of which nothing is condemned any more has no look.
 
-    The collection is read before its versions, so that the latest version is among them: one created in between is newer
+    The collections are read before their versions, so that the latest version is among them: one created in between is newer
     than the run, and protected as such.
     """
-    if not pending:
-        return None
+    keys = [key for key in keys if key.pending]
+    if not keys:
+        return {}
     await run.tell_of_deleting()
-    collections = await run.store.collections([key])
-    history = await run.store.history(key)
-    present = frozenset(version.id for version in history.versions)
-    gone = pending - present if history.complete else set()
-    condemned: list[Version] = []
-    policy = select_policy(run.policies, key, collections[0].type) if collections else None
-    if policy and history.complete:
-        verdicts = await judge(run, history.versions, policy, collections[0].latest_id)
-        if verdicts and verdicts[0].rules == ("dangling",):
-            run.dangling.add(key)
-        condemned = [v.version for v in reversed(verdicts) if not v.keep and v.version.id in pending]
-    spared = pending - gone - {version.id for version in condemned}
-    plan.report.already_gone += len(gone)
-    plan.report.spared += len(spared)
-    pending -= gone | spared
-    if not policy or not condemned:
-        return None
-    latest_id = collections[0].latest_id
-    ranked = sorted((v.created, v.id) for v in history.versions if v.id != latest_id)
-    return _Look(policy, latest_id, ranked[-1][1] if ranked else None, condemned, present)
+    names = [key.name for key in keys]
+    collections = {each.key: each for each in await run.store.collections(names)}
+    histories = await _histories(run, names)
+    subjects: dict[str, tuple[Sequence[Version], RetentionPolicy, UUID]] = {}
+    for name, history in histories.items():
+        collection = collections.get(name)
+        policy = select_policy(run.policies, name, collection.type) if collection else None
+        if collection and policy and history.complete:
+            subjects[name] = history.versions, policy, collection.latest_id
+    verdicts = dict(zip(subjects, await judge_all(run, list(subjects.values())), strict=True))
+    looks: dict[str, _Look] = {}
+    for key in keys:
+        if key.name in histories and (condemned := _settle(run, key, histories[key.name], verdicts.get(key.name, ()))):
+            versions, policy, latest_id = subjects[key.name]
+            present = frozenset(version.id for version in versions)
+            looks[key.name] = _Look(collections[key.name], policy, _successor(versions, latest_id), condemned, present)
+    return looks
+
+
+def _successor(versions: Sequence[Version], latest_id: UUID) -> UUID | None:
+    ranked = sorted((version.created, version.id) for version in versions if version.id != latest_id)
+    return ranked[-1][1] if ranked else None
+
+
+async def _histories(run: Run, keys: Sequence[str]) -> dict[str, History]:
+    """List the versions of some keys; of several, those that cannot be listed are left out, and looked at alone later."""
+    if len(keys) == 1:
+        return {keys[0]: await run.store.history(keys[0])}
+    return {each.key: each async for batch in run.store.histories(keys) for each in batch if not each.error}
+
+
+def _settle(run: Run, key: _Key, history: History, verdicts: Sequence[Verdict]) -> list[Version]:
+    """Account for what of a key has gone or is kept now, and return what is still condemned, oldest first."""
+    if verdicts and verdicts[0].rules == ("dangling",):
+        run.dangling.add(key.name)
+    condemned = [v.version for v in reversed(verdicts) if not v.keep and v.version.id in key.pending]
+    gone = key.pending - {version.id for version in history.versions} if history.complete else set()
+    spared = key.pending - gone - {version.id for version in condemned}
+    key.plan.report.already_gone += len(gone)
+    key.plan.report.spared += len(spared)
+    key.pending -= gone | spared
+    return condemned
 
 
 async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
@@ -176,26 +309,33 @@ async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
         condemned = [verdict.version for verdict in reversed(verdicts) if not verdict.keep]
         plan.report.already_gone += len(ids) - len(versions)
         plan.report.spared += len(versions) - len(condemned)
-        if not await _delete(run, plan, condemned, set(ids)):
+        if not await _delete(run, plan, condemned, set(ids), MOST_AT_ONCE):
             return
 
 
-async def _delete(run: Run, plan: KeyPlan, versions: Sequence[Version], pending: set[UUID]) -> bool:
-    """Delete versions in their order. False, and no more of this key, once a budget of the run is used up.
+async def _delete(run: Run, plan: KeyPlan, versions: Sequence[Version], pending: set[UUID], at_once: int) -> bool:
+    """Delete versions, begun in their order. False, and no more of this key, once a budget of the run is used up.
 
     Raises:
-        StoreError: A deletion failed; whether the server has deleted that version is then unknown.
+        StoreError: A deletion failed; whether the server has deleted that version is then unknown. No other is begun after it,
+            and those under way are waited for and counted.
     """
-    for version in versions:
-        if not run.may_delete():
-            return False
+    waiting = deque(versions)
+    failures: list[Exception] = []
+
+    def begun() -> Iterator[Version]:
+        while waiting and not failures and run.may_delete():
+            yield waiting.popleft()
+
+    async def delete(version: Version) -> None:
         if plan.key is not None:
             run.touched.add(plan.key)
         try:
             deleted = await run.store.delete(version.id)
-        except RetentionError:
+        except Exception as error:  # noqa: BLE001 - raised below, once the others have been counted
             plan.report.failed += 1
-            raise
+            failures.append(error)
+            return
         pending.discard(version.id)
         if deleted:
             plan.report.deleted += 1
@@ -203,7 +343,11 @@ async def _delete(run: Run, plan: KeyPlan, versions: Sequence[Version], pending:
         else:
             plan.report.already_gone += 1
         await run.tell_of_deletion()
-    return True
+
+    await for_each(begun(), delete, min(at_once, len(versions)))
+    if failures:
+        raise failures[0]
+    return not waiting
 
 
 def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -1,5 +1,6 @@
 """A real Prefect server with its database, for the tests."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from prefect_artifact_retention.tasks.run import Step
 
 SERVER_PYTHON = os.environ.get("TEST_SERVER_PYTHON", sys.executable)
 """Whose Prefect the servers run: `make test-compat` lets a newer client talk to an older server."""
+
+LOWERED_LIMIT = 37
+"""What an administrator allows in a page of the PostgreSQL server of the integration tests; the other has the default."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,18 @@ def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
             local.wait()
             yield Server(local, Database(url))
             drain()
+
+
+async def settled_counts(server: Server) -> dict[str, int]:
+    """Count all rows once the runs of earlier tests have sent their last log lines and events."""
+    before: dict[str, int] = {}
+    for _ in range(20):
+        counts = await server.database.count_all_rows()
+        if counts == before:
+            break
+        before = counts
+        await asyncio.sleep(3)
+    return before
 
 
 def drain() -> None:

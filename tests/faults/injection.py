@@ -44,6 +44,17 @@ class Fault:
     outage: bool = False
     of: Callable[[httpx.Request], bool] = lambda _request: True
 
+    def outcome(self, victim: httpx.Request) -> str:
+        """The outcome that a run must have of which this request met the fault, where there is only one; else empty.
+
+        What passes is tried again until it succeeds; a deletion that fails for good fails its key.
+        """
+        is_for_good = self.lasting or self.outage
+        if self.name.startswith(("timeout", "dropped", "429", "503")) and not is_for_good:
+            return "completed"
+        fails = is_for_good or self.name.startswith(("404 before", "409", "500"))
+        return "failed" if fails and victim.method == "DELETE" and self.of(victim) else ""
+
 
 def is_write(request: httpx.Request) -> bool:
     """Whether it makes a difference that the server has acted before the answer is lost."""

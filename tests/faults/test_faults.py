@@ -113,6 +113,9 @@ class Trial:
                 figures.outcomes["never met"] += 1
                 continue
             found = await self.judge(database, made, report)
+            must = fault.outcome(broken.victim) if report and "attempts" in broken.victim.extensions else ""
+            if report and must not in ("", report.outcome):
+                found.append(f"the run says {report.outcome}, and must have {must}: {report.errors}")
             if max(broken.pauses, default=0) > LONGEST_PAUSE or sum(broken.pauses) > MOST_PAUSES:
                 found.append(f"pauses of {broken.pauses} s")
             await ten_minutes_pass(database)

@@ -1,5 +1,6 @@
 """A server that is out of reach, asks for absurd pauses, hides rows or cannot show some: bounded, told, nothing lost."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -19,6 +20,7 @@ from injection import (
     shifts,
 )
 from prefect_artifact_retention.policies import RetentionPolicy, StoreError
+from prefect_artifact_retention.stores import concurrency
 from prefect_artifact_retention.stores.connection import MOST_LOST, connect
 from scenario import fill, problems, run_flow, run_steps, scenario, small_pages, unfinished_run
 from servers import Server
@@ -91,6 +93,20 @@ async def test_requests_lost_here_and_there_end_no_run(server: Server, monkeypat
                     except StoreError:
                         lost += 1
         assert (lost, len(broken.requests)) == (1, 1 + 8 + ATTEMPTS - 1)
+
+
+async def test_requests_that_are_lost_together_count_as_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With four under way, one moment of bad luck is no outage; three such moments in a row are."""
+    monkeypatch.setattr(concurrency, "LEVELS", (4,))
+    with server.active(), line(monkeypatch, Fault("503", answers(503), outage=True), at=2) as broken:
+        async with connect() as connection:
+            await connection.now()
+            for _ in range(MOST_LOST):
+                lost = await asyncio.gather(*(connection.now() for _ in range(4)), return_exceptions=True)
+                assert ["503" in str(error) for error in lost] == [True] * 4
+            with pytest.raises(StoreError, match="out of reach"):
+                await connection.now()
+    assert len(broken.requests) == 2 + MOST_LOST * 4 * ATTEMPTS
 
 
 async def test_a_run_that_listings_hide_is_not_taken_for_one_that_has_ended(

@@ -3,15 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-from servers import Server, started
-
-LOWERED_LIMIT = "37"
-"""What an administrator allows in a page of the PostgreSQL server; the other has Prefect's default."""
+from servers import LOWERED_LIMIT, Server, started
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
 def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for the session."""
-    settings = {"PREFECT_SERVER_API_DEFAULT_LIMIT": LOWERED_LIMIT} if request.param == "postgresql" else {}
+    settings = {"PREFECT_SERVER_API_DEFAULT_LIMIT": str(LOWERED_LIMIT)} if request.param == "postgresql" else {}
     with started(request.param, tmp_path_factory.mktemp(request.param), **settings) as server:
         yield server

@@ -15,14 +15,14 @@ import pytest
 from database import Row, days, series
 from prefect import flow, get_client
 from prefect.client.schemas.objects import State, StateType
-from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Running
 from prefect_artifact_retention.flows.cleanup import LISTENER, artifact_cleanup
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
-from servers import Server, drain, when_planned
+from servers import Server, drain, settled_counts, when_planned
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 
@@ -566,18 +566,6 @@ async def test_the_packages_own_keys_stay_bounded(server: Server) -> None:
     }
 
 
-async def settled_counts(server: Server) -> dict[str, int]:
-    """Count all rows once the runs of earlier tests have sent their last log lines and events."""
-    before: dict[str, int] = {}
-    for _ in range(20):
-        counts = await server.database.count_all_rows()
-        if counts == before:
-            break
-        before = counts
-        await asyncio.sleep(3)
-    return before
-
-
 async def test_preview_of_the_command_line_writes_nothing_at_all(server: Server, tmp_path, monkeypatch, capsys) -> None:  # noqa: ANN001
     """No row in any table, and the plan that an independent query finds."""
     monkeypatch.chdir(tmp_path)
@@ -651,7 +639,8 @@ async def test_an_error_never_shows_an_api_key(server: Server) -> None:
     """Not even one that HTTP refuses to send, which httpx would quote."""
     from prefect_artifact_retention.stores.connection import connect  # noqa: PLC0415
 
-    key = temporary_settings(updates={PREFECT_API_KEY: "pnu_secret\n"})
+    # Prefect's client tries again, five times, as if a network were at fault.
+    key = temporary_settings(updates={PREFECT_API_KEY: "pnu_secret\n", PREFECT_CLIENT_MAX_RETRIES: 0})
     with server.active(), key, pytest.raises(StoreError, match="forbids") as refused:
         async with connect() as connection:
             await connection.now()

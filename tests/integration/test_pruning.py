@@ -1,0 +1,169 @@
+"""Keys that share a look at the server, and deletions under way together: as safe as one key, one version at a time."""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from database import Row, series
+from prefect import get_client
+from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.stores import concurrency
+from prefect_artifact_retention.tasks.report import CleanupFailed
+from servers import Server, when_planned
+
+KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
+AT_ONCE = 4
+
+Send = Callable[[httpx.AsyncHTTPTransport, httpx.Request], Awaitable[httpx.Response]]
+Handle = Callable[[httpx.AsyncHTTPTransport, httpx.Request, Send], Awaitable[httpx.Response]]
+
+
+@contextmanager
+def transport(handle: Handle) -> Iterator[None]:
+    """Have all requests pass by here."""
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def pass_by(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        return await handle(transport, request, send)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", pass_by)
+        yield
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run have four requests under way from the start."""
+    monkeypatch.setattr(concurrency, "LEVELS", (AT_ONCE,))
+
+
+async def keys(server: Server, *names: str, versions: int) -> dict[str, list[Row]]:
+    """As many versions of each key, one a day, the newest first."""
+    rows = {name: series(name, range(1, versions + 1)) for name in names}
+    await server.database.insert([row for each in rows.values() for row in each])
+    return rows
+
+
+async def test_keys_with_one_stale_version_share_their_looks(server: Server) -> None:
+    """A run over a hundred of them sends fewer other requests than deletions."""
+    rows = await keys(server, *(f"key-{number}" for number in range(100)), versions=3)
+    requests: Counter[str] = Counter()
+
+    async def count(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        requests["deletions" if request.method == "DELETE" else "others"] += "/artifacts/" in request.url.path
+        return await send(transport, request)
+
+    with transport(count):
+        report = await server.cleanup([KEEP_2], mode="delete")
+    assert report.deleted == 100
+    assert await server.database.ids() == {row.id for each in rows.values() for row in each[:2]}
+    assert requests["others"] < requests["deletions"], requests
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+async def test_a_successor_stays_when_a_person_deletes_the_latest_after_a_shared_look(server: Server, keep: int) -> None:
+    """Its neighbours in the look lose what they should."""
+    rows = await keys(server, "a", "b", "c", versions=keep + 1)
+    planned: list[bool] = []
+    deleted: list[bool] = []
+
+    async def mark() -> None:
+        planned.append(True)
+
+    async def delete_latest(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        response = await send(transport, request)
+        if planned and not deleted and request.url.path.endswith("/artifacts/filter") and b'["a","b","c"]' in request.content:
+            deleted.append(True)
+            async with get_client() as person:
+                await person.delete_artifact(rows["b"][0].id)
+        return response
+
+    with transport(delete_latest), when_planned(mark):
+        report = await server.cleanup([RetentionPolicy(name="p", keep_last=keep)], mode="delete", max_task_runs=1)
+    assert deleted
+    left = {row.id for name, each in rows.items() for row in (each[1:] if name == "b" else each[:keep])}
+    assert await server.database.ids() == left
+    assert (report.deleted, report.spared) == (2, 1)
+    assert not await server.database.dangling()
+
+
+async def test_a_key_that_cannot_be_looked_at_fails_alone(server: Server) -> None:
+    """The keys that would have shared the look with it are pruned all the same."""
+    rows = await keys(server, "a", "bad", "c", versions=3)
+    planned: list[bool] = []
+
+    async def mark() -> None:
+        planned.append(True)
+
+    async def refuse(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if planned and b'"bad"' in request.content and request.url.path.endswith("latest/filter"):
+            return httpx.Response(500, json={"detail": "boom"}, request=request)
+        return await send(transport, request)
+
+    with transport(refuse), when_planned(mark), pytest.raises(CleanupFailed, match="500") as failed:
+        await server.cleanup([KEEP_2], mode="delete", max_task_runs=1)
+    assert [(key.key, key.deleted) for key in failed.value.report.key_reports if not key.error] == [("a", 1), ("c", 1)]
+    assert await server.database.ids() == {row.id for name, each in rows.items() for row in each[: 3 if name == "bad" else 2]}
+
+
+def watch(under_way: set[str], seen: list[tuple[str, int]]) -> Handle:
+    """Note each deletion, and how many others are under way when it begins."""
+
+    async def handle(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if request.method != "DELETE":
+            return await send(transport, request)
+        seen.append((request.url.path.rpartition("/")[2], len(under_way)))
+        under_way.add(request.url.path)
+        try:
+            return await send(transport, request)
+        finally:
+            under_way.discard(request.url.path)
+
+    return handle
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_versions_of_one_key_go_several_at_once_and_the_one_behind_the_latest_last_and_alone(server: Server) -> None:
+    """So that a server which is faster with several requests is used well, and no collection loses its latest version."""
+    rows = (await keys(server, "report", versions=31))["report"]
+    seen: list[tuple[str, int]] = []
+    with transport(watch(set(), seen)):
+        report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+    assert (report.deleted, report.failed) == (30, 0)
+    assert max(others for _, others in seen) == AT_ONCE - 1
+    begun = list(dict.fromkeys(version for version, _ in seen))
+    assert begun == [str(row.id) for row in reversed(rows[1:])]
+    assert {others for version, others in seen if version == str(rows[1].id)} == {0}
+    assert await server.database.ids() == {rows[0].id}
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_limit_of_deletions_holds_to_the_last_one_with_several_under_way(server: Server) -> None:
+    """Seven are seven."""
+    rows = (await keys(server, "report", versions=20))["report"]
+    report = await server.cleanup([KEEP_2], mode="delete", max_deletions=7)
+    assert (report.outcome, report.deleted) == ("unfinished", 7)
+    assert await server.database.ids() == {row.id for row in rows[:13]}
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_deletion_that_fails_ends_its_key_and_those_under_way_are_counted(server: Server) -> None:
+    """What the report says has gone is what the database says."""
+    rows = (await keys(server, "report", versions=30))["report"]
+    bad = str(rows[20].id)
+
+    async def refuse(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if request.url.path.endswith(bad):
+            return httpx.Response(500, json={"detail": "boom"}, request=request)
+        return await send(transport, request)
+
+    with transport(refuse), pytest.raises(CleanupFailed, match="boom") as failed:
+        await server.cleanup([KEEP_2], mode="delete")
+    report: Any = failed.value.report
+    gone = {row.id for row in rows} - await server.database.ids()
+    assert (report.failed, report.deleted) == (1, len(gone))
+    assert {row.id for row in rows[21:]} <= gone
+    assert len(gone) < 9 + AT_ONCE
