@@ -35,8 +35,9 @@ from prefect_artifact_retention.policies.loading import digest
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
-from prefect_artifact_retention.stores.database import open_database
+from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.store import Store
+from prefect_artifact_retention.tasks.bulk import bulk_task
 from prefect_artifact_retention.tasks.discover import discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
@@ -293,17 +294,26 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
     if await _gives_way(run):
         return
     get_run_logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
-    # Tasks are awaited in this flow's own event loop: mapped ones get a loop each, in which one client cannot serve them.
-    groups = pack(run.plans, run.limits.max_task_runs)
-    for group, state in zip(groups, await _prune(run, groups), strict=True):
-        if not state.is_completed() and not any(plan.report.error for plan in group):
-            run.report.errors.append(printable(f"prune {group_label(group)}: {state.message}"))
+    try:
+        if isinstance(run.store, DatabaseStore):
+            await bulk_task(run, run.store)
+        await _prune_by_key(run)
+    except RetentionError as error:
+        run.report.errors.append(str(error))
     unfinished = next(
         (plan.key for plan in run.plans if plan.key is not None and plan.remaining and not plan.report.error), None
     )
     if run.report.outcome == "unfinished" and unfinished is not None:
         run.report.stopped_at = unfinished
     await verify_task(run)
+
+
+async def _prune_by_key(run: Run) -> None:
+    # Tasks are awaited in this flow's own event loop: mapped ones get a loop each, in which one client cannot serve them.
+    groups = pack([plan for plan in run.plans if plan.condemned], run.limits.max_task_runs)
+    for group, state in zip(groups, await _prune(run, groups), strict=True):
+        if not state.is_completed() and not any(plan.report.error for plan in group):
+            run.report.errors.append(printable(f"prune {group_label(group)}: {state.message}"))
 
 
 async def _prune(run: Run, groups: Sequence[Sequence[KeyPlan]]) -> list[State[None]]:

@@ -101,7 +101,7 @@ class DatabaseStore:
         writing = {"begin": "IMMEDIATE"} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         self._writer = engine.execution_options(**writing)
         self._slots = asyncio.Semaphore(CONNECTIONS)
-        self._most_per_second = most_per_second
+        self.most_per_second = most_per_second
         self._may_delete_at = 0.0
 
     async def now(self) -> datetime:
@@ -204,9 +204,8 @@ class DatabaseStore:
         Raises:
             LatestVersionError: It is the latest of its key, and others are left.
         """
-        deleted = await self._write(lambda connection: self._delete(connection, version_id))
-        await self._pace(deleted)
-        return bool(deleted)
+        await self.pace(1)
+        return bool(await self._write(lambda connection: self._delete(connection, version_id)))
 
     async def delete_unchanged(self, portions: Sequence[Portion]) -> dict[str, Mark | None]:
         """Delete what is condemned of keys in which nothing has changed since they were judged, in one transaction.
@@ -221,11 +220,9 @@ class DatabaseStore:
             The keys of which the portion has gone, with their mark from now on where more is to follow.
         """
         try:
-            marks = await self._write(lambda connection: self._delete_unchanged(connection, portions))
+            return await self._write(lambda connection: self._delete_unchanged(connection, portions))
         except _PassingError:
             return {}
-        await self._pace(sum(len(portion.ids) for portion in portions if portion.collection.key in marks))
-        return marks
 
     async def delete_unkeyed(self, ids: Sequence[UUID]) -> set[UUID]:
         """Delete those of some artifacts without a key that neither metadata nor an unfinished run could keep.
@@ -234,11 +231,16 @@ class DatabaseStore:
             Those deleted; none if others go on changing them.
         """
         try:
-            deleted = await self._write(lambda connection: self._delete_unkeyed(connection, ids))
+            return await self._write(lambda connection: self._delete_unkeyed(connection, ids))
         except _PassingError:
             return set()
-        await self._pace(len(deleted))
-        return deleted
+
+    async def pace(self, deletions: int) -> None:
+        """Pause so that as many deletions agree with the rate that is allowed."""
+        if self.most_per_second and deletions:
+            clock = asyncio.get_running_loop().time
+            self._may_delete_at = max(self._may_delete_at, clock()) + deletions / self.most_per_second
+            await asyncio.sleep(self._may_delete_at - clock())
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
         """Tell which of these collections name a latest version that does not exist."""
@@ -398,13 +400,6 @@ class DatabaseStore:
     async def _bound(self, connection: AsyncConnection, **milliseconds: int) -> None:
         for name, value in () if self.is_sqlite else milliseconds.items():
             await connection.exec_driver_sql(f"SET LOCAL {name} = {value}")
-
-    async def _pace(self, deleted: int) -> None:
-        """Pause until the rows deleted so far agree with the rate that is allowed."""
-        if self._most_per_second and deleted:
-            clock = asyncio.get_running_loop().time
-            self._may_delete_at = max(self._may_delete_at, clock()) + deleted / self._most_per_second
-            await asyncio.sleep(self._may_delete_at - clock())
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:

@@ -39,6 +39,7 @@ class Database:
     """The artifact tables of one server."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self.engine = create_async_engine(url, poolclass=NullPool)
         self.is_sqlite = url.startswith("sqlite")
         self.json_type = "TEXT" if self.is_sqlite else "JSON"
