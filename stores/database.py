@@ -341,16 +341,15 @@ class DatabaseStore:
         return [History(key, found, mark=(len(found), sums[key])) for key, found in versions.items()]
 
     async def _marks(self, connection: AsyncConnection, keys: Sequence[str]) -> dict[str, Mark]:
-        """The marks of keys: on PostgreSQL, how many rows they have, and the sum of the transactions that wrote these.
+        """The marks of keys: how many rows they have, and on PostgreSQL a digest of these and of who wrote them.
 
-        Every change of a row makes a later transaction its writer, so the two together stay only if nothing changes. SQLite
-        does not say who wrote a row.
+        Every change of a row makes another transaction its writer. SQLite does not say who wrote a row.
         """
         if self.is_sqlite:
             return {each.key: each.mark for each in await self._histories(connection, keys) if each.mark}
-        summed = sa.select(ARTIFACT.c.key, sa.func.count(), sa.cast(sa.func.sum(_WRITER), sa.BigInteger))
+        summed = sa.select(ARTIFACT.c.key, sa.func.count(), sa.func.sum(_WRITER))
         rows = await connection.execute(summed.where(self._among(ARTIFACT.c.key, keys)).group_by(ARTIFACT.c.key))
-        return {key: (count, writers) for key, count, writers in rows}
+        return {key: (count, int(writers)) for key, count, writers in rows}
 
     async def _keys_in_use(self, connection: AsyncConnection, ids: Collection[UUID]) -> set[str]:
         """The keys of those versions whose runs have not finished."""
@@ -453,7 +452,9 @@ class _PassingError(StoreError):
     """Somebody else changes or locks the same rows just now."""
 
 
-_WRITER: sa.ColumnElement[int] = sa.literal_column("artifact.xmin::text::bigint", sa.BigInteger)
+_WRITER: sa.ColumnElement[int] = sa.literal_column(
+    "hashtextextended(artifact.xmin::text, uuid_hash(artifact.id))", sa.BigInteger
+)
 
 
 @asynccontextmanager
@@ -499,6 +500,11 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
     def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401 - the adapter of a driver
         # The driver itself would begin transactions when it sees fit.
         connection.isolation_level = None
+        # As Prefect has it: states of runs may point to an artifact, and shall not to one that has gone.
+        cursor = connection.cursor()
+        for setting in ("foreign_keys = ON", "synchronous = NORMAL"):
+            cursor.execute(f"PRAGMA {setting}")
+        cursor.close()
 
     @sa.event.listens_for(engine.sync_engine, "begin")
     def _begun(connection: sa.Connection) -> None:

@@ -21,7 +21,7 @@ WAY_OUT = "unset ARTIFACT_RETENTION_DATABASE_URL and ARTIFACT_RETENTION_DATABASE
 class _TextId(sa.TypeDecorator[UUID]):
     """An id as Prefect writes it to SQLite: 36 characters, with hyphens."""
 
-    impl = sa.String(36)
+    impl = sa.CHAR(36)
     cache_ok = True
 
     def process_bind_param(self, value: UUID | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
@@ -31,21 +31,21 @@ class _TextId(sa.TypeDecorator[UUID]):
         return None if value is None else UUID(value)
 
 
-class _TextTime(sa.TypeDecorator[datetime]):
+class _UtcTime(sa.TypeDecorator[datetime]):
     """A time as Prefect writes it to SQLite: in UTC, without saying so."""
 
-    impl = sa.String
+    impl = sa.DateTime
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
-        return None if value is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
 
-    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
-        return None if value is None else datetime.fromisoformat(value).replace(tzinfo=UTC)
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
+        return None if value is None else value.replace(tzinfo=UTC)
 
 
 ID = sa.Uuid().with_variant(_TextId(), "sqlite")
-TIME = sa.TIMESTAMP(timezone=True).with_variant(_TextTime(), "sqlite")
+TIME = sa.TIMESTAMP(timezone=True).with_variant(_UtcTime(), "sqlite")
 
 _tables = sa.MetaData()
 
