@@ -37,7 +37,7 @@ from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.store import Store
-from prefect_artifact_retention.tasks.bulk import bulk_task
+from prefect_artifact_retention.tasks.bulk import bulk_task, reclaim_task
 from prefect_artifact_retention.tasks.discover import discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
@@ -224,7 +224,7 @@ async def _clean_up(
         run.listen(progress.listen)
         try:
             try:
-                await _steps(run, progress)
+                await _steps(run, progress, vacuum=settings.reclaim == "vacuum")
             except RetentionError as error:
                 run.report.errors.append(str(error))
             await _publish(run, progress)
@@ -280,7 +280,7 @@ async def _last_words(run: Run, progress: ProgressArtifact) -> None:
         _announce("stopped", report.scope, report.model_dump(mode="json", include=ANNOUNCED))
 
 
-async def _steps(run: Run, progress: ProgressArtifact) -> None:
+async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     resume_at = await read_resume_key(run) if run.limits.time_budget_minutes else ""
     await discover_task(run, resume_at=resume_at)
     if await _gives_way(run):
@@ -294,9 +294,11 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
     if await _gives_way(run):
         return
     get_run_logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
+    database = run.store if isinstance(run.store, DatabaseStore) else None
+    on_disk = await database.disk_bytes() if database else 0
     try:
-        if isinstance(run.store, DatabaseStore):
-            await bulk_task(run, run.store)
+        if database:
+            await bulk_task(run, database)
         await _prune_by_key(run)
     except RetentionError as error:
         run.report.errors.append(str(error))
@@ -306,6 +308,8 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
     if run.report.outcome == "unfinished" and unfinished is not None:
         run.report.stopped_at = unfinished
     await verify_task(run)
+    if database and run.report.deleted:
+        await reclaim_task(run, database, on_disk, vacuum=vacuum)
 
 
 async def _prune_by_key(run: Run) -> None:

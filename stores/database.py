@@ -262,6 +262,26 @@ class DatabaseStore:
         """
         return await self._write(lambda connection: self._repair(connection, key))
 
+    async def disk_bytes(self) -> int:
+        """What the artifacts take on disk with their indexes and large values; on SQLite, the whole file."""
+        pages = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+        size: int = await self._read_scalar(sa.text(pages if self.is_sqlite else "SELECT pg_total_relation_size('artifact')"))
+        return size
+
+    async def vacuum(self) -> None:
+        """Vacuum the artifacts; on SQLite, which cannot do less, the whole file.
+
+        Raises:
+            StoreError: That is not ours to do, or others do not let go of the file.
+        """
+        if not self.is_sqlite and not await self._read_scalar(sa.text(_MAY_VACUUM)):
+            # PostgreSQL would only warn.
+            raise StoreError(f"{self.address}: the role {self.engine.url.username} may not vacuum the table artifact")
+        with self._in_words():
+            outside = {"begin": ""} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+            async with self.engine.execution_options(**outside).connect() as connection:
+                await connection.exec_driver_sql("VACUUM" if self.is_sqlite else "VACUUM (ANALYZE) artifact")
+
     # --- within a transaction
 
     async def _delete(self, connection: AsyncConnection, version_id: UUID) -> int:
@@ -360,7 +380,7 @@ class DatabaseStore:
         async with self._reading() as connection:
             return (await connection.scalars(sa.select(column).where(self._among(column, ids)))).all()
 
-    async def _read_scalar(self, query: sa.Select[Any]) -> Any:  # noqa: ANN401 - whatever is asked for
+    async def _read_scalar(self, query: sa.Executable) -> Any:  # noqa: ANN401 - whatever is asked for
         async with self._reading() as connection:
             return await connection.scalar(query)
 
@@ -456,6 +476,12 @@ _WRITER: sa.ColumnElement[int] = sa.literal_column(
     "hashtextextended(artifact.xmin::text, uuid_hash(artifact.id))", sa.BigInteger
 )
 
+_MAY_VACUUM = """
+SELECT CASE WHEN current_setting('server_version_num')::int >= 170000
+  THEN has_table_privilege('artifact', 'MAINTAIN') ELSE pg_has_role(relowner, 'USAGE') END
+FROM pg_class WHERE oid = 'artifact'::regclass
+"""
+
 
 @asynccontextmanager
 async def open_database(url: str, most_per_second: int = 0) -> AsyncIterator[DatabaseStore]:
@@ -508,7 +534,8 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
 
     @sa.event.listens_for(engine.sync_engine, "begin")
     def _begun(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('begin', 'DEFERRED')}")
+        if mode := connection.get_execution_options().get("begin", "DEFERRED"):
+            connection.exec_driver_sql(f"BEGIN {mode}")
 
     return engine
 

@@ -11,8 +11,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 from uuid import UUID
 
+from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores.database import DatabaseStore, Portion
 from prefect_artifact_retention.stores.store import Mark
+from prefect_artifact_retention.tasks.rendering import size
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
 BATCH = 2_000
@@ -71,6 +73,7 @@ async def _prune_batch(run: Run, store: DatabaseStore, batch: Batch) -> list[Key
 
     portions = [portion for _plan, portion in batch.values()]
     marks = await _to_the_end(store.delete_unchanged(portions), account)
+    await run.tell_of_deleting()
     await store.pace(sum(len(portion.ids) for portion in portions if portion.collection.key in marks))
     return [batch[key][0] for key, mark in marks.items() if mark]
 
@@ -90,13 +93,14 @@ async def _prune_unkeyed(run: Run, store: DatabaseStore, plan: KeyPlan, most: in
         deleted = await _to_the_end(store.delete_unkeyed(list(portion)), account)
         left += portion.keys() - deleted
         start += len(portion)
+        await run.tell_of_deleting()
         await store.pace(len(deleted))
     plan.condemned = [*left, *ids[start:]]
 
 
-def _account(run: Run, plan: KeyPlan, number: int, size: int) -> None:
+def _account(run: Run, plan: KeyPlan, number: int, freed: int) -> None:
     plan.report.deleted += number
-    plan.report.bytes_freed += size
+    plan.report.bytes_freed += freed
     run.deletions_started += number
     run.deletions_settled += number
 
@@ -113,4 +117,26 @@ async def _to_the_end(work: Coroutine[Any, Any, T], account: Callable[[T], None]
     return result
 
 
+async def reclaim(run: Run, store: DatabaseStore, before: int, *, vacuum: bool) -> None:
+    """Say in the report what space on disk the run has freed, or that it has freed none, and why.
+
+    Args:
+        run: Its report gains a note.
+        store: The database.
+        before: Bytes that its artifacts took before the run deleted any.
+        vacuum: Whether to vacuum first; a failure is a warning, as what is stale has gone all the same.
+    """
+    what = "The file of the SQLite database" if store.is_sqlite else "The table of the artifacts"
+    why = f"the space of deleted rows is used again, and given back by {'VACUUM' if store.is_sqlite else 'pg_repack'} only"
+    if vacuum:
+        try:
+            await store.vacuum()
+        except StoreError as error:
+            run.report.warn(f"nothing was vacuumed: {error}")
+    after = await store.disk_bytes()
+    freed = f"{size(before - after)} freed" if after < before else f"none freed: {why}"
+    run.report.notes.append(f"{what} took {size(before)} on disk before the run and takes {size(after)} now; {freed}.")
+
+
 bulk_task = as_task(prune_unchanged, "prune unchanged keys")
+reclaim_task = as_task(reclaim, "reclaim")

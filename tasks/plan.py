@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from array import array
 from collections.abc import Container, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -30,7 +31,10 @@ async def make_plan(run: Run) -> None:
         else:
             run.report.unmanaged.append(collection.key)
     unkeyed_policy = None if run.report.scope else select_policy(run.policies, None, None)
-    await _plan_rounds(run, managed, unkeyed_policy)
+    try:
+        await _plan_rounds(run, managed, unkeyed_policy)
+    finally:
+        gc.unfreeze()
     if not unkeyed_policy and not run.report.scope:
         run.report.unmanaged_unkeyed = await run.store.count_unkeyed()
     run.report.policies = _policy_reports(run)
@@ -52,6 +56,9 @@ async def _plan_rounds(
         planned = 0
         async for histories in run.store.histories(keys):
             await _plan_keys(run, [(history, *managed[history.key]) for history in histories])
+            # Each batch is a multitude of objects, for which Python's collector would look through all there are, again and
+            # again: with a million versions, half of the time.
+            gc.freeze()
             planned += len(histories)
             await run.tell("planning", done + planned, total)
             if planned < len(keys) and not run.may_plan_on():

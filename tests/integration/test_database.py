@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import sqlite3
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -28,13 +29,18 @@ from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.stores.database import DatabaseStore, Portion, open_database
 from prefect_artifact_retention.stores.schema import ARTIFACT, check_schema
 from prefect_artifact_retention.stores.store import LatestVersionError
-from prefect_artifact_retention.tasks.report import CleanupReport
+from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
 from pydantic import SecretStr
 from servers import Server, when_planned
 
 KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
+ROLE_POLICIES = [
+    RetentionPolicy(name="idle", match_keys=["idle"], keep_last=1, drop_idle_keys_after_days=90),
+    KEEP_1,
+]
+DOCUMENTATION = (Path(__file__).parents[2] / "docs" / "database.md").read_text(encoding="utf-8")
 POLICIES = [
     RetentionPolicy(name="shield", match_keys=["*-shield"], match_types=["table"], keep_all=True),
     RetentionPolicy(name="idle", match_keys=["idle-*"], keep_last=2, drop_idle_keys_after_days=20),
@@ -151,6 +157,8 @@ async def test_both_stores_plan_report_and_leave_the_same(server: Server) -> Non
                 for key in sorted({row.key for row in rows if row.key})[:20]
             ]
         report = await this.cleanup(POLICIES, mode="delete")
+        # What was freed on disk only the database tells.
+        report.notes.clear()
         found[store] = plan, explained, shown(report), await server.database.ids(), await server.database.dangling()
     for through_database, through_api in zip(found["database"], found["api"], strict=True):
         assert through_database == through_api
@@ -298,7 +306,7 @@ async def test_what_has_not_changed_goes_in_bulk_and_the_counts_are_exact(server
     assert report.bytes_freed == sum(len(json.dumps(row.data)) for row in gone) == report.bytes_planned
     own = "SELECT flow_run_id FROM artifact WHERE key = 'artifact-retention-report'"
     tasks = {row[0] for row in await server.database.run(f"SELECT name FROM task_run WHERE flow_run_id = ({own})")}
-    assert tasks == {"discover", "plan", "prune unchanged keys", "verify", "report"}
+    assert tasks == {"discover", "plan", "prune unchanged keys", "verify", "reclaim", "report"}
     assert not await server.database.dangling()
     assert await server.database.run("SELECT key FROM artifact_collection WHERE key LIKE 'idle-%'") == []
 
@@ -372,6 +380,25 @@ async def test_a_run_cancelled_in_the_middle_of_a_batch_counts_what_has_gone(ser
     assert 40 <= gone < 100
     (description,) = await server.database.run("SELECT description FROM artifact WHERE key = 'artifact-retention-report'")
     assert f"Deleted {gone} versions" in description[0]
+
+
+# --- space on disk
+
+
+async def test_the_report_says_what_space_was_freed_or_why_none_was(server: Server) -> None:
+    """After a deletion the space stays with the database; a VACUUM gives back what SQLite can, and PostgreSQL at the end."""
+    policies = [RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=30)]
+    for how in ("none", "vacuum"):
+        rows = [Row(None, days(40), data=random.Random(number).randbytes(20_000).hex()) for number in range(300)]
+        await server.database.insert(rows)
+        with patch.dict(os.environ, ARTIFACT_RETENTION_RECLAIM=how):
+            report = await server.cleanup(policies, mode="delete")
+        assert report.deleted == 300
+        (note,) = report.notes
+        assert "on disk before the run and takes" in note
+        assert ("none freed: the space of deleted rows is used again" in note) == (how == "none")
+        assert (" MB freed" in note) == (how == "vacuum")
+        assert report.warnings == []
 
 
 # --- collections without their latest version
@@ -457,3 +484,40 @@ async def test_nothing_is_deleted_of_a_key_that_somebody_is_writing_to(server: S
         assert await store.delete_unchanged(portions) == {"quiet": None}
         await producer.rollback()
         assert await store.delete_unchanged(portions) == {"busy": None}
+
+
+# --- a role that may do just what is needed
+
+
+async def test_the_documented_grants_are_enough_and_no_more_than_needed(server: Server) -> None:
+    """A run deletes, mends and drops an idle key as that role; without any of the grants it would not."""
+    if server.database.is_sqlite:
+        pytest.skip("SQLite has no roles")
+    grants = re.search(r"```sql\n(CREATE ROLE.*?)```", DOCUMENTATION, flags=re.DOTALL)
+    assert grants
+    statements = [each.strip() for each in grants[1].replace("'...'", "'s3cret'").split(";") if each.strip()]
+    await server.database.run("DROP ROLE IF EXISTS artifact_retention")
+    for statement in statements:
+        await server.database.run(statement)
+    url = sa.make_url(server.database.url).set(username="artifact_retention", password="s3cret")
+    limited = replace(server, database=Database(url.render_as_string(hide_password=False)))
+    try:
+        for taken in ("", *(each for each in statements if each.startswith("GRANT"))):
+            await server.database.clear()
+            await server.database.insert([*series("report", [1, 2, 3]), *series("idle", [100])])
+            await server.database.insert(series("broken", [1, 2]), latest={"broken": uuid4()})
+            if taken:
+                await server.database.run(taken.replace("GRANT", "REVOKE", 1).replace(" TO ", " FROM "))
+                with pytest.raises((CleanupFailed, StoreError), match="permission denied"):
+                    await limited.cleanup(ROLE_POLICIES, mode="delete")
+                await server.database.run(taken)
+                continue
+            report = await limited.cleanup(ROLE_POLICIES, mode="delete")
+            assert (report.outcome, report.deleted, report.repaired) == ("completed", 3, ["broken"])
+            with patch.dict(os.environ, ARTIFACT_RETENTION_RECLAIM="vacuum"):
+                await server.database.insert(series("report", [0.1]))
+                report = await limited.cleanup(ROLE_POLICIES, mode="delete")
+            assert any("may not vacuum" in warning for warning in report.warnings)
+    finally:
+        await server.database.run("DROP OWNED BY artifact_retention")
+        await server.database.run("DROP ROLE artifact_retention")
