@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from array import array
 from collections.abc import Container, Mapping, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -29,7 +31,10 @@ async def make_plan(run: Run) -> None:
         else:
             run.report.unmanaged.append(collection.key)
     unkeyed_policy = None if run.report.scope else select_policy(run.policies, None, None)
-    await _plan_rounds(run, managed, unkeyed_policy)
+    try:
+        await _plan_rounds(run, managed, unkeyed_policy)
+    finally:
+        gc.unfreeze()
     if not unkeyed_policy and not run.report.scope:
         run.report.unmanaged_unkeyed = await run.store.count_unkeyed()
     run.report.policies = _policy_reports(run)
@@ -51,6 +56,9 @@ async def _plan_rounds(
         planned = 0
         async for histories in run.store.histories(keys):
             await _plan_keys(run, [(history, *managed[history.key]) for history in histories])
+            # Each batch is a multitude of objects, for which Python's collector would look through all there are, again and
+            # again: with a million versions, half of the time.
+            gc.freeze()
             planned += len(histories)
             await run.tell("planning", done + planned, total)
             if planned < len(keys) and not run.may_plan_on():
@@ -74,14 +82,14 @@ def _stop_before(run: Run, key: str) -> None:
 
 async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, RetentionPolicy]]) -> None:
     subjects = [(history.versions, policy, collection.latest_id) for history, collection, policy in batch]
-    for (history, _collection, policy), verdicts in zip(batch, await judge_all(run, subjects), strict=True):
-        _add(run, history, policy, verdicts)
+    for (history, collection, policy), verdicts in zip(batch, await judge_all(run, subjects), strict=True):
+        _add(run, history, collection, policy, verdicts)
 
 
 async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
     """Judge the artifacts without a key page by page: only age rules apply to them, so none depends on another."""
     plan = KeyPlan(None, policy, [], KeyReport(key=None, policy=policy.name))
-    condemned: dict[UUID, datetime] = {}
+    condemned: dict[UUID, tuple[datetime, int]] = {}
     unreadable: list[str | None] = []
     seen: set[UUID] = set()
     expected = await run.store.count_unkeyed()
@@ -92,8 +100,9 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
         for verdict in await judge(run, new, policy):
             _count(run, plan.report, verdict)
             if not verdict.keep:
-                condemned[verdict.version.id] = verdict.version.created
+                condemned[verdict.version.id] = verdict.version.created, verdict.version.size
     plan.condemned = sorted(condemned, key=lambda version_id: condemned[version_id])
+    plan.sizes = array("q", (condemned[version_id][1] for version_id in plan.condemned))
     if len(seen) + len(unreadable) < expected:
         run.report.warn("artifacts without a key went while they were listed; some may have to wait for the next run")
     if unreadable:
@@ -169,7 +178,7 @@ def guard(run: Run) -> None:
                 run.report.warn(f"a delete run would be refused: {refusal}")
 
 
-def _add(run: Run, history: History, policy: RetentionPolicy, verdicts: Sequence[Verdict]) -> None:
+def _add(run: Run, history: History, collection: Collection, policy: RetentionPolicy, verdicts: Sequence[Verdict]) -> None:
     """Account for the verdicts of one key, and plan to delete what they condemn."""
     report = KeyReport(key=history.key, policy=policy.name)
     (run.report.housekeeping if policy is OWN_POLICY else run.report.key_reports).append(report)
@@ -186,8 +195,18 @@ def _add(run: Run, history: History, policy: RetentionPolicy, verdicts: Sequence
     for verdict in verdicts:
         _count(run, report, verdict)
     if report.planned:
-        condemned = [verdict.version.id for verdict in reversed(verdicts) if not verdict.keep]
-        run.add_plan(KeyPlan(history.key, policy, condemned, report))
+        condemned = [verdict.version for verdict in reversed(verdicts) if not verdict.keep]
+        plan = KeyPlan(
+            history.key,
+            policy,
+            [version.id for version in condemned],
+            report,
+            sizes=array("q", (version.size for version in condemned)),
+            collection=collection,
+            mark=history.mark,
+            takes_successor=any(not verdict.keep for verdict in verdicts[1:2]),
+        )
+        run.add_plan(plan)
     if verdicts and verdicts[0].rules == ("dangling",):
         run.dangling.add(history.key)
         run.report.warn(f"{label(history.key)}: nothing deleted, because {verdicts[0].reasons[0]}")

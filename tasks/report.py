@@ -80,7 +80,8 @@ class CleanupReport(BaseModel):
     refusals: list[str] = Field(default=[], description="Why the run was refused or skipped, and deleted nothing.")
     repaired: list[str] = Field(default=[], description="Keys whose latest version had vanished and was posted again.")
     notes: list[str] = Field(
-        default=[], description="What the server deletes by itself, and what that means for the policies."
+        default=[],
+        description="What the server deletes by itself, what that means for the policies, and what space on disk was freed.",
     )
     warnings: list[str] = []
     errors: list[str] = Field(default=[], description="What failed beyond a single key.")

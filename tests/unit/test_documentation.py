@@ -67,7 +67,7 @@ def test_the_shipped_configuration_shows_every_setting_with_its_default() -> Non
     """Uncommenting one changes nothing until its value is changed."""
     table = tomllib.loads(uncommented(CONFIGURATION))
     del table["policies"]
-    assert table == RetentionSettings.model_construct().model_dump(exclude={"policies"})
+    assert table == RetentionSettings.model_construct().model_dump(exclude={"policies", "database_url"})
 
 
 # --- README.md
@@ -117,9 +117,12 @@ def test_every_flag_that_the_readme_names_exists() -> None:
 
 def test_the_readme_lists_every_setting_with_its_default() -> None:
     """By its name in the file and in the environment."""
-    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (\d+) \|", section("Settings"), flags=re.MULTILINE)
-    fields = {name: field for name, field in RetentionSettings.model_fields.items() if name != "policies"}
-    assert rows == [(name, PREFIX + name.upper(), str(field.default)) for name, field in fields.items()]
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (\d+|none) \|", section("Settings"), flags=re.MULTILINE)
+    fields = {
+        name: field for name, field in RetentionSettings.model_fields.items() if name not in ("policies", "database_url")
+    }
+    assert rows == [(name, PREFIX + name.upper(), str(field.default) or "none") for name, field in fields.items()]
+    assert f"| never: it is a secret | `{PREFIX}DATABASE_URL` | none |" in section("Settings")
 
 
 def test_every_variable_that_the_readme_names_exists() -> None:

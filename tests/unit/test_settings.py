@@ -10,6 +10,7 @@ from builders import policy
 from prefect_artifact_retention.flows.settings import RetentionSettings, load_settings, resolve_policies
 from prefect_artifact_retention.policies import ConfigurationError
 from prefect_artifact_retention.policies.loading import OWN_POLICY, PREVIEW_POLICY
+from pydantic import SecretStr
 
 MAX_DELETIONS = "ARTIFACT_RETENTION_MAX_DELETIONS"
 POLICIES = "ARTIFACT_RETENTION_POLICIES"
@@ -52,6 +53,10 @@ def test_without_any_source_nothing_is_limited_and_no_policy_is_set() -> None:
         "refuse_above_percent": 0,
         "max_task_runs": 25,
         "max_requests_per_minute": 0,
+        "database_url": SecretStr(""),
+        "database_block": "",
+        "max_deletions_per_second": 0,
+        "reclaim": "none",
     }
     assert settings.source("max_deletions") == "default"
 
@@ -110,6 +115,19 @@ def test_the_flag_goes_before_the_variable_that_names_a_file(monkeypatch: pytest
     flag = write("max_deletions = 8\n", "flag.toml")
     monkeypatch.setenv(CONFIG, "variable.toml")
     assert load_settings(flag).max_deletions == 8
+
+
+def test_the_databases_address_is_read_from_the_environment_and_never_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a secret: no value of it stands in the settings' text, nor in the refusal."""
+    monkeypatch.setenv("ARTIFACT_RETENTION_DATABASE_URL", "postgresql://user:s3cret@host/db")
+    settings = load_settings()
+    assert settings.database_url.get_secret_value() == "postgresql://user:s3cret@host/db"
+    assert "s3cret" not in repr(settings)
+    write('database_url = "postgresql://user:s3cret@host/db"\n')
+    message = refusal()
+    assert message.startswith("retention.toml: database_url is a secret")
+    assert "ARTIFACT_RETENTION_DATABASE_URL" in message
+    assert "s3cret" not in message
 
 
 def test_a_dotenv_with_foreign_variables_is_fine() -> None:

@@ -1,0 +1,523 @@
+"""The database store: the same semantics as through the API, refusals where it is not sure, and what only it can do."""
+
+import asyncio
+import json
+import os
+import random
+import re
+import sqlite3
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from database import Database, Row, days, series
+from prefect import flow, get_client
+from prefect.blocks.system import Secret
+from prefect.states import Completed, Running
+from prefect_artifact_retention.flows.cleanup import LISTENER, open_run, preview
+from prefect_artifact_retention.flows.explanation import explain
+from prefect_artifact_retention.flows.settings import RetentionSettings, load_settings
+from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError, Version
+from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.stores.database import DatabaseStore, Portion, open_database
+from prefect_artifact_retention.stores.schema import ARTIFACT, check_schema
+from prefect_artifact_retention.stores.store import LatestVersionError
+from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
+from prefect_artifact_retention.tasks.run import Step
+from pydantic import SecretStr
+from servers import Server, when_planned
+
+KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
+KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
+ROLE_POLICIES = [
+    RetentionPolicy(name="idle", match_keys=["idle"], keep_last=1, drop_idle_keys_after_days=90),
+    KEEP_1,
+]
+DOCUMENTATION = (Path(__file__).parents[2] / "docs" / "database.md").read_text(encoding="utf-8")
+POLICIES = [
+    RetentionPolicy(name="shield", match_keys=["*-shield"], match_types=["table"], keep_all=True),
+    RetentionPolicy(name="idle", match_keys=["idle-*"], keep_last=2, drop_idle_keys_after_days=20),
+    RetentionPolicy(name="calendar", match_keys=["day-*"], keep_daily=3, keep_weekly=2, grace_days=2, keep_oldest=True),
+    RetentionPolicy(name="short", match_keys=["short-*"], keep_last=3, expire_after_days=15),
+    RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=10),
+    RetentionPolicy(name="rest", exclude_keys=["unmanaged-*"], keep_last=1, keep_within_days=4),
+]
+
+
+@pytest.fixture
+def server(server: Server) -> Server:
+    """A server without artifacts, whose versions are reached in its database."""
+    return replace(server, store="database")
+
+
+@flow
+def writer() -> None:
+    """Somebody's flow."""
+
+
+def shown(report: CleanupReport) -> dict[str, Any]:
+    """A report without what differs from run to run."""
+    return report.model_dump(mode="json", exclude={"now", "duration_seconds"})
+
+
+# --- the same as through the API
+
+
+def some_data(chance: random.Random, depth: int = 0) -> object:
+    """Anything that an artifact may hold."""
+    plain = [
+        lambda: None,
+        lambda: chance.random() < 0.5,
+        lambda: chance.randint(-(2**60), 2**60),
+        lambda: chance.choice([0.1, 1.0, 1e16, 1e-7, -0.0, chance.random(), chance.random() * 1e22]),
+        lambda: "".join(chance.choice('aé😀"\\\n\t/\u2028\x7f<') for _ in range(chance.randint(0, 9))),
+    ]
+    nested = [
+        lambda: [some_data(chance, depth + 1) for _ in range(chance.randint(0, 3))],
+        lambda: {f"k{number}é": some_data(chance, depth + 1) for number in range(chance.randint(0, 3))},
+    ]
+    return chance.choice(plain if depth > 2 else plain + nested)()
+
+
+async def test_both_stores_read_the_same_versions(server: Server) -> None:
+    """Every field of whatever producers write; sizes are measured in the database, and from what the API shows."""
+    chance = random.Random(7)
+    async with httpx.AsyncClient(base_url=f"{server.local.address}/api") as client:
+        for number in range(150):
+            metadata = chance.choice(
+                [None, {}, {"retention-hold": "true", "x": "é"}, {"retention-ttl-days": "3"}, {"y": "retention-"}]
+            )
+            body = {"key": f"key-{number % 7}", "type": "table", "data": some_data(chance), "metadata_": metadata}
+            body |= {"flow_run_id": str(uuid4())} if chance.random() < 0.5 else {}
+            assert (await client.post("/artifacts/", json=body)).is_success
+    keys = [f"key-{number}" for number in range(7)]
+    with server.active():
+        async with connect() as connection, open_database(server.database.url) as database:
+            api = ApiStore(connection)
+            for key in keys:
+                assert by_id((await database.history(key)).versions) == by_id((await api.history(key)).versions)
+            assert await database.collections(keys) == await api.collections(keys)
+            assert await database.all_collections([]) == await api.all_collections([])
+
+
+def by_id(versions: Any) -> dict[UUID, Version]:  # noqa: ANN401 - any iterable
+    """Versions in no order."""
+    return {version.id: version for version in versions}
+
+
+async def estate(server: Server) -> tuple[list[Row], dict[str, UUID]]:
+    """Three hundred keys of all kinds, and artifacts without a key."""
+    chance = random.Random(11)
+    with server.active():
+        async with get_client() as client:
+            runs = [(await client.create_flow_run(writer, state=state)).id for state in (Running(), Completed())]
+    rows: list[Row] = []
+    latest: dict[str, UUID] = {}
+    for number in range(300):
+        kind = chance.choice(["idle", "day", "short", "unmanaged", "other", "some", None])
+        key = f"{kind}-{number:03}{chance.choice(['', '', '-shield'])}" if kind else None
+        ages = {chance.randint(1, 900) for _ in range(chance.randint(1, 6))}
+        versions = [
+            # Half an hour away from where an age in words, or a verdict, would change between two runs.
+            Row(key, timedelta(hours=age + 0.5), chance.choice(["x", [1, "é"], None]), chance.choice(["table", "markdown"]))
+            for age in sorted(ages)
+        ]
+        for row in versions:
+            row.metadata = chance.choice(
+                [None] * 9 + [{"retention-hold": "true"}, {"retention-ttl-days": "9"}, {"retention-hold": "?"}]
+            )
+            row.flow_run_id = chance.choice([None, None, None, runs[0], runs[1], uuid4()])
+        if key and chance.random() < 0.05:
+            latest[key] = chance.choice([uuid4(), versions[-1].id])
+        rows += versions
+    return rows, latest
+
+
+async def test_both_stores_plan_report_and_leave_the_same(server: Server) -> None:
+    """Row for row, on random data: holds, TTLs, unfinished runs, idle and unmanaged keys, dangling and odd latest versions."""
+    rows, latest = await estate(server)
+    found = {}
+    for store in ("api", "database"):
+        this = replace(server, store=store)
+        await server.database.clear()
+        await server.database.insert(rows, latest)
+        with this.active():
+            plan = shown(await preview(load_settings(), POLICIES))
+            explained = [
+                (await explain(RetentionSettings(policies=[each.model_dump() for each in POLICIES]), key)).model_dump(
+                    exclude={"now": True, "versions": {"__all__": {"created"}}}
+                )
+                for key in sorted({row.key for row in rows if row.key})[:20]
+            ]
+        report = await this.cleanup(POLICIES, mode="delete")
+        # What was freed on disk only the database tells.
+        report.notes.clear()
+        found[store] = plan, explained, shown(report), await server.database.ids(), await server.database.dangling()
+    for through_database, through_api in zip(found["database"], found["api"], strict=True):
+        assert through_database == through_api
+    assert report.deleted > 200
+    assert report.repaired
+
+
+async def test_the_database_tells_the_time(server: Server) -> None:
+    """As the server does, to the second."""
+    with server.active():
+        async with connect() as connection, open_database(server.database.url) as database:
+            assert abs(await database.now() - await connection.now()) < timedelta(seconds=3)
+
+
+# --- where it is not sure, it refuses
+
+
+def other_database(server: Server, file: Path) -> Server:
+    """The same server, with the address of another database."""
+    return replace(server, database=Database(f"sqlite+aiosqlite:///{file}"))
+
+
+async def test_a_database_of_another_server_is_refused(server: Server, tmp_path: Path) -> None:
+    """Whether it is empty or has artifacts of its own."""
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    ARTIFACT.metadata.create_all(engine)
+    engine.dispose()
+    stranger = other_database(server, tmp_path / "other.db")
+    for others in ([], series("report", [1, 2, 3])):
+        if others:
+            await stranger.database.insert(others)
+        with pytest.raises(StoreError, match=r"is not that of the Prefect server at .*: the present flow run is not in it"):
+            await stranger.cleanup([KEEP_1], mode="delete")
+        with stranger.active(), pytest.raises(StoreError, match="they differ in the artifacts that changed last"):
+            await preview(load_settings(), [KEEP_1])
+    assert len(await server.database.ids()) == len(await stranger.database.ids()) == len(rows)
+
+
+async def test_a_copy_of_the_servers_database_takes_no_deletion(server: Server, tmp_path: Path) -> None:
+    """It has all the artifacts, but not the flow run that deletes."""
+    if not server.database.is_sqlite:
+        pytest.skip("a copy of a PostgreSQL database differs in nothing that matters here")
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    original, copy = (sqlite3.connect(file) for file in (server.local.folder / "prefect.db", tmp_path / "copy.db"))
+    original.backup(copy)
+    for each in (original, copy):
+        each.close()
+    with pytest.raises(StoreError, match="the present flow run is not in it"):
+        await other_database(server, tmp_path / "copy.db").cleanup([KEEP_1], mode="delete")
+    assert len(await server.database.ids()) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("ALTER TABLE artifact RENAME COLUMN metadata_ TO labels", "artifact has no column metadata_"),
+        ("DROP TABLE artifact_collection", "there is no table artifact_collection"),
+        ("ALTER TABLE flow_run ADD COLUMN state_type DATETIME", "flow_run.state_type is of type DATETIME, not text"),
+    ],
+)
+async def test_a_schema_that_is_not_as_known_is_refused(tmp_path: Path, change: str, words: str) -> None:
+    """The difference is named, and so is the way out."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'changed.db'}")
+    ARTIFACT.metadata.create_all(engine)
+    with engine.begin() as connection:
+        if "ADD COLUMN" in change:
+            connection.execute(sa.text("ALTER TABLE flow_run DROP COLUMN state_type"))
+        connection.execute(sa.text(change))
+        with pytest.raises(StoreError, match=words) as refused:
+            check_schema(connection)
+    assert "unset ARTIFACT_RETENTION_DATABASE_URL" in str(refused.value)
+    engine.dispose()
+
+
+async def test_jsonb_would_be_refused(server: Server) -> None:
+    """It is another text of another size than what the API shows."""
+    if server.database.is_sqlite:
+        pytest.skip("SQLite has no JSONB column")
+    async with server.database.engine.connect() as connection:
+        transaction = await connection.begin()
+        await connection.execute(sa.text("ALTER TABLE artifact ALTER COLUMN data TYPE JSONB"))
+        with pytest.raises(StoreError, match=r"artifact.data is of type JSONB, not JSON"):
+            await connection.run_sync(check_schema)
+        await transaction.rollback()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("mysql://user:s3cret@host/db", "none of postgresql"),
+        ("s3cret", "none of postgresql"),
+        ("postgresql://user:s3cret@host:port/db", "none of postgresql"),
+        ("sqlite:////nowhere/prefect.db", "there is no SQLite database"),
+        ("sqlite://", "there is no SQLite database"),
+        ("postgresql://user:s3cret@127.0.0.1:9/db", "cannot use the PostgreSQL database db at 127.0.0.1"),
+        ("postgresql://user:s3cret@127.0.0.1:9/db?nonsense=1", "cannot connect to the PostgreSQL database db"),
+    ],
+)
+async def test_an_address_of_no_database_is_refused_in_words(server: Server, url: str, words: str) -> None:
+    """Without what may be a password in it."""
+    with replace(server, store="api").active(), pytest.raises(StoreError, match=words) as refused:
+        await preview(RetentionSettings(database_url=SecretStr(url)), [KEEP_1])
+    assert "s3cret" not in str(refused.value)
+
+
+# --- where the address comes from
+
+
+async def test_the_address_may_be_in_a_block_of_the_server(server: Server) -> None:
+    """A Secret block; one that is not there is an error that names the setting."""
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    with replace(server, store="api").active(), patch.dict(os.environ, ARTIFACT_RETENTION_DATABASE_BLOCK="retention-db"):
+        with pytest.raises(ConfigurationError, match=r"ARTIFACT_RETENTION_DATABASE_BLOCK: .* no Secret block retention-db"):
+            await preview(load_settings(), [KEEP_1])
+        await Secret(value=server.database.url).save("retention-db", overwrite=True)
+        async with open_run(load_settings(), "preview", [KEEP_1], []) as run:
+            assert isinstance(run.store, DatabaseStore)
+            assert (await run.store.history("report")).mark
+            assert len((await run.store.history("report")).versions) == len(rows)
+        async with get_client() as client:
+            block = await client.read_block_document_by_name("retention-db", "secret")
+            await client.delete_block_document(block.id)
+
+
+# --- pruned in bulk
+
+
+async def test_what_has_not_changed_goes_in_bulk_and_the_counts_are_exact(server: Server) -> None:
+    """Without a task for each key: no version is asked for by itself."""
+    rows = [row for number in range(40) for row in series(f"key-{number:02}", [1, 2, 3, 4])]
+    rows += [*series(None, [1, 40, 50]), *series("idle-1", [100, 101]), *series("idle-2", [100])]
+    for number, row in enumerate(rows):
+        row.data = "x" * number
+    await server.database.insert(rows)
+    policies = [
+        RetentionPolicy(name="idle", match_keys=["idle-*"], keep_last=1, drop_idle_keys_after_days=90),
+        KEEP_2,
+        RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=30),
+    ]
+    report = await server.cleanup(policies, mode="delete")
+    gone = [row for row in rows if row.id not in await server.database.ids()]
+    assert (report.outcome, report.planned, report.deleted, report.spared) == ("completed", 85, 85, 0)
+    assert len(gone) == 85
+    assert report.bytes_freed == sum(len(json.dumps(row.data)) for row in gone) == report.bytes_planned
+    own = "SELECT flow_run_id FROM artifact WHERE key = 'artifact-retention-report'"
+    tasks = {row[0] for row in await server.database.run(f"SELECT name FROM task_run WHERE flow_run_id = ({own})")}
+    assert tasks == {"discover", "plan", "prune unchanged keys", "verify", "reclaim", "report"}
+    assert not await server.database.dangling()
+    assert await server.database.run("SELECT key FROM artifact_collection WHERE key LIKE 'idle-%'") == []
+
+
+async def test_a_key_of_more_than_a_batch_goes_in_portions(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so do many artifacts without a key; `max_deletions` stops in the middle of a portion, and bytes are exact."""
+    monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.BATCH", 7)
+    rows = await server.database.insert(
+        [*series("report", range(1, 31)), *series(None, range(40, 60)), *series("idle", [100] * 9)]
+    )
+    policies = [
+        RetentionPolicy(name="idle", match_keys=["idle"], keep_last=1, drop_idle_keys_after_days=90),
+        KEEP_2,
+        RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=30),
+    ]
+    first = await server.cleanup(policies, mode="delete", max_deletions=12)
+    assert (first.outcome, first.deleted, first.bytes_freed) == ("unfinished", 12, 36)
+    assert len(await server.database.ids()) == len(rows) - 12
+    second = await server.cleanup(policies, mode="delete")
+    assert (second.outcome, second.deleted, second.bytes_freed) == ("completed", 45, 135)
+    assert await server.database.ids() == {row.id for row in rows[:2]}
+
+
+async def test_a_run_that_lives_again_and_a_hold_keep_artifacts_without_a_key(server: Server) -> None:
+    """Both come after the plan; their neighbours go."""
+    with server.active():
+        async with get_client() as client:
+            run_id = (await client.create_flow_run(writer, state=Completed())).id
+    rows = series(None, [40, 41, 42])
+    rows[0].flow_run_id = run_id
+    await server.database.insert(rows)
+
+    async def interfere() -> None:
+        await server.database.update_metadata(rows[1].id, {"retention-hold": "true"})
+        async with get_client() as client:
+            await client.set_flow_run_state(run_id, Running(), force=True)
+
+    with when_planned(interfere):
+        report = await server.cleanup([RetentionPolicy(name="u", unkeyed=True, keep_within_days=30)], mode="delete")
+    assert await server.database.ids() == {rows[0].id, rows[1].id}
+    assert (report.deleted, report.spared) == (1, 2)
+
+
+async def test_a_deletion_rate_is_kept(server: Server) -> None:
+    """Ten versions at four a second take two seconds at least."""
+    await server.database.insert(series("report", range(1, 13)))
+    with patch.dict(os.environ, ARTIFACT_RETENTION_MAX_DELETIONS_PER_SECOND="4"):
+        report = await server.cleanup([KEEP_2], mode="delete")
+    assert report.deleted == 10
+    assert report.duration_seconds >= 2
+
+
+async def test_a_run_cancelled_in_the_middle_of_a_batch_counts_what_has_gone(server: Server) -> None:
+    """The transaction ends, and its versions are in the report."""
+    rows = await server.database.insert([row for number in range(50) for row in series(f"key-{number}", [1, 2, 3, 4])])
+    runs: list[asyncio.Task[CleanupReport]] = []
+
+    async def listen(step: Step, done: int, _total: int) -> None:
+        if step == "deleting" and done >= 40:
+            asyncio.get_running_loop().call_later(0.002, runs[0].cancel)
+
+    token = LISTENER.set(listen)
+    try:
+        with patch.dict(os.environ, ARTIFACT_RETENTION_MAX_DELETIONS_PER_SECOND="20"):
+            runs.append(asyncio.create_task(server.cleanup([KEEP_2], mode="delete")))
+            with pytest.raises(asyncio.CancelledError):
+                await runs[0]
+    finally:
+        LISTENER.reset(token)
+    gone = len(rows) - len(await server.database.ids())
+    assert 40 <= gone < 100
+    (description,) = await server.database.run("SELECT description FROM artifact WHERE key = 'artifact-retention-report'")
+    assert f"Deleted {gone} versions" in description[0]
+
+
+# --- space on disk
+
+
+async def test_the_report_says_what_space_was_freed_or_why_none_was(server: Server) -> None:
+    """After a deletion the space stays with the database; a VACUUM gives back what SQLite can, and PostgreSQL at the end."""
+    policies = [RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=30)]
+    for how in ("none", "vacuum"):
+        rows = [Row(None, days(40), data=random.Random(number).randbytes(20_000).hex()) for number in range(300)]
+        await server.database.insert(rows)
+        with patch.dict(os.environ, ARTIFACT_RETENTION_RECLAIM=how):
+            report = await server.cleanup(policies, mode="delete")
+        assert report.deleted == 300
+        (note,) = report.notes
+        assert "on disk before the run and takes" in note
+        assert ("none freed: the space of deleted rows is used again" in note) == (how == "none")
+        assert (" MB freed" in note) == (how == "vacuum")
+        assert report.warnings == []
+
+
+# --- collections without their latest version
+
+
+async def test_a_successor_pruned_while_a_person_deletes_the_latest_comes_back(server: Server) -> None:
+    """The server read which version follows, we deleted it, and the server named it the latest: the copy is put back."""
+    if server.database.is_sqlite:
+        pytest.skip("SQLite refuses the server's transaction")
+    first, second = await server.database.insert(
+        [Row("report", days(1)), Row("report", days(2), data="é", metadata={"a": "b"})]
+    )
+    deleted = False
+
+    async def listen(step: Step, done: int, _total: int) -> None:
+        nonlocal deleted
+        if step == "deleting" and done and not deleted:
+            deleted = True
+            await server.database.run(
+                "UPDATE artifact_collection SET latest_id = :id, data = to_json(CAST('é' AS TEXT)), created = :at, "
+                "updated = :at, metadata_ = '{\"a\": \"b\"}' WHERE key = 'report'",
+                [{"id": second.id, "at": datetime.now(UTC) - second.age}],
+            )
+            await server.database.run("DELETE FROM artifact WHERE id = :id", [{"id": first.id}])
+
+    token = LISTENER.set(listen)
+    try:
+        report = await server.cleanup([KEEP_1], mode="delete")
+    finally:
+        LISTENER.reset(token)
+    assert report.repaired == ["report"]
+    assert await server.database.ids() == {second.id}
+    assert not await server.database.dangling()
+    ((data, metadata, created),) = await server.database.run(
+        "SELECT data, metadata_, created FROM artifact WHERE key = 'report'"
+    )
+    assert (data, metadata) == ("é", {"a": "b"})
+    assert abs(datetime.now(UTC) - second.age - created) < timedelta(minutes=1)
+
+
+async def test_a_repaired_collection_has_the_data_of_its_newest_version(server: Server) -> None:
+    """As the server itself would write it."""
+    rows = series("broken", [1, 2, 3])
+    rows[0].data, rows[0].metadata = {"é": 1}, {"a": "b"}
+    await server.database.insert(rows, latest={"broken": uuid4()})
+    await server.database.run("UPDATE artifact_collection SET data = NULL")
+    report = await server.cleanup([KEEP_1], mode="delete")
+    assert report.repaired == ["broken"]
+    columns = "type, CAST(data AS TEXT), CAST(metadata_ AS TEXT), created, updated, flow_run_id"
+    (mended,) = await server.database.run(f"SELECT latest_id, {columns} FROM artifact_collection WHERE key = 'broken'")
+    (newest,) = await server.database.run(
+        f"SELECT id, {columns} FROM artifact WHERE key = 'broken' ORDER BY created DESC LIMIT 1"
+    )
+    assert mended == newest
+
+
+async def test_a_latest_version_is_not_deleted_while_others_are_left(server: Server) -> None:
+    """The store itself refuses; the last one takes its collection with it."""
+    rows = await server.database.insert(series("report", [1, 2]))
+    async with open_database(server.database.url) as store:
+        with pytest.raises(LatestVersionError):
+            await store.delete(rows[0].id)
+        assert await store.delete(rows[1].id)
+        assert not await store.delete(rows[1].id)
+        assert await store.delete(rows[0].id)
+    assert await server.database.run("SELECT key FROM artifact_collection") == []
+
+
+async def test_nothing_is_deleted_of_a_key_that_somebody_is_writing_to(server: Server) -> None:
+    """Whoever creates a version holds its collection until it is there; its neighbour goes meanwhile."""
+    if server.database.is_sqlite:
+        pytest.skip("SQLite has one writer at a time")
+    await server.database.insert([*series("busy", [1, 2]), *series("quiet", [1, 2])])
+    async with open_database(server.database.url) as store, server.database.engine.connect() as producer:
+        collections = {each.key: each for each in await store.collections(["busy", "quiet"])}
+        portions = []
+        for key, collection in collections.items():
+            history = await store.history(key)
+            stale = [version.id for version in history.versions if version.id != collection.latest_id]
+            assert history.mark
+            portions.append(Portion(collection, history.mark, stale, is_last=True))
+        await producer.execute(sa.text("UPDATE artifact_collection SET latest_id = latest_id WHERE key = 'busy'"))
+        assert await store.delete_unchanged(portions) == {"quiet": None}
+        await producer.rollback()
+        assert await store.delete_unchanged(portions) == {"busy": None}
+
+
+# --- a role that may do just what is needed
+
+
+async def test_the_documented_grants_are_enough_and_no_more_than_needed(server: Server) -> None:
+    """A run deletes, mends and drops an idle key as that role; without any of the grants it would not."""
+    if server.database.is_sqlite:
+        pytest.skip("SQLite has no roles")
+    grants = re.search(r"```sql\n(CREATE ROLE.*?)```", DOCUMENTATION, flags=re.DOTALL)
+    assert grants
+    statements = [each.strip() for each in grants[1].replace("'...'", "'s3cret'").split(";") if each.strip()]
+    await server.database.run("DROP ROLE IF EXISTS artifact_retention")
+    for statement in statements:
+        await server.database.run(statement)
+    url = sa.make_url(server.database.url).set(username="artifact_retention", password="s3cret")  # noqa: S106 - of a server that lives for one test
+    limited = replace(server, database=Database(url.render_as_string(hide_password=False)))
+    try:
+        for taken in ("", *(each for each in statements if each.startswith("GRANT"))):
+            await server.database.clear()
+            await server.database.insert([*series("report", [1, 2, 3]), *series("idle", [100])])
+            await server.database.insert(series("broken", [1, 2]), latest={"broken": uuid4()})
+            if taken:
+                await server.database.run(taken.replace("GRANT", "REVOKE", 1).replace(" TO ", " FROM "))
+                with pytest.raises((CleanupFailed, StoreError), match="permission denied"):
+                    await limited.cleanup(ROLE_POLICIES, mode="delete")
+                await server.database.run(taken)
+                continue
+            report = await limited.cleanup(ROLE_POLICIES, mode="delete")
+            assert (report.outcome, report.deleted, report.repaired) == ("completed", 3, ["broken"])
+            with patch.dict(os.environ, ARTIFACT_RETENTION_RECLAIM="vacuum"):
+                await server.database.insert(series("other", [1, 2]))
+                report = await limited.cleanup(ROLE_POLICIES, mode="delete")
+            assert any("may not vacuum" in warning for warning in report.warnings)
+    finally:
+        await server.database.run("DROP OWNED BY artifact_retention")
+        await server.database.run("DROP ROLE artifact_retention")
