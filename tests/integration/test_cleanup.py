@@ -21,6 +21,7 @@ from prefect.states import Completed, Running
 from prefect_artifact_retention.flows.cleanup import LISTENER, artifact_cleanup
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
+from prefect_artifact_retention.tasks import prune
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
 from servers import Server, drain, settled_counts, when_planned
@@ -29,8 +30,9 @@ KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 
 
 @pytest.fixture(params=["api", "database"])
-def server(server: Server, request: pytest.FixtureRequest) -> Server:
-    """A server without artifacts, whose versions are reached through its API or in its database."""
+def server(server: Server, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A server without artifacts, whose versions are reached through its API or in its database, as many at a time."""
+    monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.BATCH", prune.BATCH)
     return replace(server, store=request.param)
 
 

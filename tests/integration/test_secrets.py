@@ -134,6 +134,18 @@ def test_an_address_that_is_none_is_told_without_what_stands_in_it(guarded: Serv
     assert found_in(done.stdout + done.stderr) == []
 
 
+def test_a_databases_password_is_neither_printed_nor_stored(guarded: Server, tmp_path: Path) -> None:
+    """Wherever the run fails with it: the database is out of reach, or the address is none."""
+    for place in ("127.0.0.1:9/db", "127.0.0.1:9/db?nonsense=1", "127.0.0.1:port/db"):
+        address = {"ARTIFACT_RETENTION_DATABASE_URL": f"postgresql://{USER}:{WRONG}@{place}"}
+        for arguments in (["preview"], ["delete", "--json", "--key", "report", "--keep-last", "1"]):
+            done = call(guarded, tmp_path, by_string(PASSWORD) | address, *arguments)
+            assert done.returncode == 1, done.stderr
+            assert "database" in done.stderr
+            assert found_in(done.stdout + done.stderr) == []
+    assert found_in_files(guarded, tmp_path) == []
+
+
 def found_in(text: str) -> list[str]:
     """The secrets that stand in a text."""
     return [secret for secret in SECRETS if secret in text]
