@@ -1,0 +1,258 @@
+"""The benchmarks themselves. Each fills the database, measures, and adds its figures and the points of its plots."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from command import Measured, measure
+from filling import Size, fill
+from servers import Server
+
+from benchmarks.baselines import adaptive_client, bare_client, batched_delete, prefect_client, stale_ids, usual_script
+from benchmarks.observation import Store, clean_up, count_rows, store_variables
+from benchmarks.results import Figure, Results
+from benchmarks.sizes import Sizes
+
+STORES: tuple[Store, ...] = ("API", "database")
+KEPT = 10
+"""Versions of each key that stay, of a hundred mostly."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where a benchmark runs, how much it does, and where its results go."""
+
+    server: Server
+    backend: str
+    sizes: Sizes
+    results: Results
+
+    def figure(  # noqa: PLR0913 - the fields of a figure
+        self,
+        name: str,
+        measured: float,
+        *,
+        unit: str = "",
+        at_least: float | None = None,
+        at_most: float | None = None,
+        detail: str = "",
+    ) -> None:
+        """Add a figure, with its target where it has one."""
+        target = at_least if at_most is None else at_most
+        figure = Figure(name, self.backend, measured, unit, target, at_most is not None, detail)
+        self.results.figures.append(figure)
+
+    async def fill(self, size: Size) -> None:
+        """Replace all artifacts."""
+        await fill(self.server.database, size)
+
+    async def stale(self, size: Size, keep_last: int) -> list[str]:
+        """Replace all artifacts, and name the stale ones among the new."""
+        await self.fill(size)
+        return await stale_ids(self.server.database, keep_last)
+
+    async def left(self) -> int:
+        """The versions that are there, without those of this package."""
+        return len(await self.server.database.ids())
+
+    def command(self, store: Store, mode: str, keep_last: int) -> Measured:
+        """Run the command line in a process of its own."""
+        policies = json.dumps([{"name": "keep some", "keep_last": keep_last}])
+        variables = store_variables(self.server, store) | {"ARTIFACT_RETENTION_POLICIES": policies}
+        return measure(self.server.local, mode, **variables)
+
+
+async def pruning(bench: Bench) -> None:
+    """Deletions per second through the API: this package, the bare clients, and the adaptive concurrency by itself."""
+    size = bench.sizes.pruning
+    bare, fixed = await _levels(bench, size)
+    address = bench.server.local.address
+    best, best_fixed = max(bare, key=lambda level: bare[level]), max(fixed, key=lambda level: fixed[level])
+    rates: dict[str, list[float]] = {"run": [], "bare": [], "fixed": [], "adaptive": []}
+    for _round in range(bench.sizes.rounds):
+        await bench.fill(size)
+        observed = await clean_up(bench.server, "API", keep_last=1)
+        rates["run"].append(observed.report.deleted / observed.prune_seconds)
+        rates["bare"].append(await bare_client(address, await bench.stale(size, 1), best))
+        with bench.server.active():
+            rates["fixed"].append(await prefect_client(await bench.stale(size, 1), best_fixed))
+            rates["adaptive"].append(await adaptive_client(await bench.stale(size, 1)))
+    bench.figure(
+        "API store, pruning: deletions a second against a bare client at its best fixed concurrency",
+        _median_ratio(rates["run"], rates["bare"]),
+        at_least=0.85,
+        detail=f"{median(rates['run']):.0f} of {median(rates['bare']):.0f} a second, the bare client with {best} at once",
+    )
+    bench.figure(
+        "Adaptive concurrency: deletions a second against the best fixed one of the same client",
+        _median_ratio(rates["adaptive"], rates["fixed"]),
+        at_least=0.9,
+        detail=f"{median(rates['adaptive']):.0f} of {median(rates['fixed']):.0f} a second, the best with {best_fixed} at once",
+    )
+    chart = bench.results.chart("concurrency", "Deletions through the API", "requests at once", "deletions a second")
+    for level in bench.sizes.levels:
+        chart.add(f"bare client, {bench.backend}", level, bare[level])
+        chart.add(f"adaptive, {bench.backend}", level, median(rates["adaptive"]))
+
+
+async def _levels(bench: Bench, size: Size) -> tuple[dict[int, float], dict[int, float]]:
+    """Deletions a second at each number of requests at once: of the bare client, and of Prefect's."""
+    levels = bench.sizes.levels
+    ids = await bench.stale(size, 1)
+    shares = [ids[number :: 2 * len(levels)] for number in range(2 * len(levels))]
+    bare, fixed = {}, {}
+    for level in levels:
+        bare[level] = await bare_client(bench.server.local.address, shares.pop(), level)
+        with bench.server.active():
+            fixed[level] = await prefect_client(shares.pop(), level)
+    return bare, fixed
+
+
+async def script(bench: Bench) -> None:
+    """Seconds for each row deleted, of a whole run: this package, and the usual script."""
+    size = bench.sizes.script
+    stale = size.keys * (size.versions - KEPT)
+    ours: list[float] = []
+    theirs: list[float] = []
+    left_over = left_by_script = 0
+    for _round in range(bench.sizes.rounds):
+        await bench.fill(size)
+        observed = await clean_up(bench.server, "API", KEPT)
+        ours.append(observed.report.deleted / observed.seconds)
+        left_over = max(left_over, await bench.left() - (size.rows - stale))
+        await bench.fill(size)
+        began = time.monotonic()
+        with bench.server.active():
+            deleted = await usual_script(KEPT)
+        theirs.append(deleted / (time.monotonic() - began))
+        left_by_script = stale - deleted
+    bench.figure(
+        "API store, whole run: rows deleted a second against the usual script",
+        _median_ratio(ours, theirs),
+        at_least=0.9 if bench.server.database.is_sqlite else 1.4,
+        detail=f"{median(ours):.0f} of {median(theirs):.0f} a second, {size}",
+    )
+    bench.figure(
+        "API store, whole run: stale versions left over",
+        left_over,
+        at_most=0,
+        detail=f"the usual script leaves {left_by_script:,} of {stale:,}",
+    )
+
+
+async def idle(bench: Bench) -> None:
+    """What a run without work costs the server, and one with a stale version in each key."""
+    size = bench.sizes.idle
+    for store in STORES:
+        await bench.fill(size)
+        for work, stale in (("no-op", 0), ("one stale version a key", 1)):
+            before = await count_rows(bench.server)
+            observed = await clean_up(bench.server, store, size.versions - stale)
+            after = await count_rows(bench.server)
+            added = {table: count - before[table] for table, count in after.items()}
+            added["artifact"] += observed.report.deleted
+            what, detail = f"{store} store, {work}", f"{size} of 1 KB"
+            if not stale:
+                bench.figure(f"{what}: task runs", added["task_run"], at_most=5, detail=detail)
+            written = sum(added.values())
+            bench.figure(f"{what}: rows written", written, at_most=25 * 20 + 300 if stale else 200, detail=detail)
+            if store == "API" and not stale:
+                most = size.rows / 200 + size.keys / 200 + 150
+                bench.figure(f"{what}: requests", observed.requests, at_most=most, detail=detail)
+
+
+async def batched(bench: Bench) -> None:
+    """Rows deleted a second, planning included: the database store, and a bare batched DELETE with its SELECT."""
+    size = bench.sizes.batched
+    ours: list[float] = []
+    theirs: list[float] = []
+    for _round in range(bench.sizes.rounds):
+        await bench.fill(size)
+        report = (await clean_up(bench.server, "database", KEPT)).report
+        ours.append(report.deleted / report.duration_seconds)
+        await bench.fill(size)
+        began = time.monotonic()
+        deleted = await batched_delete(bench.server.database, KEPT)
+        theirs.append(deleted / (time.monotonic() - began))
+    bench.figure(
+        "Database store, discover to verify: rows deleted a second against a bare SELECT and batched DELETE",
+        _median_ratio(ours, theirs),
+        at_least=0.7,
+        detail=f"{median(ours):,.0f} of {median(theirs):,.0f} a second, {size} of 1 KB",
+    )
+
+
+async def growth(bench: Bench) -> None:
+    """Seconds of a whole run that deletes a tenth of the versions, by keys, by versions a key and by their size."""
+    sizes = bench.sizes
+    lines = (
+        ("keys", "The cost of keys, of 10 versions each", "keys", [Size(keys, 10) for keys in sizes.keys]),
+        ("versions", "The cost of versions, of 10 keys", "versions a key", [Size(10, each) for each in sizes.versions]),
+        (
+            "bytes",
+            "The cost of payloads, of 10 keys of 10 versions",
+            "bytes a version",
+            [Size(10, 10, b) for b in sizes.bytes],
+        ),
+    )
+    for store in STORES:
+        for name, title, axis, points in lines:
+            chart = bench.results.chart(name, title, axis, "seconds of a run")
+            for size in points:
+                await bench.fill(size)
+                observed = await clean_up(bench.server, store, size.versions * 9 // 10)
+                x = {"keys": size.keys, "versions": size.versions, "bytes": size.bytes}[name]
+                chart.add(f"{store} store, {bench.backend}", x, observed.report.duration_seconds)
+
+
+async def scale(bench: Bench) -> None:
+    """Seconds and memory of a whole process up to a million versions; the largest is also cleaned up."""
+    memory = bench.results.chart("memory", "Peak memory of the whole process, previewing", "versions", "MB")
+    time_chart = bench.results.chart("scale", "Planning", "versions", "seconds of a preview")
+    for number, size in enumerate(bench.sizes.scale):
+        await bench.fill(size)
+        for store in STORES if number < bench.sizes.api_scale else STORES[1:]:
+            measured = bench.command(store, "preview", size.versions)
+            memory.add(f"{store} store, {bench.backend}", size.rows, measured.megabytes)
+            time_chart.add(f"{store} store, {bench.backend}", size.rows, measured.report["duration_seconds"])
+    largest = bench.sizes.scale[-1]
+    no_op = bench.command("database", "delete", largest.versions)
+    seconds = no_op.report["duration_seconds"]
+    bench.figure("Database store, no-op: the run", seconds, unit="s", at_most=10, detail=f"{largest} of 1 KB")
+    deleting = bench.command("database", "delete", KEPT)
+    seconds = deleting.report["duration_seconds"]
+    detail = f"{largest} of 1 KB, {deleting.report['deleted']:,} deleted"
+    bench.figure("Database store, keep 10 of 100: the run, discover to verify", seconds, unit="s", at_most=90, detail=detail)
+    bench.figure(
+        "Database store, keep 10 of 100: peak memory of the process",
+        deleting.megabytes,
+        unit="MB",
+        at_most=500,
+        detail=detail,
+    )
+
+
+def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median of the ratios of each round: what slows the machine down for a while slows both sides."""
+    return median(one / other for one, other in zip(ours, theirs, strict=True))
+
+
+BENCHMARKS: dict[str, Callable[[Bench], Awaitable[None]]] = {
+    each.__name__: each for each in (pruning, script, idle, batched, growth, scale)
+}
+
+
+def run(bench: Bench, name: str) -> float:
+    """Run one benchmark. Returns the seconds that it took."""
+    began = time.monotonic()
+    asyncio.run(_named(BENCHMARKS[name], bench))
+    return time.monotonic() - began
+
+
+async def _named(benchmark: Callable[[Bench], Awaitable[None]], bench: Bench) -> None:
+    await benchmark(bench)
