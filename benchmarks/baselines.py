@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from uuid import UUID
 
 import asyncpg  # type: ignore[import-untyped]
 import httpx
@@ -72,7 +73,7 @@ async def bare_client(address: str, ids: Sequence[str], at_once: int) -> float:
 async def prefect_client(ids: Sequence[str], at_once: int) -> float:
     """The same by Prefect's own client, which this package uses, at a fixed number of requests at once."""
     async with get_client() as client:
-        return await rate(ids, lambda version_id: client.request("DELETE", "/artifacts/{id}", {"id": version_id}), at_once)
+        return await rate(ids, lambda version_id: client.delete_artifact(UUID(version_id)), at_once)
 
 
 async def adaptive_client(ids: Sequence[str]) -> float:

@@ -54,6 +54,12 @@ class Database:
         await self.run("DELETE FROM artifact")
         await self.run("DELETE FROM artifact_collection")
 
+    async def vacuum(self) -> None:
+        """Let PostgreSQL take back what deleted rows held, and count what is there."""
+        async with self.engine.connect() as connection:
+            alone = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await alone.execute(sa.text("VACUUM (ANALYZE) artifact, artifact_collection"))
+
     async def insert(self, rows: Iterable[Row], latest: Mapping[str, UUID] | None = None) -> list[Row]:
         """Insert versions; the newest of each key is its latest, unless said otherwise."""
         rows = list(rows)

@@ -60,15 +60,15 @@ async def fill(database: Database, size: Size) -> None:
     # One text for all: rows are stored and compressed one by one, so to the database it is as good as many.
     data = "".join(chance.choices(string.ascii_letters, k=size.bytes - 2))
     parameters = [{"keys": size.keys, "versions": size.versions, "data": data}]
+    await database.clear()
     if database.is_sqlite:
-        await database.clear()
         await database.run(SQLITE_VERSIONS, parameters)
         await database.run(SQLITE_COLLECTIONS)
         # What has been written is in a log beside the database, as large again, in which every read would look.
         await database.run("PRAGMA wal_checkpoint(TRUNCATE)")
     else:
-        await database.run("TRUNCATE artifact, artifact_collection")
+        # As autovacuum does sooner or later; when it happens to do so must not show in a figure.
+        await database.vacuum()
         await database.run(POSTGRESQL_VERSIONS, parameters)
         await database.run(POSTGRESQL_COLLECTIONS)
-        # As autovacuum does sooner or later; when it happens to do so must not show in a figure.
-        await database.run("ANALYZE artifact, artifact_collection")
+        await database.vacuum()
