@@ -20,7 +20,7 @@ from servers import Server, drain
 Store = Literal["API", "database"]
 DATABASE_URL = "ARTIFACT_RETENTION_DATABASE_URL"
 
-SETTLE_SECONDS = 1.5
+SETTLE_SECONDS = 1
 """The server writes events and the states of task runs a moment after it has taken them."""
 
 MOST_LOOKS = 20

@@ -22,7 +22,7 @@ from benchmarks.suite import BENCHMARKS, Bench, run
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BACKENDS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
-PROMPT = {f"PREFECT_SERVER_SERVICES_{service}_FLUSH_INTERVAL": "0.5" for service in ("EVENT_PERSISTER", "TASK_RUN_RECORDER")}
+PROMPT = {f"PREFECT_SERVER_SERVICES_{service}_FLUSH_INTERVAL": "0.25" for service in ("EVENT_PERSISTER", "TASK_RUN_RECORDER")}
 """What a run has caused to be written is written soon after, and can be counted."""
 
 
