@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime
+from prefect.blocks.system import Secret
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.exceptions import TerminationSignal
@@ -29,11 +30,14 @@ from prefect_artifact_retention.flows.settings import (
     resolve_policies,
 )
 from prefect_artifact_retention.flows.termination import sigterm_cancels
-from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, StoreError
+from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.loading import digest
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.stores.database import DatabaseStore, open_database
+from prefect_artifact_retention.stores.store import Store
+from prefect_artifact_retention.tasks.bulk import bulk_task
 from prefect_artifact_retention.tasks.discover import discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
@@ -79,8 +83,15 @@ async def open_run(
         StoreError: The server cannot be reached or refuses us.
     """
     all_policies, source = resolve_policies(policies, settings, mode)
-    async with connect(settings.max_requests_per_minute) as connection:
+    async with connect(settings.max_requests_per_minute) as connection, AsyncExitStack() as stack:
+        server = ApiStore(connection)
+        # The server's clock, which tells first whether it is there at all.
         now = await connection.now()
+        store: Store = server
+        if url := await _database_url(settings):
+            store = database = await stack.enter_async_context(open_database(url, settings.max_deletions_per_second))
+            await database.check(server, own_runs)
+            now = await database.now()
         report = CleanupReport(mode=mode, now=now, scope=list(keys), policy_source=source, policy_digest=digest(all_policies))
         if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:
             report.warn(f"the server's clock says {now:%Y-%m-%d %H:%M} UTC, unlike this machine's; the server's counts")
@@ -94,7 +105,25 @@ async def open_run(
             max_task_runs=settings.max_task_runs,
         )
         listeners = [listener] if (listener := LISTENER.get()) else []
-        yield Run(ApiStore(connection), all_policies, report, limits=limits, own_runs=own_runs, listeners=listeners)
+        yield Run(server, all_policies, report, store=store, limits=limits, own_runs=own_runs, listeners=listeners)
+
+
+async def _database_url(settings: RetentionSettings) -> str:
+    """The address of the server's database, out of a setting or of a block of the server; empty to go through the API.
+
+    Raises:
+        ConfigurationError: There is no such block.
+    """
+    url = settings.database_url.get_secret_value()
+    if url or not settings.database_block:
+        return url
+    try:
+        block: Secret[str] = await Secret.aload(settings.database_block)
+    except ValueError:
+        raise ConfigurationError(
+            f"{settings.source('database_block')}: the server has no Secret block {settings.database_block}"
+        ) from None
+    return str(block.get())
 
 
 async def reach_server() -> None:
@@ -265,17 +294,26 @@ async def _steps(run: Run, progress: ProgressArtifact) -> None:
     if await _gives_way(run):
         return
     get_run_logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
-    # Tasks are awaited in this flow's own event loop: mapped ones get a loop each, in which one client cannot serve them.
-    groups = pack(run.plans, run.limits.max_task_runs)
-    for group, state in zip(groups, await _prune(run, groups), strict=True):
-        if not state.is_completed() and not any(plan.report.error for plan in group):
-            run.report.errors.append(printable(f"prune {group_label(group)}: {state.message}"))
+    try:
+        if isinstance(run.store, DatabaseStore):
+            await bulk_task(run, run.store)
+        await _prune_by_key(run)
+    except RetentionError as error:
+        run.report.errors.append(str(error))
     unfinished = next(
         (plan.key for plan in run.plans if plan.key is not None and plan.remaining and not plan.report.error), None
     )
     if run.report.outcome == "unfinished" and unfinished is not None:
         run.report.stopped_at = unfinished
     await verify_task(run)
+
+
+async def _prune_by_key(run: Run) -> None:
+    # Tasks are awaited in this flow's own event loop: mapped ones get a loop each, in which one client cannot serve them.
+    groups = pack([plan for plan in run.plans if plan.condemned], run.limits.max_task_runs)
+    for group, state in zip(groups, await _prune(run, groups), strict=True):
+        if not state.is_completed() and not any(plan.report.error for plan in group):
+            run.report.errors.append(printable(f"prune {group_label(group)}: {state.message}"))
 
 
 async def _prune(run: Run, groups: Sequence[Sequence[KeyPlan]]) -> list[State[None]]:

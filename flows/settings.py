@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, load_policies
@@ -23,7 +23,7 @@ from prefect_artifact_retention.policies.loading import (
 )
 from prefect_artifact_retention.policies.model import refuse_bool
 from prefect_artifact_retention.tasks.report import Mode
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 PREFIX = "ARTIFACT_RETENTION_"
@@ -55,6 +55,14 @@ class RetentionSettings(BaseSettings):
     )
     max_requests_per_minute: Number = Field(
         default=0, description="Requests to the server at most. 0 is 150 on Prefect Cloud, and no limit elsewhere."
+    )
+    database_url: SecretStr = Field(
+        default=SecretStr(""), description="The server's own database, to read and delete there instead of through the API."
+    )
+    database_block: str = Field(default="", description="The Secret block of the server that holds that address instead.")
+    max_deletions_per_second: Number = Field(default=0, description="Versions deleted in the database in a second at most.")
+    reclaim: Literal["none", "vacuum"] = Field(
+        default="none", description="Whether a run ends with a VACUUM of what it has deleted in the database."
     )
 
     _sources: dict[str, str] = {}
@@ -149,6 +157,11 @@ def _sources(file: Path, table: dict[str, Any]) -> dict[str, str]:
     """Where each field is set, the first source winning; refuses names that no field has."""
     fields = RetentionSettings.model_fields
     _refuse_unknown(str(file), table, fields)
+    if "database_url" in table:
+        raise ConfigurationError(
+            f"{file}: database_url is a secret, and such files get into images and repositories: set {PREFIX}DATABASE_URL, "
+            "or name a Secret block of the server with database_block"
+        )
     sources = dict.fromkeys(table, str(file))
     for place, names in find_variables(PREFIX, [*fields, "config"]).items():
         sources |= {name.removeprefix(PREFIX).lower(): place + name for name in names}

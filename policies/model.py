@@ -25,7 +25,7 @@ class Version:
         created: When the row was created, by the server's clock.
         updated: When it was last changed, by the server's clock.
         type: The artifact type (`markdown`, `table`, ...).
-        size: Bytes of its data as compact JSON in UTF-8.
+        size: Bytes of its data as Prefect stores it: as JSON, as Python's `json.dumps` writes it.
         flow_run_id: The flow run that wrote it.
         task_run_id: The task run that wrote it.
         metadata: What its producer set; only the `retention-` entries are looked at.

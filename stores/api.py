@@ -7,6 +7,7 @@ by the bytes that came back, rows are measured and dropped on arrival, and a lis
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
-import orjson
 from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, TTL_DAYS
@@ -347,6 +347,11 @@ class ApiStore:
                 return row
         return None
 
+    async def last_changed(self, most: int) -> list[Collection]:
+        """Read the collections that changed last."""
+        body = {"artifacts": {}, "sort": "UPDATED_DESC", "limit": most}
+        return [_collection(row) for row in await self.connection.ask("/artifacts/latest/filter", body)]
+
     async def newest_rows(self, key: str, most: int, *, sort: str = "CREATED_DESC") -> list[dict[str, Any]]:
         """Read the newest (or last updated) versions of one key as the server has them, payloads included."""
         rows: list[dict[str, Any]] = []
@@ -477,20 +482,23 @@ def _collection(row: Mapping[str, Any]) -> Collection:
 
 def _version(row: Mapping[str, Any]) -> Version:
     """Measure a row and let go of its payload."""
-    metadata = row.get("metadata_", row.get("metadata")) or NO_METADATA
-    if metadata:
-        metadata = {name: metadata[name] for name in (HOLD, TTL_DAYS) if name in metadata} or NO_METADATA
     return Version(
         id=UUID(row["id"]),
         key=row["key"],
         created=datetime.fromisoformat(row["created"]),
         updated=datetime.fromisoformat(row["updated"]),
         type=row["type"],
-        size=len(orjson.dumps(row["data"])),
+        # As Prefect's server stores it.
+        size=len(json.dumps(row["data"])),
         flow_run_id=_optional_id(row["flow_run_id"]),
         task_run_id=_optional_id(row["task_run_id"]),
-        metadata=metadata,
+        metadata=control_metadata(row.get("metadata_", row.get("metadata"))),
     )
+
+
+def control_metadata(metadata: Any) -> Mapping[str, str]:  # noqa: ANN401 - JSON
+    """Those entries of an artifact's metadata that say how long it is kept."""
+    return {name: metadata[name] for name in (HOLD, TTL_DAYS) if name in metadata} if metadata else NO_METADATA
 
 
 def _optional_id(text: str | None) -> UUID | None:

@@ -8,7 +8,10 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
-from prefect_artifact_retention.policies import Version
+from prefect_artifact_retention.policies import StoreError, Version
+
+Mark = tuple[int, int]
+"""The state of all versions of a key: the same only as long as none of them comes, goes or changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +28,18 @@ class History:
     """The versions of one key.
 
     Incomplete if rows came and went so fast that no listing agreed with the count, or, with an error, if the server fails to
-    show them.
+    show them. Marked where the store can tell whether anything has changed since.
     """
 
     key: str
     versions: Sequence[Version]
     complete: bool = True
     error: str = ""
+    mark: Mark | None = None
+
+
+class LatestVersionError(StoreError):
+    """The version is its key's latest by now, and others are left: it was not deleted."""
 
 
 class Store(Protocol):
@@ -80,7 +88,11 @@ class Store(Protocol):
         ...
 
     async def delete(self, version_id: UUID) -> bool:
-        """Delete one version. True if this deleted it, False if it had already gone."""
+        """Delete one version. True if this deleted it, False if it had already gone.
+
+        Raises:
+            LatestVersionError: It has become the latest of its key; only a store that can lock the key is able to tell.
+        """
         ...
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:

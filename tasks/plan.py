@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Container, Mapping, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -82,15 +83,15 @@ async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, Retent
     for (history, collection, policy), verdicts in zip(batch, first, strict=True):
         if any(not verdict.keep and _is_running(verdict.version, running) for verdict in verdicts):
             again = evaluate(history.versions, policy, now=now, latest_id=collection.latest_id, running=running)
-            _add(run, history, policy, again)
+            _add(run, history, collection, policy, again)
         else:
-            _add(run, history, policy, verdicts)
+            _add(run, history, collection, policy, verdicts)
 
 
 async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
     """Judge the artifacts without a key page by page: only age rules apply to them, so none depends on another."""
     plan = KeyPlan(None, policy, [], KeyReport(key=None, policy=policy.name))
-    condemned: dict[UUID, datetime] = {}
+    condemned: dict[UUID, tuple[datetime, int]] = {}
     unreadable: list[str | None] = []
     seen: set[UUID] = set()
     expected = await run.store.count_unkeyed()
@@ -101,8 +102,9 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
         for verdict in await judge(run, new, policy):
             _count(run, plan.report, verdict)
             if not verdict.keep:
-                condemned[verdict.version.id] = verdict.version.created
+                condemned[verdict.version.id] = verdict.version.created, verdict.version.size
     plan.condemned = sorted(condemned, key=lambda version_id: condemned[version_id])
+    plan.sizes = array("q", (condemned[version_id][1] for version_id in plan.condemned))
     if len(seen) + len(unreadable) < expected:
         run.report.warn("artifacts without a key went while they were listed; some may have to wait for the next run")
     if unreadable:
@@ -164,7 +166,7 @@ def guard(run: Run) -> None:
                 run.report.warn(f"a delete run would be refused: {refusal}")
 
 
-def _add(run: Run, history: History, policy: RetentionPolicy, verdicts: Sequence[Verdict]) -> None:
+def _add(run: Run, history: History, collection: Collection, policy: RetentionPolicy, verdicts: Sequence[Verdict]) -> None:
     """Account for the verdicts of one key, and plan to delete what they condemn."""
     report = KeyReport(key=history.key, policy=policy.name)
     (run.report.housekeeping if policy is OWN_POLICY else run.report.key_reports).append(report)
@@ -181,8 +183,18 @@ def _add(run: Run, history: History, policy: RetentionPolicy, verdicts: Sequence
     for verdict in verdicts:
         _count(run, report, verdict)
     if report.planned:
-        condemned = [verdict.version.id for verdict in reversed(verdicts) if not verdict.keep]
-        run.add_plan(KeyPlan(history.key, policy, condemned, report))
+        condemned = [verdict.version for verdict in reversed(verdicts) if not verdict.keep]
+        plan = KeyPlan(
+            history.key,
+            policy,
+            [version.id for version in condemned],
+            report,
+            sizes=array("q", (version.size for version in condemned)),
+            collection=collection,
+            mark=history.mark,
+            takes_successor=any(not verdict.keep for verdict in verdicts[1:2]),
+        )
+        run.add_plan(plan)
     if verdicts and verdicts[0].rules == ("dangling",):
         run.dangling.add(history.key)
         run.report.warn(f"{label(history.key)}: nothing deleted, because {verdicts[0].reasons[0]}")

@@ -21,6 +21,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, Version
 from prefect_artifact_retention.policies.loading import select_policy
+from prefect_artifact_retention.stores.store import LatestVersionError
 from prefect_artifact_retention.tasks.plan import judge, unfinished_runs
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
@@ -193,6 +194,10 @@ async def _delete(run: Run, plan: KeyPlan, versions: Sequence[Version], pending:
             run.touched.add(plan.key)
         try:
             deleted = await run.store.delete(version.id)
+        except LatestVersionError:
+            pending.discard(version.id)
+            plan.report.spared += 1
+            continue
         except RetentionError:
             plan.report.failed += 1
             raise

@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect_artifact_retention.policies import RetentionPolicy, Verdict
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
-from prefect_artifact_retention.stores.store import Store
+from prefect_artifact_retention.stores.store import Mark, Store
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, RuleCount
 
 Step = Literal["planning", "deleting"]
@@ -45,12 +45,23 @@ class Limits:
 
 @dataclass(slots=True)
 class KeyPlan:
-    """The stale versions of one key (None: of all artifacts without one), oldest first, and the key's line of the report."""
+    """The stale versions of one key (None: of all artifacts without one), oldest first, and the key's line of the report.
+
+    Attributes:
+        sizes: The bytes of each of them.
+        collection: The collection as it was when it was judged.
+        mark: The state of its versions as it was then, where the store can tell.
+        takes_successor: Whether the version that follows the latest is among them.
+    """
 
     key: str | None
     policy: RetentionPolicy
     condemned: Sequence[UUID]
     report: KeyReport
+    sizes: Sequence[int] = ()
+    collection: ArtifactCollection | None = None
+    mark: Mark | None = None
+    takes_successor: bool = False
 
     @property
     def remaining(self) -> int:
@@ -148,6 +159,13 @@ class Run:
             self.report.outcome = "unfinished"
             return False
         return True
+
+    def room(self) -> float:
+        """How many deletions the budgets of time and number still allow; if none, the run is unfinished."""
+        if not self.may_go_on():
+            return 0
+        most = self.limits.max_deletions
+        return most - self.deletions_started if most else float("inf")
 
     def may_delete(self) -> bool:
         """Take one deletion from the budgets of time and number; False once one is used up."""

@@ -39,9 +39,10 @@ class Database:
     """The artifact tables of one server."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self.engine = create_async_engine(url, poolclass=NullPool)
         self.is_sqlite = url.startswith("sqlite")
-        self.json_type = "TEXT" if self.is_sqlite else "JSONB"
+        self.json_type = "TEXT" if self.is_sqlite else "JSON"
 
     async def run(self, statement: str, rows: Sequence[Mapping[str, object]] | None = None) -> Sequence[sa.Row]:
         """Run one statement in a transaction of its own."""

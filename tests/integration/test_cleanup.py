@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -25,6 +26,20 @@ from prefect_artifact_retention.tasks.run import Step
 from servers import Server, drain, when_planned
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
+
+
+@pytest.fixture(params=["api", "database"])
+def server(server: Server, request: pytest.FixtureRequest) -> Server:
+    """A server without artifacts, whose versions are reached through its API or in its database."""
+    return replace(server, store=request.param)
+
+
+@pytest.fixture
+def api_server(server: Server) -> Server:
+    """A server without artifacts, reached through its API, whose answers a test may change."""
+    if server.store != "api":
+        pytest.skip("there are no requests for versions")
+    return server
 
 
 @flow
@@ -100,14 +115,14 @@ async def test_the_history_gains_one_row_a_run(server: Server) -> None:
     assert "](http://127.0.0.1" in text
 
 
-async def test_a_history_that_is_none_begins_anew(server: Server) -> None:
+async def test_a_history_that_is_none_begins_anew(api_server: Server) -> None:
     """Whatever somebody wrote to its key, a run does not fail for it."""
     for number, data in enumerate(("no json", "[1, 2]", '{"a": 1}', 7, None, [[]])):
-        await server.database.insert([Row("artifact-retention-history", days(100 - number), data=data, type="table")])
-        await server.database.run("DELETE FROM artifact_collection WHERE latest_id NOT IN (SELECT id FROM artifact)")
-        report = await server.cleanup([KEEP_2])
+        await api_server.database.insert([Row("artifact-retention-history", days(100 - number), data=data, type="table")])
+        await api_server.database.run("DELETE FROM artifact_collection WHERE latest_id NOT IN (SELECT id FROM artifact)")
+        report = await api_server.cleanup([KEEP_2])
         assert (report.outcome, report.warnings) == ("completed", [])
-        await server.database.clear()
+        await api_server.database.clear()
 
 
 ODD_ROWS = [
@@ -120,27 +135,27 @@ ODD_ROWS = [
 
 
 @pytest.mark.parametrize("odd", ODD_ROWS, ids=lambda odd: next(iter(odd)))
-async def test_an_odd_row_of_the_history_is_left_out_and_the_others_stay(server: Server, odd: dict[str, object]) -> None:
+async def test_an_odd_row_of_the_history_is_left_out_and_the_others_stay(api_server: Server, odd: dict[str, object]) -> None:
     """No run fails for it, and the report is written."""
-    await server.database.insert(series("report", [1, 2, 3]))
-    await server.cleanup([KEEP_2], mode="delete")
-    ((good,),) = await server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
+    await api_server.database.insert(series("report", [1, 2, 3]))
+    await api_server.cleanup([KEEP_2], mode="delete")
+    ((good,),) = await api_server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
     (row,) = loads(loads(good))
-    await server.database.run("DELETE FROM artifact_collection WHERE key LIKE '%-history'")
-    await server.database.insert([Row("artifact-retention-history", days(0), data=[row | odd, row], type="table")])
-    report = await server.cleanup([KEEP_2], mode="delete")
+    await api_server.database.run("DELETE FROM artifact_collection WHERE key LIKE '%-history'")
+    await api_server.database.insert([Row("artifact-retention-history", days(0), data=[row | odd, row], type="table")])
+    report = await api_server.cleanup([KEEP_2], mode="delete")
     assert (report.outcome, report.warnings) == ("completed", [])
-    ((data,),) = await server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
+    ((data,),) = await api_server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
     assert [each["deleted"] for each in loads(loads(data))] == [0, 1]
 
 
-async def test_the_history_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_history_is_bounded(api_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest row goes."""
     monkeypatch.setattr("prefect_artifact_retention.tasks.history.MOST_ROWS", 2)
     for keep in (1, 2, 3):
-        await server.database.insert(series(f"report-{keep}", [1, 2, 3, 4]))
-        await server.cleanup([RetentionPolicy(name="p", keep_last=keep)], mode="delete", keys=[f"report-{keep}"])
-    ((data,),) = await server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
+        await api_server.database.insert(series(f"report-{keep}", [1, 2, 3, 4]))
+        await api_server.cleanup([RetentionPolicy(name="p", keep_last=keep)], mode="delete", keys=[f"report-{keep}"])
+    ((data,),) = await api_server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
     assert [each["deleted"] for each in loads(loads(data))] == [1, 2]
 
 
@@ -155,23 +170,23 @@ async def test_the_packages_own_keys_are_in_no_total(server: Server) -> None:
     assert "Besides, 10 versions of this package's own artifacts went" in loads(text)
 
 
-async def test_no_password_of_the_servers_address_is_published(server: Server) -> None:
+async def test_no_password_of_the_servers_address_is_published(api_server: Server) -> None:
     """The links of the report are without it."""
-    await server.database.insert(series("report", [1, 2, 3]))
-    address = server.local.address.replace("http://", "http://somebody:s3cret@")
+    await api_server.database.insert(series("report", [1, 2, 3]))
+    address = api_server.local.address.replace("http://", "http://somebody:s3cret@")
     with temporary_settings(updates={PREFECT_API_URL: f"{address}/api"}):
         await artifact_cleanup(mode="delete", policies=[KEEP_2])
-    texts = [str(row) for row in await server.database.run("SELECT description, data FROM artifact")]
-    assert any(f"{server.local.address}/artifacts/key/" in text for text in texts)
+    texts = [str(row) for row in await api_server.database.run("SELECT description, data FROM artifact")]
+    assert any(f"{api_server.local.address}/artifacts/key/" in text for text in texts)
     assert not any("s3cret" in text for text in texts)
 
 
-async def test_a_delete_run_that_cannot_begin_ends_with_an_event_too(server: Server) -> None:
+async def test_a_delete_run_that_cannot_begin_ends_with_an_event_too(api_server: Server) -> None:
     """An automation on failures sees a broken configuration."""
     since = datetime.now(UTC)
     with pytest.raises(ConfigurationError):
-        await server.cleanup(mode="delete")
-    (event,) = await events(server, since)
+        await api_server.cleanup(mode="delete")
+    (event,) = await events(api_server, since)
     assert event["event"] == "artifact-retention.cleanup.failed"
     assert "no policy is configured" in event["payload"]["error"]
 
@@ -456,10 +471,10 @@ async def test_a_version_created_meanwhile_stays_and_takes_no_slot(server: Serve
     assert len(left) == 3
 
 
-async def test_one_keys_failure_stops_no_other(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_keys_failure_stops_no_other(api_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is Failed, its report says which key, and a rerun does the rest."""
-    bad = await server.database.insert(series("bad", [1, 2, 3]))
-    good = await server.database.insert(series("good", [1, 2, 3]))
+    bad = await api_server.database.insert(series("bad", [1, 2, 3]))
+    good = await api_server.database.insert(series("good", [1, 2, 3]))
     send = httpx.AsyncHTTPTransport.handle_async_request
 
     async def fail_for_bad(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
@@ -470,16 +485,18 @@ async def test_one_keys_failure_stops_no_other(server: Server, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", fail_for_bad)
         with pytest.raises(CleanupFailed, match=r"bad: .*500.*boom") as failed:
-            await server.cleanup([KEEP_2], mode="delete")
+            await api_server.cleanup([KEEP_2], mode="delete")
     assert (failed.value.report.failed, failed.value.report.deleted) == (1, 1)
-    assert await server.database.ids() == ids(bad, 0, 1, 2) | ids(good, 0, 1)
-    await server.cleanup([KEEP_2], mode="delete")
-    assert await server.database.ids() == ids(bad, 0, 1) | ids(good, 0, 1)
+    assert await api_server.database.ids() == ids(bad, 0, 1, 2) | ids(good, 0, 1)
+    await api_server.cleanup([KEEP_2], mode="delete")
+    assert await api_server.database.ids() == ids(bad, 0, 1) | ids(good, 0, 1)
 
 
-async def test_an_answer_lost_after_the_deletion_counts_as_deleted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_lost_after_the_deletion_counts_as_deleted(
+    api_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second attempt finds nothing: that was ours."""
-    rows = await server.database.insert(series("report", [1, 2, 3]))
+    rows = await api_server.database.insert(series("report", [1, 2, 3]))
     send = httpx.AsyncHTTPTransport.handle_async_request
     lost: list[str] = []
 
@@ -492,10 +509,10 @@ async def test_an_answer_lost_after_the_deletion_counts_as_deleted(server: Serve
 
     with monkeypatch.context() as patch:
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", lose_first)
-        report = await server.cleanup([KEEP_2], mode="delete")
+        report = await api_server.cleanup([KEEP_2], mode="delete")
     assert lost
     assert (report.deleted, report.already_gone) == (1, 0)
-    assert await server.database.ids() == ids(rows, 0, 1)
+    assert await api_server.database.ids() == ids(rows, 0, 1)
 
 
 async def test_an_unreadable_plan_deletes_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,7 +532,7 @@ async def test_an_unreadable_plan_deletes_nothing(server: Server, monkeypatch: p
     assert await server.database.ids() == ids(rows, 0, 1, 2)
 
 
-async def test_refused_credentials_are_told_in_words(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_credentials_are_told_in_words(api_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a wrong API key is."""
 
     async def refuse(_transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
@@ -524,7 +541,7 @@ async def test_refused_credentials_are_told_in_words(server: Server, monkeypatch
     from prefect_artifact_retention.stores.connection import connect  # noqa: PLC0415
 
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", refuse)
-    with server.active(), pytest.raises(StoreError, match=r"refuses our credentials \(401\)"):
+    with api_server.active(), pytest.raises(StoreError, match=r"refuses our credentials \(401\)"):
         async with connect() as connection:
             await connection.now()
 
@@ -609,10 +626,10 @@ async def test_500_keys_of_20_versions_are_left_exactly_as_an_independent_query_
     assert not await server.database.dangling()
 
 
-async def test_a_deletion_rate_limit_holds_over_all_tasks(server: Server) -> None:
+async def test_a_deletion_rate_limit_holds_over_all_tasks(api_server: Server) -> None:
     """Sixty requests a minute: a run of some forty requests takes its time."""
-    await server.database.insert([row for number in range(3) for row in series(f"key-{number}", [1, 2, 3])])
-    report = await server.cleanup([KEEP_2], mode="delete", max_requests_per_minute=120)
+    await api_server.database.insert([row for number in range(3) for row in series(f"key-{number}", [1, 2, 3])])
+    report = await api_server.cleanup([KEEP_2], mode="delete", max_requests_per_minute=120)
     assert report.deleted == 3
     assert timedelta(seconds=report.duration_seconds) >= timedelta(seconds=2)
 
@@ -647,12 +664,12 @@ async def test_a_successor_stays_when_a_person_deletes_the_latest_before_the_fir
     assert not await server.database.dangling()
 
 
-async def test_an_error_never_shows_an_api_key(server: Server) -> None:
+async def test_an_error_never_shows_an_api_key(api_server: Server) -> None:
     """Not even one that HTTP refuses to send, which httpx would quote."""
     from prefect_artifact_retention.stores.connection import connect  # noqa: PLC0415
 
     key = temporary_settings(updates={PREFECT_API_KEY: "pnu_secret\n"})
-    with server.active(), key, pytest.raises(StoreError, match="forbids") as refused:
+    with api_server.active(), key, pytest.raises(StoreError, match="forbids") as refused:
         async with connect() as connection:
             await connection.now()
     assert "pnu_secret" not in str(refused.value)

@@ -1,0 +1,558 @@
+"""The versions of a Prefect server, straight in its database: PostgreSQL or SQLite.
+
+For those who run their own server. The same semantics as through the API, at a hundred times its speed: versions are read
+without their payloads, and deleted in batches, each in one short transaction that locks the collections of its keys. Whoever
+creates a version waits for that lock, and so does whoever makes another version the latest; nothing is deleted of a key in
+which anything has changed since it was judged. What a deletion must not wait for is left to a later attempt: `lock_timeout` is
+below the second after which PostgreSQL looks for deadlocks, so that others never lose one to us.
+
+A person who deletes a key's latest version through the API reads its successor before the lock is asked for. That successor
+may go in between, and leaves the collection dangling: `dangling` finds it, and `repair` mends it, with nothing lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import asyncpg  # type: ignore[import-untyped]
+import sqlalchemy as sa
+from prefect_artifact_retention.policies import StoreError, Version
+from prefect_artifact_retention.policies.words import printable
+from prefect_artifact_retention.stores.api import NO_METADATA, TERMINAL, ApiStore, control_metadata
+from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, COPIED, FLOW_RUN, TASK_RUN, WAY_OUT, check_schema
+from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
+from prefect_artifact_retention.stores.store import History, LatestVersionError, Mark
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+DRIVERS = {
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+}
+
+CONNECTIONS = 4
+LOCK_MILLISECONDS = 500
+WRITE_SECONDS = 30
+READ_SECONDS = 300
+BUSY_SECONDS = 10
+"""How long SQLite waits for its one writer."""
+
+MOST_ATTEMPTS = 6
+FIRST_PAUSE = 0.05
+PASSING = frozenset({"40001", "40P01", "55P03"})
+"""PostgreSQL's codes of what an attempt later may not meet: a concurrent change, a deadlock, a lock not had in time."""
+
+MOST_KEYS = 10_000
+MOST_ROWS = 20_000
+"""Versions read at a time, unless a single key has more."""
+
+PREFIX = "retention-"
+"""What the entries of the metadata that we look at have in common."""
+
+SAMPLE = 10
+"""Collections that are looked for in the database to tell that it is the server's."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Versions of one key to delete if the key is still as it was judged.
+
+    Attributes:
+        collection: The collection as it was.
+        mark: The state of its versions as it was.
+        ids: The versions; with the latest only if they are all that there are.
+        is_last: Whether no portion of the same key is to follow.
+    """
+
+    collection: ArtifactCollection
+    mark: Mark
+    ids: Sequence[UUID]
+    is_last: bool
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no version of the key stays, so that the collection goes, too."""
+        return len(self.ids) == self.mark[0]
+
+
+class DatabaseStore:
+    """Reads and deletes versions in the database; a `Store`.
+
+    Every method raises `StoreError` where the database is out of reach, refuses us or does not answer in time.
+    """
+
+    def __init__(self, engine: AsyncEngine, most_per_second: int) -> None:
+        self.engine = engine
+        self.is_sqlite = engine.dialect.name == "sqlite"
+        host = f" at {engine.url.host}" if engine.url.host else ""
+        self.address = f"the {'SQLite' if self.is_sqlite else 'PostgreSQL'} database {engine.url.database}{host}"
+        writing = {"begin": "IMMEDIATE"} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        self._writer = engine.execution_options(**writing)
+        self._slots = asyncio.Semaphore(CONNECTIONS)
+        self.most_per_second = most_per_second
+        self._may_delete_at = 0.0
+
+    async def now(self) -> datetime:
+        """Read the database's clock; SQLite has that of its host."""
+        if self.is_sqlite:
+            text = await self._read_scalar(sa.select(sa.func.strftime("%Y-%m-%d %H:%M:%f", "now")))
+            return datetime.fromisoformat(text).replace(tzinfo=UTC)
+        clock: datetime = await self._read_scalar(sa.select(sa.func.clock_timestamp()))
+        return clock.astimezone(UTC)
+
+    async def check(self, server: ApiStore, own_runs: Collection[UUID]) -> None:
+        """Make sure that this is the database of that server, and that its tables are as we know them.
+
+        A copy of it would do for no deletion: it lacks the flow run that deletes. For a preview, the collections that
+        changed last are compared.
+
+        Raises:
+            StoreError: It is another database, or another version's.
+        """
+        try:
+            async with self._reading() as connection:
+                await connection.run_sync(check_schema)
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"cannot connect to {self.address}: {self._reason(error)}") from None
+        missing = f"{self.address} is not that of the Prefect server at {server.connection.address}"
+        if own_runs:
+            if set(own_runs) != set(await self._present(FLOW_RUN.c.id, own_runs)):
+                raise StoreError(f"{missing}: the present flow run is not in it. {WAY_OUT.capitalize()}")
+            return
+        for _look in range(3):
+            latest = await server.last_changed(SAMPLE)
+            present = await self.collections([each.key for each in latest])
+            if set(latest) <= set(present) and (latest or not await self._read_scalar(_count(COLLECTION))):
+                return
+        raise StoreError(f"{missing}: they differ in the artifacts that changed last. {WAY_OUT.capitalize()}")
+
+    async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[ArtifactCollection]:  # noqa: ARG002
+        """List the collections of these exact keys."""
+        async with self._reading() as connection:
+            return [each for chunk in _chunks(keys) for each in await self._collections(connection, chunk)]
+
+    async def all_collections(self, unreadable: list[str | None]) -> tuple[list[ArtifactCollection], int]:  # noqa: ARG002
+        """List all collections in the order of their keys; none is unseen."""
+        async with self._reading() as connection:
+            rows = await connection.execute(_collections().order_by(COLLECTION.c.key))
+            return [ArtifactCollection(*row) for row in rows], 0
+
+    async def histories(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
+        """List the versions of many keys, some keys at a time, in the order given; a key without any has an empty history."""
+        for chunk in _chunks(keys):
+            counted = sa.select(ARTIFACT.c.key, sa.func.count()).where(self._among(ARTIFACT.c.key, chunk))
+            async with self._reading() as connection:
+                counts = dict((await connection.execute(counted.group_by(ARTIFACT.c.key))).tuples().all())
+            for portion in _portions(chunk, counts):
+                async with self._reading() as connection:
+                    histories = await self._histories(connection, portion)
+                yield histories
+
+    async def history(self, key: str) -> History:
+        """List the versions of one key."""
+        async with self._reading() as connection:
+            return (await self._histories(connection, [key]))[0]
+
+    async def count_unkeyed(self) -> int:
+        """Count the artifacts without a key."""
+        count: int = await self._read_scalar(_count(ARTIFACT).where(ARTIFACT.c.key.is_(None)))
+        return count
+
+    async def unkeyed(self, unreadable: list[str | None]) -> AsyncIterator[list[Version]]:  # noqa: ARG002
+        """List the artifacts without a key, some at a time."""
+        async with self._reading() as connection:
+            listing = self._versions().where(ARTIFACT.c.key.is_(None)).execution_options(yield_per=MOST_ROWS)
+            async for rows in (await connection.stream(listing)).partitions():
+                yield [_version(row) for row in rows]
+
+    async def versions(self, ids: Iterable[UUID]) -> list[Version]:
+        """Read the versions that still exist of those named."""
+        async with self._reading() as connection:
+            return [
+                _version(row)
+                for chunk in _chunks(list(ids))
+                for row in await connection.execute(self._versions().where(self._among(ARTIFACT.c.id, chunk)))
+            ]
+
+    async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
+        """Tell which of these runs exist and are not in a terminal state, and since when they exist."""
+        found: dict[UUID, datetime] = {}
+        for table, ids in ((FLOW_RUN, list(flow_runs)), (TASK_RUN, list(task_runs))):
+            for chunk in _chunks(ids):
+                lasting = sa.select(table.c.id, table.c.created).where(self._among(table.c.id, chunk), _is_unfinished(table))
+                async with self._reading() as connection:
+                    found.update((await connection.execute(lasting)).tuples().all())
+        return found
+
+    async def delete(self, version_id: UUID) -> bool:
+        """Delete one version. True if this deleted it, False if it had already gone.
+
+        The last version of a key takes the collection with it.
+
+        Raises:
+            LatestVersionError: It is the latest of its key, and others are left.
+        """
+        await self.pace(1)
+        return bool(await self._write(lambda connection: self._delete(connection, version_id)))
+
+    async def delete_unchanged(self, portions: Sequence[Portion]) -> dict[str, Mark | None]:
+        """Delete what is condemned of keys in which nothing has changed since they were judged, in one transaction.
+
+        A key is passed over if anything of it has changed, if somebody is changing it now, or if a run that wrote one of the
+        versions has not finished. So are all if that goes on.
+
+        Args:
+            portions: At most one of each key.
+
+        Returns:
+            The keys of which the portion has gone, with their mark from now on where more is to follow.
+        """
+        try:
+            return await self._write(lambda connection: self._delete_unchanged(connection, portions))
+        except _PassingError:
+            return {}
+
+    async def delete_unkeyed(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Delete those of some artifacts without a key that neither metadata nor an unfinished run could keep.
+
+        Returns:
+            Those deleted; none if others go on changing them.
+        """
+        try:
+            return await self._write(lambda connection: self._delete_unkeyed(connection, ids))
+        except _PassingError:
+            return set()
+
+    async def pace(self, deletions: int) -> None:
+        """Pause so that as many deletions agree with the rate that is allowed."""
+        if self.most_per_second and deletions:
+            clock = asyncio.get_running_loop().time
+            self._may_delete_at = max(self._may_delete_at, clock()) + deletions / self.most_per_second
+            await asyncio.sleep(self._may_delete_at - clock())
+
+    async def dangling(self, keys: Sequence[str]) -> list[str]:
+        """Tell which of these collections name a latest version that does not exist."""
+        exists = sa.exists().where(ARTIFACT.c.id == COLLECTION.c.latest_id)
+        async with self._reading() as connection:
+            return [
+                key
+                for chunk in _chunks(keys)
+                for key in await connection.scalars(
+                    sa.select(COLLECTION.c.key).where(self._among(COLLECTION.c.key, chunk), ~exists).order_by(COLLECTION.c.key)
+                )
+            ]
+
+    async def repair(self, key: str) -> bool:
+        """Give a collection whose latest version has vanished one again; False if it has one, or is gone itself.
+
+        The newest version that is left becomes its latest. If none is left, the copy that the collection has of the last one
+        becomes that version again.
+        """
+        return await self._write(lambda connection: self._repair(connection, key))
+
+    # --- within a transaction
+
+    async def _delete(self, connection: AsyncConnection, version_id: UUID) -> int:
+        this = ARTIFACT.c.id == version_id
+        key = await connection.scalar(sa.select(ARTIFACT.c.key).where(this))
+        collections = [] if key is None else await self._collections(connection, [key], lock=True)
+        if any(each.latest_id == version_id for each in collections):
+            if await connection.scalar(_count(ARTIFACT).where(ARTIFACT.c.key == key, ~this)):
+                raise LatestVersionError(f"{version_id} is the latest version of its key")
+            await connection.execute(sa.delete(COLLECTION).where(COLLECTION.c.key == key))
+        return (await connection.execute(sa.delete(ARTIFACT).where(this))).rowcount
+
+    async def _delete_unchanged(self, connection: AsyncConnection, portions: Sequence[Portion]) -> dict[str, Mark | None]:
+        keys = [portion.collection.key for portion in portions]
+        locked = set(await self._collections(connection, keys, lock=True, skip_locked=True))
+        marks = await self._marks(connection, [each.key for each in locked])
+        same = [each for each in portions if each.collection in locked and marks.get(each.collection.key) == each.mark]
+        unfinished = await self._keys_in_use(connection, [version_id for each in same for version_id in each.ids])
+        going = [each for each in same if each.collection.key not in unfinished]
+        emptied = [each.collection.key for each in going if each.is_whole]
+        if emptied:
+            await connection.execute(sa.delete(COLLECTION).where(self._among(COLLECTION.c.key, emptied)))
+        ids = [version_id for each in going for version_id in each.ids]
+        if ids:
+            # Whatever is condemned: while there is its collection, no latest version goes here.
+            is_latest = sa.exists().where(COLLECTION.c.key == ARTIFACT.c.key, COLLECTION.c.latest_id == ARTIFACT.c.id)
+            deleted = await connection.execute(sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, ids), ~is_latest))
+            if deleted.rowcount != len(ids):
+                raise StoreError(f"{self.address} deleted {deleted.rowcount} versions in place of {len(ids)}; taken back")
+        left = await self._marks(connection, [each.collection.key for each in going if not each.is_last])
+        return {each.collection.key: left.get(each.collection.key) for each in going}
+
+    async def _delete_unkeyed(self, connection: AsyncConnection, ids: Sequence[UUID]) -> set[UUID]:
+        metadata = sa.cast(ARTIFACT.c.metadata_, sa.Text)
+        these = self._among(ARTIFACT.c.id, ids)
+        plain = sa.or_(metadata.is_(None), ~metadata.contains(PREFIX))
+        free = sa.select(ARTIFACT.c.id).where(these, ARTIFACT.c.key.is_(None), plain, ~_is_in_use())
+        going = set(await connection.scalars(free))
+        await connection.execute(sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, going)))
+        return going
+
+    async def _repair(self, connection: AsyncConnection, key: str) -> bool:
+        collections = await self._collections(connection, [key], lock=True)
+        if not collections or await connection.scalar(_count(ARTIFACT).where(ARTIFACT.c.id == collections[0].latest_id)):
+            return False
+        ranked = sa.select(ARTIFACT.c.id).order_by(ARTIFACT.c.created.desc(), ARTIFACT.c.id.desc())
+        newest = await connection.scalar(ranked.where(ARTIFACT.c.key == key).limit(1))
+        if newest is None:
+            # The copy of a version that was the latest from its creation on has its date in `updated` only.
+            copied = ("latest_id", "key", "updated", "updated", *COPIED)
+            row = sa.select(*(COLLECTION.c[name].label(f"copied_{index}") for index, name in enumerate(copied)))
+            names = ["id", "key", "created", "updated", *COPIED]
+            await connection.execute(sa.insert(ARTIFACT).from_select(names, row.where(COLLECTION.c.key == key)))
+        else:
+            names = ["created", "updated", *COPIED]
+            values = {name: sa.select(ARTIFACT.c[name]).where(ARTIFACT.c.id == newest).scalar_subquery() for name in names}
+            change = sa.update(COLLECTION).where(COLLECTION.c.key == key).values(latest_id=newest, **values)
+            await connection.execute(change)
+        return True
+
+    async def _collections(
+        self, connection: AsyncConnection, keys: Collection[str], *, lock: bool = False, skip_locked: bool = False
+    ) -> list[ArtifactCollection]:
+        """Read collections, locked in the order of their keys if asked for; SQLite has locked everything by then."""
+        query = _collections().where(self._among(COLLECTION.c.key, keys)).order_by(COLLECTION.c.key)
+        if lock:
+            query = query.with_for_update(key_share=True, skip_locked=skip_locked)
+        return [ArtifactCollection(*row) for row in await connection.execute(query)]
+
+    async def _histories(self, connection: AsyncConnection, keys: Sequence[str]) -> list[History]:
+        versions: dict[str, list[Version]] = {key: [] for key in keys}
+        sums = dict.fromkeys(keys, 0)
+        for row in await connection.execute(self._versions().where(self._among(ARTIFACT.c.key, keys))):
+            version = _version(row)
+            versions[row[1]].append(version)
+            sums[row[1]] += row[9] or _digest(version)
+        return [History(key, found, mark=(len(found), sums[key])) for key, found in versions.items()]
+
+    async def _marks(self, connection: AsyncConnection, keys: Sequence[str]) -> dict[str, Mark]:
+        """The marks of keys: on PostgreSQL, how many rows they have, and the sum of the transactions that wrote these.
+
+        Every change of a row makes a later transaction its writer, so the two together stay only if nothing changes. SQLite
+        does not say who wrote a row.
+        """
+        if self.is_sqlite:
+            return {each.key: each.mark for each in await self._histories(connection, keys) if each.mark}
+        summed = sa.select(ARTIFACT.c.key, sa.func.count(), sa.cast(sa.func.sum(_WRITER), sa.BigInteger))
+        rows = await connection.execute(summed.where(self._among(ARTIFACT.c.key, keys)).group_by(ARTIFACT.c.key))
+        return {key: (count, writers) for key, count, writers in rows}
+
+    async def _keys_in_use(self, connection: AsyncConnection, ids: Collection[UUID]) -> set[str]:
+        """The keys of those versions whose runs have not finished."""
+        in_use = sa.select(ARTIFACT.c.key).where(self._among(ARTIFACT.c.id, ids), _is_in_use()).distinct()
+        return set(await connection.scalars(in_use))
+
+    async def _present(self, column: sa.Column[UUID], ids: Collection[UUID]) -> Sequence[UUID]:
+        async with self._reading() as connection:
+            return (await connection.scalars(sa.select(column).where(self._among(column, ids)))).all()
+
+    async def _read_scalar(self, query: sa.Select[Any]) -> Any:  # noqa: ANN401 - whatever is asked for
+        async with self._reading() as connection:
+            return await connection.scalar(query)
+
+    # --- transactions
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[AsyncConnection]:
+        async with self._slots:
+            with self._in_words():
+                async with self.engine.begin() as connection:
+                    await self._bound(connection, statement_timeout=READ_SECONDS * 1000)
+                    yield connection
+
+    async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Do some work in a transaction that sees one state of the database, again if that changes under it.
+
+        Raises:
+            StoreError: The database is out of reach or refuses us; a `_PassingError` if it went on changing.
+        """
+        pause = FIRST_PAUSE
+        for _attempt in range(MOST_ATTEMPTS - 1):
+            try:
+                return await self._write_once(work)
+            except _PassingError:
+                await asyncio.sleep(pause)
+                pause *= 2
+        return await self._write_once(work)
+
+    async def _write_once(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async with self._slots:
+            with self._in_words():
+                async with self._writer.begin() as connection:
+                    await self._bound(connection, statement_timeout=WRITE_SECONDS * 1000, lock_timeout=LOCK_MILLISECONDS)
+                    return await work(connection)
+
+    async def _bound(self, connection: AsyncConnection, **milliseconds: int) -> None:
+        for name, value in () if self.is_sqlite else milliseconds.items():
+            await connection.exec_driver_sql(f"SET LOCAL {name} = {value}")
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """Put errors into words that hold no password and no data: the libraries quote whole statements."""
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            code = getattr(error.orig, "sqlstate", None)
+            passing = code in PASSING or "database is locked" in str(error.orig)
+            raise (_PassingError if passing else StoreError)(f"{self.address}: {self._reason(error.orig)}") from None
+        except (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise StoreError(f"cannot use {self.address}: {self._reason(error)}") from None
+
+    def _reason(self, error: BaseException | None) -> str:
+        cause = error.__cause__ if error and error.__cause__ else error
+        text = printable(str(cause).partition("\n")[0]) or type(cause).__name__
+        secret = self.engine.url.password
+        return text.replace(secret, "***") if secret else text
+
+    # --- expressions
+
+    def _among(self, column: sa.Column[Any], values: Collection[Any]) -> sa.ColumnElement[bool]:
+        """Whether a column has one of these values: one parameter, however many they are."""
+        if self.is_sqlite:
+            listed = sa.func.json_each(json.dumps([str(value) for value in values])).table_valued("value")
+            return column.in_(sa.select(sa.type_coerce(listed.c.value, column.type)))
+        return column == sa.any_(sa.literal(list(values), sa.ARRAY(column.type)))
+
+    def _versions(self) -> sa.Select[Any]:
+        """Select what a `Version` is made of, in its order, and who wrote the row."""
+        text = sa.cast(ARTIFACT.c.metadata_, sa.Text)
+        if self.is_sqlite:
+            # A bare number stands there as a number; those with a fraction do not print as they do in Python.
+            length = sa.func.coalesce(sa.func.length(sa.cast(ARTIFACT.c.data, sa.BLOB)), 4)
+            size: sa.ColumnElement[Any] = sa.case(
+                (sa.func.typeof(ARTIFACT.c.data) == "real", sa.cast(ARTIFACT.c.data, sa.REAL)), else_=length
+            )
+        else:
+            size = sa.func.coalesce(sa.func.octet_length(sa.cast(ARTIFACT.c.data, sa.Text)), 4)
+        c = ARTIFACT.c
+        return sa.select(
+            *(c.id, c.key, c.created, c.updated, c.type),
+            sa.type_coerce(size, sa.types.NullType()),
+            *(c.flow_run_id, c.task_run_id),
+            sa.case((text.contains(PREFIX), text)),
+            sa.null() if self.is_sqlite else _WRITER,
+        )
+
+
+class _PassingError(StoreError):
+    """Somebody else changes or locks the same rows just now."""
+
+
+_WRITER: sa.ColumnElement[int] = sa.literal_column("artifact.xmin::text::bigint", sa.BigInteger)
+
+
+@asynccontextmanager
+async def open_database(url: str, most_per_second: int = 0) -> AsyncIterator[DatabaseStore]:
+    """Open the database of a Prefect server.
+
+    Args:
+        url: As Prefect's own `PREFECT_API_DATABASE_CONNECTION_URL`; without a driver, too.
+        most_per_second: Versions deleted in a second at most; 0 is no limit.
+
+    Raises:
+        StoreError: It is no address of a PostgreSQL or SQLite database. That it cannot be reached is told by the first use.
+    """
+    engine = _engine(url)
+    try:
+        yield DatabaseStore(engine, most_per_second)
+    finally:
+        await engine.dispose()
+
+
+def _engine(text: str) -> AsyncEngine:
+    try:
+        url = sa.make_url(text)
+        url = url.set(drivername=DRIVERS[url.drivername])
+    except (sa.exc.ArgumentError, ValueError, KeyError):
+        # They quote what may be a password.
+        raise StoreError(f"the database's address is none of postgresql://... and sqlite:///...; {WAY_OUT}") from None
+    if url.get_backend_name() == "sqlite":
+        return _sqlite_engine(url)
+    if mode := url.query.get("sslmode"):
+        # libpq's name of asyncpg's parameter.
+        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+    return create_async_engine(url, pool_size=CONNECTIONS, max_overflow=0)
+
+
+def _sqlite_engine(url: sa.URL) -> AsyncEngine:
+    # SQLite creates what is not there.
+    if not url.database or not Path(url.database).is_file():
+        raise StoreError(f"there is no SQLite database {url.database}; {WAY_OUT}")
+    engine = create_async_engine(url, connect_args={"timeout": BUSY_SECONDS}, pool_size=CONNECTIONS, max_overflow=0)
+
+    @sa.event.listens_for(engine.sync_engine, "connect")
+    def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401 - the adapter of a driver
+        # The driver itself would begin transactions when it sees fit.
+        connection.isolation_level = None
+
+    @sa.event.listens_for(engine.sync_engine, "begin")
+    def _begun(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('begin', 'DEFERRED')}")
+
+    return engine
+
+
+def _collections() -> sa.Select[tuple[str, UUID, str | None]]:
+    return sa.select(COLLECTION.c.key, COLLECTION.c.latest_id, COLLECTION.c.type)
+
+
+def _count(table: sa.Table) -> sa.Select[tuple[int]]:
+    return sa.select(sa.func.count()).select_from(table)
+
+
+def _is_unfinished(table: sa.Table) -> sa.ColumnElement[bool]:
+    state = sa.cast(table.c.state_type, sa.Text)
+    return sa.or_(state.is_(None), state.not_in(sorted(TERMINAL)))
+
+
+def _is_in_use() -> sa.ColumnElement[bool]:
+    """Whether the flow run or the task run that wrote an artifact has not finished."""
+    return sa.or_(
+        sa.exists().where(FLOW_RUN.c.id == ARTIFACT.c.flow_run_id, _is_unfinished(FLOW_RUN)),
+        sa.exists().where(TASK_RUN.c.id == ARTIFACT.c.task_run_id, _is_unfinished(TASK_RUN)),
+    )
+
+
+def _version(row: Sequence[Any]) -> Version:
+    version_id, key, created, updated, kind, size, flow_run_id, task_run_id, metadata, _writer = row
+    if size.__class__ is float:
+        size = len(json.dumps(size))
+    control = NO_METADATA if metadata is None else control_metadata(json.loads(metadata))
+    return Version(version_id, key, created, updated, kind, size, flow_run_id, task_run_id, control)
+
+
+def _digest(version: Version) -> int:
+    return hash((version.id, version.created, version.updated, tuple(sorted(version.metadata.items()))))
+
+
+def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + MOST_KEYS] for start in range(0, len(items), MOST_KEYS))
+
+
+def _portions(keys: Sequence[str], counts: Mapping[str, int]) -> Iterator[list[str]]:
+    """Part keys so that no portion has more than `MOST_ROWS` versions, unless it is a single key."""
+    portion: list[str] = []
+    rows = 0
+    for key in keys:
+        rows += counts.get(key, 0)
+        if portion and rows > MOST_ROWS:
+            yield portion
+            portion, rows = [], counts.get(key, 0)
+        portion.append(key)
+    if portion:
+        yield portion

@@ -1,0 +1,129 @@
+"""The few tables and columns of Prefect's database that the database store uses, and how values stand in them.
+
+Prefect changes its tables from version to version. So only what is used here is declared, and held against the database before
+anything else is done: where the two differ, nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from prefect_artifact_retention.policies import StoreError
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeEngine
+
+WAY_OUT = "unset ARTIFACT_RETENTION_DATABASE_URL and ARTIFACT_RETENTION_DATABASE_BLOCK to go through the API instead"
+
+
+class _TextId(sa.TypeDecorator[UUID]):
+    """An id as Prefect writes it to SQLite: 36 characters, with hyphens."""
+
+    impl = sa.String(36)
+    cache_ok = True
+
+    def process_bind_param(self, value: UUID | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> UUID | None:  # noqa: ARG002
+        return None if value is None else UUID(value)
+
+
+class _TextTime(sa.TypeDecorator[datetime]):
+    """A time as Prefect writes it to SQLite: in UTC, without saying so."""
+
+    impl = sa.String
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
+        return None if value is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
+        return None if value is None else datetime.fromisoformat(value).replace(tzinfo=UTC)
+
+
+ID = sa.Uuid().with_variant(_TextId(), "sqlite")
+TIME = sa.TIMESTAMP(timezone=True).with_variant(_TextTime(), "sqlite")
+
+_tables = sa.MetaData()
+
+# Prefect stores JSON as the text that its serializer made; JSONB would be another text, of another size.
+_COPIED: tuple[tuple[str, TypeEngine[Any]], ...] = (
+    ("type", sa.String()),
+    ("data", sa.JSON()),
+    ("description", sa.String()),
+    ("metadata_", sa.JSON()),
+    ("flow_run_id", ID),
+    ("task_run_id", ID),
+)
+COPIED = tuple(name for name, _type in _COPIED)
+"""What a collection has of its latest version, besides the dates."""
+
+ARTIFACT = sa.Table(
+    "artifact",
+    _tables,
+    sa.Column("id", ID),
+    sa.Column("key", sa.String),
+    sa.Column("created", TIME),
+    sa.Column("updated", TIME),
+    *(sa.Column(name, kind) for name, kind in _COPIED),
+)
+COLLECTION = sa.Table(
+    "artifact_collection",
+    _tables,
+    sa.Column("id", ID),
+    sa.Column("key", sa.String),
+    sa.Column("latest_id", ID),
+    sa.Column("created", TIME),
+    sa.Column("updated", TIME),
+    *(sa.Column(name, kind) for name, kind in _COPIED),
+)
+FLOW_RUN, TASK_RUN = (
+    sa.Table(name, _tables, sa.Column("id", ID), sa.Column("created", TIME), sa.Column("state_type", sa.String))
+    for name in ("flow_run", "task_run")
+)
+
+_FAMILIES: dict[str, tuple[type[TypeEngine[Any]], ...]] = {
+    "id": (sa.Uuid, sa.CHAR),
+    "time": (sa.DateTime,),
+    "text": (sa.String,),
+    "JSON": (sa.JSON,),
+}
+"""What a column may be called in either database, by what it is to us."""
+
+
+def check_schema(connection: sa.Connection) -> None:
+    """Hold the declared columns against the database.
+
+    Raises:
+        StoreError: A table or column is missing, or is of another type; names all that differs.
+    """
+    inspector = sa.inspect(connection)
+    present = set(inspector.get_table_names())
+    differences = []
+    for table in _tables.sorted_tables:
+        if table.name not in present:
+            differences.append(f"there is no table {table.name}")
+            continue
+        found = {column["name"]: column["type"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            family = _family(column.type)
+            if column.name not in found:
+                differences.append(f"{table.name} has no column {column.name}")
+            elif not isinstance(found[column.name], _FAMILIES[family]) or isinstance(found[column.name], JSONB):
+                differences.append(f"{table.name}.{column.name} is of type {found[column.name]}, not {family}")
+    if differences:
+        raise StoreError(
+            f"the database is not as this package knows Prefect's: {'; '.join(differences)}. "
+            f"Nothing is read or deleted there; {WAY_OUT}"
+        )
+
+
+def _family(kind: TypeEngine[Any]) -> str:
+    if kind is ID:
+        return "id"
+    if kind is TIME:
+        return "time"
+    return "JSON" if isinstance(kind, sa.JSON) else "text"

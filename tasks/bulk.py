@@ -1,0 +1,116 @@
+"""Prune in bulk what has not changed since it was planned, where the store can tell; the rest is left for the prune by key.
+
+The database can: it locks the collections of many keys at once, and marks the state of their versions. A key that is as it was
+when it was judged would be judged alike again, but for the runs that wrote its versions, whose states are asked for anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+from uuid import UUID
+
+from prefect_artifact_retention.stores.database import DatabaseStore, Portion
+from prefect_artifact_retention.stores.store import Mark
+from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
+
+BATCH = 2_000
+"""Versions deleted in one transaction: for the tenth of a second that it takes, writers to the same keys wait."""
+
+Batch = Mapping[str, tuple[KeyPlan, Portion]]
+T = TypeVar("T")
+
+
+async def prune_unchanged(run: Run, store: DatabaseStore) -> None:
+    """Delete the stale versions of all keys that are as they were planned, batch by batch, within the budgets of the run.
+
+    Afterwards, the plans have what is left to delete: of keys that have changed, that others are changing, or whose versions
+    are of runs that have not finished.
+
+    Raises:
+        StoreError: The database is out of reach, refuses us, or does not answer in time.
+    """
+    most = min(BATCH, store.most_per_second or BATCH)
+    pending = [plan for plan in reversed(run.plans) if plan.key is not None]
+    while pending and (room := int(min(most, run.room()))):
+        if batch := _next_batch(pending, room):
+            pending += reversed(await _prune_batch(run, store, batch))
+    for plan in run.plans:
+        if plan.key is None:
+            await _prune_unkeyed(run, store, plan, most)
+
+
+def _next_batch(pending: list[KeyPlan], room: int) -> Batch:
+    """Take plans from the end of a list, for as many deletions as there is room for; those of whole keys are not parted."""
+    batch: dict[str, tuple[KeyPlan, Portion]] = {}
+    while pending and room and (collection := pending[-1].collection):
+        plan = pending[-1]
+        if not plan.report.kept and len(plan.condemned) > room and batch:
+            break
+        pending.pop()
+        if plan.mark and (plan.report.kept or len(plan.condemned) <= room):
+            ids = plan.condemned[:room]
+            batch[collection.key] = plan, Portion(collection, plan.mark, ids, is_last=len(ids) == len(plan.condemned))
+            room -= len(ids)
+    return batch
+
+
+async def _prune_batch(run: Run, store: DatabaseStore, batch: Batch) -> list[KeyPlan]:
+    """Delete a batch, and return the plans of which more is to be deleted alike."""
+    await run.tell_of_deleting()
+    run.touched |= batch.keys()
+    run.is_unsettled |= any(plan.takes_successor and portion.is_last for plan, portion in batch.values())
+
+    def account(marks: Mapping[str, Mark | None]) -> None:
+        for key, mark in marks.items():
+            plan, portion = batch[key]
+            number = len(portion.ids)
+            _account(run, plan, number, sum(plan.sizes[:number]))
+            plan.condemned, plan.sizes, plan.mark = plan.condemned[number:], plan.sizes[number:], mark
+
+    portions = [portion for _plan, portion in batch.values()]
+    marks = await _to_the_end(store.delete_unchanged(portions), account)
+    await store.pace(sum(len(portion.ids) for portion in portions if portion.collection.key in marks))
+    return [batch[key][0] for key, mark in marks.items() if mark]
+
+
+async def _prune_unkeyed(run: Run, store: DatabaseStore, plan: KeyPlan, most: int) -> None:
+    """Delete artifacts without a key; those that their metadata or a run could keep are left."""
+    ids, sizes = plan.condemned, plan.sizes
+    left: list[UUID] = []
+    start = 0
+    while start < len(ids) and (room := int(min(most, run.room()))):
+        await run.tell_of_deleting()
+        portion = dict(zip(ids[start : start + room], sizes[start : start + room], strict=True))
+
+        def account(deleted: set[UUID], portion: Mapping[UUID, int] = portion) -> None:
+            _account(run, plan, len(deleted), sum(portion[version_id] for version_id in deleted))
+
+        deleted = await _to_the_end(store.delete_unkeyed(list(portion)), account)
+        left += portion.keys() - deleted
+        start += len(portion)
+        await store.pace(len(deleted))
+    plan.condemned = [*left, *ids[start:]]
+
+
+def _account(run: Run, plan: KeyPlan, number: int, size: int) -> None:
+    plan.report.deleted += number
+    plan.report.bytes_freed += size
+    run.deletions_started += number
+    run.deletions_settled += number
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T], account: Callable[[T], None]) -> T:
+    """Let a short transaction end and account for it, also when the run is told to end meanwhile."""
+    transaction = asyncio.ensure_future(work)
+    try:
+        result = await asyncio.shield(transaction)
+    except asyncio.CancelledError:
+        account(await transaction)
+        raise
+    account(result)
+    return result
+
+
+bulk_task = as_task(prune_unchanged, "prune unchanged keys")
