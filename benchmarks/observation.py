@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from prefect_artifact_retention.flows.cleanup import LISTENER
@@ -17,8 +16,7 @@ from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.run import Step
 from servers import Server, drain
 
-Store = Literal["API", "database"]
-DATABASE_URL = "ARTIFACT_RETENTION_DATABASE_URL"
+Store = Literal["api", "database"]
 
 SETTLE_SECONDS = 1
 """The server writes events and the states of task runs a moment after it has taken them."""
@@ -77,23 +75,13 @@ def _observed() -> Iterator[tuple[_Requests, _Phases]]:
         logger.level, logger.propagate = before
 
 
-def store_variables(server: Server, store: Store) -> dict[str, str]:
-    """The variables by which a run uses this store."""
-    return {DATABASE_URL: server.database.engine.url.render_as_string(hide_password=False)} if store == "database" else {}
-
-
 async def clean_up(server: Server, store: Store, keep_last: int) -> Observed:
     """Run the flow in mode delete, as a deployment does."""
-    variables = store_variables(server, store)
-    os.environ.update(variables)
-    try:
-        with _observed() as (requests, phases):
-            began = time.monotonic()
-            report = await server.cleanup([RetentionPolicy(name="keep some", keep_last=keep_last)], mode="delete")
-            return Observed(report, time.monotonic() - began, phases.pruned - phases.planned, requests.count)
-    finally:
-        for name in variables:
-            del os.environ[name]
+    policy = RetentionPolicy(name="keep some", keep_last=keep_last)
+    with _observed() as (requests, phases):
+        began = time.monotonic()
+        report = await replace(server, store=store).cleanup([policy], mode="delete")
+        return Observed(report, time.monotonic() - began, phases.pruned - phases.planned, requests.count)
 
 
 async def count_rows(server: Server) -> dict[str, int]:

@@ -18,8 +18,8 @@ class Sizes:
         script: What the usual script and the API store clean up to ten versions a key.
         idle: What a run without work looks at.
         batched: What the database store and a batched DELETE clean up to a tenth.
-        scale: What is previewed in a process of its own, the largest also cleaned up to a tenth by the database store.
-        api_scale: How many of these sizes the API store gets.
+        scale: What a run without work looks at in a process of its own; the database store cleans the last up to a tenth.
+        api_scale: How many of these sizes the API store gets, too.
         keys: Numbers of keys for the cost of a key.
         versions: Numbers of versions a key for the cost of a version.
         bytes: Sizes of a version's data for the cost of a byte.

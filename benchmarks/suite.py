@@ -14,11 +14,11 @@ from filling import Size, fill
 from servers import Server
 
 from benchmarks.baselines import adaptive_client, bare_client, batched_delete, prefect_client, stale_ids, usual_script
-from benchmarks.observation import Store, clean_up, count_rows, store_variables
+from benchmarks.observation import Store, clean_up, count_rows
 from benchmarks.results import Figure, Results
 from benchmarks.sizes import Sizes
 
-STORES: tuple[Store, ...] = ("API", "database")
+STORES: dict[Store, str] = {"api": "API store", "database": "database store"}
 KEPT = 10
 """Versions of each key that stay, of a hundred mostly."""
 
@@ -60,11 +60,11 @@ class Bench:
         """The versions that are there, without those of this package."""
         return len(await self.server.database.ids())
 
-    def command(self, store: Store, mode: str, keep_last: int) -> Measured:
-        """Run the command line in a process of its own."""
+    def delete(self, store: Store, keep_last: int) -> Measured:
+        """Run `artifact-retention delete` in a process of its own."""
         policies = json.dumps([{"name": "keep some", "keep_last": keep_last}])
-        variables = store_variables(self.server, store) | {"ARTIFACT_RETENTION_POLICIES": policies}
-        return measure(self.server.local, mode, **variables)
+        url = {"ARTIFACT_RETENTION_DATABASE_URL": self.server.database.url} if store == "database" else {}
+        return measure(self.server.local, "delete", ARTIFACT_RETENTION_POLICIES=policies, **url)
 
 
 async def pruning(bench: Bench) -> None:
@@ -81,7 +81,7 @@ async def pruning(bench: Bench) -> None:
     fixed: dict[int, list[float]] = {level: [] for level in levels}
     for _round in range(bench.sizes.rounds):
         await bench.fill(size)
-        observed = await clean_up(bench.server, "API", keep_last=1)
+        observed = await clean_up(bench.server, "api", keep_last=1)
         runs.append(observed.report.deleted / observed.prune_seconds)
         for level, ids in zip(levels, _shares(await bench.stale(size, 1), len(levels)), strict=True):
             bare[level].append(await bare_client(address, ids, level))
@@ -127,7 +127,7 @@ async def script(bench: Bench) -> None:
     left_over = left_by_script = 0
     for _round in range(bench.sizes.rounds):
         await bench.fill(size)
-        observed = await clean_up(bench.server, "API", KEPT)
+        observed = await clean_up(bench.server, "api", KEPT)
         ours.append(observed.report.deleted / observed.seconds)
         left_over = max(left_over, await bench.left() - (size.rows - stale))
         await bench.fill(size)
@@ -153,7 +153,7 @@ async def script(bench: Bench) -> None:
 async def idle(bench: Bench) -> None:
     """What a run without work costs the server, and one with a stale version in each key."""
     size = bench.sizes.idle
-    for store in STORES:
+    for store, name in STORES.items():
         await bench.fill(size)
         after = await count_rows(bench.server)
         for work, stale in (("no-op", 0), ("one stale version a key", 1)):
@@ -162,12 +162,12 @@ async def idle(bench: Bench) -> None:
             after = await count_rows(bench.server)
             added = {table: count - before[table] for table, count in after.items()}
             added["artifact"] += observed.report.deleted
-            what, detail = f"{store} store, {work}", f"{size} of 1 KB"
+            what, detail = f"{name}, {work}", f"{size} of 1 KB"
             if not stale:
                 bench.figure(f"{what}: task runs", added["task_run"], at_most=5, detail=detail)
             written = sum(added.values())
             bench.figure(f"{what}: rows written", written, at_most=25 * 20 + 300 if stale else 200, detail=detail)
-            if store == "API" and not stale:
+            if store == "api" and not stale:
                 most = size.rows / 200 + size.keys / 200 + 150
                 bench.figure(f"{what}: requests", observed.requests, at_most=most, detail=detail)
 
@@ -186,7 +186,7 @@ async def batched(bench: Bench) -> None:
         deleted = await batched_delete(bench.server.database, KEPT)
         theirs.append(deleted / (time.monotonic() - began))
     bench.figure(
-        "Database store, discover to verify: rows deleted a second against a bare SELECT and batched DELETE",
+        "database store, discover to verify: rows deleted a second against a bare SELECT and batched DELETE",
         _median_ratio(ours, theirs),
         at_least=0.7,
         detail=f"{median(ours):,.0f} of {median(theirs):,.0f} a second, {size} of 1 KB",
@@ -206,41 +206,34 @@ async def growth(bench: Bench) -> None:
             [Size(10, 10, b) for b in sizes.bytes],
         ),
     )
-    for store in STORES:
+    for store, store_name in STORES.items():
         for name, title, axis, points in lines:
             chart = bench.results.chart(name, title, axis, "seconds of a run")
             for size in points:
                 await bench.fill(size)
                 observed = await clean_up(bench.server, store, size.versions * 9 // 10)
                 x = {"keys": size.keys, "versions": size.versions, "bytes": size.bytes}[name]
-                chart.add(f"{store} store, {bench.backend}", x, observed.report.duration_seconds)
+                chart.add(f"{store_name}, {bench.backend}", x, observed.report.duration_seconds)
 
 
 async def scale(bench: Bench) -> None:
-    """Seconds and memory of a whole process up to a million versions; the largest is also cleaned up."""
-    memory = bench.results.chart("memory", "Peak memory of the whole process, previewing", "versions", "MB")
-    time_chart = bench.results.chart("scale", "Planning", "versions", "seconds of a preview")
+    """Seconds and memory of a whole process without work, up to a million versions; and of one that deletes most of them."""
+    seconds = bench.results.chart("scale", "A run without work", "versions", "seconds of a run")
+    memory = bench.results.chart("memory", "Memory of a run without work", "versions", "MB at the peak of the process")
     for number, size in enumerate(bench.sizes.scale):
         await bench.fill(size)
-        for store in STORES if number < bench.sizes.api_scale else STORES[1:]:
-            measured = bench.command(store, "preview", size.versions)
-            memory.add(f"{store} store, {bench.backend}", size.rows, measured.megabytes)
-            time_chart.add(f"{store} store, {bench.backend}", size.rows, measured.report["duration_seconds"])
-    largest = bench.sizes.scale[-1]
-    no_op = bench.command("database", "delete", largest.versions)
-    seconds = no_op.report["duration_seconds"]
-    bench.figure("Database store, no-op: the run", seconds, unit="s", at_most=10, detail=f"{largest} of 1 KB")
-    deleting = bench.command("database", "delete", KEPT)
-    seconds = deleting.report["duration_seconds"]
-    detail = f"{largest} of 1 KB, {deleting.report['deleted']:,} deleted"
-    bench.figure("Database store, keep 10 of 100: the run, discover to verify", seconds, unit="s", at_most=90, detail=detail)
-    bench.figure(
-        "Database store, keep 10 of 100: peak memory of the process",
-        deleting.megabytes,
-        unit="MB",
-        at_most=500,
-        detail=detail,
-    )
+        for store, name in list(STORES.items())[number >= bench.sizes.api_scale :]:
+            measured = bench.delete(store, size.versions)
+            seconds.add(f"{name}, {bench.backend}", size.rows, measured.report["duration_seconds"])
+            memory.add(f"{name}, {bench.backend}", size.rows, measured.megabytes)
+    detail = f"{size} of 1 KB"
+    run_seconds = measured.report["duration_seconds"]
+    bench.figure("database store, no-op: the run", run_seconds, unit="s", at_most=10, detail=detail)
+    measured = bench.delete("database", KEPT)
+    detail += f", {measured.report['deleted']:,} deleted"
+    run_seconds = measured.report["duration_seconds"]
+    bench.figure("database store, the run, discover to verify", run_seconds, unit="s", at_most=90, detail=detail)
+    bench.figure("database store, peak memory of the process", measured.megabytes, unit="MB", at_most=500, detail=detail)
 
 
 def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -121,7 +121,9 @@ class Database:
         """The number of rows of every table."""
         async with self.engine.connect() as connection:
             tables = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
-        return {table: (await self.run(f'SELECT count(*) FROM "{table}"'))[0][0] for table in tables}
+            counts = ", ".join(f'(SELECT count(*) FROM "{table}")' for table in tables)
+            row = (await connection.execute(sa.text(f"SELECT {counts}"))).one()
+        return dict(zip(tables, row, strict=True))
 
     def _values(self, row: Row, now: datetime) -> dict[str, object]:
         created = now - row.age
