@@ -15,6 +15,8 @@ import httpx
 from database import Database
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import ArtifactSort
+from prefect.exceptions import ObjectNotFound
+from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
 
 STALE = """
@@ -32,54 +34,74 @@ MOST_AT_ONCE = 16
 """The connections of Prefect's own client."""
 
 BUSY = 503
+NOT_FOUND = 404
 BUSY_SECONDS = 0.02
+MOST_ATTEMPTS = 1_000
+REQUEST_SECONDS = 10
 
-Delete = Callable[[str], Awaitable[object]]
+Delete = Callable[[UUID], Awaitable[object]]
 
 
-async def stale_ids(database: Database, keep_last: int) -> list[str]:
+async def stale_ids(database: Database, keep_last: int) -> list[UUID]:
     """The versions beyond the newest of each key, the oldest first."""
-    return [str(row[0]) for row in await database.run(STALE.format(keep_last=keep_last))]
+    return [UUID(str(row[0])) for row in await database.run(STALE.format(keep_last=keep_last))]
 
 
-async def rate(ids: Sequence[str], delete: Delete, at_once: int) -> float:
+async def rate(ids: Sequence[UUID], delete: Delete, at_once: int) -> float:
     """Delete versions, so many at once. Returns deletions per second."""
     pending = iter(ids)
 
     async def work() -> None:
         for version_id in pending:
-            await delete(version_id)
+            await _until_gone(version_id, delete)
 
     began = time.monotonic()
     await asyncio.gather(*(work() for _ in range(at_once)))
     return len(ids) / (time.monotonic() - began)
 
 
-async def bare_client(address: str, ids: Sequence[str], at_once: int) -> float:
-    """Send DELETE requests and nothing else, as an HTTP client can at best. Returns deletions per second."""
-    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+async def _until_gone(version_id: UUID, delete: Delete) -> None:
+    """Delete a version, however often a server on SQLite says 503 or drops the connection when it is asked too much."""
+    for attempt in range(MOST_ATTEMPTS):
+        try:
+            await delete(version_id)
+        except httpx.HTTPStatusError as error:
+            if attempt and error.response.status_code == NOT_FOUND:
+                return
+            if error.response.status_code != BUSY:
+                raise
+        except ObjectNotFound:
+            # Prefect's client has tried again by itself.
+            return
+        except httpx.TransportError:
+            pass
+        else:
+            return
+        await asyncio.sleep(BUSY_SECONDS)
+    raise TimeoutError(f"{version_id} cannot be deleted")
 
-        async def delete(version_id: str) -> None:
+
+async def bare_client(address: str, ids: Sequence[UUID], at_once: int) -> float:
+    """Send DELETE requests and nothing else, as an HTTP client can at best. Returns deletions per second."""
+    async with httpx.AsyncClient(base_url=address, timeout=REQUEST_SECONDS) as client:
+
+        async def delete(version_id: UUID) -> None:
             response = await client.delete(f"/api/artifacts/{version_id}")
-            if response.status_code == BUSY:
-                await asyncio.sleep(BUSY_SECONDS)
-                await delete(version_id)
-            else:
-                response.raise_for_status()
+            response.raise_for_status()
 
         return await rate(ids, delete, at_once)
 
 
-async def prefect_client(ids: Sequence[str], at_once: int) -> float:
-    """The same by Prefect's own client, which this package uses, at a fixed number of requests at once."""
-    async with get_client() as client:
-        return await rate(ids, lambda version_id: client.delete_artifact(UUID(version_id)), at_once)
-
-
-async def adaptive_client(ids: Sequence[str]) -> float:
-    """The same through this package's connection, which finds out by itself how many requests at once are best."""
+async def fixed_client(ids: Sequence[UUID], at_once: int) -> float:
+    """The same by Prefect's own client as this package opens it, at a fixed number of requests at once."""
     async with connect() as connection:
-        return await rate(ids, lambda version_id: connection.request("DELETE", f"/artifacts/{version_id}"), MOST_AT_ONCE)
+        return await rate(ids, connection.client.delete_artifact, at_once)
+
+
+async def adaptive_client(ids: Sequence[UUID]) -> float:
+    """The same through the API store, which finds out by itself how many requests at once are best."""
+    async with connect() as connection:
+        return await rate(ids, ApiStore(connection).delete, MOST_AT_ONCE)
 
 
 async def usual_script(keep_last: int) -> int:

@@ -12,7 +12,8 @@ class Sizes:
     """The sizes of all benchmarks.
 
     Attributes:
-        rounds: How often each side of a ratio is measured, in turns; the median counts.
+        rounds: How often each side is measured, in turns, where deletions through the API are compared; the median counts.
+        run_rounds: The same where whole runs are compared.
         levels: Numbers of requests at once that the fixed clients are tried with.
         pruning: What is pruned down to one version a key, by the API.
         script: What the usual script and the API store clean up to ten versions a key.
@@ -26,6 +27,7 @@ class Sizes:
     """
 
     rounds: int
+    run_rounds: int
     levels: tuple[int, ...]
     pruning: Size
     script: Size
@@ -40,6 +42,7 @@ class Sizes:
 
 FULL = Sizes(
     rounds=5,
+    run_rounds=3,
     levels=(1, 2, 4, 8, 16),
     pruning=Size(keys=16, versions=61),
     script=Size(keys=20, versions=100),
@@ -54,13 +57,14 @@ FULL = Sizes(
 
 SMALL = Sizes(
     rounds=1,
+    run_rounds=1,
     levels=(1, 2),
     pruning=Size(keys=3, versions=11),
     script=Size(keys=2, versions=15),
     idle=Size(keys=5, versions=10),
     batched=Size(keys=5, versions=20),
     scale=(Size(keys=10, versions=20),),
-    api_scale=1,
+    api_scale=0,
     keys=(2,),
     versions=(10,),
     bytes=(100,),

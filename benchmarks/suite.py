@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from uuid import UUID
 
 from command import Measured, measure
 from filling import Size, fill
 from servers import Server
 
-from benchmarks.baselines import adaptive_client, bare_client, batched_delete, prefect_client, stale_ids, usual_script
+from benchmarks.baselines import adaptive_client, bare_client, batched_delete, fixed_client, stale_ids, usual_script
 from benchmarks.observation import Store, clean_up, count_rows
 from benchmarks.results import Figure, Results
 from benchmarks.sizes import Sizes
@@ -51,7 +52,7 @@ class Bench:
         """Replace all artifacts."""
         await fill(self.server.database, size)
 
-    async def stale(self, size: Size, keep_last: int) -> list[str]:
+    async def stale(self, size: Size, keep_last: int) -> list[UUID]:
         """Replace all artifacts, and name the stale ones among the new."""
         await self.fill(size)
         return await stale_ids(self.server.database, keep_last)
@@ -68,54 +69,51 @@ class Bench:
 
 
 async def pruning(bench: Bench) -> None:
-    """Deletions per second through the API: this package, the bare clients, and the adaptive concurrency by itself.
-
-    The best fixed number of requests at once is known only afterwards, by the medians; all are measured in each round.
-    """
-    size, levels = bench.sizes.pruning, bench.sizes.levels
+    """Deletions per second through the API: this package, the bare clients, and the adaptive concurrency by itself."""
+    size, rounds = bench.sizes.pruning, bench.sizes.rounds
     address = bench.server.local.address
-    await bare_client(address, await bench.stale(size, 1), max(levels))  # a server's first requests are slow
+    levels = await _levels(bench, size)
+    best = max(levels, key=lambda level: levels[level])
     runs: list[float] = []
+    bare: list[float] = []
+    fixed: list[float] = []
     adaptive: list[float] = []
-    bare: dict[int, list[float]] = {level: [] for level in levels}
-    fixed: dict[int, list[float]] = {level: [] for level in levels}
-    for _round in range(bench.sizes.rounds):
+    for _round in range(rounds):
         await bench.fill(size)
         observed = await clean_up(bench.server, "api", keep_last=1)
         runs.append(observed.report.deleted / observed.prune_seconds)
-        for level, ids in zip(levels, _shares(await bench.stale(size, 1), len(levels)), strict=True):
-            bare[level].append(await bare_client(address, ids, level))
+        bare.append(await bare_client(address, await bench.stale(size, 1), best))
         with bench.server.active():
             adaptive.append(await adaptive_client(await bench.stale(size, 1)))
-            for level, ids in zip(levels, _shares(await bench.stale(size, 1), len(levels)), strict=True):
-                fixed[level].append(await prefect_client(ids, level))
-    best, best_fixed = _best(bare), _best(fixed)
+            fixed.append(await fixed_client(await bench.stale(size, 1), best))
     bench.figure(
         "API store, pruning: deletions a second against a bare client at its best fixed concurrency",
-        _median_ratio(runs, bare[best]),
+        _median_ratio(runs, bare),
         at_least=0.85,
-        detail=f"{median(runs):.0f} of {median(bare[best]):.0f} a second, the bare client with {best} at once",
+        detail=f"{median(runs):.0f} of {median(bare):.0f} a second, the bare client with {best} at once",
     )
     bench.figure(
         "Adaptive concurrency: deletions a second against the best fixed one of the same client",
-        _median_ratio(adaptive, fixed[best_fixed]),
+        _median_ratio(adaptive, fixed),
         at_least=0.9,
-        detail=f"{median(adaptive):.0f} of {median(fixed[best_fixed]):.0f} a second, the best with {best_fixed} at once",
+        detail=f"{median(adaptive):.0f} of {median(fixed):.0f} a second, the fixed one with {best} at once",
     )
     chart = bench.results.chart("concurrency", "Deletions through the API", "requests at once", "deletions a second")
-    for level in levels:
-        chart.add(f"bare client, {bench.backend}", level, median(bare[level]))
+    for level, rate in levels.items():
+        chart.add(f"bare client, {bench.backend}", level, rate)
         chart.add(f"this package, {bench.backend}", level, median(runs))
 
 
-def _shares(ids: Sequence[str], number: int) -> list[Sequence[str]]:
-    """Deal the versions out to so many, each with old and new ones of every key."""
-    return [ids[first::number] for first in range(number)]
-
-
-def _best(rates: Mapping[int, Sequence[float]]) -> int:
-    """The number of requests at once whose median is the highest."""
-    return max(rates, key=lambda level: median(rates[level]))
+async def _levels(bench: Bench, size: Size) -> dict[int, float]:
+    """The bare client's deletions a second by its number of requests at once."""
+    levels, address = bench.sizes.levels, bench.server.local.address
+    await bare_client(address, await bench.stale(size, 1), 1)  # a server's first requests are slow
+    rates: dict[int, list[float]] = {level: [] for level in levels}
+    for _round in range(bench.sizes.rounds):
+        ids = await bench.stale(size, 1)
+        for number, level in enumerate(levels):
+            rates[level].append(await bare_client(address, ids[number :: len(levels)], level))
+    return {level: median(rates[level]) for level in levels}
 
 
 async def script(bench: Bench) -> None:
@@ -125,7 +123,7 @@ async def script(bench: Bench) -> None:
     ours: list[float] = []
     theirs: list[float] = []
     left_over = left_by_script = 0
-    for _round in range(bench.sizes.rounds):
+    for _round in range(bench.sizes.run_rounds):
         await bench.fill(size)
         observed = await clean_up(bench.server, "api", KEPT)
         ours.append(observed.report.deleted / observed.seconds)
@@ -177,7 +175,7 @@ async def batched(bench: Bench) -> None:
     size = bench.sizes.batched
     ours: list[float] = []
     theirs: list[float] = []
-    for _round in range(bench.sizes.rounds):
+    for _round in range(bench.sizes.run_rounds):
         await bench.fill(size)
         report = (await clean_up(bench.server, "database", KEPT)).report
         ours.append(report.deleted / report.duration_seconds)

@@ -18,6 +18,10 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield Bench(server, BACKENDS[request.param], SMALL, Results({}))
 
 
+on_one_database = pytest.mark.parametrize("running", ["postgresql"], indirect=True)
+"""What does nothing that depends on the database is tried on one, to be quick."""
+
+
 @pytest.fixture
 def bench(running: Bench) -> Bench:
     """A bench without results."""
@@ -47,6 +51,7 @@ async def test_pruning(bench: Bench) -> None:
     assert await bench.left() == SMALL.pruning.keys
 
 
+@on_one_database
 async def test_script(bench: Bench) -> None:
     """Rates of whole runs, and nothing left over."""
     await BENCHMARKS["script"](bench)
@@ -56,6 +61,7 @@ async def test_script(bench: Bench) -> None:
     assert left_over.is_met
 
 
+@on_one_database
 async def test_idle(bench: Bench) -> None:
     """A run writes something, sends something, and deletes what it should and no more."""
     await BENCHMARKS["idle"](bench)
@@ -74,6 +80,7 @@ async def test_batched(bench: Bench) -> None:
     assert await bench.left() == SMALL.batched.keys * KEPT
 
 
+@on_one_database
 async def test_growth(bench: Bench) -> None:
     """A line for each store in each plot."""
     await BENCHMARKS["growth"](bench)
@@ -81,6 +88,7 @@ async def test_growth(bench: Bench) -> None:
         assert len(lines(bench, chart)) == len(STORES)
 
 
+@on_one_database
 async def test_scale(bench: Bench) -> None:
     """Seconds and memory of whole processes; the last of them cleaned up."""
     await BENCHMARKS["scale"](bench)
