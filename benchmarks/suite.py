@@ -70,7 +70,7 @@ class Bench:
 
 async def pruning(bench: Bench) -> None:
     """Deletions per second through the API: this package, the bare clients, and the adaptive concurrency by itself."""
-    size, rounds = bench.sizes.pruning, bench.sizes.rounds
+    size = bench.sizes.pruning
     address = bench.server.local.address
     levels = await _levels(bench, size)
     best = max(levels, key=lambda level: levels[level])
@@ -78,7 +78,7 @@ async def pruning(bench: Bench) -> None:
     bare: list[float] = []
     fixed: list[float] = []
     adaptive: list[float] = []
-    for _round in range(rounds):
+    for _round in range(bench.sizes.rounds):
         await bench.fill(size)
         observed = await clean_up(bench.server, "api", keep_last=1)
         runs.append(observed.report.deleted / observed.prune_seconds)
@@ -109,7 +109,7 @@ async def _levels(bench: Bench, size: Size) -> dict[int, float]:
     levels, address = bench.sizes.levels, bench.server.local.address
     await bare_client(address, await bench.stale(size, 1), 1)  # a server's first requests are slow
     rates: dict[int, list[float]] = {level: [] for level in levels}
-    for _round in range(bench.sizes.rounds):
+    for _round in range(bench.sizes.run_rounds):
         ids = await bench.stale(size, 1)
         for number, level in enumerate(levels):
             rates[level].append(await bare_client(address, ids[number :: len(levels)], level))
