@@ -1,7 +1,7 @@
 """The command line in a process of its own, measured whole."""
 
 import json
-import os
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +12,13 @@ from typing import Any
 from prefect_artifact_retention.flows.local_server import LocalServer
 
 COMMAND = str(Path(sys.executable).parent / "artifact-retention")
+
+LAUNCHER = """
+import os, sys
+process = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+print(os.wait4(process, 0)[2].ru_maxrss, file=sys.stderr)
+"""
+"""Starts the command from a small process: to Linux, a peak of memory is also what the parent had when it started the child."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +33,15 @@ class Measured:
 
 def measure(local: LocalServer, *arguments: str, **variables: str) -> Measured:
     """Run `artifact-retention` with these arguments and `--json` against a server, with more variables in its environment."""
-    output = local.folder / "report.json"
     began = time.monotonic()
-    with output.open("wb") as stdout, (local.folder / "stderr.log").open("wb") as stderr:
-        pid = os.posix_spawn(
-            COMMAND,
-            [COMMAND, *arguments, "--json"],
-            local.environment | variables,
-            file_actions=[(os.POSIX_SPAWN_DUP2, file.fileno(), number) for file, number in ((stdout, 1), (stderr, 2))],
-        )
-        _, _, used = os.wait4(pid, 0)
-    report = json.loads(output.read_text(encoding="utf-8"))
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", LAUNCHER, COMMAND, *arguments, "--json"],
+        cwd=local.folder,
+        env=local.environment | variables,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    report = json.loads(done.stdout)
     assert "error" not in report, report
-    return Measured(report, time.monotonic() - began, used.ru_maxrss / 1024)
+    return Measured(report, time.monotonic() - began, int(done.stderr.splitlines()[-1]) / 1024)
