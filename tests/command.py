@@ -18,7 +18,7 @@ import os, sys
 process = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
 print(os.wait4(process, 0)[2].ru_maxrss, file=sys.stderr)
 """
-"""Starts the command from a small process: to Linux, a peak of memory is also what the parent had when it started the child."""
+"""Starts the command from a small process: to Linux, its peak of memory includes what its parent had when it started it."""
 
 
 @dataclass(frozen=True)
