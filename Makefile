@@ -12,6 +12,7 @@ help:
 	@echo "make test-faults   run the long fault, crash and race suites (minutes)"
 	@echo "make test-compat   run the flow's tests with the oldest and the newest Prefect, and against an oldest server"
 	@echo "make test-docker   test the image, on the Docker engine that DOCKER_HOST names"
+	@echo "make bench  measure the speed beside the limits of the API and of the databases, and renew docs/performance.md"
 	@echo "make lint   check style, formatting and types"
 	@echo "make lock   renew requirements.txt and requirements-dev.txt from pyproject.toml"
 	@echo "make clean  remove what these made"
@@ -68,11 +69,16 @@ test-compat: $(INSTALLED)
 	@echo "Client: Prefect $$($(BIN)/python $(PREFECT_VERSION)). Server: $$(.compat/oldest/bin/python $(PREFECT_VERSION))"
 	@TEST_SERVER_PYTHON=$(CURDIR)/.compat/oldest/bin/python $(BIN)/python -m pytest -n 2 -rs $(COMPAT)
 
+# The servers of the tests serve the benchmarks.
+.PHONY: bench
+bench: $(INSTALLED)
+	@PYTHONPATH=tests $(BIN)/python -m benchmarks
+
 .PHONY: lint
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(PACKAGES:%=-p prefect_artifact_retention.%)
+	$(BIN)/mypy $(PACKAGES:%=-p prefect_artifact_retention.%) -p benchmarks
 
 .PHONY: lock
 lock: $(INSTALLED)

@@ -55,6 +55,12 @@ class Database:
         await self.run("DELETE FROM artifact")
         await self.run("DELETE FROM artifact_collection")
 
+    async def vacuum(self) -> None:
+        """Let PostgreSQL take back what deleted rows held, and count what is there."""
+        async with self.engine.connect() as connection:
+            alone = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await alone.execute(sa.text("VACUUM (ANALYZE) artifact, artifact_collection"))
+
     async def insert(self, rows: Iterable[Row], latest: Mapping[str, UUID] | None = None) -> list[Row]:
         """Insert versions; the newest of each key is its latest, unless said otherwise."""
         rows = list(rows)
@@ -119,7 +125,9 @@ class Database:
         """The number of rows of every table."""
         async with self.engine.connect() as connection:
             tables = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
-        return {table: (await self.run(f'SELECT count(*) FROM "{table}"'))[0][0] for table in tables}
+            counts = ", ".join(f'(SELECT count(*) FROM "{table}")' for table in tables)
+            row = (await connection.execute(sa.text(f"SELECT {counts}"))).one()
+        return dict(zip(tables, row, strict=True))
 
     def _values(self, row: Row, now: datetime) -> dict[str, object]:
         created = now - row.age

@@ -1,0 +1,1 @@
+"""Benchmarks: this package beside the limits of what it stands on, on real Prefect servers. Run by `make bench`."""

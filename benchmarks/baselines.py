@@ -1,0 +1,151 @@
+"""What this package is measured against: the limits of the API and of the database, and what people write without it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from uuid import UUID
+
+import asyncpg  # type: ignore[import-untyped]
+import httpx
+from database import Database
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import ArtifactSort
+from prefect.exceptions import ObjectNotFound
+from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.connection import connect
+
+STALE = """
+SELECT id FROM (SELECT id, created, row_number() OVER (PARTITION BY key ORDER BY created DESC) AS rank FROM artifact) ranked
+WHERE rank > {keep_last} ORDER BY created
+"""
+
+BATCH = 5_000
+"""Rows in one transaction of the batched DELETE."""
+
+PAGE = 200
+"""Rows in a page of the usual script, the most that Prefect's server gives."""
+
+MOST_AT_ONCE = 16
+"""The connections of Prefect's own client."""
+
+BUSY = 503
+NOT_FOUND = 404
+BUSY_SECONDS = 0.02
+MOST_ATTEMPTS = 1_000
+REQUEST_SECONDS = 10
+
+Delete = Callable[[UUID], Awaitable[object]]
+
+
+async def stale_ids(database: Database, keep_last: int) -> list[UUID]:
+    """The versions beyond the newest of each key, the oldest first."""
+    return [UUID(str(row[0])) for row in await database.run(STALE.format(keep_last=keep_last))]
+
+
+async def rate(ids: Sequence[UUID], delete: Delete, at_once: int) -> float:
+    """Delete versions, so many at once. Returns deletions per second."""
+    pending = iter(ids)
+
+    async def work() -> None:
+        for version_id in pending:
+            await _until_gone(version_id, delete)
+
+    began = time.monotonic()
+    await asyncio.gather(*(work() for _ in range(at_once)))
+    return len(ids) / (time.monotonic() - began)
+
+
+async def _until_gone(version_id: UUID, delete: Delete) -> None:
+    """Delete a version, however often a server on SQLite says 503 or drops the connection when it is asked too much."""
+    for attempt in range(MOST_ATTEMPTS):
+        try:
+            await delete(version_id)
+        except httpx.HTTPStatusError as error:
+            if attempt and error.response.status_code == NOT_FOUND:
+                return
+            if error.response.status_code != BUSY:
+                raise
+        except ObjectNotFound:
+            # Prefect's client has tried again by itself.
+            return
+        except httpx.TransportError:
+            pass
+        else:
+            return
+        await asyncio.sleep(BUSY_SECONDS)
+    raise TimeoutError(f"{version_id} cannot be deleted")
+
+
+async def bare_client(address: str, ids: Sequence[UUID], at_once: int) -> float:
+    """Send DELETE requests and nothing else, as an HTTP client can at best. Returns deletions per second."""
+    async with httpx.AsyncClient(base_url=address, timeout=REQUEST_SECONDS) as client:
+
+        async def delete(version_id: UUID) -> None:
+            response = await client.delete(f"/api/artifacts/{version_id}")
+            response.raise_for_status()
+
+        return await rate(ids, delete, at_once)
+
+
+async def fixed_client(ids: Sequence[UUID], at_once: int) -> float:
+    """The same by Prefect's own client as this package opens it, at a fixed number of requests at once."""
+    async with connect() as connection:
+        return await rate(ids, connection.client.delete_artifact, at_once)
+
+
+async def adaptive_client(ids: Sequence[UUID]) -> float:
+    """The same through the API store, which finds out by itself how many requests at once are best."""
+    async with connect() as connection:
+        return await rate(ids, ApiStore(connection).delete, MOST_AT_ONCE)
+
+
+async def usual_script(keep_last: int) -> int:
+    """Page through all artifacts by offset and delete the old ones on the way. Returns the number of rows deleted.
+
+    Each deletion shifts the rows behind it, so the next page begins too late and some stale rows are never seen.
+    """
+    seen: Counter[str | None] = Counter()
+    deleted = offset = 0
+    async with get_client() as client:
+        while page := await client.read_artifacts(sort=ArtifactSort.CREATED_DESC, limit=PAGE, offset=offset):
+            for artifact in page:
+                seen[artifact.key] += 1
+                if seen[artifact.key] > keep_last:
+                    await client.delete_artifact(artifact.id)
+                    deleted += 1
+            offset += PAGE
+    return deleted
+
+
+async def batched_delete(database: Database, keep_last: int) -> int:
+    """SELECT what is stale and DELETE it in batches, by the driver of the database. Returns the number of rows deleted."""
+    select = STALE.format(keep_last=keep_last)
+    if database.is_sqlite:
+        return await asyncio.to_thread(_sqlite, str(database.engine.url.database), select)
+    url = database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = await asyncpg.connect(url)
+    try:
+        ids = [row["id"] for row in await connection.fetch(select)]
+        for start in range(0, len(ids), BATCH):
+            await connection.execute("DELETE FROM artifact WHERE id = ANY($1)", ids[start : start + BATCH])
+    finally:
+        await connection.close()
+    return len(ids)
+
+
+def _sqlite(path: str, select: str) -> int:
+    connection = sqlite3.connect(path, timeout=60)
+    try:
+        ids = [row[0] for row in connection.execute(select)]
+        for start in range(0, len(ids), BATCH):
+            batch = json.dumps(ids[start : start + BATCH])
+            connection.execute("DELETE FROM artifact WHERE id IN (SELECT value FROM json_each(?))", [batch])
+            connection.commit()
+    finally:
+        connection.close()
+    return len(ids)

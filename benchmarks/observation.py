@@ -1,0 +1,96 @@
+"""One run of the cleanup flow, observed from outside: its phases, its requests, and what it leaves in the database."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from prefect_artifact_retention.flows.cleanup import LISTENER
+from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.tasks.report import CleanupReport
+from prefect_artifact_retention.tasks.run import Step
+from servers import Server, drain
+
+Store = Literal["api", "database"]
+
+SETTLE_SECONDS = 1
+"""The server writes events and the states of task runs a moment after it has taken them."""
+
+MOST_LOOKS = 20
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One run: its report, what it took as a whole and while pruning, and the requests that it sent."""
+
+    report: CleanupReport
+    seconds: float
+    prune_seconds: float
+    requests: int
+
+
+class _Requests(logging.Handler):
+    """Counts each request that httpx sends, ours and Prefect's own; it logs one line for each."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.count = 0
+
+    def emit(self, _record: logging.LogRecord) -> None:
+        self.count += 1
+
+
+class _Phases:
+    """When the plan stood, and when the last version went."""
+
+    def __init__(self) -> None:
+        self.planned = self.pruned = 0.0
+
+    async def listen(self, step: Step, done: int, total: int) -> None:
+        if step == "planning" and done == total:
+            self.planned = self.pruned = time.monotonic()
+        elif step == "deleting":
+            self.pruned = time.monotonic()
+
+
+@contextmanager
+def _observed() -> Iterator[tuple[_Requests, _Phases]]:
+    requests, phases = _Requests(), _Phases()
+    logger = logging.getLogger("httpx")
+    before = logger.level, logger.propagate
+    logger.addHandler(requests)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    token = LISTENER.set(phases.listen)
+    try:
+        yield requests, phases
+    finally:
+        LISTENER.reset(token)
+        logger.removeHandler(requests)
+        logger.level, logger.propagate = before
+
+
+async def clean_up(server: Server, store: Store, keep_last: int) -> Observed:
+    """Run the flow in mode delete, as a deployment does."""
+    policy = RetentionPolicy(name="keep some", keep_last=keep_last)
+    with _observed() as (requests, phases):
+        began = time.monotonic()
+        report = await replace(server, store=store).cleanup([policy], mode="delete")
+        return Observed(report, time.monotonic() - began, phases.pruned - phases.planned, requests.count)
+
+
+async def count_rows(server: Server) -> dict[str, int]:
+    """The rows of every table, once the server has written all that it was told."""
+    drain()
+    rows = await server.database.count_all_rows()
+    for _look in range(MOST_LOOKS):
+        await asyncio.sleep(SETTLE_SECONDS)
+        before, rows = rows, await server.database.count_all_rows()
+        if rows == before:
+            return rows
+    raise TimeoutError("the server goes on writing rows")

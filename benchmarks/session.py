@@ -1,0 +1,73 @@
+"""All benchmarks in one go: on a server on SQLite, then on one on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import sqlite3
+import sys
+import time
+from collections.abc import Collection
+from datetime import UTC, datetime
+from pathlib import Path
+
+import prefect
+from servers import Server, started
+
+from benchmarks import page
+from benchmarks.results import Results
+from benchmarks.sizes import FULL, SMALL
+from benchmarks.suite import BENCHMARKS, Bench, run
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+BACKENDS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
+PROMPT = {f"PREFECT_SERVER_SERVICES_{service}_FLUSH_INTERVAL": "0.25" for service in ("EVENT_PERSISTER", "TASK_RUN_RECORDER")}
+"""What a run has caused to be written is written soon after, and can be counted."""
+
+
+def run_all(folder: Path, *, only: Collection[str], small: bool) -> int:
+    """Run the benchmarks and print their figures; all of them in full size also renew docs/performance.md.
+
+    Args:
+        folder: Where the servers live meanwhile.
+        only: Names of the benchmarks to run; empty means all.
+        small: Run at the size that the tests use.
+
+    Returns:
+        0 if every target is met, else 1. In small size nothing can be said about targets, so 0.
+    """
+    if unknown := set(only) - set(BENCHMARKS):
+        sys.stderr.write(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}\n")
+        return 2
+    began = time.monotonic()
+    machine: dict[str, str] = {}
+    results = Results(machine)
+    for kind, backend in BACKENDS.items():
+        home = folder / kind
+        home.mkdir()
+        with started(kind, home, **PROMPT) as server:
+            bench = Bench(server, backend, SMALL if small else FULL, results)
+            for name in only or BENCHMARKS:
+                sys.stderr.write(f"{backend}: {name} ... ")
+                sys.stderr.flush()
+                sys.stderr.write(f"{run(bench, name):.0f} s\n")
+            machine[backend] = asyncio.run(_database_version(server))
+    machine |= {
+        "Prefect": prefect.__version__,
+        "Python": platform.python_version(),
+        "cores": str(os.cpu_count()),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "minutes": f"{(time.monotonic() - began) / 60:.0f}",
+    }
+    sys.stdout.write(page.measured(results))
+    if not only and not small:
+        page.write(results, PAGE)
+    return 0 if small or all(figure.is_met for figure in results.figures) else 1
+
+
+async def _database_version(server: Server) -> str:
+    if server.database.is_sqlite:
+        return sqlite3.sqlite_version
+    version = await server.database.run("SHOW server_version")
+    return str(version[0][0])

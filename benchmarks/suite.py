@@ -1,0 +1,255 @@
+"""The benchmarks themselves. Each fills the database, measures, and adds its figures and the points of its plots."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from uuid import UUID
+
+from command import Measured, measure
+from filling import Size, fill
+from servers import Server
+
+from benchmarks.baselines import adaptive_client, bare_client, batched_delete, fixed_client, stale_ids, usual_script
+from benchmarks.observation import Store, clean_up, count_rows
+from benchmarks.results import Figure, Results
+from benchmarks.sizes import Sizes
+
+STORES: dict[Store, str] = {"api": "API store", "database": "database store"}
+KEPT = 10
+"""Versions of each key that stay, of a hundred mostly."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where a benchmark runs, how much it does, and where its results go."""
+
+    server: Server
+    backend: str
+    sizes: Sizes
+    results: Results
+
+    def figure(  # noqa: PLR0913 - the fields of a figure
+        self,
+        name: str,
+        measured: float,
+        *,
+        unit: str = "",
+        at_least: float | None = None,
+        at_most: float | None = None,
+        detail: str = "",
+    ) -> None:
+        """Add a figure, with its target where it has one."""
+        target = at_least if at_most is None else at_most
+        figure = Figure(name, self.backend, measured, unit, target, at_most is not None, detail)
+        self.results.figures.append(figure)
+
+    async def fill(self, size: Size) -> None:
+        """Replace all artifacts."""
+        await fill(self.server.database, size)
+
+    async def stale(self, size: Size, keep_last: int) -> list[UUID]:
+        """Replace all artifacts, and name the stale ones among the new."""
+        await self.fill(size)
+        return await stale_ids(self.server.database, keep_last)
+
+    async def left(self) -> int:
+        """The versions that are there, without those of this package."""
+        return len(await self.server.database.ids())
+
+    def delete(self, store: Store, keep_last: int) -> Measured:
+        """Run `artifact-retention delete` in a process of its own."""
+        policies = json.dumps([{"name": "keep some", "keep_last": keep_last}])
+        url = {"ARTIFACT_RETENTION_DATABASE_URL": self.server.database.url} if store == "database" else {}
+        return measure(self.server.local, "delete", ARTIFACT_RETENTION_POLICIES=policies, **url)
+
+
+async def pruning(bench: Bench) -> None:
+    """Deletions per second through the API: this package, the bare clients, and the adaptive concurrency by itself."""
+    size = bench.sizes.pruning
+    address = bench.server.local.address
+    levels = await _levels(bench, size)
+    best = max(levels, key=lambda level: levels[level])
+    runs: list[float] = []
+    bare: list[float] = []
+    fixed: list[float] = []
+    adaptive: list[float] = []
+    for _round in range(bench.sizes.rounds):
+        await bench.fill(size)
+        observed = await clean_up(bench.server, "api", keep_last=1)
+        runs.append(observed.report.deleted / observed.prune_seconds)
+        bare.append(await bare_client(address, await bench.stale(size, 1), best))
+        with bench.server.active():
+            adaptive.append(await adaptive_client(await bench.stale(size, 1)))
+            fixed.append(await fixed_client(await bench.stale(size, 1), best))
+    bench.figure(
+        "API store, pruning: deletions a second against a bare client at its best fixed concurrency",
+        _median_ratio(runs, bare),
+        at_least=0.85,
+        detail=f"{median(runs):.0f} of {median(bare):.0f} a second, the bare client with {best} at once",
+    )
+    bench.figure(
+        "Adaptive concurrency: deletions a second against the best fixed one of the same client",
+        _median_ratio(adaptive, fixed),
+        at_least=0.9,
+        detail=f"{median(adaptive):.0f} of {median(fixed):.0f} a second, the fixed one with {best} at once",
+    )
+    chart = bench.results.chart("concurrency", "Deletions through the API", "requests at once", "deletions a second")
+    for level, rate in levels.items():
+        chart.add(f"bare client, {bench.backend}", level, rate)
+        chart.add(f"this package, {bench.backend}", level, median(runs))
+
+
+async def _levels(bench: Bench, size: Size) -> dict[int, float]:
+    """The bare client's deletions a second by its number of requests at once."""
+    levels, address = bench.sizes.levels, bench.server.local.address
+    await bare_client(address, await bench.stale(size, 1), 1)  # a server's first requests are slow
+    rates: dict[int, list[float]] = {level: [] for level in levels}
+    for _round in range(bench.sizes.run_rounds):
+        ids = await bench.stale(size, 1)
+        for number, level in enumerate(levels):
+            rates[level].append(await bare_client(address, ids[number :: len(levels)], level))
+    return {level: median(rates[level]) for level in levels}
+
+
+async def script(bench: Bench) -> None:
+    """Seconds for each row deleted, of a whole run: this package, and the usual script."""
+    size = bench.sizes.script
+    stale = size.keys * (size.versions - KEPT)
+    ours: list[float] = []
+    theirs: list[float] = []
+    left_over = left_by_script = 0
+    for _round in range(bench.sizes.run_rounds):
+        await bench.fill(size)
+        observed = await clean_up(bench.server, "api", KEPT)
+        ours.append(observed.report.deleted / observed.seconds)
+        left_over = max(left_over, await bench.left() - (size.rows - stale))
+        await bench.fill(size)
+        began = time.monotonic()
+        with bench.server.active():
+            deleted = await usual_script(KEPT)
+        theirs.append(deleted / (time.monotonic() - began))
+        left_by_script = stale - deleted
+    bench.figure(
+        "API store, whole run: rows deleted a second against the usual script",
+        _median_ratio(ours, theirs),
+        at_least=0.9 if bench.server.database.is_sqlite else 1.4,
+        detail=f"{median(ours):.0f} of {median(theirs):.0f} a second, {size}",
+    )
+    bench.figure(
+        "API store, whole run: stale versions left over",
+        left_over,
+        at_most=0,
+        detail=f"the usual script leaves {left_by_script:,} of {stale:,}",
+    )
+
+
+async def idle(bench: Bench) -> None:
+    """What a run without work costs the server, and one with a stale version in each key."""
+    size = bench.sizes.idle
+    for store, name in STORES.items():
+        await bench.fill(size)
+        after = await count_rows(bench.server)
+        for work, stale in (("no-op", 0), ("one stale version a key", 1)):
+            before = after
+            observed = await clean_up(bench.server, store, size.versions - stale)
+            after = await count_rows(bench.server)
+            added = {table: count - before[table] for table, count in after.items()}
+            added["artifact"] += observed.report.deleted
+            what, detail = f"{name}, {work}", f"{size} of 1 KB"
+            if not stale:
+                bench.figure(f"{what}: task runs", added["task_run"], at_most=5, detail=detail)
+            written = sum(added.values())
+            bench.figure(f"{what}: rows written", written, at_most=25 * 20 + 300 if stale else 200, detail=detail)
+            if store == "api" and not stale:
+                most = size.rows / 200 + size.keys / 200 + 150
+                bench.figure(f"{what}: requests", observed.requests, at_most=most, detail=detail)
+
+
+async def batched(bench: Bench) -> None:
+    """Rows deleted a second, planning included: the database store, and a bare batched DELETE with its SELECT."""
+    size = bench.sizes.batched
+    ours: list[float] = []
+    theirs: list[float] = []
+    for _round in range(bench.sizes.run_rounds):
+        await bench.fill(size)
+        report = (await clean_up(bench.server, "database", KEPT)).report
+        ours.append(report.deleted / report.duration_seconds)
+        await bench.fill(size)
+        began = time.monotonic()
+        deleted = await batched_delete(bench.server.database, KEPT)
+        theirs.append(deleted / (time.monotonic() - began))
+    bench.figure(
+        "database store, discover to verify: rows deleted a second against a bare SELECT and batched DELETE",
+        _median_ratio(ours, theirs),
+        at_least=0.7,
+        detail=f"{median(ours):,.0f} of {median(theirs):,.0f} a second, {size} of 1 KB",
+    )
+
+
+async def growth(bench: Bench) -> None:
+    """Seconds of a whole run that deletes a tenth of the versions, by keys, by versions a key and by their size."""
+    sizes = bench.sizes
+    lines = (
+        ("keys", "The cost of keys, of 10 versions each", "keys", [Size(keys, 10) for keys in sizes.keys]),
+        ("versions", "The cost of versions, of 10 keys", "versions a key", [Size(10, each) for each in sizes.versions]),
+        (
+            "bytes",
+            "The cost of payloads, of 10 keys of 10 versions",
+            "bytes a version",
+            [Size(10, 10, b) for b in sizes.bytes],
+        ),
+    )
+    for store, store_name in STORES.items():
+        for name, title, axis, points in lines:
+            chart = bench.results.chart(name, title, axis, "seconds of a run")
+            for size in points:
+                await bench.fill(size)
+                observed = await clean_up(bench.server, store, size.versions * 9 // 10)
+                x = {"keys": size.keys, "versions": size.versions, "bytes": size.bytes}[name]
+                chart.add(f"{store_name}, {bench.backend}", x, observed.report.duration_seconds)
+
+
+async def scale(bench: Bench) -> None:
+    """Seconds and memory of a whole process without work, up to a million versions; and of one that deletes most of them."""
+    seconds = bench.results.chart("scale", "A run without work", "versions", "seconds of a run")
+    memory = bench.results.chart("memory", "Memory of a run without work", "versions", "MB at the peak of the process")
+    for number, size in enumerate(bench.sizes.scale):
+        await bench.fill(size)
+        for store, name in list(STORES.items())[number >= bench.sizes.api_scale :]:
+            measured = bench.delete(store, size.versions)
+            seconds.add(f"{name}, {bench.backend}", size.rows, measured.report["duration_seconds"])
+            memory.add(f"{name}, {bench.backend}", size.rows, measured.megabytes)
+    detail = f"{size} of 1 KB"
+    run_seconds = measured.report["duration_seconds"]
+    bench.figure("database store, no-op: the run", run_seconds, unit="s", at_most=10, detail=detail)
+    measured = bench.delete("database", KEPT)
+    detail += f", {measured.report['deleted']:,} deleted"
+    run_seconds = measured.report["duration_seconds"]
+    bench.figure("database store, the run, discover to verify", run_seconds, unit="s", at_most=90, detail=detail)
+    bench.figure("database store, peak memory of the process", measured.megabytes, unit="MB", at_most=500, detail=detail)
+
+
+def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median of the ratios of each round: what slows the machine down for a while slows both sides."""
+    return median(one / other for one, other in zip(ours, theirs, strict=True))
+
+
+BENCHMARKS: dict[str, Callable[[Bench], Awaitable[None]]] = {
+    each.__name__: each for each in (pruning, script, idle, batched, growth, scale)
+}
+
+
+def run(bench: Bench, name: str) -> float:
+    """Run one benchmark. Returns the seconds that it took."""
+    began = time.monotonic()
+    asyncio.run(_named(BENCHMARKS[name], bench))
+    return time.monotonic() - began
+
+
+async def _named(benchmark: Callable[[Bench], Awaitable[None]], bench: Bench) -> None:
+    await benchmark(bench)
