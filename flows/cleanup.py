@@ -30,7 +30,7 @@ from prefect_artifact_retention.flows.settings import (
     load_settings,
     resolve_policies,
 )
-from prefect_artifact_retention.flows.termination import sigterm_cancels
+from prefect_artifact_retention.flows.termination import until_told_to_end
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.loading import digest
 from prefect_artifact_retention.policies.words import printable
@@ -210,8 +210,7 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     }
     try:
         settings = load_settings().model_copy(update={name: value for name, value in given.items() if value})
-        with sigterm_cancels():
-            report = await _clean_up(settings, mode, policies, keys)
+        report = await _clean_up(settings, mode, policies, keys)
     except RetentionError as error:
         if mode == "delete":
             _announce("failed", keys, {"error": str(error)})
@@ -228,17 +227,21 @@ async def _clean_up(
         progress = ProgressArtifact(run.server.connection.client)
         run.listen(progress.listen)
         try:
-            try:
-                await _steps(run, progress, vacuum=settings.reclaim == "vacuum")
-            except RetentionError as error:
-                run.report.errors.append(str(error))
-            await _publish(run, progress)
+            await until_told_to_end(_steps_and_report(run, progress, vacuum=settings.reclaim == "vacuum"))
         except (TerminationSignal, asyncio.CancelledError):
             await _last_words(run, progress)
             raise
         if mode == "delete":
             _announce(run.report.outcome, keys, run.report.model_dump(mode="json", include=ANNOUNCED))
         return run.report
+
+
+async def _steps_and_report(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
+    try:
+        await _steps(run, progress, vacuum=vacuum)
+    except RetentionError as error:
+        run.report.errors.append(str(error))
+    await _publish(run, progress)
 
 
 async def _publish(run: Run, progress: ProgressArtifact) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM ends a run in an orderly way: as a cancellation of its task.
+"""SIGTERM ends a run in an orderly way: as a cancellation of its work.
 
 Prefect has SIGTERM raise an exception in whatever Python code is at work just then. That may be a callback of the event loop
 or a library's clean-up, which swallow it, and the run would go on until somebody kills it.
@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from prefect.exceptions import TerminationSignal
 
+Result = TypeVar("Result")
 
-@contextmanager
-def sigterm_cancels() -> Iterator[None]:
-    """Let SIGTERM cancel the present task until the context ends; then, as ever, it is Prefect's `TerminationSignal`.
 
-    Where signals cannot be had (in a thread, on Windows) nothing changes.
+async def until_told_to_end(work: Coroutine[Any, Any, Result]) -> Result:
+    """Await some work; SIGTERM cancels it.
+
+    Raises:
+        TerminationSignal: SIGTERM has come, wherever Prefect's own exception went.
     """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task  # noqa: S101 - a coroutine is running
+    task = asyncio.ensure_future(work)
     told = False
 
     def tell() -> None:
@@ -29,18 +31,37 @@ def sigterm_cancels() -> Iterator[None]:
         told = True
         task.cancel()
 
-    previous = signal.getsignal(signal.SIGTERM)
+    with _at_sigterm(tell):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if told:
+                raise TerminationSignal(signal.SIGTERM) from None
+            raise
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+@contextmanager
+def _at_sigterm(tell: Callable[[], None]) -> Iterator[None]:
+    """Have the event loop told of SIGTERM, too, until the context ends; in a thread and on Windows that cannot be had.
+
+    Prefect's own handler stays where it is: a worker takes a run for one that can be cancelled by that. Python writes each
+    signal to the loop's pipe as well, whatever handler there is, once the loop has asked for it.
+    """
+    loop = asyncio.get_running_loop()
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         loop.add_signal_handler(signal.SIGTERM, tell)
     except (NotImplementedError, RuntimeError, ValueError):
         yield
         return
     try:
+        if callable(handler):
+            signal.signal(signal.SIGTERM, handler)
         yield
-    except asyncio.CancelledError:
-        if told:
-            raise TerminationSignal(signal.SIGTERM) from None
-        raise
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+        if callable(handler):
+            signal.signal(signal.SIGTERM, handler)

@@ -2,7 +2,8 @@
 
 A server on SQLite deletes fastest one at a time, and answers 503 to two that write at once; one on PostgreSQL gains up to some
 four; on Cloud, only its rate limit counts. So a run gives each level some turns, goes on at the lowest one that is about as
-fast as the fastest, and tries them anew now and then. A level at which the server says that it is busy is given up until then.
+fast as the fastest, and tries them anew now and then. A level at which the server says that it is busy is given up for good:
+two that write at once to a Prefect server on SQLite can also hold up all its writes for a minute.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class AdaptiveConcurrency:
         self._slots = anyio.CapacityLimiter(LEVELS[0])
         self._turn = 0
         self._turns = deque[int]()
+        self._levels = LEVELS
         self._seconds = dict[int, float]()
         self._try_all()
 
@@ -69,13 +71,14 @@ class AdaptiveConcurrency:
     def back_off(self, turn: int) -> None:
         """Take note that the server said to a request of this turn that it is busy: go on with lower levels."""
         if turn == self._turn and self.level > LEVELS[0]:
-            self._seconds = {level: seconds for level, seconds in self._seconds.items() if level < self.level}
-            self._turns = deque(level for level in self._turns if level < self.level)
+            self._levels = tuple(level for level in self._levels if level < self.level)
+            self._seconds = {level: self._seconds[level] for level in self._levels}
+            self._turns = deque(level for level in self._turns if level in self._levels)
             self._next_turn()
 
     def _try_all(self) -> None:
-        self._seconds = dict.fromkeys(LEVELS, 0.0)
-        self._turns = deque(LEVELS * TURNS)
+        self._seconds = dict.fromkeys(self._levels, 0.0)
+        self._turns = deque(self._levels * TURNS)
         self._next_turn()
 
     def _next_turn(self) -> None:

@@ -267,7 +267,7 @@ async def test_a_second_run_is_skipped_while_the_first_deletes(server: Server) -
         async with get_client() as client:
             runs = await client.read_flow_runs()
     states = [(run.state.type.value, run.state.name) for run in runs if run.state and run.state.name == "Skipped"]
-    assert states == [("COMPLETED", "Skipped")]
+    assert set(states) == {("COMPLETED", "Skipped")}
     reports = await server.database.run("SELECT description FROM artifact WHERE key = 'artifact-retention-report'")
     assert [row[0].split(" (")[0] for row in reports] == ["Deleted 2 versions"]
 

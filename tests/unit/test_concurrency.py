@@ -63,9 +63,9 @@ async def test_a_run_goes_on_at_the_lowest_level_about_as_fast_as_the_fastest(sp
 
 
 async def test_a_server_that_is_busy_gets_fewer_at_once_from_then_on() -> None:
-    """Though it would be faster with more; the level at which it said so is left at once."""
+    """Though it would be faster with more; the level at which it said so is left at once, and not tried anew."""
     server = ServerModel(POSTGRESQL, most=2)
-    await server.serve(1000)
+    await server.serve(HOLD + 1000)
     assert server.concurrency.level == 2
     assert server.levels.count(4) + server.levels.count(3) <= 8
 
