@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import anyio
 
-LEVELS = (1, 2, 4)
+LEVELS: tuple[int, ...] = (1, 2, 4)
 MOST_AT_ONCE = LEVELS[-1]
 
 TURNS = 3
