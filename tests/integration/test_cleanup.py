@@ -411,6 +411,21 @@ async def test_a_time_budget_converges_however_small(server: Server) -> None:
     assert await server.database.ids() == left, outcomes
 
 
+async def test_a_run_begins_where_the_last_one_over_the_same_keys_stopped(api_server: Server) -> None:
+    """Whatever runs over other keys have reported meanwhile."""
+    keys = [f"{share}-{number:02}" for share in ("apples", "pears") for number in range(45)]
+    await api_server.database.insert([row for key in keys for row in series(key, [1, 2, 3])])
+    shares = ("apples-*", "pears-*")
+    for first, second in zip(*[[await budgeted(api_server, share) for share in shares] for _night in range(2)], strict=True):
+        assert first.stopped_at
+        assert second.key_reports[0].key == first.stopped_at
+
+
+async def budgeted(server: Server, share: str) -> CleanupReport:
+    """Run a cleanup of some keys that its time budget stops."""
+    return await server.cleanup([KEEP_2], mode="delete", keys=[share], time_budget_minutes=0.001)
+
+
 async def test_a_share_above_the_limit_is_refused_and_nothing_goes(server: Server) -> None:
     """Of one policy, though the whole run stays below; with a higher limit the same run deletes."""
     big = await server.database.insert(series("big", range(1, 11)))
