@@ -1,32 +1,41 @@
 """Several deployments on workers of their own share the work, as docs/deploy.md says."""
 
+import asyncio
+import json
 from collections.abc import Collection
 from pathlib import Path
 
 from database import Row, days, series
 from platforms import PATIENCE, POLICIES, Platform, platform, shell_block, wait_for
 
-SHARES = {"nightly-a-m": ("alpha", "7-metrics"), "nightly-n-z": ("north", "zebra")}
 UNKEYED = '[[policies]]\nname = "without a key"\nunkeyed = true\nkeep_within_days = 7\n'
+SHARES = {"nightly-a-m": ("7-metrics", "alpha"), "nightly-n-z": ("north", "zebra")}
+VERSIONS, STALE = 20, 14
+"""Of each key."""
+
 SLOWLY = {"max_requests_per_minute": 60}
 """Makes a run last long enough for another to begin meanwhile."""
 
-VERSIONS, STALE = 20, 14
 
-
-def stale_of(made: Platform, keys: Collection[str]) -> int:
-    """How many stale versions of some keys are left, of keys of which nothing else went."""
+def stale_versions(made: Platform, keys: Collection[str]) -> int:
+    """How many stale versions of some keys are left, if nothing else of them went."""
     listed = ", ".join(f"'{key}'" for key in keys)
     ((left,),) = made.sql(f"SELECT count(*) FROM artifact WHERE key IN ({listed})")
     return int(left) - len(keys) * (VERSIONS - STALE)
 
 
-def test_two_workers_delete_their_shares_at_once_and_the_nightly_run_the_rest(tmp_path: Path) -> None:
-    """Neither waits for the other; a run over keys of theirs is skipped meanwhile, and afterwards takes what nobody shares."""
+def without_key(made: Platform, rows: Collection[Row]) -> list[Row]:
+    """Which of these rows are left."""
+    left = asyncio.run(made.database.ids("key IS NULL"))
+    return [row for row in rows if row.id in left]
+
+
+def test_two_workers_delete_their_shares_at_once_and_nightly_the_rest(tmp_path: Path) -> None:
+    """Neither waits for the other; `nightly` is skipped meanwhile, and afterwards takes what belongs to no share."""
     with platform(tmp_path, policies=POLICIES + UNKEYED) as made:
-        kept = made.fill([key for keys in SHARES.values() for key in keys], versions=VERSIONS)
-        unkeyed = [Row(None, days(age)) for age in (6, 8)]
-        made.insert([*unkeyed, *series("artifact-retention-report", range(1, 41))])
+        kept = made.fill([key for keys in SHARES.values() for key in keys], VERSIONS)
+        loose = [Row(None, days(6)), Row(None, days(8))]
+        made.insert([*loose, *series("artifact-retention-report", range(1, 41))])
         made.prefect("work-pool", "create", "artifact-retention", "--type", "process")
         sharing = made.shell(shell_block("Sharing the work"))
         assert sharing.wait(PATIENCE) == 0, made.log()
@@ -35,16 +44,28 @@ def test_two_workers_delete_their_shares_at_once_and_the_nightly_run_the_rest(tm
             runs = {name: made.start(name, **SLOWLY) for name in SHARES}
 
             def both_at_work() -> bool | None:
-                left = [stale_of(made, keys) for keys in SHARES.values()]
+                left = [stale_versions(made, keys) for keys in SHARES.values()]
                 return True if all(0 < number < 2 * STALE for number in left) else None
 
-            wait_for("deletions of both shares while neither is done", both_at_work)
-            overlapping = made.run("nightly")
+            wait_for("both shares begun, and neither done", both_at_work)
+            meanwhile = made.run("nightly")
             ended = [made.wait(run) for run in runs.values()]
+            assert without_key(made, loose) == loose
+            assert made.left() == kept
             rest = made.run("nightly")
-        assert (overlapping["state_type"], overlapping["state"]["name"]) == ("COMPLETED", "Skipped")
-        assert any(run in overlapping["state"]["message"] for run in runs.values())
-        assert [run["state"]["name"] for run in ended] == ["Completed", "Completed"]
-        assert all(run["state"]["message"].startswith(f"Deleted {2 * STALE} versions") for run in ended)
+        assert (meanwhile["state_type"], meanwhile["state"]["name"]) == ("COMPLETED", "Skipped")
+        assert any(run in meanwhile["state"]["message"] for run in runs.values())
+        for run in ended:
+            assert run["state"]["name"] == "Completed"
+            assert run["state"]["message"].startswith(f"Deleted {2 * STALE} versions")
+        assert rest["state"]["message"].startswith("Deleted 1 version ")
         assert made.left() == kept
-        assert rest["state"]["message"].startswith("Deleted 1 version")
+        assert without_key(made, loose) == loose[:1]
+        assert asyncio.run(made.database.dangling()) == []
+        history = json.loads(made.ask("GET", "/artifacts/artifact-retention-history/latest")["data"])
+        assert sorted(row["run"] for row in history) == [
+            "delete [!n-z]*",
+            "delete [n-z]*",
+            "delete all keys",
+            "delete all keys",
+        ]

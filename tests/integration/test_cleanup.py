@@ -415,10 +415,11 @@ async def test_a_run_begins_where_the_last_one_over_the_same_keys_stopped(api_se
     """Whatever runs over other keys have reported meanwhile."""
     keys = [f"{share}-{number:02}" for share in ("apples", "pears") for number in range(45)]
     await api_server.database.insert([row for key in keys for row in series(key, [1, 2, 3])])
-    shares = ("apples-*", "pears-*")
-    for first, second in zip(*[[await budgeted(api_server, share) for share in shares] for _night in range(2)], strict=True):
-        assert first.stopped_at
-        assert second.key_reports[0].key == first.stopped_at
+    first_night = [await budgeted(api_server, share) for share in ("apples-*", "pears-*")]
+    second_night = [await budgeted(api_server, share) for share in ("apples-*", "pears-*")]
+    for before, after in zip(first_night, second_night, strict=True):
+        assert before.stopped_at
+        assert after.key_reports[0].key == before.stopped_at
 
 
 async def budgeted(server: Server, share: str) -> CleanupReport:
