@@ -355,6 +355,7 @@ class ApiStore:
     async def newest_rows(self, key: str, most: int, *, sort: str = "CREATED_DESC") -> list[dict[str, Any]]:
         """Read the newest (or last updated) versions of one key as the server has them, payloads included."""
         rows: list[dict[str, Any]] = []
+        self._page_rows = min(self._page_rows, most)
         async for page in self._pages("/artifacts/filter", {"key": {"any_": [key]}}, sort):
             rows += page
             if len(rows) >= most:

@@ -22,6 +22,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 MOST_ROWS = 200
 """More than half a year of nights."""
 
+VERSIONS_READ = 5
+"""As many runs may end in the same instant, and none loses its row."""
+
 Amount = Annotated[int, Field(ge=0, le=10**15, strict=True)]
 MOST_WORDS = 500
 Words = Annotated[str, Field(max_length=MOST_WORDS), AfterValidator(printable)]
@@ -52,8 +55,8 @@ class Row(BaseModel):
 async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> list[Row]:
     """Write a new version of the history, with one more row, and return its rows, the newest first.
 
-    Artifacts cannot be appended to, so the latest version is read and written again. Of two runs that end within the same
-    instant, one may lose its row.
+    Artifacts cannot be appended to, so what is there is read and written again. Runs that end in the same instant do not see
+    each other's row, and only one of them writes the latest version; the next run takes up the rows of the others.
 
     Args:
         run: The run.
@@ -63,8 +66,9 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
     Raises:
         StoreError: The server is out of reach, or does not take it.
     """
-    latest = await run.server.latest_row(HISTORY_KEY)
-    rows = [_row(run.report, run_name, links), *_rows(latest["data"] if latest else None)][:MOST_ROWS]
+    versions = await run.server.newest_rows(HISTORY_KEY, VERSIONS_READ)
+    before = _merged([_rows(version["data"]) for version in versions])
+    rows = [_row(run.report, run_name, links), *before][:MOST_ROWS]
     description = with_links(
         f"{count(len(rows), 'run')}, the newest first. The last: {headline(run.report)}", links, "Reports"
     )
@@ -104,6 +108,15 @@ def _row(report: CleanupReport, run_name: str, links: Mapping[str, str]) -> Row:
         seconds=round(report.duration_seconds, 1),
         link=links.get("This run", ""),
     )
+
+
+def _merged(versions: Sequence[Sequence[Row]]) -> list[Row]:
+    """The rows of some versions of the history, which are the newest first, as its rows are."""
+    rows: list[Row] = []
+    for version in reversed(versions):
+        known = set(rows)
+        rows = [*(row for row in version if row not in known), *rows]
+    return rows
 
 
 def _rows(data: object) -> list[Row]:

@@ -95,6 +95,12 @@ class Database:
             [{"id": self._id(version_id), "metadata": json.dumps(metadata)}],
         )
 
+    async def update_data(self, version_id: UUID, data: object) -> None:
+        """Change a version's data, and its collection's copy if it is the latest."""
+        values = {"id": self._id(version_id), "data": json.dumps(data)}
+        for table, column in (("artifact", "id"), ("artifact_collection", "latest_id")):
+            await self.run(f"UPDATE {table} SET data = CAST(:data AS {self.json_type}) WHERE {column} = :id", [values])
+
     async def delete_version(self, version_id: UUID) -> None:
         """Remove a version, and leave its collection as it is."""
         await self.run("DELETE FROM artifact WHERE id = :id", [{"id": self._id(version_id)}])

@@ -16,6 +16,7 @@ import pytest
 from database import Row, days, series
 from prefect import flow, get_client
 from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Running
 from prefect_artifact_retention.flows.cleanup import LISTENER, artifact_cleanup
@@ -151,6 +152,20 @@ async def test_an_odd_row_of_the_history_is_left_out_and_the_others_stay(api_ser
     assert [each["deleted"] for each in loads(loads(data))] == [0, 1]
 
 
+async def test_a_row_of_the_history_that_another_run_wrote_over_is_back_in_the_next(api_server: Server) -> None:
+    """Of runs that end in the same instant, each writes its own row beside those of before; each has its place again."""
+    for key in ("first", "second", "third"):
+        await api_server.database.insert(series(key, [1, 2, 3]))
+        await api_server.cleanup([KEEP_2], mode="delete", keys=[key])
+    histories = "FROM artifact WHERE key = 'artifact-retention-history'"
+    for version_id, data in await api_server.database.run(f"SELECT id, data {histories} ORDER BY created DESC LIMIT 2"):
+        own, *_others, before = loads(loads(data))
+        await api_server.database.update_data(UUID(str(version_id)), json.dumps([own, before]))
+    await api_server.cleanup([KEEP_2])
+    ((data,),) = await api_server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
+    assert [row["scope"] for row in loads(loads(data))] == ["all keys", "third", "second", "first"]
+
+
 async def test_the_history_is_bounded(api_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest row goes."""
     monkeypatch.setattr("prefect_artifact_retention.tasks.history.MOST_ROWS", 2)
@@ -265,9 +280,9 @@ async def test_a_second_run_is_skipped_while_the_first_deletes(server: Server) -
     assert "has been at work since" in second.refusals[0]
     with server.active():
         async with get_client() as client:
-            runs = await client.read_flow_runs()
-    states = [(run.state.type.value, run.state.name) for run in runs if run.state and run.state.name == "Skipped"]
-    assert set(states) == {("COMPLETED", "Skipped")}
+            (last,) = await client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+    assert last.state
+    assert (last.state.type, last.state.name) == (StateType.COMPLETED, "Skipped")
     reports = await server.database.run("SELECT description FROM artifact WHERE key = 'artifact-retention-report'")
     assert [row[0].split(" (")[0] for row in reports] == ["Deleted 2 versions"]
 
@@ -277,6 +292,25 @@ async def test_runs_over_different_keys_do_not_wait_for_each_other(server: Serve
     await server.database.insert([*series("report", [1, 2, 3, 4]), *series("other", [1, 2, 3])])
     preview = await cleanup_meanwhile(server, mode="preview")
     assert preview.outcome == "completed"
+
+
+async def test_runs_over_different_keys_at_once_each_delete_theirs_and_share_the_packages_own(server: Server) -> None:
+    """Neither run fails, or warns, for what the other has deleted of the keys that both look at."""
+    rows = {name: await server.database.insert(series(name, range(1, 31))) for name in ("apples", "pears")}
+    for name in ("report", "history", "progress"):
+        await server.database.insert(series(f"artifact-retention-{name}", range(1, 71)))
+    with server.active():
+        cleanups = (artifact_cleanup(mode="delete", policies=[KEEP_2], keys=[f"{name[0]}*"]) for name in rows)
+        reports = await asyncio.gather(*cleanups)
+    assert [(report.outcome, report.deleted, report.already_gone, report.warnings) for report in reports] == [
+        ("completed", 28, 0, [])
+    ] * 2
+    assert await server.database.ids() == {row.id for name in rows for row in rows[name][:2]}
+    assert await server.database.dangling() == []
+    ours = await server.database.run("SELECT key, count(*) FROM artifact WHERE key LIKE 'artifact-retention-%' GROUP BY key")
+    assert len(ours) == 3
+    # What the two of them write themselves comes before or after the other's look.
+    assert all(30 <= number <= 32 for _key, number in ours)
 
 
 @pytest.mark.parametrize(
@@ -375,6 +409,22 @@ async def test_a_time_budget_converges_however_small(server: Server) -> None:
         if await server.database.ids() == left:
             break
     assert await server.database.ids() == left, outcomes
+
+
+async def test_a_run_begins_where_the_last_one_over_the_same_keys_stopped(api_server: Server) -> None:
+    """Whatever runs over other keys have reported meanwhile."""
+    keys = [f"{share}-{number:02}" for share in ("apples", "pears") for number in range(45)]
+    await api_server.database.insert([row for key in keys for row in series(key, [1, 2, 3])])
+    first_night = [await budgeted(api_server, share) for share in ("apples-*", "pears-*")]
+    second_night = [await budgeted(api_server, share) for share in ("apples-*", "pears-*")]
+    for before, after in zip(first_night, second_night, strict=True):
+        assert before.stopped_at
+        assert after.key_reports[0].key == before.stopped_at
+
+
+async def budgeted(server: Server, share: str) -> CleanupReport:
+    """Run a cleanup of some keys that its time budget stops."""
+    return await server.cleanup([KEEP_2], mode="delete", keys=[share], time_budget_minutes=0.001)
 
 
 async def test_a_share_above_the_limit_is_refused_and_nothing_goes(server: Server) -> None:
