@@ -752,6 +752,22 @@ async def test_a_key_that_comes_under_another_policy_meanwhile_keeps_what_that_o
     assert len(await server.database.ids()) == 75
 
 
+async def test_an_idle_key_that_comes_to_life_meanwhile_loses_no_more(server: Server) -> None:
+    """Somebody writes to it while it is being deleted: from then on, its keep rules count again."""
+    rows = await server.database.insert(series("report-2026-01-31", range(100, 224)))
+
+    async def produce() -> None:
+        async with get_client() as client:
+            await client.request("POST", "/artifacts/", json={"key": rows[0].key, "type": "markdown", "data": "new"})
+
+    policy = RetentionPolicy(name="by date", keep_last=10, drop_idle_keys_after_days=90)
+    with when_deleting(produce):
+        report = await server.cleanup([policy], mode="delete")
+    left = await server.database.ids()
+    assert ids(rows, *range(10)) < left
+    assert (len(left), report.deleted, report.spared) == (11, 114, 10)
+
+
 async def test_what_a_task_outside_any_flow_is_writing_stays(server: Server) -> None:
     """Its artifacts name no flow run, only the task run."""
     running, ended = uuid4(), uuid4()
