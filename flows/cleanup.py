@@ -232,6 +232,8 @@ async def _clean_up(
                 await _steps(run, progress, vacuum=settings.reclaim == "vacuum")
             except RetentionError as error:
                 run.report.errors.append(str(error))
+            except Exception as error:  # noqa: BLE001 - whatever it is, people get a report; its traceback is in the log
+                run.report.errors.append(f"unexpected {type(error).__name__}")
             await _publish(run, progress)
         except (TerminationSignal, asyncio.CancelledError):
             await _last_words(run, progress)

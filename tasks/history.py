@@ -64,7 +64,7 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
         StoreError: The server is out of reach, or does not take it.
     """
     latest = await run.server.latest_row(HISTORY_KEY)
-    rows = [_row(run.report, run_name, links), *_rows(latest["data"] if latest else None)][:MOST_ROWS]
+    rows = [_row(run.report, run_name, links), *_rows((latest or {}).get("data"))][:MOST_ROWS]
     description = with_links(
         f"{count(len(rows), 'run')}, the newest first. The last: {headline(run.report)}", links, "Reports"
     )
