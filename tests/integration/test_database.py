@@ -414,6 +414,28 @@ async def test_a_run_cancelled_in_the_middle_of_a_batch_counts_what_has_gone(ser
     assert f"Deleted {gone} versions" in description[0]
 
 
+async def test_a_run_cancelled_in_the_middle_of_a_batch_that_fails_ends_all_the_same(server: Server) -> None:
+    """The batch waits for a version that somebody has locked, until an administrator ends its connection."""
+    if server.database.is_sqlite:
+        pytest.skip("nobody can end another's connection there")
+    rows = await server.database.insert(series("report", [1, 2, 3, 4]))
+    waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'DELETE FROM artifact%'"
+    async with server.database.engine.begin() as somebody:
+        await somebody.execute(sa.text("SELECT id FROM artifact WHERE id = :id FOR UPDATE"), {"id": rows[3].id})
+        run = asyncio.create_task(server.cleanup([KEEP_2], mode="delete"))
+        ended = 0
+        while not run.done():
+            if ended or await server.database.run(f"SELECT 1 {waiting}"):
+                if not run.cancelling():
+                    run.cancel()
+                ended += len(await server.database.run(f"SELECT pg_terminate_backend(pid) {waiting}"))
+            await asyncio.wait([run], timeout=0.02)
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert ended
+    assert len(await server.database.ids()) == 4
+
+
 # --- space on disk
 
 
