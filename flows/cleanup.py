@@ -16,11 +16,12 @@ from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
+import httpx
 from prefect import flow, get_run_logger, runtime
-from prefect.blocks.system import Secret
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.flows.settings import (
     Minutes,
@@ -36,7 +37,7 @@ from prefect_artifact_retention.policies.loading import digest
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.concurrency import for_each
-from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.stores.connection import connect, reason
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.store import Store
 from prefect_artifact_retention.tasks.bulk import bulk_task, reclaim_task
@@ -93,7 +94,7 @@ async def open_run(
         # The server's clock, which tells first whether it is there at all.
         now = await connection.now()
         store: Store = server
-        if url := await _database_url(settings):
+        if url := await _database_url(settings, connection.client):
             store = database = await stack.enter_async_context(open_database(url, settings.max_deletions_per_second))
             await database.check(server, own_runs)
             now = await database.now()
@@ -113,22 +114,25 @@ async def open_run(
         yield Run(server, all_policies, report, store=store, limits=limits, own_runs=own_runs, listeners=listeners)
 
 
-async def _database_url(settings: RetentionSettings) -> str:
+async def _database_url(settings: RetentionSettings, client: PrefectClient) -> str:
     """The address of the server's database, out of a setting or of a block of the server; empty to go through the API.
 
     Raises:
         ConfigurationError: There is no such block.
+        StoreError: The server does not show it.
     """
     url = settings.database_url.get_secret_value()
-    if url or not settings.database_block:
+    name = settings.database_block
+    if url or not name:
         return url
     try:
-        block: Secret[str] = await Secret.aload(settings.database_block)
-    except ValueError:
-        raise ConfigurationError(
-            f"{settings.source('database_block')}: the server has no Secret block {settings.database_block}"
-        ) from None
-    return str(block.get())
+        # Not Secret.load, of which Prefect emits events: a preview writes nothing to the server.
+        document = await client.read_block_document_by_name(name, "secret")
+    except ObjectNotFound:
+        raise ConfigurationError(f"{settings.source('database_block')}: the server has no Secret block {name}") from None
+    except httpx.HTTPError as error:
+        raise StoreError(f"the Secret block {name} cannot be read: {reason(error)}") from None
+    return str(document.data.get("value"))
 
 
 async def reach_server() -> None:
@@ -241,6 +245,8 @@ async def _steps_and_report(run: Run, progress: ProgressArtifact, *, vacuum: boo
         await _steps(run, progress, vacuum=vacuum)
     except RetentionError as error:
         run.report.errors.append(str(error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, people get a report; its traceback is in the log
+        run.report.errors.append(f"unexpected {type(error).__name__}")
     await _publish(run, progress)
 
 

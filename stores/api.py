@@ -57,6 +57,7 @@ BATCH_ROWS = (2_000, 20_000)
 MOST_SHOWN = 40
 """Characters of an answer that is quoted."""
 
+_TESTED = " to ".join(".".join(map(str, version)) for version in TESTED_VERSIONS)
 TERMINAL = frozenset(state.value for state in TERMINAL_STATES)
 NO_METADATA: Mapping[str, str] = {}
 
@@ -315,8 +316,7 @@ class ApiStore:
         """Say what is not certain about the server's version; empty if this package is tested with it, or if it is Cloud."""
         if self.connection.is_cloud:
             return ""
-        oldest, newest = (".".join(map(str, version)) for version in TESTED_VERSIONS)
-        tested = f"this package is tested with Prefect {oldest} to {newest}, and may misread another"
+        tested = f"this package is tested with Prefect {_TESTED}, and may misread another"
         try:
             told = str(self.connection.json(await self.connection.request("GET", "/admin/version")))
         except StoreError:
@@ -439,8 +439,8 @@ class ApiStore:
                     offset += 1
                 continue
             rows = self.connection.json(response)
-            if not isinstance(rows, list):
-                raise StoreError(f"{self.connection.address} answers {path} with something else than a list")
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise StoreError(f"{self.connection.address} answers {path} with something else than a list of rows")
             got = len(rows)
             row_bytes = len(response.content) // max(1, got)
             del response
@@ -462,11 +462,26 @@ def _any_of(ids: Iterable[UUID]) -> Mapping[str, Any]:
     return {"id": {"any_": sorted(str(each) for each in ids)}}
 
 
+def _as_known(read: Callable[[Mapping[str, Any]], Item]) -> Callable[[Mapping[str, Any]], Item]:
+    """Let a row that is not as we know it, as of another version of Prefect, be an error in words."""
+
+    def read_known(row: Mapping[str, Any]) -> Item:
+        try:
+            return read(row)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__} {str(error)[:MOST_SHOWN]}"
+            raise StoreError(f"the server lists what cannot be read as a row of Prefect {_TESTED}: {what}") from error
+
+    return read_known
+
+
+@_as_known
 def _run(row: Mapping[str, Any]) -> tuple[UUID, datetime, bool]:
     """Of a run: its id, since when it exists, and whether it has ended."""
     return UUID(row["id"]), datetime.fromisoformat(row["created"]), row["state_type"] in TERMINAL
 
 
+@_as_known
 def _flow_run(row: Mapping[str, Any]) -> FlowRun:
     return FlowRun(
         id=UUID(row["id"]),
@@ -477,10 +492,12 @@ def _flow_run(row: Mapping[str, Any]) -> FlowRun:
     )
 
 
+@_as_known
 def _collection(row: Mapping[str, Any]) -> Collection:
     return Collection(row["key"], UUID(row["latest_id"]), row["type"])
 
 
+@_as_known
 def _version(row: Mapping[str, Any]) -> Version:
     """Measure a row and let go of its payload."""
     return Version(

@@ -124,7 +124,7 @@ class DatabaseStore:
         try:
             async with self._reading() as connection:
                 await connection.run_sync(check_schema)
-        except (TypeError, ValueError) as error:
+        except (OverflowError, TypeError, ValueError) as error:
             raise StoreError(f"cannot connect to {self.address}: {self._reason(error)}") from None
         missing = f"{self.address} is not that of the Prefect server at {server.connection.address}"
         if own_runs:
@@ -505,7 +505,8 @@ async def open_database(url: str, most_per_second: int = 0) -> AsyncIterator[Dat
 
 def _engine(text: str) -> AsyncEngine:
     try:
-        url = sa.make_url(text)
+        # Files and secrets of Kubernetes tend to end with a line break.
+        url = sa.make_url(text.strip())
         url = url.set(drivername=DRIVERS[url.drivername])
     except (sa.exc.ArgumentError, ValueError, KeyError):
         # They quote what may be a password.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -111,7 +112,9 @@ async def _to_the_end(work: Coroutine[Any, Any, T], account: Callable[[T], None]
     try:
         result = await asyncio.shield(transaction)
     except asyncio.CancelledError:
-        account(await transaction)
+        # Its failure would take the place of the cancellation, and the run would go on.
+        with suppress(StoreError):
+            account(await transaction)
         raise
     account(result)
     return result

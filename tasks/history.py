@@ -67,7 +67,7 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
         StoreError: The server is out of reach, or does not take it.
     """
     versions = await run.server.newest_rows(HISTORY_KEY, VERSIONS_READ)
-    before = _merged([_rows(version["data"]) for version in versions])
+    before = _merged([_rows(version.get("data")) for version in versions])
     rows = [_row(run.report, run_name, links), *before][:MOST_ROWS]
     description = with_links(
         f"{count(len(rows), 'run')}, the newest first. The last: {headline(run.report)}", links, "Reports"

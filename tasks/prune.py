@@ -76,6 +76,11 @@ class _Look:
         """What is condemned of it, without the latest version and the one behind that."""
         return [each for each in self.condemned if each.id not in (self.collection.latest_id, self.successor)]
 
+    @property
+    def is_of_idle_key(self) -> bool:
+        """Whether the whole key is condemned: nothing else condemns a latest version."""
+        return any(each.id == self.collection.latest_id for each in self.condemned)
+
     def portions(self) -> Iterator[Sequence[Version]]:
         """Part what is condemned: the version behind the latest goes last and alone.
 
@@ -233,10 +238,10 @@ async def _may_go(run: Run, look: _Look, portion: Sequence[Version], collection:
     latest_id = look.collection.latest_id
     if collection is None or select_policy(run.policies, collection.key, collection.type) != look.policy:
         return False
-    # A version created since the look changes the latest of a busy key all the time, and keeps nothing from going; but a
-    # former latest that was deleted does, because its successor moves up.
+    # A version created since the look changes the latest of a busy key all the time, and keeps nothing from going, unless the
+    # key was idle until then; but a former latest that was deleted does, because its successor moves up.
     if collection.latest_id != latest_id and (
-        collection.latest_id in look.present or portion[0].id == latest_id or not await run.store.versions([latest_id])
+        collection.latest_id in look.present or look.is_of_idle_key or not await run.store.versions([latest_id])
     ):
         return False
     if look.age + len(portion) <= BATCH:

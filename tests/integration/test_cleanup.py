@@ -584,6 +584,55 @@ async def test_an_unreadable_plan_deletes_nothing(server: Server, monkeypatch: p
     assert await server.database.ids() == ids(rows, 0, 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("what", "rows", "words"),
+    [
+        ("artifacts/latest/filter", [{"key": "report"}], "cannot be read as a row of Prefect 3"),
+        ("artifacts/filter", [{"id": "x", "key": "report"}], "cannot be read as a row of Prefect 3"),
+        ("artifacts/filter", [1, 2, 3], "something else than a list of rows"),
+    ],
+)
+async def test_rows_of_an_unknown_shape_fail_the_run_in_words(
+    api_server: Server, monkeypatch: pytest.MonkeyPatch, what: str, rows: list[object], words: str
+) -> None:
+    """As another version of Prefect may list them: nothing goes, and there is a report."""
+    versions = await api_server.database.insert(series("report", [1, 2, 3]))
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def misshape(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        is_victim = request.url.path.endswith(what) and b"artifact-retention-progress" not in request.content
+        return httpx.Response(200, json=rows, request=request) if is_victim else await send(transport, request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", misshape)
+        with pytest.raises(CleanupFailed, match=words):
+            await api_server.cleanup([KEEP_2], mode="delete")
+    assert await api_server.database.ids() == ids(versions, 0, 1, 2)
+    (report,) = await api_server.database.run("SELECT data FROM artifact WHERE key = 'artifact-retention-report'")
+    assert words in loads(report[0])
+
+
+async def test_an_unforeseen_error_is_reported(server: Server) -> None:
+    """A step that breaks in a way that nobody thought of leaves a report and no run that seems to be deleting."""
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+
+    async def listen(step: Step, _done: int, _total: int) -> None:
+        if step == "deleting":
+            raise ZeroDivisionError
+
+    token = LISTENER.set(listen)
+    try:
+        with pytest.raises(CleanupFailed, match="unexpected ZeroDivisionError") as failed:
+            await server.cleanup([KEEP_2], mode="delete")
+    finally:
+        LISTENER.reset(token)
+    assert failed.value.report.deleted == 3 - len(await server.database.ids())
+    assert rows[0].id in await server.database.ids()
+    assert await server.database.run("SELECT id FROM artifact WHERE key = 'artifact-retention-report'")
+    (progress,) = await server.database.run("SELECT metadata_ FROM artifact WHERE key = 'artifact-retention-progress'")
+    assert "deleting" not in str(loads(progress[0]))
+
+
 async def test_refused_credentials_are_told_in_words(api_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a wrong API key is."""
 
@@ -800,6 +849,22 @@ async def test_a_key_that_comes_under_another_policy_meanwhile_keeps_what_that_o
         report = await server.cleanup([shield, KEEP_2], mode="delete")
     assert report.deleted == 50
     assert len(await server.database.ids()) == 75
+
+
+async def test_an_idle_key_that_comes_to_life_meanwhile_loses_no_more(server: Server) -> None:
+    """Somebody writes to it while it is being deleted: from then on, its keep rules count again."""
+    rows = await server.database.insert(series("report-2026-01-31", range(100, 224)))
+
+    async def produce() -> None:
+        async with get_client() as client:
+            await client.request("POST", "/artifacts/", json={"key": rows[0].key, "type": "markdown", "data": "new"})
+
+    policy = RetentionPolicy(name="by date", keep_last=10, drop_idle_keys_after_days=90)
+    with when_deleting(produce):
+        report = await server.cleanup([policy], mode="delete")
+    left = await server.database.ids()
+    assert ids(rows, *range(10)) < left
+    assert (len(left), report.deleted, report.spared) == (11, 114, 10)
 
 
 async def test_what_a_task_outside_any_flow_is_writing_stays(server: Server) -> None:

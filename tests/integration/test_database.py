@@ -32,7 +32,7 @@ from prefect_artifact_retention.stores.store import LatestVersionError
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
 from pydantic import SecretStr
-from servers import Server, when_planned
+from servers import Server, drain, settled_counts, when_planned
 
 KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
@@ -256,6 +256,7 @@ async def test_jsonb_would_be_refused(server: Server) -> None:
         ("sqlite://", "there is no SQLite database"),
         ("postgresql://user:s3cret@127.0.0.1:9/db", "cannot use the PostgreSQL database db at 127.0.0.1"),
         ("postgresql://user:s3cret@127.0.0.1:9/db?nonsense=1", "cannot connect to the PostgreSQL database db"),
+        ("postgresql://user:s3cret@127.0.0.1:99999/db", "cannot connect to the PostgreSQL database db"),
     ],
 )
 async def test_an_address_of_no_database_is_refused_in_words(server: Server, url: str, words: str) -> None:
@@ -274,7 +275,7 @@ async def test_the_address_may_be_in_a_block_of_the_server(server: Server) -> No
     with replace(server, store="api").active(), patch.dict(os.environ, ARTIFACT_RETENTION_DATABASE_BLOCK="retention-db"):
         with pytest.raises(ConfigurationError, match=r"ARTIFACT_RETENTION_DATABASE_BLOCK: .* no Secret block retention-db"):
             await preview(load_settings(), [KEEP_1])
-        await Secret(value=server.database.url).save("retention-db", overwrite=True)
+        await Secret(value=f"{server.database.url}\n").save("retention-db", overwrite=True)
         async with open_run(load_settings(), "preview", [KEEP_1], []) as run:
             assert isinstance(run.store, DatabaseStore)
             assert (await run.store.history("report")).mark
@@ -282,6 +283,37 @@ async def test_the_address_may_be_in_a_block_of_the_server(server: Server) -> No
         async with get_client() as client:
             block = await client.read_block_document_by_name("retention-db", "secret")
             await client.delete_block_document(block.id)
+
+
+async def test_a_preview_through_an_address_in_a_block_writes_nothing_at_all(server: Server) -> None:
+    """Reading a block by its own method would leave an event."""
+    await server.database.insert(series("report", [1, 2, 3]))
+    with replace(server, store="api").active(), patch.dict(os.environ, ARTIFACT_RETENTION_DATABASE_BLOCK="retention-db"):
+        await Secret(value=server.database.url).save("retention-db", overwrite=True)
+        drain()
+        before = await settled_counts(server)
+        await preview(load_settings(), [KEEP_2])
+        drain()
+        assert await settled_counts(server) == before
+
+
+async def test_a_block_that_the_server_does_not_show_is_an_error_in_words(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a traceback, which could quote its address."""
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def break_blocks(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        is_block = "block_documents" in request.url.path
+        return httpx.Response(500, request=request) if is_block else await send(transport, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", break_blocks)
+    with (
+        replace(server, store="api").active(),
+        patch.dict(os.environ, ARTIFACT_RETENTION_DATABASE_BLOCK="retention-db"),
+        pytest.raises(StoreError, match="the Secret block retention-db cannot be read: 500"),
+    ):
+        await preview(load_settings(), [KEEP_1])
 
 
 # --- pruned in bulk
@@ -380,6 +412,28 @@ async def test_a_run_cancelled_in_the_middle_of_a_batch_counts_what_has_gone(ser
     assert 40 <= gone < 100
     (description,) = await server.database.run("SELECT description FROM artifact WHERE key = 'artifact-retention-report'")
     assert f"Deleted {gone} versions" in description[0]
+
+
+async def test_a_run_cancelled_in_the_middle_of_a_batch_that_fails_ends_all_the_same(server: Server) -> None:
+    """The batch waits for a version that somebody has locked, until an administrator ends its connection."""
+    if server.database.is_sqlite:
+        pytest.skip("nobody can end another's connection there")
+    rows = await server.database.insert(series("report", [1, 2, 3, 4]))
+    waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'DELETE FROM artifact%'"
+    async with server.database.engine.begin() as somebody:
+        await somebody.execute(sa.text("SELECT id FROM artifact WHERE id = :id FOR UPDATE"), {"id": rows[3].id})
+        run = asyncio.create_task(server.cleanup([KEEP_2], mode="delete"))
+        ended = 0
+        while not run.done():
+            if ended or await server.database.run(f"SELECT 1 {waiting}"):
+                if not run.cancelling():
+                    run.cancel()
+                ended += len(await server.database.run(f"SELECT pg_terminate_backend(pid) {waiting}"))
+            await asyncio.wait([run], timeout=0.02)
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert ended
+    assert len(await server.database.ids()) == 4
 
 
 # --- space on disk
