@@ -41,6 +41,9 @@ DRIVERS = {
 }
 
 CONNECTIONS = 4
+WRITERS = 2
+"""Transactions that delete at once on PostgreSQL, where each has a process of its own; SQLite has one writer."""
+
 LOCK_MILLISECONDS = 500
 WRITE_SECONDS = 30
 READ_SECONDS = 300
@@ -96,6 +99,7 @@ class DatabaseStore:
     def __init__(self, engine: AsyncEngine, most_per_second: int) -> None:
         self.engine = engine
         self.is_sqlite = engine.dialect.name == "sqlite"
+        self.writers = 1 if self.is_sqlite else WRITERS
         host = f" at {engine.url.host}" if engine.url.host else ""
         self.address = f"the {'SQLite' if self.is_sqlite else 'PostgreSQL'} database {engine.url.database}{host}"
         writing = {"begin": "IMMEDIATE"} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}

@@ -25,7 +25,7 @@ class _TextId(sa.CHAR):
 
     cache_ok = True
 
-    def bind_processor(self, dialect: sa.Dialect) -> Callable[[UUID | None], str | None]:  # type: ignore[override]  # noqa: ARG002
+    def bind_processor(self, dialect: sa.Dialect) -> Callable[[UUID | None], str | None]:  # noqa: ARG002
         return lambda value: None if value is None else str(value)
 
     def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[str | None], UUID | None]:  # type: ignore[override]  # noqa: ARG002
@@ -42,7 +42,7 @@ class _UtcTime(sqlite.DATETIME):
 
 
 ID = sa.Uuid().with_variant(_TextId(36), "sqlite")
-TIME = sa.TIMESTAMP(timezone=True).with_variant(_UtcTime(), "sqlite")
+TIME = sa.TIMESTAMP(timezone=True).with_variant(_UtcTime(), "sqlite")  # type: ignore[no-untyped-call]
 
 _tables = sa.MetaData()
 

@@ -35,12 +35,26 @@ async def prune_unchanged(run: Run, store: DatabaseStore) -> None:
     """
     most = min(BATCH, store.most_per_second or BATCH)
     pending = [plan for plan in reversed(run.plans) if plan.key is not None]
-    while pending and (room := int(min(most, run.room()))):
-        if batch := _next_batch(pending, room):
-            pending += reversed(await _prune_batch(run, store, batch))
+    # Whose number is bounded go one after the other, or more would be begun than are allowed.
+    at_once = 1 if run.limits.max_deletions or store.most_per_second else store.writers
+    working = (_prune_pending(run, store, pending, most) for _ in range(at_once))
+    for error in await asyncio.gather(*working, return_exceptions=True):
+        if error:
+            raise error
     for plan in run.plans:
         if plan.key is None:
             await _prune_unkeyed(run, store, plan, most)
+
+
+async def _prune_pending(run: Run, store: DatabaseStore, pending: list[KeyPlan], most: int) -> None:
+    """Take plans from the end of a list that others take from, too, until none is left; an error leaves nothing to anybody."""
+    try:
+        while pending and (room := int(min(most, run.room()))):
+            if batch := _next_batch(pending, room):
+                pending += reversed(await _prune_batch(run, store, batch))
+    except BaseException:
+        pending.clear()
+        raise
 
 
 def _next_batch(pending: list[KeyPlan], room: int) -> Batch:
@@ -124,7 +138,9 @@ async def reclaim(run: Run, store: DatabaseStore, before: int, *, vacuum: bool) 
         run: Its report gains a note.
         store: The database.
         before: Bytes that its artifacts took before the run deleted any.
-        vacuum: Whether to vacuum first; a failure is a warning, as what is stale has gone all the same.
+        vacuum: Whether to vacuum first.
+
+    A failure of either is a warning, as what is stale has gone all the same.
     """
     what = "The file of the SQLite database" if store.is_sqlite else "The table of the artifacts"
     why = f"the space of deleted rows is used again, and given back by {'VACUUM' if store.is_sqlite else 'pg_repack'} only"
@@ -133,7 +149,11 @@ async def reclaim(run: Run, store: DatabaseStore, before: int, *, vacuum: bool) 
             await store.vacuum()
         except StoreError as error:
             run.report.warn(f"nothing was vacuumed: {error}")
-    after = await store.disk_bytes()
+    try:
+        after = await store.disk_bytes()
+    except StoreError as error:
+        run.report.warn(f"what was freed on disk is not known: {error}")
+        return
     freed = f"{size(before - after)} freed" if after < before else f"none freed: {why}"
     run.report.notes.append(f"{what} took {size(before)} on disk before the run and takes {size(after)} now; {freed}.")
 
