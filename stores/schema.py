@@ -25,10 +25,10 @@ class _TextId(sa.CHAR):
 
     cache_ok = True
 
-    def bind_processor(self, dialect: sa.Dialect) -> Callable[[UUID | None], str | None]:  # noqa: ARG002
+    def bind_processor(self, dialect: sa.Dialect) -> Callable[[Any], Any]:  # noqa: ARG002
         return lambda value: None if value is None else str(value)
 
-    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[str | None], UUID | None]:  # type: ignore[override]  # noqa: ARG002
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002
         return lambda text: None if text is None else UUID(text)
 
 
@@ -37,7 +37,7 @@ class _UtcTime(sqlite.DATETIME):
 
     cache_ok = True
 
-    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[str | None], datetime | None]:  # type: ignore[override]  # noqa: ARG002
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002
         return lambda text: None if text is None else datetime.fromisoformat(f"{text}+00:00")
 
 
