@@ -131,29 +131,34 @@ async def _to_the_end(work: Coroutine[Any, Any, T], account: Callable[[T], None]
     return result
 
 
-async def reclaim(run: Run, store: DatabaseStore, before: int, *, vacuum: bool) -> None:
+async def measure_disk(run: Run, store: DatabaseStore) -> int | None:
+    """Bytes that the artifacts take on disk. None, with a warning, where that cannot be told: no deletion depends on it."""
+    try:
+        return await store.disk_bytes()
+    except StoreError as error:
+        run.report.warn(f"what is freed on disk is not known: {error}")
+        return None
+
+
+async def reclaim(run: Run, store: DatabaseStore, before: int | None, *, vacuum: bool) -> None:
     """Say in the report what space on disk the run has freed, or that it has freed none, and why.
 
     Args:
         run: Its report gains a note.
         store: The database.
-        before: Bytes that its artifacts took before the run deleted any.
-        vacuum: Whether to vacuum first.
-
-    A failure of either is a warning, as what is stale has gone all the same.
+        before: Bytes that its artifacts took before the run deleted any; None if that is not known.
+        vacuum: Whether to vacuum first; a failure is a warning, as what is stale has gone all the same.
     """
-    what = "The file of the SQLite database" if store.is_sqlite else "The table of the artifacts"
-    why = f"the space of deleted rows is used again, and given back by {'VACUUM' if store.is_sqlite else 'pg_repack'} only"
     if vacuum:
         try:
             await store.vacuum()
         except StoreError as error:
             run.report.warn(f"nothing was vacuumed: {error}")
-    try:
-        after = await store.disk_bytes()
-    except StoreError as error:
-        run.report.warn(f"what was freed on disk is not known: {error}")
+    after = None if before is None else await measure_disk(run, store)
+    if before is None or after is None:
         return
+    what = "The file of the SQLite database" if store.is_sqlite else "The table of the artifacts"
+    why = f"the space of deleted rows is used again, and given back by {'VACUUM' if store.is_sqlite else 'pg_repack'} only"
     freed = f"{size(before - after)} freed" if after < before else f"none freed: {why}"
     run.report.notes.append(f"{what} took {size(before)} on disk before the run and takes {size(after)} now; {freed}.")
 
