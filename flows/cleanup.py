@@ -40,7 +40,7 @@ from prefect_artifact_retention.stores.concurrency import for_each
 from prefect_artifact_retention.stores.connection import connect, reason
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.store import Store
-from prefect_artifact_retention.tasks.bulk import bulk_task, reclaim_task
+from prefect_artifact_retention.tasks.bulk import bulk_task, measure_disk, reclaim_task
 from prefect_artifact_retention.tasks.discover import discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
@@ -309,7 +309,7 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
         return
     get_run_logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
     database = run.store if isinstance(run.store, DatabaseStore) else None
-    on_disk = await database.disk_bytes() if database else 0
+    on_disk = await measure_disk(run, database) if database else None
     try:
         if database:
             await bulk_task(run, database)

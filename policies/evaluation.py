@@ -7,19 +7,22 @@ change no slot of a rule: the latest version, a hold, a run that has not finishe
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from prefect_artifact_retention.policies.control import Control, read_control
+from prefect_artifact_retention.policies.control import NO_CONTROL, Control, read_control
 from prefect_artifact_retention.policies.model import RetentionPolicy, Verdict, Version
 from prefect_artifact_retention.policies.periods import CALENDAR, Period
 from prefect_artifact_retention.policies.words import count, days
 
 ONE_DAY = timedelta(days=1)
+ONE_HOUR = timedelta(hours=1)
+REMEMBERED = 10_000
+"""Words that are made once and serve again: of a million versions, most are told the same about."""
 
 
 class Reason(NamedTuple):
@@ -32,7 +35,8 @@ class Reason(NamedTuple):
 class _Candidate(NamedTuple):
     """A version with what is derived from it once.
 
-    `superseded_for` is the time since the next newer version was created; None while nothing supersedes it.
+    `superseded_for` is the time since the next newer version was created; None while nothing supersedes it. `claims` gains the
+    reason of each keep rule that claims it.
     """
 
     version: Version
@@ -41,6 +45,7 @@ class _Candidate(NamedTuple):
     is_latest: bool
     is_future: bool
     superseded_for: timedelta | None
+    claims: list[Reason]
 
 
 def evaluate(
@@ -79,58 +84,69 @@ def evaluate(
             latest_id = ordered[0].id
         if all(version.id != latest_id for version in ordered):
             reason = Reason("dangling", "the collection's latest_id names no version that was read")
-            return tuple(_verdict(version, keep=True, reasons=[reason]) for version in ordered)
+            return tuple(_verdict(version, keep=True, reasons=(reason,)) for version in ordered)
 
     # The latest ranks first even where others are newer by `created`; the sort is stable, all else stays in its order.
     candidates = sorted(_candidates(ordered, latest_id, now), key=lambda candidate: not candidate.is_latest)
     if idle := _idle(candidates, policy, running):
-        return tuple(_verdict(candidate.version, keep=False, reasons=[idle]) for candidate in candidates)
-    claims = _claims(candidates, policy)
-    return tuple(_judge(candidate, policy, claims.get(candidate.version.id, ()), running) for candidate in candidates)
+        return tuple(_verdict(candidate.version, keep=False, reasons=(idle,)) for candidate in candidates)
+    _claim(candidates, policy)
+    return tuple(_judge(candidate, policy, running) for candidate in candidates)
 
 
 def _candidates(ordered: Iterable[Version], latest_id: UUID | None, now: datetime) -> Iterator[_Candidate]:
     newer: datetime | None = None
     for version in ordered:
-        is_future = version.created > now
+        created = version.created
+        is_future = created > now
         is_latest = version.key is not None and version.id == latest_id
         superseded_for = None if newer is None or is_future or is_latest else now - newer
-        control = read_control(version.metadata, now)
-        yield _Candidate(version, now - version.created, control, is_latest, is_future, superseded_for)
+        control = read_control(version.metadata, now) if version.metadata else NO_CONTROL
+        yield _Candidate(version, now - created, control, is_latest, is_future, superseded_for, [])
         if not is_future and version.key is not None:
-            newer = version.created
+            newer = created
 
 
-def _judge(candidate: _Candidate, policy: RetentionPolicy, claims: Sequence[Reason], running: Collection[UUID]) -> Verdict:
-    keep, reasons = _decide(candidate, policy, claims)
-    if protections := list(_protections(candidate, running)):
-        reasons = [*reasons, *protections] if keep else protections
+def _judge(candidate: _Candidate, policy: RetentionPolicy, running: Collection[UUID]) -> Verdict:
+    keep, reasons = _decide(candidate, policy)
+    if protections := _protections(candidate, running):
+        reasons = (*reasons, *protections) if keep else protections
         keep = True
     return _verdict(candidate.version, keep=keep, reasons=reasons)
 
 
-def _decide(candidate: _Candidate, policy: RetentionPolicy, claims: Sequence[Reason]) -> tuple[bool, list[Reason]]:
+def _decide(candidate: _Candidate, policy: RetentionPolicy) -> tuple[bool, tuple[Reason, ...]]:
     """Apply the first of keep_all, the hard limit, the version's own TTL and the keep rules that has a say."""
     if policy.keep_all:
-        return True, [Reason("keep_all", "keep all")]
+        return True, (Reason("keep_all", "keep all"),)
     limit = policy.expire_after_days
     if limit and candidate.age > limit * ONE_DAY:
-        return False, [Reason("expire_after_days", f"{_age(candidate.age)} old, expires after {days(limit)}")]
+        return False, (Reason("expire_after_days", f"{_age(candidate.age)} old, expires after {days(limit)}"),)
     ttl = candidate.control.ttl
     if ttl is not None:
+        lives = candidate.age <= ttl
         words = f"its own TTL of {days(ttl / ONE_DAY)}"
-        if candidate.age <= ttl:
-            return True, [Reason("ttl", f"within {words}")]
-        return False, [Reason("ttl", f"{words} is over")]
-    if claims:
-        return True, list(claims)
-    since = f"{_age(candidate.age)} old"
-    if candidate.superseded_for is not None:
-        since = f"superseded {_age(candidate.superseded_for)} ago"
-    return False, [Reason("unclaimed", f"{since}, outside every keep rule")]
+        return lives, (Reason("ttl", f"within {words}" if lives else f"{words} is over"),)
+    if candidate.claims:
+        return True, tuple(candidate.claims)
+    if candidate.superseded_for is None:
+        return False, _unclaimed(candidate.age // ONE_HOUR, "{} old")
+    return False, _unclaimed(candidate.superseded_for // ONE_HOUR, "superseded {} ago")
 
 
-def _protections(candidate: _Candidate, running: Collection[UUID]) -> Iterator[Reason]:
+@lru_cache(REMEMBERED)
+def _unclaimed(hours: int, since: str) -> tuple[Reason, ...]:
+    return (Reason("unclaimed", f"{since.format(_age(hours * ONE_HOUR))}, outside every keep rule"),)
+
+
+def _protections(candidate: _Candidate, running: Collection[UUID]) -> tuple[Reason, ...]:
+    if not (candidate.is_latest or candidate.is_future or running or candidate.control is not NO_CONTROL):
+        # Nothing protects most versions; a million of them are worth the look.
+        return ()
+    return tuple(_all_protections(candidate, running))
+
+
+def _all_protections(candidate: _Candidate, running: Collection[UUID]) -> Iterator[Reason]:
     version = candidate.version
     if candidate.is_latest:
         yield Reason("latest", "latest version of its key")
@@ -160,22 +176,20 @@ def _idle(candidates: Sequence[_Candidate], policy: RetentionPolicy, running: Co
     return Reason("drop_idle_keys_after_days", words)
 
 
-def _claims(candidates: Sequence[_Candidate], policy: RetentionPolicy) -> dict[UUID, list[Reason]]:
-    """Which keep rules claim which versions.
+def _claim(candidates: Sequence[_Candidate], policy: RetentionPolicy) -> None:
+    """Let the keep rules claim their versions.
 
     Slots go to the latest first, then to the newest. Versions with a TTL of their own take none (the latest excepted), and
     versions newer than `now` stand outside every ranking: what does not count among the kept must not push others out.
     """
     ranked = [c for c in candidates if not c.is_future and (c.is_latest or not c.control.has_ttl)]
-    claims: dict[UUID, list[Reason]] = defaultdict(list)
-    for candidate, reason in _all_claims(ranked, policy):
-        claims[candidate.version.id].append(reason)
-    return claims
+    for candidate, reason in _claims(ranked, policy):
+        candidate.claims.append(reason)
 
 
-def _all_claims(ranked: Sequence[_Candidate], policy: RetentionPolicy) -> Iterator[tuple[_Candidate, Reason]]:
+def _claims(ranked: Sequence[_Candidate], policy: RetentionPolicy) -> Iterator[tuple[_Candidate, Reason]]:
     for rank, candidate in enumerate(ranked[: policy.keep_last], start=1):
-        yield candidate, Reason("keep_last", f"last {rank} of {policy.keep_last}")
+        yield candidate, _last(rank, policy.keep_last)
     within = policy.keep_within_days
     for candidate in ranked if within else ():
         if candidate.age <= within * ONE_DAY:
@@ -187,6 +201,11 @@ def _all_claims(ranked: Sequence[_Candidate], policy: RetentionPolicy) -> Iterat
         yield from _grace_claims(ranked, policy.grace_days)
     if policy.keep_oldest and ranked:
         yield ranked[-1], Reason("keep_oldest", "oldest version")
+
+
+@lru_cache(REMEMBERED)
+def _last(rank: int, most: int) -> Reason:
+    return Reason("keep_last", f"last {rank} of {most}")
 
 
 def _grace_claims(ranked: Sequence[_Candidate], grace: float) -> Iterator[tuple[_Candidate, Reason]]:
@@ -212,11 +231,17 @@ def _calendar_claims(
         yield candidate, Reason(period.rule, f"{period.word} {name}")
 
 
-def _verdict(version: Version, *, keep: bool, reasons: Sequence[Reason]) -> Verdict:
-    return Verdict(version, keep, tuple(reason.words for reason in reasons), tuple(reason.rule for reason in reasons))
+def _verdict(version: Version, *, keep: bool, reasons: tuple[Reason, ...]) -> Verdict:
+    return Verdict(version, keep, *_columns(reasons))
+
+
+@lru_cache(REMEMBERED)
+def _columns(reasons: tuple[Reason, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The words of some reasons, and their rules."""
+    return tuple(reason.words for reason in reasons), tuple(reason.rule for reason in reasons)
 
 
 def _age(age: timedelta) -> str:
     """An age in words, rounded down: whole days, or hours below two days."""
-    hours = int(age.total_seconds() // 3600)
+    hours = age // ONE_HOUR
     return count(hours // 24, "day") if hours >= 48 else count(hours, "hour")  # noqa: PLR2004 - two days

@@ -6,46 +6,43 @@ anything else is done: where the two differ, nothing is guessed.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
 WAY_OUT = "unset ARTIFACT_RETENTION_DATABASE_URL and ARTIFACT_RETENTION_DATABASE_BLOCK to go through the API instead"
 
 
-class _TextId(sa.TypeDecorator[UUID]):
+class _TextId(sa.CHAR):
     """An id as Prefect writes it to SQLite: 36 characters, with hyphens."""
 
-    impl = sa.CHAR(36)
     cache_ok = True
 
-    def process_bind_param(self, value: UUID | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
-        return None if value is None else str(value)
+    def bind_processor(self, dialect: sa.Dialect) -> Callable[[Any], Any]:  # noqa: ARG002
+        return lambda value: None if value is None else str(value)
 
-    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> UUID | None:  # noqa: ARG002
-        return None if value is None else UUID(value)
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002
+        return lambda text: None if text is None else UUID(text)
 
 
-class _UtcTime(sa.TypeDecorator[datetime]):
+class _UtcTime(sqlite.DATETIME):
     """A time as Prefect writes it to SQLite: in UTC, without saying so."""
 
-    impl = sa.DateTime
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
-        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
-        return None if value is None else value.replace(tzinfo=UTC)
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002
+        return lambda text: None if text is None else datetime.fromisoformat(f"{text}+00:00")
 
 
-ID = sa.Uuid().with_variant(_TextId(), "sqlite")
-TIME = sa.TIMESTAMP(timezone=True).with_variant(_UtcTime(), "sqlite")
+ID = sa.Uuid().with_variant(_TextId(36), "sqlite")
+TIME = sa.TIMESTAMP(timezone=True).with_variant(_UtcTime(), "sqlite")  # type: ignore[no-untyped-call]
 
 _tables = sa.MetaData()
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import chain
 from typing import Literal, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -76,11 +77,13 @@ class RuleTally:
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, verdict: Verdict) -> None:
-        """Count a verdict once for each rule behind it."""
-        for rule, words in zip(verdict.rules, verdict.reasons, strict=True):
-            self.counts[rule] += 1
-            self.examples.setdefault(rule, words)
+    def add(self, verdicts: Sequence[Verdict]) -> None:
+        """Count each verdict once for each rule behind it."""
+        self.counts.update(chain.from_iterable(verdict.rules for verdict in verdicts))
+        if len(self.examples) < len(self.counts):
+            for verdict in verdicts:
+                for rule, words in zip(verdict.rules, verdict.reasons, strict=True):
+                    self.examples.setdefault(rule, words)
 
     def lines(self) -> list[RuleCount]:
         """The tally for the report, the most frequent rule first."""

@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 
 @dataclass
 class Row:
-    """One artifact to insert; `age` counts back from now."""
+    """One artifact to insert; `age` counts back from when it is inserted."""
 
     key: str | None
     age: timedelta
@@ -61,10 +61,12 @@ class Database:
             alone = await connection.execution_options(isolation_level="AUTOCOMMIT")
             await alone.execute(sa.text("VACUUM (ANALYZE) artifact, artifact_collection"))
 
-    async def insert(self, rows: Iterable[Row], latest: Mapping[str, UUID] | None = None) -> list[Row]:
-        """Insert versions; the newest of each key is its latest, unless said otherwise."""
+    async def insert(
+        self, rows: Iterable[Row], latest: Mapping[str, UUID] | None = None, now: datetime | None = None
+    ) -> list[Row]:
+        """Insert versions; the newest of each key is its latest, unless said otherwise. Ages count back from `now`."""
         rows = list(rows)
-        now = datetime.now(UTC)
+        now = now or datetime.now(UTC)
         newest: dict[str, Row] = {}
         for row in sorted(rows, key=lambda row: row.age, reverse=True):
             if row.key is not None:

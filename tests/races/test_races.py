@@ -172,7 +172,7 @@ async def race(server: Server, monkeypatch: pytest.MonkeyPatch, keys: int) -> st
                 finally:
                     LISTENER.reset(token)
                 await loose[0]
-                # Producers and people are still at it, and may break a key by themselves of which no cleanup deletes anything.
+                # Producers and people are still at it; where no cleanup has deleted anything, they may break a key themselves.
                 touched = second.touched | {each.key for each in report.key_reports if each.deleted}
                 assert not touched.intersection(await server.database.dangling()), "when the cleanups had ended"
                 for task in loose[1:]:

@@ -1,6 +1,5 @@
 """The planner against the brute-force oracle, and what must hold whatever the policy and the history."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, NamedTuple
@@ -319,7 +318,7 @@ def test_a_hard_limit_never_keeps_more(case: Case) -> None:
 def test_a_hold_changes_no_other_verdict(case: Case, data: st.DataObject) -> None:
     """Protections change no slot: the others keep verdict and reasons to the word."""
     chosen = data.draw(st.sampled_from(case.versions))
-    held = replace(chosen, metadata={**chosen.metadata, "retention-hold": "true"})
+    held = chosen._replace(metadata={**chosen.metadata, "retention-hold": "true"})
     changed = case._replace(versions=[held if v is chosen else v for v in case.versions]).by_id()
     assert changed.pop(chosen.id).keep
     before = case.by_id()
