@@ -25,11 +25,12 @@ from uuid import UUID
 import asyncpg  # type: ignore[import-untyped]
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError, Version
+from prefect_artifact_retention.policies.control import read_control
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.api import NO_METADATA, TERMINAL, ApiStore, control_metadata
 from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, COPIED, FLOW_RUN, TASK_RUN, WAY_OUT, check_schema
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
-from prefect_artifact_retention.stores.store import History, LatestVersionError, Mark
+from prefect_artifact_retention.stores.store import History, KeptVersionError, Mark
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 DRIVERS = {
@@ -111,11 +112,8 @@ class DatabaseStore:
 
     async def now(self) -> datetime:
         """Read the database's clock; SQLite has that of its host."""
-        if self.is_sqlite:
-            text = await self._read_scalar(sa.select(sa.func.strftime("%Y-%m-%d %H:%M:%f", "now")))
-            return datetime.fromisoformat(text).replace(tzinfo=UTC)
-        clock: datetime = await self._read_scalar(sa.select(sa.func.clock_timestamp()))
-        return clock.astimezone(UTC)
+        async with self._reading() as connection:
+            return await self._now(connection)
 
     async def check(self, server: ApiStore, own_runs: Collection[UUID]) -> None:
         """Make sure that this is the database of that server, and that its tables are as we know them.
@@ -209,7 +207,7 @@ class DatabaseStore:
         The last version of a key takes the collection with it.
 
         Raises:
-            LatestVersionError: It is the latest of its key, and others are left.
+            KeptVersionError: It is the latest of its key, and others are left; it is held; or its run has not finished.
         """
         await self.pace(1)
         return bool(await self._write(lambda connection: self._delete(connection, version_id)))
@@ -291,15 +289,29 @@ class DatabaseStore:
 
     # --- within a transaction
 
+    async def _now(self, connection: AsyncConnection) -> datetime:
+        if self.is_sqlite:
+            text: str = (await connection.execute(sa.select(sa.func.strftime("%Y-%m-%d %H:%M:%f", "now")))).scalar_one()
+            return datetime.fromisoformat(text).replace(tzinfo=UTC)
+        clock: datetime = (await connection.execute(sa.select(sa.func.clock_timestamp()))).scalar_one()
+        return clock.astimezone(UTC)
+
     async def _delete(self, connection: AsyncConnection, version_id: UUID) -> int:
         this = ARTIFACT.c.id == version_id
-        key = await connection.scalar(sa.select(ARTIFACT.c.key).where(this))
+        row = sa.select(ARTIFACT.c.key, ARTIFACT.c.metadata_, sa.and_(*_is_free())).where(this)
+        key, metadata, is_free = (await connection.execute(row)).one_or_none() or (None, None, True)
+        if not is_free or (metadata and await self._is_held(connection, metadata)):
+            raise KeptVersionError(f"{version_id} is held, or the run that wrote it has not finished")
         collections = [] if key is None else await self._collections(connection, [key], lock=True)
         if any(each.latest_id == version_id for each in collections):
             if await connection.scalar(_count(ARTIFACT).where(ARTIFACT.c.key == key, ~this)):
-                raise LatestVersionError(f"{version_id} is the latest version of its key")
+                raise KeptVersionError(f"{version_id} is the latest version of its key")
             await connection.execute(sa.delete(COLLECTION).where(COLLECTION.c.key == key))
         return (await connection.execute(sa.delete(ARTIFACT).where(this))).rowcount
+
+    async def _is_held(self, connection: AsyncConnection, metadata: Mapping[str, Any]) -> bool:
+        control = read_control(control_metadata(metadata), await self._now(connection))
+        return bool(control.held or control.unreadable)
 
     async def _delete_unchanged(self, connection: AsyncConnection, portions: Sequence[Portion]) -> dict[str, Mark | None]:
         keys = [portion.collection.key for portion in portions]

@@ -38,8 +38,8 @@ class History:
     mark: Mark | None = None
 
 
-class LatestVersionError(StoreError):
-    """The version is its key's latest by now, and others are left: it was not deleted."""
+class KeptVersionError(StoreError):
+    """The version has to stay by now, and was not deleted: as its key's latest with others left, for a hold, or for its run."""
 
 
 class Store(Protocol):
@@ -91,7 +91,7 @@ class Store(Protocol):
         """Delete one version. True if this deleted it, False if it had already gone.
 
         Raises:
-            LatestVersionError: It has become the latest of its key; only a store that can lock the key is able to tell.
+            KeptVersionError: It has come to be kept since it was judged; only a store with transactions is able to tell.
         """
         ...
 

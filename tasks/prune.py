@@ -26,7 +26,7 @@ from prefect.states import Completed, Failed
 from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, Verdict, Version
 from prefect_artifact_retention.policies.loading import select_policy
 from prefect_artifact_retention.stores.concurrency import MOST_AT_ONCE, for_each
-from prefect_artifact_retention.stores.store import Collection, History, LatestVersionError
+from prefect_artifact_retention.stores.store import Collection, History, KeptVersionError
 from prefect_artifact_retention.tasks.plan import judge, judge_all, unfinished_runs
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
@@ -337,7 +337,7 @@ async def _delete(run: Run, plan: KeyPlan, versions: Sequence[Version], pending:
             run.touched.add(plan.key)
         try:
             deleted = await run.store.delete(version.id)
-        except LatestVersionError:
+        except KeptVersionError:
             pending.discard(version.id)
             plan.report.spared += 1
             return

@@ -28,7 +28,7 @@ from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.stores.database import DatabaseStore, Portion, open_database
 from prefect_artifact_retention.stores.schema import ARTIFACT, check_schema
-from prefect_artifact_retention.stores.store import LatestVersionError
+from prefect_artifact_retention.stores.store import KeptVersionError
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
 from pydantic import SecretStr
@@ -518,12 +518,29 @@ async def test_a_latest_version_is_not_deleted_while_others_are_left(server: Ser
     """The store itself refuses; the last one takes its collection with it."""
     rows = await server.database.insert(series("report", [1, 2]))
     async with open_database(server.database.url) as store:
-        with pytest.raises(LatestVersionError):
+        with pytest.raises(KeptVersionError):
             await store.delete(rows[0].id)
         assert await store.delete(rows[1].id)
         assert not await store.delete(rows[1].id)
         assert await store.delete(rows[0].id)
     assert await server.database.run("SELECT key FROM artifact_collection") == []
+
+
+async def test_a_version_that_has_come_to_be_held_or_in_use_is_not_deleted_by_itself_either(server: Server) -> None:
+    """Its key is pruned by itself because it has changed, and may go on changing; a hold that is over keeps nothing."""
+    with server.active():
+        async with get_client() as client:
+            run_id = (await client.create_flow_run(writer, state=Running())).id
+    rows = series("report", [1, 2, 3, 4, 5])
+    rows[1].metadata, rows[2].metadata = {"retention-hold": "true"}, {"retention-hold": "yess"}
+    rows[3].flow_run_id, rows[4].metadata = run_id, {"retention-hold": "2020-01-01"}
+    await server.database.insert(rows)
+    async with open_database(server.database.url) as store:
+        for kept in rows[1:4]:
+            with pytest.raises(KeptVersionError):
+                await store.delete(kept.id)
+        assert await store.delete(rows[4].id)
+    assert await server.database.ids() == {row.id for row in rows[:4]}
 
 
 async def test_nothing_is_deleted_of_a_key_that_somebody_is_writing_to(server: Server) -> None:
