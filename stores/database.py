@@ -541,22 +541,24 @@ def _engine(text: str) -> AsyncEngine:
         # Files and secrets of Kubernetes tend to end with a line break.
         url = sa.make_url(text.strip())
         url = url.set(drivername=DRIVERS[url.drivername])
+        if mode := url.query.get("sslmode"):
+            # libpq's name of asyncpg's parameter.
+            url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+        return _sqlite_engine(url) if url.get_backend_name() == "sqlite" else _pooled(url)
     except (sa.exc.ArgumentError, ValueError, KeyError):
         # They quote what may be a password.
         raise StoreError(f"the database's address is none of postgresql://... and sqlite:///...; {WAY_OUT}") from None
-    if url.get_backend_name() == "sqlite":
-        return _sqlite_engine(url)
-    if mode := url.query.get("sslmode"):
-        # libpq's name of asyncpg's parameter.
-        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
-    return create_async_engine(url, pool_size=CONNECTIONS, max_overflow=0)
+
+
+def _pooled(url: sa.URL, **connect_args: object) -> AsyncEngine:
+    return create_async_engine(url, connect_args=connect_args, pool_size=CONNECTIONS, max_overflow=0)
 
 
 def _sqlite_engine(url: sa.URL) -> AsyncEngine:
     # SQLite creates what is not there.
     if not url.database or not Path(url.database).is_file():
         raise StoreError(f"there is no SQLite database {url.database}; {WAY_OUT}")
-    engine = create_async_engine(url, connect_args={"timeout": BUSY_SECONDS}, pool_size=CONNECTIONS, max_overflow=0)
+    engine = _pooled(url, timeout=BUSY_SECONDS)
 
     @sa.event.listens_for(engine.sync_engine, "connect")
     def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401 - the adapter of a driver

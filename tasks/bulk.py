@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.stores.connection import UNCUT_SECONDS
 from prefect_artifact_retention.stores.database import DatabaseStore, Portion
 from prefect_artifact_retention.stores.store import Mark
 from prefect_artifact_retention.tasks.rendering import size
@@ -121,14 +122,19 @@ def _account(run: Run, plan: KeyPlan, number: int, freed: int) -> None:
 
 
 async def _to_the_end(work: Coroutine[Any, Any, T], account: Callable[[T], None]) -> T:
-    """Let a short transaction end and account for it, also when the run is told to end meanwhile."""
+    """Let a short transaction end and account for it, also when the run is told to end meanwhile.
+
+    One that waits for others' locks by then is given up, and rolled back.
+    """
     transaction = asyncio.ensure_future(work)
     try:
         result = await asyncio.shield(transaction)
     except asyncio.CancelledError:
-        # Its failure would take the place of the cancellation, and the run would go on.
-        with suppress(StoreError):
-            account(await transaction)
+        await asyncio.wait([transaction], timeout=UNCUT_SECONDS)
+        if not transaction.cancel():
+            # Its failure would take the place of the cancellation, and the run would go on.
+            with suppress(StoreError):
+                account(transaction.result())
         raise
     account(result)
     return result
