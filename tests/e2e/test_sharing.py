@@ -16,7 +16,7 @@ VERSIONS, STALE = 12, 6
 EACH = 4 * STALE
 """What each share has to delete."""
 
-SLOWLY = {"max_requests_per_minute": 60}
+SLOWLY = {"max_requests_per_minute": 120}
 """Makes a run last long enough for another to begin meanwhile."""
 
 
