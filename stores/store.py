@@ -39,7 +39,7 @@ class History:
 
 
 class KeptVersionError(StoreError):
-    """The version has to stay by now, and was not deleted: as its key's latest with others left, for a hold, or for its run."""
+    """The version has to stay by now, as the latest with others left, for a hold or for its run; it was not deleted."""
 
 
 class Store(Protocol):
