@@ -39,7 +39,7 @@ class History:
 
 
 class KeptVersionError(StoreError):
-    """The version was not deleted: by now it is its key's latest with others left, is held, or its run lives again."""
+    """The version has to stay by now, as the latest with others left, for a hold or for its run; it was not deleted."""
 
 
 class Store(Protocol):
