@@ -37,12 +37,12 @@ ui: $(INSTALLED)
 .PHONY: test
 test: $(INSTALLED)
 	@echo "Running the tests on real Prefect servers of their own ..."
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -rs -m "not docker and not faults"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -rfEs -m "not docker and not faults"
 
 .PHONY: test-faults
 test-faults: $(INSTALLED)
 	@echo "Faults, crashes and races on real Prefect servers; this takes minutes ..."
-	@$(BIN)/python -m pytest -m faults -rs -s
+	@$(BIN)/python -m pytest -m faults -rfEs -s
 
 .PHONY: test-docker
 test-docker: $(INSTALLED)
