@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Iterator
@@ -14,14 +13,9 @@ from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.run import Step
-from servers import Server, drain
+from servers import Server
 
 Store = Literal["api", "database"]
-
-SETTLE_SECONDS = 1
-"""The server writes events and the states of task runs a moment after it has taken them."""
-
-MOST_LOOKS = 20
 
 
 @dataclass(frozen=True)
@@ -82,15 +76,3 @@ async def clean_up(server: Server, store: Store, keep_last: int) -> Observed:
         began = time.monotonic()
         report = await replace(server, store=store).cleanup([policy], mode="delete")
         return Observed(report, time.monotonic() - began, phases.pruned - phases.planned, requests.count)
-
-
-async def count_rows(server: Server) -> dict[str, int]:
-    """The rows of every table, once the server has written all that it was told."""
-    drain()
-    rows = await server.database.count_all_rows()
-    for _look in range(MOST_LOOKS):
-        await asyncio.sleep(SETTLE_SECONDS)
-        before, rows = rows, await server.database.count_all_rows()
-        if rows == before:
-            return rows
-    raise TimeoutError("the server goes on writing rows")

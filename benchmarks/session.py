@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import prefect
-from servers import Server, started
+from servers import PROMPT, Server, started
 
 from benchmarks import page
 from benchmarks.results import Results
@@ -22,8 +22,6 @@ from benchmarks.suite import BENCHMARKS, Bench, run
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BACKENDS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
-PROMPT = {f"PREFECT_SERVER_SERVICES_{service}_FLUSH_INTERVAL": "0.25" for service in ("EVENT_PERSISTER", "TASK_RUN_RECORDER")}
-"""What a run has caused to be written is written soon after, and can be counted."""
 
 
 def run_all(folder: Path, *, only: Collection[str], small: bool) -> int:

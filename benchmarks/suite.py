@@ -12,10 +12,10 @@ from uuid import UUID
 
 from command import Measured, measure
 from filling import Size, fill
-from servers import Server
+from servers import Server, count_rows
 
 from benchmarks.baselines import adaptive_client, bare_client, batched_delete, fixed_client, stale_ids, usual_script
-from benchmarks.observation import Store, clean_up, count_rows
+from benchmarks.observation import Store, clean_up
 from benchmarks.results import Figure, Results
 from benchmarks.sizes import Sizes
 

@@ -27,6 +27,12 @@ from prefect_artifact_retention.tasks.run import Step
 SERVER_PYTHON = os.environ.get("TEST_SERVER_PYTHON", sys.executable)
 """Whose Prefect the servers run: `make test-compat` lets a newer client talk to an older server."""
 
+PROMPT = {f"PREFECT_SERVER_SERVICES_{service}_FLUSH_INTERVAL": "0.25" for service in ("EVENT_PERSISTER", "TASK_RUN_RECORDER")}
+"""What a run has caused to be written is written soon after, and can be counted."""
+
+SETTLE_SECONDS = 2
+MOST_LOOKS = 20
+
 LOWERED_LIMIT = 37
 """What an administrator allows in a page of the PostgreSQL server of the integration tests; the other has the default."""
 
@@ -99,16 +105,16 @@ def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
             drain()
 
 
-async def settled_counts(server: Server) -> dict[str, int]:
-    """Count all rows once the runs of earlier tests have sent their last log lines and events."""
-    before: dict[str, int] = {}
-    for _ in range(20):
-        counts = await server.database.count_all_rows()
-        if counts == before:
-            break
-        before = counts
-        await asyncio.sleep(3)
-    return before
+async def count_rows(server: Server) -> dict[str, int]:
+    """The rows of every table, once the server has written all that it was told."""
+    drain()
+    rows = await server.database.count_all_rows()
+    for _look in range(MOST_LOOKS):
+        await asyncio.sleep(SETTLE_SECONDS)
+        before, rows = rows, await server.database.count_all_rows()
+        if rows == before:
+            return rows
+    raise TimeoutError("the server goes on writing rows")
 
 
 def drain() -> None:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from servers import started
+from servers import PROMPT, started
 
 from benchmarks.results import Figure, Results
-from benchmarks.session import BACKENDS, PROMPT
+from benchmarks.session import BACKENDS
 from benchmarks.sizes import SMALL
 from benchmarks.suite import BENCHMARKS, KEPT, STORES, Bench
 

@@ -25,7 +25,7 @@ from prefect_artifact_retention.policies import ConfigurationError, RetentionPol
 from prefect_artifact_retention.tasks import prune
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
-from servers import Server, drain, settled_counts, when_planned
+from servers import Server, count_rows, drain, when_planned
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 
@@ -689,7 +689,7 @@ async def test_preview_of_the_command_line_writes_nothing_at_all(server: Server,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "retention.toml").write_text('[[policies]]\nname = "p"\nkeep_last = 3\n')
     await server.database.insert([row for number in range(40) for row in series(f"key-{number}", range(1, 7))])
-    before = await settled_counts(server)
+    before = await count_rows(server)
 
     def preview() -> int:
         with server.active():

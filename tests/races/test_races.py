@@ -19,7 +19,7 @@ from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.discover import discover
 from prefect_artifact_retention.tasks.plan import make_plan
-from prefect_artifact_retention.tasks.prune import prune_key, verify
+from prefect_artifact_retention.tasks.prune import prune_keys, verify
 from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.run import Run, Step
 from servers import Server
@@ -134,7 +134,7 @@ class Crowd:
 
 async def rival(run: Run) -> None:
     """Prune as a second cleanup does that gives way to nobody."""
-    await asyncio.gather(*(prune_key(run, plan) for plan in run.plans))
+    await prune_keys(run, run.plans[::-1])
     await verify(run)
 
 
