@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -50,13 +52,12 @@ def _at_sigterm(tell: Callable[[], None]) -> Iterator[None]:
     Prefect's own handler stays where it is: a worker takes a run for one that can be cancelled by that. Python writes each
     signal to the loop's pipe as well, whatever handler there is, once the loop has asked for it.
     """
-    loop = asyncio.get_running_loop()
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        loop.add_signal_handler(signal.SIGTERM, tell)
-    except (NotImplementedError, RuntimeError, ValueError):
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         yield
         return
+    loop = asyncio.get_running_loop()
+    handler = signal.getsignal(signal.SIGTERM)
+    loop.add_signal_handler(signal.SIGTERM, tell)
     try:
         if callable(handler):
             signal.signal(signal.SIGTERM, handler)

@@ -203,9 +203,10 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
 
 
 async def uncut(request: Coroutine[Any, Any, Answer]) -> Answer:
-    """Await a request; if that is cancelled meanwhile, let the request come to its end all the same.
+    """Await a request or a transaction; if that is cancelled meanwhile, let it come to its end all the same, if that is soon.
 
-    The server may go on with it though its client has hung up, and what it does then would come after the run's last words.
+    A server may go on with a request though its client has hung up, and what it does then would come after the run's last
+    words. A transaction that waits for others' locks by then is given up, and rolled back.
     """
     sending = asyncio.ensure_future(request)
     try:

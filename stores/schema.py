@@ -58,24 +58,10 @@ _COPIED: tuple[tuple[str, TypeEngine[Any]], ...] = (
 COPIED = tuple(name for name, _type in _COPIED)
 """What a collection has of its latest version, besides the dates."""
 
-ARTIFACT = sa.Table(
-    "artifact",
-    _tables,
-    sa.Column("id", ID),
-    sa.Column("key", sa.String),
-    sa.Column("created", TIME),
-    sa.Column("updated", TIME),
-    *(sa.Column(name, kind) for name, kind in _COPIED),
-)
-COLLECTION = sa.Table(
-    "artifact_collection",
-    _tables,
-    sa.Column("id", ID),
-    sa.Column("key", sa.String),
-    sa.Column("latest_id", ID),
-    sa.Column("created", TIME),
-    sa.Column("updated", TIME),
-    *(sa.Column(name, kind) for name, kind in _COPIED),
+_SHARED = (("id", ID), ("key", sa.String()), ("created", TIME), ("updated", TIME), *_COPIED)
+ARTIFACT, COLLECTION = (
+    sa.Table(name, _tables, *(sa.Column(column, kind) for column, kind in (*_SHARED, *more)))
+    for name, more in (("artifact", ()), ("artifact_collection", (("latest_id", ID),)))
 )
 FLOW_RUN, TASK_RUN = (
     sa.Table(name, _tables, sa.Column("id", ID), sa.Column("created", TIME), sa.Column("state_type", sa.String))

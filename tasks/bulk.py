@@ -7,13 +7,11 @@ when it was judged would be judged alike again, but for the runs that wrote its 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
-from typing import Any, TypeVar
+from collections.abc import Mapping
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.stores.connection import UNCUT_SECONDS
+from prefect_artifact_retention.stores.connection import uncut
 from prefect_artifact_retention.stores.database import DatabaseStore, Portion
 from prefect_artifact_retention.stores.store import Mark
 from prefect_artifact_retention.tasks.rendering import size
@@ -23,7 +21,6 @@ BATCH = 5_000
 """Versions deleted in one transaction: for the fifth of a second that it takes, writers to the same keys wait."""
 
 Batch = Mapping[str, tuple[KeyPlan, Portion]]
-T = TypeVar("T")
 
 
 async def prune_unchanged(run: Run, store: DatabaseStore) -> None:
@@ -80,15 +77,19 @@ async def _prune_batch(run: Run, store: DatabaseStore, batch: Batch) -> list[Key
     run.touched |= batch.keys()
     run.is_unsettled |= any(plan.takes_successor and portion.is_last for plan, portion in batch.values())
 
-    def account(marks: Mapping[str, Mark | None]) -> None:
+    portions = [portion for _plan, portion in batch.values()]
+
+    async def delete() -> Mapping[str, Mark | None]:
+        marks = await store.delete_unchanged(portions)
         for key, mark in marks.items():
             plan, portion = batch[key]
             number = len(portion.ids)
             _account(run, plan, number, sum(plan.sizes[:number]))
             plan.condemned, plan.sizes, plan.mark = plan.condemned[number:], plan.sizes[number:], mark
+        return marks
 
-    portions = [portion for _plan, portion in batch.values()]
-    marks = await _to_the_end(store.delete_unchanged(portions), account)
+    # Counted with the deletion, also when the run is told to end meanwhile.
+    marks = await uncut(delete())
     await run.tell_of_deleting()
     await store.pace(sum(len(portion.ids) for portion in portions if portion.collection.key in marks))
     return [batch[key][0] for key, mark in marks.items() if mark]
@@ -103,10 +104,12 @@ async def _prune_unkeyed(run: Run, store: DatabaseStore, plan: KeyPlan, most: in
         await run.tell_of_deleting()
         portion = dict(zip(ids[start : start + room], sizes[start : start + room], strict=True))
 
-        def account(deleted: set[UUID], portion: Mapping[UUID, int] = portion) -> None:
+        async def delete(portion: Mapping[UUID, int] = portion) -> set[UUID]:
+            deleted = await store.delete_unkeyed(list(portion))
             _account(run, plan, len(deleted), sum(portion[version_id] for version_id in deleted))
+            return deleted
 
-        deleted = await _to_the_end(store.delete_unkeyed(list(portion)), account)
+        deleted = await uncut(delete())
         left += portion.keys() - deleted
         start += len(portion)
         await run.tell_of_deleting()
@@ -119,25 +122,6 @@ def _account(run: Run, plan: KeyPlan, number: int, freed: int) -> None:
     plan.report.bytes_freed += freed
     run.deletions_started += number
     run.deletions_settled += number
-
-
-async def _to_the_end(work: Coroutine[Any, Any, T], account: Callable[[T], None]) -> T:
-    """Let a short transaction end and account for it, also when the run is told to end meanwhile.
-
-    One that waits for others' locks by then is given up, and rolled back.
-    """
-    transaction = asyncio.ensure_future(work)
-    try:
-        result = await asyncio.shield(transaction)
-    except asyncio.CancelledError:
-        await asyncio.wait([transaction], timeout=UNCUT_SECONDS)
-        if not transaction.cancel():
-            # Its failure would take the place of the cancellation, and the run would go on.
-            with suppress(StoreError):
-                account(transaction.result())
-        raise
-    account(result)
-    return result
 
 
 async def measure_disk(run: Run, store: DatabaseStore) -> int | None:

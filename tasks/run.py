@@ -97,7 +97,7 @@ class Run:
 
     Attributes:
         server: The Prefect API, for what the run writes itself: its progress, its report, its history.
-        store: Where versions are read and deleted; the API, too, unless another is given.
+        store: Where versions are read and deleted; the same API, or the database.
         touched: Keys of which something was deleted, or may have been.
         dangling: Keys that were found without their latest version.
     """
@@ -108,13 +108,13 @@ class Run:
         policies: Sequence[RetentionPolicy],
         report: CleanupReport,
         *,
+        store: Store,
         limits: Limits,
-        store: Store | None = None,
         own_runs: Collection[UUID] = frozenset(),
         listeners: Sequence[Listener] = (),
     ) -> None:
         self.server = server
-        self.store: Store = store or server
+        self.store = store
         self.policies = policies
         self.report = report
         self.limits = limits

@@ -186,23 +186,15 @@ async def test_a_fault_in_a_whole_run_loses_nothing(server: Server, monkeypatch:
 
 
 @pytest.mark.faults
-async def test_every_fault_of_every_request_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole matrix, on the steps of a run."""
-    trial, made, cases = await matrix(server, monkeypatch)
+@pytest.mark.parametrize("prepare", [matrix, mending])
+async def test_every_fault_of_every_request_loses_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch, prepare: Callable[..., Awaitable[tuple[Trial, Scenario, list[Case]]]]
+) -> None:
+    """The whole matrix, on the steps of a run, and on those of a run that mends collections."""
+    trial, made, cases = await prepare(server, monkeypatch)
     began = time.monotonic()
     figures = await trial.meet(made, cases)
-    show(figures, f"every fault of every request, {time.monotonic() - began:.0f} s")
-    assert figures.wrong == []
-    assert figures.faults.total() >= 0.95 * len(cases)
-
-
-@pytest.mark.faults
-async def test_every_fault_while_collections_are_mended_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole matrix, on collections that dangle."""
-    trial, made, cases = await mending(server, monkeypatch)
-    began = time.monotonic()
-    figures = await trial.meet(made, cases)
-    show(figures, f"every fault while collections are mended, {time.monotonic() - began:.0f} s")
+    show(figures, f"every fault of every request, {prepare.__name__}, {time.monotonic() - began:.0f} s")
     assert figures.wrong == []
     assert figures.faults.total() >= 0.95 * len(cases)
 

@@ -675,13 +675,15 @@ async def test_the_packages_own_keys_stay_bounded(server: Server) -> None:
         await server.database.insert(series(key, [number / 24 for number in range(1, 41)]))
     await server.database.insert(series("report", [1, 2, 3]))
     await server.cleanup([KEEP_2], keys=["report"], mode="delete", refuse_above_percent=50)
-    counts = dict(await server.database.run("SELECT key, count(*) FROM artifact GROUP BY key"))
-    own = {key: counts.pop(f"artifact-retention-{key}") for key in ("report", "progress", "history")}
-    assert counts == {"report": 2}
-    # What a busy server answers too late is posted twice.
-    assert own["report"] in {31, 32}
-    assert own["progress"] in {31, 32}
-    assert own["history"] in {1, 2}
+    # What a busy server answers too late is posted again by the same run, and counts once.
+    versions = "count(*) - count(flow_run_id) + count(DISTINCT flow_run_id)"
+    counts = dict(await server.database.run(f"SELECT key, {versions} FROM artifact GROUP BY key"))
+    assert counts == {
+        "artifact-retention-report": 31,
+        "artifact-retention-progress": 31,
+        "artifact-retention-history": 1,
+        "report": 2,
+    }
 
 
 async def test_preview_of_the_command_line_writes_nothing_at_all(server: Server, tmp_path, monkeypatch, capsys) -> None:  # noqa: ANN001
