@@ -142,10 +142,10 @@ async def judge_all(
     ]
 
 
-async def judge(run: Run, versions: Sequence[Version], policy: RetentionPolicy) -> tuple[Verdict, ...]:
-    """Evaluate artifacts without a key, in the same way."""
-    (verdicts,) = await judge_all(run, [(versions, policy, None)])
-    return verdicts
+async def judge(run: Run, versions: Sequence[Version], policy: RetentionPolicy) -> list[Verdict]:
+    """Evaluate artifacts without a key, the newest first, each by itself: what is told of one depends on no page of others."""
+    ordered = sorted(versions, key=lambda version: (version.created, version.id), reverse=True)
+    return [verdict for (verdict,) in await judge_all(run, [([version], policy, None) for version in ordered])]
 
 
 async def unfinished_runs(run: Run, versions: Sequence[Version]) -> frozenset[UUID]:

@@ -669,6 +669,16 @@ async def test_progress_is_updated_seldom_and_a_run_without_work_writes_little(
     assert 1 <= len(updates) <= 5
 
 
+async def test_what_is_told_of_an_artifact_without_a_key_does_not_depend_on_its_page(server: Server) -> None:
+    """Both are of a run that goes on, which counts for the one that nothing else keeps, wherever the other is listed."""
+    with server.active():
+        async with get_client() as client:
+            run_id = (await client.create_flow_run(writer, state=Running())).id
+    await server.database.insert([Row(None, days(age), flow_run_id=run_id) for age in (1, 40)])
+    report = await server.cleanup([RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=30)])
+    assert {each.rule: each.versions for each in report.kept_by} == {"keep_within_days": 1, "running": 1}
+
+
 async def test_the_packages_own_keys_stay_bounded(server: Server) -> None:
     """Thirty versions of each, also where runs look at other keys only."""
     for key in ("artifact-retention-report", "artifact-retention-progress"):
