@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import prefect
-from servers import PROMPT, Server, started
+from servers import Server, started
 
 from benchmarks import page
 from benchmarks.results import Results
@@ -44,7 +44,7 @@ def run_all(folder: Path, *, only: Collection[str], small: bool) -> int:
     for kind, backend in BACKENDS.items():
         home = folder / kind
         home.mkdir()
-        with started(kind, home, **PROMPT) as server:
+        with started(kind, home) as server:
             bench = Bench(server, backend, SMALL if small else FULL, results)
             for name in only or BENCHMARKS:
                 sys.stderr.write(f"{backend}: {name} ... ")

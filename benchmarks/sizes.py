@@ -44,7 +44,7 @@ FULL = Sizes(
     rounds=5,
     run_rounds=3,
     levels=(1, 2, 4, 8, 16),
-    pruning=Size(keys=20, versions=61),
+    pruning=Size(keys=40, versions=61),
     script=Size(keys=20, versions=100),
     idle=Size(keys=500, versions=40),
     batched=Size(keys=1_000, versions=100),

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from command import Measured, measure
 from filling import Size, fill
-from servers import Server, count_rows
+from servers import UNHURRIED_SECONDS, Server, count_rows
 
 from benchmarks.baselines import adaptive_client, bare_client, batched_delete, fixed_client, stale_ids, usual_script
 from benchmarks.observation import Store, clean_up
@@ -153,11 +153,11 @@ async def idle(bench: Bench) -> None:
     size = bench.sizes.idle
     for store, name in STORES.items():
         await bench.fill(size)
-        after = await count_rows(bench.server)
+        after = await count_rows(bench.server, UNHURRIED_SECONDS)
         for work, stale in (("no-op", 0), ("one stale version a key", 1)):
             before = after
             observed = await clean_up(bench.server, store, size.versions - stale)
-            after = await count_rows(bench.server)
+            after = await count_rows(bench.server, UNHURRIED_SECONDS)
             added = {table: count - before[table] for table, count in after.items()}
             added["artifact"] += observed.report.deleted
             what, detail = f"{name}, {work}", f"{size} of 1 KB"

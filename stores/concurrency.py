@@ -1,9 +1,10 @@
 """How many requests are under way at once: found by trying, because no number is right for every server.
 
 A server on SQLite deletes fastest one at a time, and answers 503 to two that write at once; one on PostgreSQL gains up to some
-four; on Cloud, only its rate limit counts. So a run gives each level some turns, goes on at the lowest one that is about as
-fast as the fastest, and tries them anew now and then. A level at which the server says that it is busy is given up for good:
-two that write at once to a Prefect server on SQLite can also hold up all its writes for a minute.
+four; on Cloud, only its rate limit counts. So a run begins with one at a time, and compares that with the next level, and so
+on upwards for as long as it gains; it does so anew now and then. Two that write at once to a Prefect server on SQLite can also
+hold up all its writes for a minute, so no level is tried for nothing: not in a short run, not above one that gained nothing,
+ever more seldom, and never again once the server has said at it that it is busy.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from math import inf
 from typing import TypeVar
 
 import anyio
@@ -20,17 +22,20 @@ import anyio
 LEVELS: tuple[int, ...] = (1, 2, 4)
 MOST_AT_ONCE = LEVELS[-1]
 
+FIRST = 200
+"""Requests before anything is tried: in a run that has no more, trying would not pay."""
+
 TURNS = 3
-"""Of each level, one level after the other, so that a noisy moment is not taken for a slow level."""
+"""Of each of two levels, one after the other. The quickest counts: others have looks in between, or open connections."""
 
 WINDOW = 24
 """Requests that are timed in a turn."""
 
 HOLD = 2_000
-"""Requests after which all levels are tried anew."""
+"""Requests after which the levels are tried anew; each time it is twice as many as the time before."""
 
-GOOD_ENOUGH = 0.93
-"""The lowest level with this share of the fastest one's speed is taken: it leaves more of the server to others."""
+GAIN = 1.07
+"""A higher level is gone on with if it is faster by this factor: a lower one leaves more of the server to others."""
 
 Item = TypeVar("Item")
 
@@ -42,10 +47,11 @@ class AdaptiveConcurrency:
         self._clock = clock
         self._slots = anyio.CapacityLimiter(LEVELS[0])
         self._turn = 0
-        self._turns = deque[int]()
         self._levels = LEVELS
+        self._hold = HOLD
         self._seconds = dict[int, float]()
-        self._try_all()
+        self._turns = deque[int]()
+        self._go_on(LEVELS[0], FIRST)
 
     @property
     def level(self) -> int:
@@ -69,40 +75,58 @@ class AdaptiveConcurrency:
                 self._count()
 
     def back_off(self, turn: int) -> None:
-        """Take note that the server said to a request of this turn that it is busy: go on with lower levels."""
+        """Take note that the server said to a request of this turn that it is busy: go on with the level below, for good."""
         if turn == self._turn and self.level > LEVELS[0]:
             self._levels = tuple(level for level in self._levels if level < self.level)
-            self._seconds = {level: self._seconds[level] for level in self._levels}
-            self._turns = deque(level for level in self._turns if level in self._levels)
-            self._next_turn()
+            self._settle(self._levels[-1])
 
-    def _try_all(self) -> None:
-        self._seconds = dict.fromkeys(self._levels, 0.0)
-        self._turns = deque(self._levels * TURNS)
-        self._next_turn()
-
-    def _next_turn(self) -> None:
-        """Go on with the next level to be tried, or, where none is left, with the best of those tried."""
+    def _go_on(self, level: int, requests: int) -> None:
+        """Go on at a level, for so many requests."""
+        self._slots.total_tokens = level
         self._turn += 1
         self._counted = 0
-        self._is_trying = bool(self._turns)
-        if self._is_trying:
-            self._slots.total_tokens = self._turns.popleft()
+        self._last = requests
+
+    def _settle(self, level: int) -> None:
+        """Stay at a level until it is time to try them all anew."""
+        self._seconds.clear()
+        self._turns.clear()
+        self._go_on(level, self._hold)
+        self._hold *= 2
+
+    def _compare(self, level: int) -> None:
+        """Begin to compare a level with the next higher one."""
+        pair = self._levels[self._levels.index(level) :][:2]
+        if len(pair) == 1:
+            self._settle(level)
         else:
-            most = min(self._seconds.values()) / GOOD_ENOUGH
-            self._slots.total_tokens = min(level for level, seconds in self._seconds.items() if seconds <= most)
+            self._seconds = dict.fromkeys(pair, inf)
+            self._turns = deque(pair * TURNS)
+            self._next_turn()
+
+    def _next_turn(self) -> None:
+        if self._turns:
+            level = self._turns.popleft()
+            self._go_on(level, level + WINDOW)
+            return
+        (lower, lower_seconds), (higher, higher_seconds) = self._seconds.items()
+        if lower_seconds >= GAIN * higher_seconds:
+            self._compare(higher)
+        else:
+            self._settle(lower)
 
     def _count(self) -> None:
         """Count one more request of this turn; its clock starts, and stops, with all slots taken by requests of its own."""
         self._counted += 1
-        if not self._is_trying:
-            if self._counted == HOLD:
-                self._try_all()
-        elif self._counted == self.level:
+        if self._counted == self.level:
             self._began = self._clock()
-        elif self._counted == self.level + WINDOW:
-            self._seconds[self.level] += self._clock() - self._began
+        if self._counted < self._last:
+            return
+        if self._seconds:
+            self._seconds[self.level] = min(self._seconds[self.level], self._clock() - self._began)
             self._next_turn()
+        else:
+            self._compare(self._levels[0])
 
 
 async def for_each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]], at_once: int) -> None:

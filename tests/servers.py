@@ -31,6 +31,11 @@ PROMPT = {f"PREFECT_SERVER_SERVICES_{service}_FLUSH_INTERVAL": "0.25" for servic
 """What a run has caused to be written is written soon after, and can be counted."""
 
 SETTLE_SECONDS = 2
+"""Longer than a server with these settings keeps to itself what it was told."""
+
+UNHURRIED_SECONDS = 7
+"""The same for a server with its own settings."""
+
 MOST_LOOKS = 20
 
 LOWERED_LIMIT = 37
@@ -105,12 +110,12 @@ def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
             drain()
 
 
-async def count_rows(server: Server) -> dict[str, int]:
+async def count_rows(server: Server, settle_seconds: float = SETTLE_SECONDS) -> dict[str, int]:
     """The rows of every table, once the server has written all that it was told."""
     drain()
     rows = await server.database.count_all_rows()
     for _look in range(MOST_LOOKS):
-        await asyncio.sleep(SETTLE_SECONDS)
+        await asyncio.sleep(settle_seconds)
         before, rows = rows, await server.database.count_all_rows()
         if rows == before:
             return rows

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from servers import PROMPT, started
+from servers import started
 
 from benchmarks.results import Figure, Results
 from benchmarks.session import BACKENDS
@@ -14,7 +14,7 @@ from benchmarks.suite import BENCHMARKS, KEPT, STORES, Bench
 @pytest.fixture(scope="module", params=BACKENDS)
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A bench for all tests of this module."""
-    with started(request.param, tmp_path_factory.mktemp(request.param), **PROMPT) as server:
+    with started(request.param, tmp_path_factory.mktemp(request.param)) as server:
         yield Bench(server, BACKENDS[request.param], SMALL, Results({}))
 
 

@@ -36,6 +36,8 @@ KEYS = {
     "dashboard-link": 9,
 }
 WIDTH, HEIGHT = 1440, 900
+LONG_MS = PATIENCE * 1000
+"""For a run; now and then, a Prefect server on SQLite holds its writes up for a minute."""
 KEPT = 6
 """By the policy of the checkout."""
 
@@ -191,7 +193,7 @@ def test_a_colleague_deletes_by_the_run_form_and_sees_the_report(deployed: Platf
         seen.shoot("run-form")
         run_id = submit(seen, deployed)
         seen.go(f"/runs/flow-run/{run_id}")
-        expect(seen.page.get_by_text("Completed", exact=True).first).to_be_visible()
+        expect(seen.page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=LONG_MS)
         seen.shoot("flow-run")
         look_at_report(seen, f"Deleted {sum(KEYS.values()) - KEPT * len(KEYS)} versions", "report")
         assert seen.page.get_by_role("img", name=re.compile("^Bar chart of the last")).count() == 1
@@ -221,7 +223,7 @@ def test_a_form_left_as_it_is_previews_and_a_list_can_be_filled_in(deployed: Pla
         seen.field("keys", "fieldset[1]//*[self::textarea or self::input]").fill("report-*")
         run_id = submit(seen, deployed)
         seen.go(f"/runs/flow-run/{run_id}")
-        expect(seen.page.get_by_text("Completed", exact=True).first).to_be_visible()
+        expect(seen.page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=LONG_MS)
         stale = KEYS["report-sales"] + KEYS["report-churn"] - 2 * KEPT
         look_at_report(seen, f"Would delete {stale} versions", "report-of-a-preview")
     assert deployed.ask("GET", f"/flow_runs/{run_id}")["parameters"]["keys"] == ["report-*"]

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 import pytest
-from prefect_artifact_retention.stores.concurrency import HOLD, LEVELS, AdaptiveConcurrency, for_each
+from prefect_artifact_retention.stores.concurrency import FIRST, HOLD, LEVELS, AdaptiveConcurrency, for_each
 
 
 class ServerModel:
@@ -24,6 +24,7 @@ class ServerModel:
             answer = asyncio.get_running_loop().create_future()
             self.waiting.append(answer)
             if len(self.waiting) > self.most:
+                await asyncio.sleep(0)
                 self.concurrency.back_off(turn)
             await answer
 
@@ -59,7 +60,22 @@ async def test_a_run_goes_on_at_the_lowest_level_about_as_fast_as_the_fastest(sp
     server = ServerModel(speeds)
     await server.serve(1000)
     assert server.concurrency.level == best
-    assert set(server.levels[300:900]) == {best}
+    assert set(server.levels[600:900]) == {best}
+
+
+async def test_a_short_run_has_one_request_under_way_at_a_time() -> None:
+    """Trying would not pay, and could hold up a server on SQLite."""
+    server = ServerModel(POSTGRESQL)
+    await server.serve(FIRST)
+    assert set(server.levels) == {1}
+
+
+async def test_no_level_is_tried_above_one_that_gained_nothing_and_ever_more_seldom() -> None:
+    """So a server on SQLite hardly ever gets two at once."""
+    server = ServerModel(SQLITE)
+    await server.serve(20 * HOLD)
+    assert set(server.levels) <= {1, 2}
+    assert 0 < server.levels.count(2) < 0.01 * 20 * HOLD
 
 
 async def test_a_server_that_is_busy_gets_fewer_at_once_from_then_on() -> None:
