@@ -42,7 +42,7 @@ test: $(INSTALLED)
 .PHONY: test-faults
 test-faults: $(INSTALLED)
 	@echo "Faults, crashes and races on real Prefect servers; this takes minutes ..."
-	@$(BIN)/python -m pytest -m faults -rfEs -s
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m faults -rfEs
 
 .PHONY: test-docker
 test-docker: $(INSTALLED)

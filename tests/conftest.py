@@ -14,10 +14,27 @@ atexit.register(shutil.rmtree, PREFECT_HOME, ignore_errors=True)
 os.environ["PREFECT_HOME"] = str(PREFECT_HOME)
 os.environ["PREFECT_PROFILES_PATH"] = str(PREFECT_HOME / "profiles.toml")
 
-from collections.abc import AsyncIterator  # noqa: E402 - Prefect reads the environment when it is imported
+from collections.abc import AsyncIterator, Callable  # noqa: E402 - Prefect reads the environment when it is imported
 
 import pytest  # noqa: E402
 from servers import Server  # noqa: E402
+
+MEASURED = "measured"
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Tell a figure that stands in the documentation, to be shown in the end."""
+    return lambda figure: record_property(MEASURED, figure)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the figures, also those from other processes."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    if figures := [figure for report in reports for name, figure in report.user_properties if name == MEASURED]:
+        terminalreporter.section("figures")
+        for figure in dict.fromkeys(figures):
+            terminalreporter.write_line(figure)
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ async def test_a_few_kills(server: Server, forge: Forge, revive: Revive) -> None
 
 
 @pytest.mark.faults
-async def test_many_kills(server: Server, forge: Forge, revive: Revive) -> None:
+async def test_many_kills(server: Server, forge: Forge, revive: Revive, tell: Callable[[str], None]) -> None:
     """The first, second and last deletions; any request, from the first question to the report's last word; any moment."""
     chance = random.Random(SEED)
     await Estate.build().restore(server.database)
@@ -96,8 +96,8 @@ async def test_many_kills(server: Server, forge: Forge, revive: Revive) -> None:
     deaths += [chance.uniform(0, seconds) for _ in range(12)]
     killed, restarts = await kill_many(server, forge, revive, deaths)
     database = "SQLite" if server.database.is_sqlite else "PostgreSQL"
-    print(
-        f"\ncrashes: {killed} of {len(deaths)} runs killed by SIGKILL on {database}, seed {SEED}; a run has {counts['']} "
+    tell(
+        f"crashes: {killed} of {len(deaths)} runs killed by SIGKILL on {database}, seed {SEED}; a run has {counts['']} "
         f"requests, {deletions} of them deletions; dangling 0, kept versions lost 0, reruns that did not converge 0 "
         f"(server restarted {restarts} times)"
     )

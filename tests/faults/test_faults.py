@@ -136,11 +136,6 @@ def one_of_each(cases: Sequence[Case]) -> list[Case]:
     return list({fault.name: (fault, at) for fault, at in reversed(cases)}.values())
 
 
-def show(figures: Figures, what: str) -> None:
-    """Print the figures, also where pytest captures."""
-    sys.__stdout__.write(f"\n{figures.line(what)}\n")
-
-
 async def matrix(server: Server, monkeypatch: pytest.MonkeyPatch) -> tuple[Trial, Scenario, list[Case]]:
     """Every fault at every request of the steps of a run."""
     small_pages(monkeypatch)
@@ -188,24 +183,29 @@ async def test_a_fault_in_a_whole_run_loses_nothing(server: Server, monkeypatch:
 @pytest.mark.faults
 @pytest.mark.parametrize("prepare", [matrix, mending])
 async def test_every_fault_of_every_request_loses_nothing(
-    server: Server, monkeypatch: pytest.MonkeyPatch, prepare: Callable[..., Awaitable[tuple[Trial, Scenario, list[Case]]]]
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    tell: Callable[[str], None],
+    prepare: Callable[..., Awaitable[tuple[Trial, Scenario, list[Case]]]],
 ) -> None:
     """The whole matrix, on the steps of a run, and on those of a run that mends collections."""
     trial, made, cases = await prepare(server, monkeypatch)
     began = time.monotonic()
     figures = await trial.meet(made, cases)
-    show(figures, f"every fault of every request, {prepare.__name__}, {time.monotonic() - began:.0f} s")
+    tell(figures.line(f"every fault of every request, {prepare.__name__}, {time.monotonic() - began:.0f} s"))
     assert figures.wrong == []
     assert figures.faults.total() >= 0.95 * len(cases)
 
 
 @pytest.mark.faults
-async def test_many_faults_in_whole_runs_lose_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_faults_in_whole_runs_lose_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]
+) -> None:
     """Each kind of fault three times, at requests of chance, in whole runs with a key of two batches."""
     trial, made, cases = await whole_runs(server, monkeypatch, 60)
     some = [case for part in range(3) for case in one_of_each(cases[part::3])]
     began = time.monotonic()
     figures = await trial.meet(made, some)
-    show(figures, f"faults in whole runs, {time.monotonic() - began:.0f} s")
+    tell(figures.line(f"faults in whole runs, {time.monotonic() - began:.0f} s"))
     assert figures.wrong == []
     assert figures.faults.total() >= 2 * len(IN_WHOLE_RUNS)

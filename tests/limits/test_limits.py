@@ -1,8 +1,7 @@
 """Memory and time stay bounded whatever the size: many large versions, a key with very many, very many keys."""
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from command import measure
@@ -33,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         pytest.param(Size(keys=20_000, versions=2, bytes=100), id="20000-keys"),
     ],
 )
-async def test_memory_and_time_stay_bounded(server: Server, size: Size) -> None:
+async def test_memory_and_time_stay_bounded(server: Server, size: Size, tell: Callable[[str], None]) -> None:
     """The run keeps to its time budget, gets ahead, and the next one goes on from there."""
     await fill(server.database, size)
     stale = size.keys * (size.versions - 1)
@@ -41,9 +40,9 @@ async def test_memory_and_time_stay_bounded(server: Server, size: Size) -> None:
         budget = f"--time-budget-minutes={BUDGET_MINUTES}"
         measured = measure(server.local, "delete", budget, ARTIFACT_RETENTION_POLICIES=POLICIES)
         report = measured.report
-        sys.stdout.write(
-            f"\n{size}: {report['outcome']}, {report['versions_seen']} versions seen, {report['deleted']} deleted in "
-            f"{measured.seconds:.0f} s (the run {report['duration_seconds']:.0f} s), peak memory {measured.megabytes:.0f} MB\n"
+        tell(
+            f"limits: {size}: {report['outcome']}, {report['versions_seen']} versions seen, {report['deleted']} deleted in "
+            f"{measured.seconds:.0f} s (the run {report['duration_seconds']:.0f} s), peak memory {measured.megabytes:.0f} MB"
         )
         assert report["outcome"] in ("completed", "unfinished")
         assert report["deleted"] > 100 or report["deleted"] == stale

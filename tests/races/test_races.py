@@ -3,7 +3,7 @@
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -250,8 +250,8 @@ async def test_holds_set_while_keys_are_pruned_in_bulk_are_kept(server: Server, 
 
 
 @pytest.mark.faults
-async def test_a_long_race(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_race(server: Server, monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]) -> None:
     """The same for six hundred keys; some dangle in between, or it was no race."""
     figures = await race(server, monkeypatch, 600)
-    print(f"\n{figures}")
+    tell(figures)
     assert " 0 dangling collections repaired" not in figures
