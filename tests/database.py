@@ -10,6 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+LOCKED_SECONDS = 90
+
 
 @dataclass
 class Row:
@@ -40,8 +42,10 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = create_async_engine(url, poolclass=NullPool)
         self.is_sqlite = url.startswith("sqlite")
+        # Now and then, a Prefect server on SQLite locks its database for a minute.
+        patience = {"timeout": LOCKED_SECONDS} if self.is_sqlite else {}
+        self.engine = create_async_engine(url, poolclass=NullPool, connect_args=patience)
         self.json_type = "TEXT" if self.is_sqlite else "JSON"
 
     async def run(self, statement: str, rows: Sequence[Mapping[str, object]] | None = None) -> Sequence[sa.Row]:

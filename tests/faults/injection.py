@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import anyio
 import anyio.lowlevel
@@ -44,16 +45,17 @@ class Fault:
     outage: bool = False
     of: Callable[[httpx.Request], bool] = lambda _request: True
 
-    def outcome(self, victim: httpx.Request) -> str:
+    def outcome(self, victim: httpx.Request, stale: Collection[UUID]) -> str:
         """The outcome that a run must have of which this request met the fault, where there is only one; else empty.
 
-        What passes is tried again until it succeeds; a deletion that fails for good fails its key.
+        What passes is tried again until it succeeds; a deletion of a stale version that fails for good fails its key.
         """
         is_for_good = self.lasting or self.outage
         if self.name.startswith(("timeout", "dropped", "429", "503")) and not is_for_good:
             return "completed"
         fails = is_for_good or self.name.startswith(("404 before", "409", "500"))
-        return "failed" if fails and victim.method == "DELETE" and self.of(victim) else ""
+        is_of_plan = victim.method == "DELETE" and victim.url.path.endswith(tuple(map(str, stale)))
+        return "failed" if fails and is_of_plan and self.of(victim) else ""
 
 
 def is_write(request: httpx.Request) -> bool:

@@ -113,12 +113,7 @@ class Trial:
                 figures.outcomes["never met"] += 1
                 continue
             found = await self.judge(database, made, report)
-            must = fault.outcome(broken.victim) if report and "attempts" in broken.victim.extensions else ""
-            if report and must == "failed" and not broken.victim.url.path.endswith(tuple(map(str, made.stale))):
-                # What could not be deleted is the copy by which a collection was mended: a blemish, and no failure.
-                must = ""
-                if report.outcome == "completed" and not report.warnings:
-                    found.append("no word of the copy that is left")
+            must = fault.outcome(broken.victim, made.stale) if report and "attempts" in broken.victim.extensions else ""
             if report and must not in ("", report.outcome):
                 found.append(f"the run says {report.outcome}, and must have {must}: {report.errors}")
             if max(broken.pauses, default=0) > LONGEST_PAUSE or sum(broken.pauses) > MOST_PAUSES:
