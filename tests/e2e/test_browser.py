@@ -6,10 +6,12 @@ Every step leaves a screenshot in `test-output/screenshots`; docs/images has som
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from math import inf
 from typing import Any, Literal
 
 import pytest
@@ -38,6 +40,7 @@ KEYS = {
 WIDTH, HEIGHT = 1440, 900
 LONG_MS = PATIENCE * 1000
 """For a run; now and then, a Prefect server on SQLite holds its writes up for a minute."""
+PRESS_AGAIN_SECONDS = 30
 KEPT = 6
 """By the policy of the checkout."""
 
@@ -158,11 +161,20 @@ def submit(seen: Visitor, deployed: Platform) -> str:
         return found
 
     before = {run["id"] for run in runs()}
-    # A form takes up what was typed a moment later.
-    seen.page.wait_for_timeout(1000)
-    seen.page.get_by_role("button", name="Submit").click()
-    (run_id,) = wait_for("a new flow run", lambda: {run["id"] for run in runs()} - before or None)
-    return str(run_id)
+    button = seen.page.get_by_role("button", name="Submit")
+    pressed = -inf
+
+    def started() -> set[str] | None:
+        # A form takes up what was typed, and is ready to be sent, a moment later; until then, the button may do nothing.
+        nonlocal pressed
+        if time.monotonic() > pressed + PRESS_AGAIN_SECONDS and button.is_visible():
+            seen.page.wait_for_timeout(1000)
+            button.click()
+            pressed = time.monotonic()
+        return {run["id"] for run in runs()} - before or None
+
+    (run_id,) = wait_for("a new flow run", started)
+    return run_id
 
 
 def look_at_report(seen: Visitor, words: str, shot: str) -> None:
