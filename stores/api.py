@@ -178,7 +178,7 @@ class ApiStore:
             target = min(max(BATCH_ROWS[0], rows_seen // 4), BATCH_ROWS[1])
             size = min(max(1, target * keys_seen // max(1, rows_seen)), MOST_BATCH_KEYS)
 
-    async def history(self, key: str) -> History:
+    async def history(self, key: str, expected: int = 0) -> History:
         """List the versions of one key.
 
         By date first, which the server's index serves at any depth; then by id, where no two rows tie, until the listing has
@@ -186,10 +186,11 @@ class ApiStore:
         """
         only = {"key": {"any_": [key]}}
         for sort in ("CREATED_DESC", "ID_DESC", "ID_DESC"):
-            expected = await self._count("/artifacts", only)
+            expected = expected or await self._count("/artifacts", only)
             versions = await self._versions(only, sort)
             if len(versions) >= expected:
                 return History(key, versions)
+            expected = 0
         return History(key, versions, complete=False)
 
     async def _batch(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:

@@ -165,7 +165,7 @@ class DatabaseStore:
                     histories = await self._histories(connection, portion)
                 yield histories
 
-    async def history(self, key: str) -> History:
+    async def history(self, key: str, expected: int = 0) -> History:  # noqa: ARG002 - a transaction sees all of them
         """List the versions of one key."""
         async with self._reading() as connection:
             return (await self._histories(connection, [key]))[0]

@@ -63,8 +63,13 @@ class Store(Protocol):
         """List the versions of many keys, some keys at a time, in the order given; a key without any has an empty history."""
         ...
 
-    async def history(self, key: str) -> History:
-        """List the versions of one key."""
+    async def history(self, key: str, expected: int = 0) -> History:
+        """List the versions of one key.
+
+        Args:
+            key: The key.
+            expected: How many it had when they were last counted, if they were: a listing of at least as many is complete.
+        """
         ...
 
     async def count_unkeyed(self) -> int:

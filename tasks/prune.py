@@ -1,18 +1,18 @@
 """Prune and verify: delete what the plan condemned and a second look still condemns; then make sure of every collection.
 
-The order protects what cannot be undone. A key is fetched and judged again before anything of it goes, several keys together
-where they have at most `BATCH` stale versions between them; its policy, its `latest_id` and what could hold a version are
-read again before each further batch, and if anything changed, all is fetched and judged anew. The oldest go first, some at
-once; the version behind the latest last and alone, after one more look at `latest_id`; an idle key's latest goes last, alone,
-and only if it is the only version left. The server deletes without locks, so what nobody can prevent (a person deleting the
-latest at the same moment) is found and repaired afterwards.
+The order protects what cannot be undone. The versions of a key are listed and judged again before anything of it goes, those
+of several keys together where they have at most `BATCH` stale versions between them. Its policy and its `latest_id` are read
+again right before each batch, what could hold a version before each but the first, and if anything changed, all is fetched and
+judged anew. The oldest go first, some at once; the version behind the latest last and alone, after one more look at
+`latest_id`; an idle key's latest goes last, alone, and only if it is the only version left. The server deletes without locks,
+so what nobody can prevent (a person deleting the latest at the same moment) is found and repaired afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
@@ -33,8 +33,11 @@ from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
 Item = TypeVar("Item")
 
-BATCH = 50
+BATCH = 64
 """Deletions between two looks at what could keep a version."""
+
+FEWEST_IN_TASK = 200
+"""Deletions of a task run with several keys, on average: its events and log lines cost the server up to ten of them."""
 
 MOST_VERSIONS = 2_000
 MOST_BYTES = 16 * 2**20
@@ -97,11 +100,11 @@ class _Look:
 def pack(plans: Sequence[KeyPlan], most: int) -> list[list[KeyPlan]]:
     """Give each key a group of its own, or pack them into at most `most` groups of about equally many deletions.
 
-    Into fewer, where that many would have less than a batch of deletions each: a task run costs more than these do.
+    Into fewer, where that many would have fewer than `FEWEST_IN_TASK` deletions each.
     """
     if len(plans) <= most:
         return [[plan] for plan in plans]
-    number = min(most, ceil(sum(len(plan.condemned) for plan in plans) / BATCH))
+    number = min(most, ceil(sum(len(plan.condemned) for plan in plans) / FEWEST_IN_TASK))
     groups: list[list[KeyPlan]] = [[] for _ in range(number)]
     weights = [0] * number
     for plan in sorted(plans, key=lambda plan: len(plan.condemned), reverse=True):
@@ -172,8 +175,8 @@ async def _prune_share(run: Run, keys: Sequence[_Key]) -> None:
 
 
 async def _look_twice(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
-    """Look at some keys, and at once again at their collections; what has changed in between is left to a look of its own."""
-    looks = await _look(run, keys)
+    """Look at some keys, and then at their collections; those that have changed are left to a look of their own."""
+    looks = await _first_look(run, keys)
     plain = {name: look for name, look in looks.items() if look.plain}
     collections = {each.key: each for each in await run.store.collections(list(plain))} if plain else {}
     for name, look in plain.items():
@@ -189,7 +192,8 @@ async def prune_key(run: Run, plan: KeyPlan) -> None:
         if plan.key is None:
             await _prune_unkeyed(run, plan)
         else:
-            await _prune_keyed(run, _Key(plan.key, plan, set(plan.condemned)))
+            key = _Key(plan.key, plan, set(plan.condemned))
+            await _prune_keyed(run, key, (await _first_look(run, [key])).get(key.name))
 
 
 @asynccontextmanager
@@ -203,7 +207,8 @@ async def _failing_alone(plan: KeyPlan) -> AsyncIterator[None]:
         plan.report.error = f"unexpected {type(error).__name__}"
 
 
-async def _prune_keyed(run: Run, key: _Key, look: _Look | None = None, *, at_once: int = MOST_AT_ONCE) -> None:
+async def _prune_keyed(run: Run, key: _Key, look: _Look | None, *, at_once: int = MOST_AT_ONCE) -> None:
+    """Delete what a look condemns; without one, or once anything has changed since, look anew, until nothing is left to do."""
     look = look or (await _look(run, [key])).get(key.name)
     while look:
         portions = list(look.portions())
@@ -251,8 +256,22 @@ async def _may_go(run: Run, look: _Look, portion: Sequence[Version], collection:
     return metadata == {version.id: version.metadata for version in portion} and not await unfinished_runs(run, portion)
 
 
+async def _first_look(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
+    """List and judge the versions of some keys again, by their collections as planned.
+
+    These are read before anything goes, so whatever has changed of them is seen then. A key whose latest has gone since is not
+    judged by it.
+    """
+    await run.tell_of_deleting()
+    histories = await _histories(run, keys)
+    planned = {key.name: key.plan.collection for key in keys if key.plan.collection}
+    listed = {name: {version.id for version in history.versions} for name, history in histories.items()}
+    current = {name: each for name, each in planned.items() if each.latest_id in listed.get(name, ())}
+    return await _judge(run, [key for key in keys if key.name in current], current, histories)
+
+
 async def _look(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
-    """Fetch and judge some keys anew; a key of which nothing is condemned any more has no look.
+    """Fetch and judge some keys anew.
 
     The collections are read before their versions, so that the latest version is among them: one created in between is newer
     than the run, and protected as such.
@@ -261,9 +280,14 @@ async def _look(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
     if not keys:
         return {}
     await run.tell_of_deleting()
-    names = [key.name for key in keys]
-    collections = {each.key: each for each in await run.store.collections(names)}
-    histories = await _histories(run, names)
+    collections = {each.key: each for each in await run.store.collections([key.name for key in keys])}
+    return await _judge(run, keys, collections, await _histories(run, keys))
+
+
+async def _judge(
+    run: Run, keys: Sequence[_Key], collections: Mapping[str, Collection], histories: Mapping[str, History]
+) -> dict[str, _Look]:
+    """Judge and settle some keys; one of which nothing is condemned any more has no look."""
     subjects: dict[str, tuple[Sequence[Version], RetentionPolicy, UUID]] = {}
     for name, history in histories.items():
         collection = collections.get(name)
@@ -285,11 +309,13 @@ def _successor(versions: Sequence[Version], latest_id: UUID) -> UUID | None:
     return ranked[-1][1] if ranked else None
 
 
-async def _histories(run: Run, keys: Sequence[str]) -> dict[str, History]:
+async def _histories(run: Run, keys: Sequence[_Key]) -> dict[str, History]:
     """List the versions of some keys; of several, those that cannot be listed are left out, and looked at alone later."""
     if len(keys) == 1:
-        return {keys[0]: await run.store.history(keys[0])}
-    return {each.key: each async for batch in run.store.histories(keys) for each in batch if not each.error}
+        key, report = keys[0].name, keys[0].plan.report
+        return {key: await run.store.history(key, max(0, report.versions - report.deleted - report.already_gone))}
+    names = [key.name for key in keys]
+    return {each.key: each async for batch in run.store.histories(names) for each in batch if not each.error}
 
 
 def _settle(run: Run, key: _Key, history: History, verdicts: Sequence[Verdict]) -> list[Version]:
