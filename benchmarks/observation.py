@@ -20,10 +20,11 @@ Store = Literal["api", "database"]
 
 @dataclass(frozen=True)
 class Observed:
-    """One run: its report, what it took as a whole and while pruning, and the requests that it sent."""
+    """One run: its report, what it took as a whole, while planning and while pruning, and the requests that it sent."""
 
     report: CleanupReport
     seconds: float
+    plan_seconds: float
     prune_seconds: float
     requests: int
 
@@ -40,12 +41,14 @@ class _Requests(logging.Handler):
 
 
 class _Phases:
-    """When the plan stood, and when the last version went."""
+    """When planning began, when the plan stood, and when the last version went."""
 
     def __init__(self) -> None:
-        self.planned = self.pruned = 0.0
+        self.began = self.planned = self.pruned = 0.0
 
     async def listen(self, step: Step, done: int, total: int) -> None:
+        if step == "planning" and not done:
+            self.began = time.monotonic()
         if step == "planning" and done == total:
             self.planned = self.pruned = time.monotonic()
         elif step == "deleting":
@@ -75,4 +78,10 @@ async def clean_up(server: Server, store: Store, keep_last: int) -> Observed:
     with _observed() as (requests, phases):
         began = time.monotonic()
         report = await replace(server, store=store).cleanup([policy], mode="delete")
-        return Observed(report, time.monotonic() - began, phases.pruned - phases.planned, requests.count)
+        return Observed(
+            report,
+            seconds=time.monotonic() - began,
+            plan_seconds=phases.planned - phases.began,
+            prune_seconds=phases.pruned - phases.planned,
+            requests=requests.count,
+        )

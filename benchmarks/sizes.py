@@ -12,7 +12,7 @@ class Sizes:
     """The sizes of all benchmarks.
 
     Attributes:
-        rounds: How often each side is measured, in turns, where deletions through the API are compared; the median counts.
+        rounds: How often each side is measured, in turns, where deletions are compared; the median counts.
         run_rounds: The same where whole runs are, and for the levels.
         levels: Numbers of requests at once that the fixed clients are tried with.
         pruning: What is pruned down to one version a key, by the API.
@@ -44,7 +44,7 @@ FULL = Sizes(
     rounds=5,
     run_rounds=3,
     levels=(1, 2, 4, 8, 16),
-    pruning=Size(keys=40, versions=61),
+    pruning=Size(keys=80, versions=61),
     script=Size(keys=20, versions=100),
     idle=Size(keys=500, versions=40),
     batched=Size(keys=1_000, versions=100),

@@ -174,20 +174,22 @@ async def batched(bench: Bench) -> None:
     """Rows deleted a second, planning included: the database store, and a bare batched DELETE with its SELECT."""
     size = bench.sizes.batched
     ours: list[float] = []
+    whole: list[float] = []
     theirs: list[float] = []
-    for _round in range(bench.sizes.run_rounds):
+    for _round in range(bench.sizes.rounds):
         await bench.fill(size)
-        report = (await clean_up(bench.server, "database", KEPT)).report
-        ours.append(report.deleted / report.duration_seconds)
+        observed = await clean_up(bench.server, "database", KEPT)
+        ours.append(observed.report.deleted / (observed.plan_seconds + observed.prune_seconds))
+        whole.append(observed.report.deleted / observed.report.duration_seconds)
         await bench.fill(size)
         began = time.monotonic()
         deleted = await batched_delete(bench.server.database, KEPT)
         theirs.append(deleted / (time.monotonic() - began))
     bench.figure(
-        "database store, discover to verify: rows deleted a second against a bare SELECT and batched DELETE",
+        "database store, plan and deletion: rows deleted a second against a bare SELECT and batched DELETE",
         _median_ratio(ours, theirs),
         at_least=0.7,
-        detail=f"{median(ours):,.0f} of {median(theirs):,.0f} a second, {size} of 1 KB",
+        detail=f"{median(ours):,.0f} of {median(theirs):,.0f} a second, {median(whole):,.0f} from discover to verify; {size}",
     )
 
 

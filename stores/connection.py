@@ -43,11 +43,11 @@ MOST_DETAIL = 200
 
 BUSY = 503
 TOO_MANY = 429
-FIRST_RETRY = 0.1
-RETRY_FACTOR = 4
+FIRST_RETRY = 0.02
+RETRY_FACTOR = 6
 LONGEST_RETRY = 20
 """A server on SQLite answers 503 at once when another write holds its database, for milliseconds: Prefect's client would first
-sleep 2 seconds. Five retries still add up to half a minute."""
+sleep 2 seconds. Five retries still add up to 25 seconds."""
 
 UNCUT_SECONDS = 2
 """How long a request that is under way may still take when the run is told to end."""

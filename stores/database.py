@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -224,10 +225,15 @@ class DatabaseStore:
         Returns:
             The keys of which the portion has gone, with their mark from now on where more is to follow.
         """
-        try:
-            return await self._write(lambda connection: self._delete_unchanged(connection, portions))
-        except _PassingError:
-            return {}
+        for spare_in_use in (False, True):
+            try:
+                return await self._write(partial(self._delete_unchanged, portions, spare_in_use=spare_in_use))
+            except _PassingError:
+                return {}
+            except _KeptError:
+                # Mostly for a run that has come to life; asking for each is slower than to find out like this.
+                continue
+        raise StoreError(f"{self.address} would not delete what was condemned; nothing of it has gone")
 
     async def delete_unkeyed(self, ids: Sequence[UUID]) -> set[UUID]:
         """Delete those of some artifacts without a key that neither metadata nor an unfinished run could keep.
@@ -313,37 +319,36 @@ class DatabaseStore:
         control = read_control(control_metadata(metadata), await self._now(connection))
         return bool(control.held or control.unreadable)
 
-    async def _delete_unchanged(self, connection: AsyncConnection, portions: Sequence[Portion]) -> dict[str, Mark | None]:
-        keys = [portion.collection.key for portion in portions]
+    async def _delete_unchanged(
+        self, portions: Sequence[Portion], connection: AsyncConnection, *, spare_in_use: bool
+    ) -> dict[str, Mark | None]:
+        keys = [each.collection.key for each in portions]
         locked = set(await self._collections(connection, keys, lock=True, skip_locked=True))
         marks = await self._marks(connection, [each.key for each in locked])
         going = [each for each in portions if each.collection in locked and marks.get(each.collection.key) == each.mark]
-        if not await self._delete_all_of(connection, going):
-            unfinished = await self._keys_in_use(connection, [version_id for each in going for version_id in each.ids])
-            going = [each for each in going if each.collection.key not in unfinished]
-            if not await self._delete_all_of(connection, going):
-                raise StoreError(f"{self.address} would not delete what was condemned; nothing of it has gone")
+        if spare_in_use:
+            in_use = await self._keys_in_use(connection, [version_id for each in going for version_id in each.ids])
+            going = [each for each in going if each.collection.key not in in_use]
+        await self._delete_all_of(connection, going)
         left = await self._marks(connection, [each.collection.key for each in going if not each.is_last])
         return {each.collection.key: left.get(each.collection.key) for each in going}
 
-    async def _delete_all_of(self, connection: AsyncConnection, portions: Sequence[Portion]) -> bool:
-        """Delete all versions of these portions, and collections of which nothing stays; or nothing, if a version must stay.
+    async def _delete_all_of(self, connection: AsyncConnection, portions: Sequence[Portion]) -> None:
+        """Delete all versions of these portions, and collections of which nothing stays.
 
-        One must stay, whatever is condemned, if it is the latest while there is its collection, or its run has not finished.
+        Raises:
+            _KeptError: One must stay, whatever is condemned: it is the latest while there is its collection, or its run has
+                not finished. The transaction has to be undone; a savepoint in it would cost SQLite a copy of each page.
         """
         ids = [version_id for each in portions for version_id in each.ids]
         if not ids:
-            return True
-        emptied = [each.collection.key for each in portions if each.is_whole]
+            return
+        if emptied := [each.collection.key for each in portions if each.is_whole]:
+            await connection.execute(sa.delete(COLLECTION).where(self._among(COLLECTION.c.key, emptied)))
         is_latest = sa.exists().where(COLLECTION.c.key == ARTIFACT.c.key, COLLECTION.c.latest_id == ARTIFACT.c.id)
-        async with connection.begin_nested() as attempt:
-            if emptied:
-                await connection.execute(sa.delete(COLLECTION).where(self._among(COLLECTION.c.key, emptied)))
-            these = sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, ids), ~is_latest, *_is_free())
-            if (await connection.execute(these)).rowcount == len(ids):
-                return True
-            await attempt.rollback()
-            return False
+        these = sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, ids), ~is_latest, *_is_free())
+        if (await connection.execute(these)).rowcount != len(ids):
+            raise _KeptError
 
     async def _delete_unkeyed(self, connection: AsyncConnection, ids: Sequence[UUID]) -> set[UUID]:
         metadata = sa.cast(ARTIFACT.c.metadata_, sa.Text)
@@ -496,6 +501,10 @@ class DatabaseStore:
 
 class _PassingError(StoreError):
     """Somebody else changes or locks the same rows just now."""
+
+
+class _KeptError(Exception):
+    """A version that was condemned must stay; nothing of its batch has gone."""
 
 
 _WRITER: sa.ColumnElement[int] = sa.literal_column(
