@@ -68,7 +68,7 @@ class Store(Protocol):
 
         Args:
             key: The key.
-            expected: How many it had when they were last counted, if they were: a listing of at least as many is complete.
+            expected: How many it has as far as is known: a listing of at least as many is not held against the server's count.
         """
         ...
 

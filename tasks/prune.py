@@ -2,8 +2,8 @@
 
 The order protects what cannot be undone. The versions of a key are listed and judged again before anything of it goes, those
 of several keys together where they have at most `BATCH` stale versions between them. Its policy and its `latest_id` are read
-again right before each batch, what could hold a version before each but the first, and if anything changed, all is fetched and
-judged anew. The oldest go first, some at once; the version behind the latest last and alone, after one more look at
+again right before each batch, what could hold a version once `BATCH` have gone since, and if anything changed, all is fetched
+and judged anew. The oldest go first, some at once; the version behind the latest last and alone, after one more look at
 `latest_id`; an idle key's latest goes last, alone, and only if it is the only version left. The server deletes without locks,
 so what nobody can prevent (a person deleting the latest at the same moment) is found and repaired afterwards.
 """
@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from math import ceil
 from typing import TypeVar
 from uuid import UUID
 
@@ -33,11 +32,13 @@ from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
 Item = TypeVar("Item")
 
+NOT_COUNTED: Mapping[str, int] = {}
+
 BATCH = 64
 """Deletions between two looks at what could keep a version."""
 
 FEWEST_IN_TASK = 200
-"""Deletions of a task run with several keys, on average: its events and log lines cost the server up to ten of them."""
+"""Deletions of a task run with several keys, at least on average: its events and log lines cost the server ten of them."""
 
 MOST_VERSIONS = 2_000
 MOST_BYTES = 16 * 2**20
@@ -104,7 +105,7 @@ def pack(plans: Sequence[KeyPlan], most: int) -> list[list[KeyPlan]]:
     """
     if len(plans) <= most:
         return [[plan] for plan in plans]
-    number = min(most, ceil(sum(len(plan.condemned) for plan in plans) / FEWEST_IN_TASK))
+    number = max(1, min(most, sum(len(plan.condemned) for plan in plans) // FEWEST_IN_TASK))
     groups: list[list[KeyPlan]] = [[] for _ in range(number)]
     weights = [0] * number
     for plan in sorted(plans, key=lambda plan: len(plan.condemned), reverse=True):
@@ -257,16 +258,23 @@ async def _may_go(run: Run, look: _Look, portion: Sequence[Version], collection:
 
 
 async def _first_look(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
-    """List and judge the versions of some keys again, by their collections as planned.
+    """List and judge the versions of some keys again, those that have as many as planned, by their collections as planned.
 
-    These are read before anything goes, so whatever has changed of them is seen then. A key whose latest has gone since is not
-    judged by it.
+    These are read before anything goes. A key of which a version has come or gone since is left to `_look`: its collection may
+    be as planned once more by then, and the version that is right behind the latest another.
     """
     await run.tell_of_deleting()
-    histories = await _histories(run, keys)
-    planned = {key.name: key.plan.collection for key in keys if key.plan.collection}
-    listed = {name: {version.id for version in history.versions} for name, history in histories.items()}
-    current = {name: each for name, each in planned.items() if each.latest_id in listed.get(name, ())}
+    expected = {key.name: key.plan.report.versions - key.plan.report.deleted for key in keys}
+    histories = await _histories(run, keys, expected)
+    current = {
+        key.name: key.plan.collection
+        for key in keys
+        if key.plan.collection
+        and (history := histories.get(key.name))
+        and len(history.versions) == expected[key.name]
+        and not any(version.created > run.report.now for version in history.versions)
+        and any(version.id == key.plan.collection.latest_id for version in history.versions)
+    }
     return await _judge(run, [key for key in keys if key.name in current], current, histories)
 
 
@@ -309,12 +317,11 @@ def _successor(versions: Sequence[Version], latest_id: UUID) -> UUID | None:
     return ranked[-1][1] if ranked else None
 
 
-async def _histories(run: Run, keys: Sequence[_Key]) -> dict[str, History]:
+async def _histories(run: Run, keys: Sequence[_Key], expected: Mapping[str, int] = NOT_COUNTED) -> dict[str, History]:
     """List the versions of some keys; of several, those that cannot be listed are left out, and looked at alone later."""
-    if len(keys) == 1:
-        key, report = keys[0].name, keys[0].plan.report
-        return {key: await run.store.history(key, max(0, report.versions - report.deleted - report.already_gone))}
     names = [key.name for key in keys]
+    if len(names) == 1:
+        return {names[0]: await run.store.history(names[0], expected.get(names[0], 0))}
     return {each.key: each async for batch in run.store.histories(names) for each in batch if not each.error}
 
 

@@ -1,9 +1,11 @@
 """Keys that share a look at the server, and deletions under way together: as safe as one key, one version at a time."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -87,6 +89,40 @@ async def test_a_successor_stays_when_a_person_deletes_the_latest_after_a_shared
     left = {row.id for name, each in rows.items() for row in (each[1:] if name == "b" else each[:keep])}
     assert await server.database.ids() == left
     assert (report.deleted, report.spared) == (2, 1)
+    assert not await server.database.dangling()
+
+
+async def test_a_version_that_came_and_went_since_the_plan_does_not_hide_the_one_behind_the_latest(server: Server) -> None:
+    """The latest is then the one planned again; when a person deletes that one, too, the version behind it stays."""
+    rows = (await keys(server, "report", versions=8))["report"]
+    created: list[str] = []
+    gone: list[str] = []
+
+    async def produce() -> None:
+        # The new version must be younger than the run, whose clock has whole seconds.
+        await asyncio.sleep(1.1)
+        async with get_client() as producer:
+            body = {"key": "report", "type": "markdown", "data": "new"}
+            created.append((await producer.request("POST", "/artifacts/", json=body)).json()["id"])
+
+    async def delete(version_id: str) -> None:
+        gone.append(version_id)
+        async with get_client() as person:
+            await person.delete_artifact(UUID(version_id))
+
+    async def interfere(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if request.method == "DELETE" and len(gone) == 1 and not request.url.path.endswith(gone[0]):
+            await delete(str(rows[0].id))
+        response = await send(transport, request)
+        if created and not gone and request.url.path.endswith("/artifacts/filter") and b'["report"]' in request.content:
+            await delete(created[0])
+        return response
+
+    with transport(interfere), when_planned(produce):
+        report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+    assert gone == [*created, str(rows[0].id)]
+    assert await server.database.ids() == {rows[1].id}
+    assert (report.deleted, report.spared) == (6, 1)
     assert not await server.database.dangling()
 
 
