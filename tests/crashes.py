@@ -118,7 +118,8 @@ def end(process: BaseProcess, how: signal.Signals | None = None, patience: float
 
 
 def _enter(log: str) -> None:
-    """Write to a file whatever is printed or logged."""
+    """Write to a file whatever is printed or logged, and end by SIGINT even where the tests run in a shell's background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
