@@ -23,6 +23,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+async def test_a_preview_holds_few_of_many_large_versions_at_a_time(server: Server) -> None:
+    """Payloads are let go of on arrival, whatever else the process is busy with."""
+    await fill(server.database, Size(keys=10, versions=40, bytes=1_000_000))
+    measured = measure(server.local, "preview", ARTIFACT_RETENTION_POLICIES=POLICIES)
+    assert measured.report["versions_seen"] == 400
+    assert measured.megabytes < 300
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(
     "size",
