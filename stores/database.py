@@ -225,15 +225,15 @@ class DatabaseStore:
         Returns:
             The keys of which the portion has gone, with their mark from now on where more is to follow.
         """
-        for spare_in_use in (False, True):
+        delete = partial(self._delete_unchanged, portions=portions)
+        try:
             try:
-                return await self._write(partial(self._delete_unchanged, portions, spare_in_use=spare_in_use))
-            except _PassingError:
-                return {}
-            except _KeptError:
-                # Mostly for a run that has come to life; asking for each is slower than to find out like this.
-                continue
-        raise StoreError(f"{self.address} would not delete what was condemned; nothing of it has gone")
+                return await self._write(partial(delete, spare_in_use=False))
+            except KeptVersionError:
+                # Mostly for a run that has come to life; to ask for each is slower than to find out like this.
+                return await self._write(partial(delete, spare_in_use=True))
+        except _PassingError:
+            return {}
 
     async def delete_unkeyed(self, ids: Sequence[UUID]) -> set[UUID]:
         """Delete those of some artifacts without a key that neither metadata nor an unfinished run could keep.
@@ -320,7 +320,7 @@ class DatabaseStore:
         return bool(control.held or control.unreadable)
 
     async def _delete_unchanged(
-        self, portions: Sequence[Portion], connection: AsyncConnection, *, spare_in_use: bool
+        self, connection: AsyncConnection, portions: Sequence[Portion], *, spare_in_use: bool
     ) -> dict[str, Mark | None]:
         keys = [each.collection.key for each in portions]
         locked = set(await self._collections(connection, keys, lock=True, skip_locked=True))
@@ -337,8 +337,8 @@ class DatabaseStore:
         """Delete all versions of these portions, and collections of which nothing stays.
 
         Raises:
-            _KeptError: One must stay, whatever is condemned: it is the latest while there is its collection, or its run has
-                not finished. The transaction has to be undone; a savepoint in it would cost SQLite a copy of each page.
+            KeptVersionError: One must stay, whatever is condemned: it is the latest while there is its collection, or its run
+                has not finished. The transaction has to be undone; a savepoint in it would cost SQLite a copy of each page.
         """
         ids = [version_id for each in portions for version_id in each.ids]
         if not ids:
@@ -348,7 +348,7 @@ class DatabaseStore:
         is_latest = sa.exists().where(COLLECTION.c.key == ARTIFACT.c.key, COLLECTION.c.latest_id == ARTIFACT.c.id)
         these = sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, ids), ~is_latest, *_is_free())
         if (await connection.execute(these)).rowcount != len(ids):
-            raise _KeptError
+            raise KeptVersionError(f"{self.address} would not delete what was condemned; nothing of it has gone")
 
     async def _delete_unkeyed(self, connection: AsyncConnection, ids: Sequence[UUID]) -> set[UUID]:
         metadata = sa.cast(ARTIFACT.c.metadata_, sa.Text)
@@ -501,10 +501,6 @@ class DatabaseStore:
 
 class _PassingError(StoreError):
     """Somebody else changes or locks the same rows just now."""
-
-
-class _KeptError(Exception):
-    """A version that was condemned must stay; nothing of its batch has gone."""
 
 
 _WRITER: sa.ColumnElement[int] = sa.literal_column(

@@ -32,8 +32,6 @@ from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
 Item = TypeVar("Item")
 
-NOT_COUNTED: Mapping[str, int] = {}
-
 BATCH = 64
 """Deletions between two looks at what could keep a version."""
 
@@ -58,6 +56,11 @@ class _Key:
     name: str
     plan: KeyPlan
     pending: set[UUID]
+
+    @property
+    def expected(self) -> int:
+        """How many versions it has if none has come since the plan, and none has gone but by this run."""
+        return self.plan.report.versions - self.plan.report.deleted
 
 
 @dataclass(slots=True)
@@ -264,14 +267,13 @@ async def _first_look(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
     be as planned once more by then, and the version that is right behind the latest another.
     """
     await run.tell_of_deleting()
-    expected = {key.name: key.plan.report.versions - key.plan.report.deleted for key in keys}
-    histories = await _histories(run, keys, expected)
+    histories = await _histories(run, keys, is_first=True)
     current = {
         key.name: key.plan.collection
         for key in keys
         if key.plan.collection
         and (history := histories.get(key.name))
-        and len(history.versions) == expected[key.name]
+        and len(history.versions) == key.expected
         and not any(version.created > run.report.now for version in history.versions)
         and any(version.id == key.plan.collection.latest_id for version in history.versions)
     }
@@ -317,11 +319,11 @@ def _successor(versions: Sequence[Version], latest_id: UUID) -> UUID | None:
     return ranked[-1][1] if ranked else None
 
 
-async def _histories(run: Run, keys: Sequence[_Key], expected: Mapping[str, int] = NOT_COUNTED) -> dict[str, History]:
+async def _histories(run: Run, keys: Sequence[_Key], *, is_first: bool = False) -> dict[str, History]:
     """List the versions of some keys; of several, those that cannot be listed are left out, and looked at alone later."""
+    if len(keys) == 1:
+        return {key.name: await run.store.history(key.name, key.expected if is_first else 0) for key in keys}
     names = [key.name for key in keys]
-    if len(names) == 1:
-        return {names[0]: await run.store.history(names[0], expected.get(names[0], 0))}
     return {each.key: each async for batch in run.store.histories(names) for each in batch if not each.error}
 
 

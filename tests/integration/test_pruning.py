@@ -92,8 +92,14 @@ async def test_a_successor_stays_when_a_person_deletes_the_latest_after_a_shared
     assert not await server.database.dangling()
 
 
-async def test_a_version_that_came_and_went_since_the_plan_does_not_hide_the_one_behind_the_latest(server: Server) -> None:
-    """The latest is then the one planned again; when a person deletes that one, too, the version behind it stays."""
+@pytest.mark.parametrize("gone_before", [0, 1], ids=["one-more", "as-many"])
+async def test_a_version_that_came_and_went_since_the_plan_does_not_hide_the_one_behind_the_latest(
+    server: Server, gone_before: int
+) -> None:
+    """The latest is then the one planned again; when a person deletes that one, too, the version behind it stays.
+
+    Also where the key had as many versions as planned when it was looked at, because an old one had gone.
+    """
     rows = (await keys(server, "report", versions=8))["report"]
     created: list[str] = []
     gone: list[str] = []
@@ -104,6 +110,8 @@ async def test_a_version_that_came_and_went_since_the_plan_does_not_hide_the_one
         async with get_client() as producer:
             body = {"key": "report", "type": "markdown", "data": "new"}
             created.append((await producer.request("POST", "/artifacts/", json=body)).json()["id"])
+        for row in rows[len(rows) - gone_before :]:
+            await server.database.delete_version(row.id)
 
     async def delete(version_id: str) -> None:
         gone.append(version_id)
@@ -122,7 +130,7 @@ async def test_a_version_that_came_and_went_since_the_plan_does_not_hide_the_one
         report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
     assert gone == [*created, str(rows[0].id)]
     assert await server.database.ids() == {rows[1].id}
-    assert (report.deleted, report.spared) == (6, 1)
+    assert (report.deleted, report.already_gone, report.spared) == (6 - gone_before, gone_before, 1)
     assert not await server.database.dangling()
 
 
