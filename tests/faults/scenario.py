@@ -106,11 +106,12 @@ async def fill(database: Database, made: Scenario) -> None:
         await database.delete_version(version_id)
 
 
-def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a few rows take as many requests, of every kind, as many rows do."""
+def small_and_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a few rows take as many requests, of every kind, as many rows do; and wait for no person, for there is none."""
     monkeypatch.setattr(api, "MOST_ROWS", 4)
     monkeypatch.setattr(api, "FIRST_BATCH_KEYS", 4)
     monkeypatch.setattr(prune, "BATCH", 3)
+    monkeypatch.setattr(prune, "SETTLE_SECONDS", 0)
 
 
 async def run_steps(server: Server, touched: Collection[str] = ()) -> CleanupReport:

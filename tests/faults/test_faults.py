@@ -26,7 +26,7 @@ from scenario import (
     run_flow,
     run_steps,
     scenario,
-    small_pages,
+    small_and_prompt,
     ten_minutes_pass,
     unfinished_run,
 )
@@ -38,6 +38,9 @@ MOST_PAUSES = MOST_LOST * 6 * LONGEST_PAUSE
 
 MOST_SECONDS = 150
 """What a run may take without these pauses. Now and then, a Prefect server on SQLite holds its own writes up for a minute."""
+
+PARTS = 2
+"""In which the whole matrix is tried, so that several processes share it."""
 
 IN_WHOLE_RUNS = tuple(fault for fault in FAULTS if fault is not MAINTENANCE)
 """Prefect itself waits for the end of a maintenance, to tell the state of the flow run, once ours has ended."""
@@ -138,14 +141,14 @@ def one_of_each(cases: Sequence[Case]) -> list[Case]:
 
 async def matrix(server: Server, monkeypatch: pytest.MonkeyPatch) -> tuple[Trial, Scenario, list[Case]]:
     """Every fault at every request of the steps of a run."""
-    small_pages(monkeypatch)
+    small_and_prompt(monkeypatch)
     trial, made = Trial(server, monkeypatch, steps, problems), scenario(await unfinished_run(server))
     return trial, made, await trial.all_cases(made)
 
 
 async def mending(server: Server, monkeypatch: pytest.MonkeyPatch) -> tuple[Trial, Scenario, list[Case]]:
     """The same of a run that finds collections without their latest version."""
-    small_pages(monkeypatch)
+    small_and_prompt(monkeypatch)
     trial, made = Trial(server, monkeypatch, partial(steps, touched=TOUCHED), mending_problems), dangling_scenario()
     return trial, made, await trial.all_cases(made)
 
@@ -181,18 +184,22 @@ async def test_a_fault_in_a_whole_run_loses_nothing(server: Server, monkeypatch:
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("prepare", [matrix, mending])
 async def test_every_fault_of_every_request_loses_nothing(
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
     tell: Callable[[str], None],
     prepare: Callable[..., Awaitable[tuple[Trial, Scenario, list[Case]]]],
+    part: int,
 ) -> None:
     """The whole matrix, on the steps of a run, and on those of a run that mends collections."""
-    trial, made, cases = await prepare(server, monkeypatch)
+    trial, made, every = await prepare(server, monkeypatch)
+    cases = every[part::PARTS]
     began = time.monotonic()
     figures = await trial.meet(made, cases)
-    tell(figures.line(f"every fault of every request, {prepare.__name__}, {time.monotonic() - began:.0f} s"))
+    what = f"every fault of every request, {prepare.__name__}, part {part + 1} of {PARTS} ({len(every)} in all)"
+    tell(figures.line(f"{what}, {time.monotonic() - began:.0f} s"))
     assert figures.wrong == []
     assert figures.faults.total() >= 0.95 * len(cases)
 

@@ -22,7 +22,7 @@ from injection import (
 from prefect_artifact_retention.policies import RetentionPolicy, StoreError
 from prefect_artifact_retention.stores import concurrency
 from prefect_artifact_retention.stores.connection import MOST_LOST, connect
-from scenario import fill, problems, run_flow, run_steps, scenario, small_pages, unfinished_run
+from scenario import fill, problems, run_flow, run_steps, scenario, small_and_prompt, unfinished_run
 from servers import Server
 
 ATTEMPTS = 6
@@ -182,7 +182,7 @@ async def test_a_latest_version_that_the_server_cannot_show_fails_its_key_and_no
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its collection cannot be listed either, so that its name is known only by its neighbour."""
-    small_pages(monkeypatch)
+    small_and_prompt(monkeypatch)
     made = scenario(await unfinished_run(server))
     await fill(server.database, made)
     await break_versions(server, made.rows[1])
