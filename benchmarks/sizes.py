@@ -45,7 +45,7 @@ FULL = Sizes(
     run_rounds=3,
     levels=(1, 2, 4, 8, 16),
     pruning=Size(keys=80, versions=61),
-    script=Size(keys=20, versions=100),
+    script=Size(keys=80, versions=100),
     idle=Size(keys=500, versions=40),
     batched=Size(keys=1_000, versions=100),
     scale=(Size(keys=100, versions=100), Size(keys=1_000, versions=100), Size(keys=10_000, versions=100)),

@@ -4,7 +4,7 @@ A server on SQLite deletes fastest one at a time, and answers 503 to two that wr
 four; on Cloud, only its rate limit counts. So a run begins with one at a time, and compares that with the next level, and so
 on upwards for as long as it gains; it does so anew now and then. Two that write at once to a Prefect server on SQLite can also
 hold up all its writes for a minute, so no level is tried for nothing: not in a short run, not above one that gained nothing,
-ever more seldom, and never again once the server has said at it that it is busy.
+ever more seldom, never again once the server has said at it that it is busy, and not soon where it said so to one request.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ TURNS = 3
 WINDOW = 24
 """Requests that are timed in a turn."""
 
-HOLD = 2_000
-"""Requests after which the levels are tried anew; each time it is twice as many as the time before."""
+HOLD = 1_000
+"""Requests for which the run stays at a level, before any are compared; each time they are, it is twice as many."""
 
 GAIN = 1.07
 """A higher level is gone on with if it is faster by this factor: a lower one leaves more of the server to others."""
@@ -75,10 +75,16 @@ class AdaptiveConcurrency:
                 self._count()
 
     def back_off(self, turn: int) -> None:
-        """Take note that the server said to a request of this turn that it is busy: go on with the level below, for good."""
-        if turn == self._turn and self.level > LEVELS[0]:
-            self._levels = tuple(level for level in self._levels if level < self.level)
-            self._settle(self._levels[-1])
+        """Take note that the server said to a request of this turn that it is busy.
+
+        The run goes on with the level below, for good. Where there was but one request, as on SQLite while something else
+        writes, no more are tried for a while.
+        """
+        if turn != self._turn:
+            return
+        if below := tuple(level for level in self._levels if level < self.level):
+            self._levels = below
+        self._settle(below[-1] if below else self.level)
 
     def _go_on(self, level: int, requests: int) -> None:
         """Go on at a level, for so many requests."""
@@ -92,7 +98,6 @@ class AdaptiveConcurrency:
         self._seconds.clear()
         self._turns.clear()
         self._go_on(level, self._hold)
-        self._hold *= 2
 
     def _compare(self, level: int) -> None:
         """Begin to compare a level with the next higher one."""
@@ -126,6 +131,7 @@ class AdaptiveConcurrency:
             self._seconds[self.level] = min(self._seconds[self.level], self._clock() - self._began)
             self._next_turn()
         else:
+            self._hold *= 2
             self._compare(self._levels[0])
 
 

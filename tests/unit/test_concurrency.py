@@ -73,33 +73,37 @@ async def test_a_short_run_has_one_request_under_way_at_a_time() -> None:
 async def test_no_level_is_tried_above_one_that_gained_nothing_and_ever_more_seldom() -> None:
     """So a server on SQLite hardly ever gets two at once."""
     server = ServerModel(SQLITE)
-    await server.serve(20 * HOLD)
+    await server.serve(40 * HOLD)
     assert set(server.levels) <= {1, 2}
-    assert 0 < server.levels.count(2) < 0.01 * 20 * HOLD
+    assert 0 < server.levels.count(2) < 0.01 * 40 * HOLD
 
 
 async def test_a_server_that_is_busy_gets_fewer_at_once_from_then_on() -> None:
     """Though it would be faster with more; the level at which it said so is left at once, and not tried anew."""
     server = ServerModel(POSTGRESQL, most=2)
-    await server.serve(HOLD + 1000)
+    await server.serve(3 * HOLD)
     assert server.concurrency.level == 2
     assert server.levels.count(4) + server.levels.count(3) <= 8
 
 
-async def test_a_server_that_is_busy_with_a_single_request_still_gets_one() -> None:
-    """Less is nothing at all."""
+async def test_a_server_that_is_busy_with_a_single_request_gets_one_at_a_time() -> None:
+    """As one on SQLite does now and then; it may be a passing trouble, so more are tried in the end."""
     server = ServerModel(POSTGRESQL, most=0)
-    await server.serve(300)
-    assert server.concurrency.level == 1
+    await server.serve(FIRST // 2)
+    server.most = LEVELS[-1]
+    await server.serve(HOLD - 1)
+    assert set(server.levels) == {1}
+    await server.serve(2 * FIRST)
+    assert server.concurrency.level == 4
 
 
 async def test_levels_are_tried_anew_when_a_server_has_become_faster() -> None:
     """Somebody else was at work, and has finished."""
     server = ServerModel(SQLITE)
-    await server.serve(HOLD)
+    await server.serve(2 * HOLD)
     assert server.concurrency.level == 1
     server.speeds = POSTGRESQL
-    await server.serve(HOLD)
+    await server.serve(2 * HOLD)
     assert server.concurrency.level == 4
 
 
