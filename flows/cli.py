@@ -281,14 +281,14 @@ def _follow(run: Callable[[], Coroutine[Any, Any, CleanupReport]], *, quiet: boo
 
 
 def _show(report: CleanupReport, *, as_json: bool) -> int:
-    from prefect_artifact_retention.tasks.rendering import markdown  # noqa: PLC0415
+    from prefect_artifact_retention.tasks.rendering import WORD_JOINER, markdown  # noqa: PLC0415
 
     if as_json:
         _print_json(report.model_dump(mode="json"))
     else:
         from rich.markdown import Markdown  # noqa: PLC0415
 
-        Console().print(Markdown(markdown(report)))
+        Console().print(Markdown(markdown(report).replace(WORD_JOINER, "")))
     return EXIT_CODES[report.outcome]
 
 

@@ -10,6 +10,7 @@ from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import StoreError, Verdict, evaluate
 from prefect_artifact_retention.policies.loading import select_policy
 from prefect_artifact_retention.policies.words import printable
+from prefect_artifact_retention.tasks.plan import subject
 from prefect_artifact_retention.tasks.rendering import label, size
 from pydantic import BaseModel
 from rich.console import Console
@@ -62,7 +63,8 @@ async def explain(settings: RetentionSettings, key: str) -> Explanation:
             flow_runs = {version.flow_run_id for version in history.versions if version.flow_run_id}
             task_runs = {version.task_run_id for version in history.versions if version.task_run_id}
             running = frozenset(await run.store.unfinished(flow_runs, task_runs))
-            verdicts = evaluate(history.versions, policy, now=run.report.now, latest_id=collection.latest_id, running=running)
+            versions, policy, latest_id = subject(history, collection, policy)
+            verdicts = evaluate(versions, policy, now=run.report.now, latest_id=latest_id, running=running)
         else:
             newest_first = sorted(history.versions, key=lambda version: (version.created, version.id), reverse=True)
             verdicts = tuple(Verdict(version, True, (UNMANAGED,), ("unmanaged",)) for version in newest_first)  # noqa: FBT003

@@ -20,7 +20,7 @@ from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, TTL_DAYS
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.connection import Connection, ResponseTooLargeError
-from prefect_artifact_retention.stores.store import Collection, History
+from prefect_artifact_retention.stores.store import COPY_OF, Collection, History
 from pydantic import TypeAdapter
 
 TESTED_VERSIONS = ((3, 8), (3, 9))
@@ -40,6 +40,9 @@ MOST_IDS = 1_000
 
 MOST_UNREADABLE = 20
 """Rows of a listing that the server may fail to show, one by one; more mean that the server itself is broken."""
+
+MOST_STALE_SECONDS = 2
+"""After which a deletion is not sent again before its version has been looked at again."""
 
 NOT_FOUND = 404
 REFUSED = 422
@@ -254,6 +257,13 @@ class ApiStore:
         """Read the versions that still exist of those named."""
         return await self._existing("artifacts", ids, _version)
 
+    async def all_exist(self, ids: Sequence[UUID]) -> bool:
+        """Tell whether all of these versions still exist."""
+        for chunk in _chunks(ids, MOST_IDS):
+            if await self._count("/artifacts", _any_of(chunk)) < len(chunk):
+                return False
+        return True
+
     async def flow_runs(self, ids: Iterable[UUID]) -> list[FlowRun]:
         """Read the flow runs that exist of those named."""
         return await self._existing("flow_runs", ids, _flow_run)
@@ -264,14 +274,18 @@ class ApiStore:
         runs = await self._existing("flow_runs", flow_runs, _run) + await self._existing("task_runs", task_runs, _run)
         return {run_id: since for run_id, since, finished in runs if not finished}
 
-    async def delete(self, version_id: UUID) -> bool:
+    async def delete(self, version_id: UUID, *, is_latest: bool = False) -> bool:  # noqa: ARG002 - the server deletes what it is told
         """Delete one version. True if this deleted it, False if it had already gone.
 
         "Not found" is believed once the version is not counted either: a proxy may say it, too.
+
+        Raises:
+            StaleLookError: The server had it wait; meanwhile, the version may have become the latest, or may be held.
         """
         attempts: list[float] = []
+        path = f"/artifacts/{version_id}"
         try:
-            await self.connection.request("DELETE", f"/artifacts/{version_id}", attempts=attempts)
+            await self.connection.request("DELETE", path, attempts=attempts, most_seconds=MOST_STALE_SECONDS)
         except StoreError as error:
             if error.status != NOT_FOUND or await self._count("/artifacts", _any_of([version_id])):
                 raise
@@ -280,34 +294,45 @@ class ApiStore:
         return True
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
-        """Tell which of these collections name a latest version that does not exist.
+        """Tell which of these collections name a latest version that does not exist, or that a mending should have removed.
 
         Looked at twice, because a version may come or go between reading its collection and looking for it.
         """
         suspects = list(keys)
         for _look in range(2):
-            latest = {collection.latest_id: collection.key for collection in await self.collections(suspects)}
+            collections = await self.collections(suspects)
+            half_mended = [each.key for each in collections if each.is_mended and await self._has_others(each)]
+            latest = {each.latest_id: each.key for each in collections if each.key not in half_mended}
             for chunk in _chunks(list(latest), MOST_IDS):
                 if await self._count("/artifacts", _any_of(chunk)) == len(chunk):
                     for version_id in chunk:
                         del latest[version_id]
             for version in await self.versions(list(latest)):
                 del latest[version.id]
-            suspects = list(latest.values())
+            suspects = [*half_mended, *latest.values()]
         return suspects
 
+    async def _has_others(self, collection: Collection) -> bool:
+        return await self._count("/artifacts", {"key": {"any_": [collection.key]}}) > 1
+
     async def repair(self, key: str) -> bool:
-        """Give a collection whose latest version has vanished one again; False if it has one, or is gone itself.
+        """Give a collection whose latest version has vanished one again, or finish that; False if there is nothing to do.
 
         Nothing but a new version makes the server name another latest, so the copy that the collection still has of its data
         is posted as one. Where the key has others, that one is deleted at once, and the server names the newest of them.
+        Where that fails, or the server has made two of it because its answer was lost, `dangling` finds what is left.
         """
         row = await self.latest_row(key)
-        if row is None or await self._count("/artifacts", {"id": {"any_": [row["latest_id"]]}}):
+        if row is None:
             return False
+        collection = _collection(row)
+        if await self._count("/artifacts", _any_of([collection.latest_id])):
+            if half_mended := collection.is_mended and await self._has_others(collection):
+                await self.delete(collection.latest_id)
+            return half_mended
         others = await self._count("/artifacts", {"key": {"any_": [key]}})
-        copied = ("key", "type", "description", "data", "metadata_", "flow_run_id", "task_run_id")
-        wire = {field: row.get(field, row.get(field.rstrip("_"))) for field in copied}
+        wire = {field: row[field] for field in ("key", "type", "description", "data", "flow_run_id", "task_run_id")}
+        wire["metadata_"] = {**(_metadata(row) or {}), COPY_OF: str(collection.latest_id)}
         posted = self.connection.json(await self.connection.request("POST", "/artifacts/", wire))
         if others:
             await self.delete(UUID(posted["id"]))
@@ -495,7 +520,7 @@ def _flow_run(row: Mapping[str, Any]) -> FlowRun:
 
 @_as_known
 def _collection(row: Mapping[str, Any]) -> Collection:
-    return Collection(row["key"], UUID(row["latest_id"]), row["type"])
+    return Collection(row["key"], UUID(row["latest_id"]), row["type"], COPY_OF in (_metadata(row) or {}))
 
 
 @_as_known
@@ -511,8 +536,12 @@ def _version(row: Mapping[str, Any]) -> Version:
         size=len(json.dumps(row["data"])),
         flow_run_id=_optional_id(row["flow_run_id"]),
         task_run_id=_optional_id(row["task_run_id"]),
-        metadata=control_metadata(row.get("metadata_", row.get("metadata"))),
+        metadata=control_metadata(_metadata(row)),
     )
+
+
+def _metadata(row: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    return row.get("metadata_", row.get("metadata"))
 
 
 def control_metadata(metadata: Any) -> Mapping[str, str]:  # noqa: ANN401 - JSON

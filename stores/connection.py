@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from math import inf
 from typing import Any, TypeVar
 
 import httpx
@@ -24,6 +25,7 @@ from prefect.settings import get_current_settings
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.concurrency import AdaptiveConcurrency
+from prefect_artifact_retention.stores.store import StaleLookError
 
 CLOUD_REQUESTS_PER_MINUTE = 150
 """The smallest Cloud plan allows 625 a minute for the whole account, and the account has other work."""
@@ -63,12 +65,17 @@ class ResponseTooLargeError(Exception):
     """The response has more bytes than asked for; it was not read."""
 
 
+class _LateError(Exception):
+    """There is no time left for another attempt."""
+
+
 class Connection:
     """An open connection to a Prefect API, shared by all tasks of a run."""
 
     def __init__(self, client: PrefectClient, concurrency: AdaptiveConcurrency) -> None:
         self.client = client
-        self.address = str(client.api_url.copy_with(userinfo=b""))
+        # Whatever else stands in an address may be a secret.
+        self.address = str(client.api_url.copy_with(userinfo=b"", query=None, fragment=None))
         self.shows_credentials = bool(client.api_url.userinfo)
         self.is_cloud = client.server_type == ServerType.CLOUD
         self._concurrency = concurrency
@@ -76,8 +83,15 @@ class Connection:
         # Prefect's server compresses at level 9, which costs its one event loop more than a local network gains.
         self._headers = {} if self.is_cloud else {"Accept-Encoding": "identity"}
 
-    async def request(
-        self, method: str, path: str, body: object = None, *, attempts: list[float] | None = None, most_bytes: int = 0
+    async def request(  # noqa: PLR0913 - what there is to say of a request
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        attempts: list[float] | None = None,
+        most_bytes: int = 0,
+        most_seconds: float = inf,
     ) -> httpx.Response:
         """Send one request, retried by Prefect's client on passing faults.
 
@@ -87,9 +101,11 @@ class Connection:
             body: What to send as JSON.
             attempts: Gains one item for each time the request is sent.
             most_bytes: Refuse a response whose announced length is above this; 0 is any.
+            most_seconds: Send no further attempt when so much time has passed since the first.
 
         Raises:
             ResponseTooLargeError: The response is longer than `most_bytes`.
+            StaleLookError: All attempts failed in `most_seconds`; what the last one has done is unknown.
             StoreError: The server is out of reach, refuses us, or answers with an error.
         """
         content = None if body is None else orjson.dumps(body)
@@ -105,9 +121,17 @@ class Connection:
                         path,  # type: ignore[arg-type]  # a Literal of all of Prefect's own paths
                         content=content,
                         headers=headers,
-                        extensions={"attempts": [] if attempts is None else attempts, "most_bytes": most_bytes, "turn": turn},
+                        extensions={
+                            "attempts": [] if attempts is None else attempts,
+                            "most_bytes": most_bytes,
+                            "most_seconds": most_seconds,
+                            "turn": turn,
+                        },
                     )
                 )
+            except _LateError:
+                message = f"the Prefect server at {self.address} did not take {method} {path} in {most_seconds:g} seconds"
+                raise StaleLookError(message) from None
             except PrefectHTTPStatusError as error:
                 self._lost = self._one_more(lost_before) if error.response.status_code in PASSING else 0
                 # Not "from error": that one names the address with its password, and a traceback would show it.
@@ -175,9 +199,13 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
     concurrency = AdaptiveConcurrency()
 
     async def before(request: httpx.Request) -> None:
-        request.extensions.setdefault("attempts", []).append(asyncio.get_running_loop().time())
+        attempts = request.extensions.setdefault("attempts", [])
         if limiter:
             await limiter.acquire()
+        now = asyncio.get_running_loop().time()
+        if attempts and now - attempts[0] > request.extensions.get("most_seconds", inf):
+            raise _LateError
+        attempts.append(now)
 
     async def after(response: httpx.Response) -> None:
         if response.status_code in (TOO_MANY, BUSY) and (turn := response.request.extensions.get("turn")):
@@ -198,7 +226,7 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
         async with client:
             yield Connection(client, concurrency)
     except httpx.RequestError as error:
-        address = client.api_url.copy_with(userinfo=b"")
+        address = client.api_url.copy_with(userinfo=b"", query=None, fragment=None)
         raise StoreError(f"cannot reach the Prefect server at {address}: {reason(error)}") from None
 
 
@@ -220,7 +248,10 @@ async def uncut(request: Coroutine[Any, Any, Answer]) -> Answer:
 
 def ui_address() -> str:
     """Where Prefect's user interface is, without a trailing slash and without credentials; empty if that is not known."""
-    address = httpx.URL(get_current_settings().ui_url or "")
+    try:
+        address = httpx.URL(get_current_settings().ui_url or "")
+    except httpx.InvalidURL:
+        return ""
     return str(address.copy_with(userinfo=b"")).rstrip("/")
 
 

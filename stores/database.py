@@ -30,8 +30,8 @@ from prefect_artifact_retention.policies.control import read_control
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.api import NO_METADATA, TERMINAL, ApiStore, control_metadata
 from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, COPIED, FLOW_RUN, TASK_RUN, WAY_OUT, check_schema
+from prefect_artifact_retention.stores.store import COPY_OF, History, KeptVersionError, Mark
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
-from prefect_artifact_retention.stores.store import History, KeptVersionError, Mark
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 DRIVERS = {
@@ -192,6 +192,10 @@ class DatabaseStore:
                 for row in await connection.execute(self._versions().where(self._among(ARTIFACT.c.id, chunk)))
             ]
 
+    async def all_exist(self, ids: Sequence[UUID]) -> bool:
+        """Tell whether all of these versions still exist."""
+        return bool(await self._read_scalar(_count(ARTIFACT).where(self._among(ARTIFACT.c.id, ids))) == len(ids))
+
     async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
         """Tell which of these runs exist and are not in a terminal state, and since when they exist."""
         found: dict[UUID, datetime] = {}
@@ -202,16 +206,17 @@ class DatabaseStore:
                     found.update((await connection.execute(lasting)).tuples().all())
         return found
 
-    async def delete(self, version_id: UUID) -> bool:
+    async def delete(self, version_id: UUID, *, is_latest: bool = False) -> bool:
         """Delete one version. True if this deleted it, False if it had already gone.
 
-        The last version of a key takes the collection with it.
+        Where the latest of a key may go, and is the last version of it, it takes the collection with it.
 
         Raises:
-            KeptVersionError: It is the latest of its key, and others are left; it is held; or its run has not finished.
+            KeptVersionError: It is the latest of its key, and was not condemned as such or others are left; it is held; or its
+                run has not finished.
         """
         await self.pace(1)
-        return bool(await self._write(lambda connection: self._delete(connection, version_id)))
+        return bool(await self._write(partial(self._delete, version_id=version_id, is_latest=is_latest)))
 
     async def delete_unchanged(self, portions: Sequence[Portion]) -> dict[str, Mark | None]:
         """Delete what is condemned of keys in which nothing has changed since they were judged, in one transaction.
@@ -254,19 +259,23 @@ class DatabaseStore:
             await asyncio.sleep(self._may_delete_at - clock())
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
-        """Tell which of these collections name a latest version that does not exist."""
+        """Tell which of these collections name a latest version that does not exist, or that a mending should have removed."""
         exists = sa.exists().where(ARTIFACT.c.id == COLLECTION.c.latest_id)
+        others = sa.exists().where(ARTIFACT.c.key == COLLECTION.c.key, ARTIFACT.c.id != COLLECTION.c.latest_id)
+        is_amiss = sa.or_(~exists, sa.and_(_IS_MENDED, others))
         async with self._reading() as connection:
             return [
                 key
                 for chunk in _chunks(keys)
                 for key in await connection.scalars(
-                    sa.select(COLLECTION.c.key).where(self._among(COLLECTION.c.key, chunk), ~exists).order_by(COLLECTION.c.key)
+                    sa.select(COLLECTION.c.key)
+                    .where(self._among(COLLECTION.c.key, chunk), is_amiss)
+                    .order_by(COLLECTION.c.key)
                 )
             ]
 
     async def repair(self, key: str) -> bool:
-        """Give a collection whose latest version has vanished one again; False if it has one, or is gone itself.
+        """Give a collection whose latest version has vanished one again, or finish that; False if there is nothing to do.
 
         The newest version that is left becomes its latest. If none is left, the copy that the collection has of the last one
         becomes that version again.
@@ -302,7 +311,7 @@ class DatabaseStore:
         clock: datetime = (await connection.execute(sa.select(sa.func.clock_timestamp()))).scalar_one()
         return clock.astimezone(UTC)
 
-    async def _delete(self, connection: AsyncConnection, version_id: UUID) -> int:
+    async def _delete(self, connection: AsyncConnection, version_id: UUID, *, is_latest: bool) -> int:
         this = ARTIFACT.c.id == version_id
         row = sa.select(ARTIFACT.c.key, ARTIFACT.c.metadata_, sa.and_(*_is_free())).where(this)
         key, metadata, is_free = (await connection.execute(row)).one_or_none() or (None, None, True)
@@ -310,7 +319,7 @@ class DatabaseStore:
             raise KeptVersionError(f"{version_id} is held, or the run that wrote it has not finished")
         collections = [] if key is None else await self._collections(connection, [key], lock=True)
         if any(each.latest_id == version_id for each in collections):
-            if await connection.scalar(_count(ARTIFACT).where(ARTIFACT.c.key == key, ~this)):
+            if not is_latest or await connection.scalar(_count(ARTIFACT).where(ARTIFACT.c.key == key, ~this)):
                 raise KeptVersionError(f"{version_id} is the latest version of its key")
             await connection.execute(sa.delete(COLLECTION).where(COLLECTION.c.key == key))
         return (await connection.execute(sa.delete(ARTIFACT).where(this))).rowcount
@@ -361,8 +370,17 @@ class DatabaseStore:
 
     async def _repair(self, connection: AsyncConnection, key: str) -> bool:
         collections = await self._collections(connection, [key], lock=True)
-        if not collections or await connection.scalar(_count(ARTIFACT).where(ARTIFACT.c.id == collections[0].latest_id)):
+        if not collections:
             return False
+        is_latest = ARTIFACT.c.id == collections[0].latest_id
+        if await connection.scalar(_count(ARTIFACT).where(is_latest)):
+            others = collections[0].is_mended and await connection.scalar(
+                _count(ARTIFACT).where(ARTIFACT.c.key == key, ~is_latest)
+            )
+            if not others:
+                return False
+            # The API's way to mend: the copy that it posted was to go at once.
+            await connection.execute(sa.delete(ARTIFACT).where(is_latest))
         ranked = sa.select(ARTIFACT.c.id).order_by(ARTIFACT.c.created.desc(), ARTIFACT.c.id.desc())
         newest = await connection.scalar(ranked.where(ARTIFACT.c.key == key).limit(1))
         if newest is None:
@@ -546,6 +564,11 @@ def _engine(text: str) -> AsyncEngine:
         # Files and secrets of Kubernetes tend to end with a line break.
         url = sa.make_url(text.strip())
         url = url.set(drivername=DRIVERS[url.drivername])
+        if url.get_backend_name() == "postgresql" and "@" in f"{url.host}{url.database}":
+            raise StoreError(
+                "the database's address has an @ too many: in its user name and password, @ is written as %40, / as %2F, "
+                f": as %3A, and so on; {WAY_OUT}"
+            )
         if mode := url.query.get("sslmode"):
             # libpq's name of asyncpg's parameter.
             url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
@@ -584,8 +607,11 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
     return engine
 
 
-def _collections() -> sa.Select[tuple[str, UUID, str | None]]:
-    return sa.select(COLLECTION.c.key, COLLECTION.c.latest_id, COLLECTION.c.type)
+_IS_MENDED = sa.func.coalesce(sa.cast(COLLECTION.c.metadata_, sa.Text).contains(f'"{COPY_OF}"'), sa.false())
+
+
+def _collections() -> sa.Select[tuple[str, UUID, str | None, bool]]:
+    return sa.select(COLLECTION.c.key, COLLECTION.c.latest_id, COLLECTION.c.type, _IS_MENDED)
 
 
 def _count(table: sa.Table) -> sa.Select[tuple[int]]:

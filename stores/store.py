@@ -10,17 +10,28 @@ from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError, Version
 
+COPY_OF = "artifact-retention-copy-of"
+"""In the metadata of a version that was posted in place of a vanished latest one: the id of that one."""
+
 Mark = tuple[int, int]
 """The state of all versions of a key: the same only as long as none of them comes, goes or changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """All versions of one key, as the server sums them up: its latest version's id and type."""
+    """All versions of one key, as the server sums them up: its latest version's id and type.
+
+    Attributes:
+        key: Their key.
+        latest_id: The latest of them.
+        type: Its type.
+        is_mended: It is a copy of a vanished one. Beside other versions, such a copy is a mending that was not finished.
+    """
 
     key: str
     latest_id: UUID
     type: str | None
+    is_mended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +51,10 @@ class History:
 
 class KeptVersionError(StoreError):
     """The version has to stay by now, as the latest with others left, for a hold or for its run; it was not deleted."""
+
+
+class StaleLookError(StoreError):
+    """A deletion would have to be sent again, and what it rests on is too old by now. What became of it is unknown."""
 
 
 class Store(Protocol):
@@ -88,22 +103,31 @@ class Store(Protocol):
         """Read the versions that still exist of those named."""
         ...
 
+    async def all_exist(self, ids: Sequence[UUID]) -> bool:
+        """Tell whether all of these versions still exist."""
+        ...
+
     async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
         """Tell which of these runs exist and are not in a terminal state, and since when they exist."""
         ...
 
-    async def delete(self, version_id: UUID) -> bool:
+    async def delete(self, version_id: UUID, *, is_latest: bool = False) -> bool:
         """Delete one version. True if this deleted it, False if it had already gone.
+
+        Args:
+            version_id: The version.
+            is_latest: It is the latest of its key, was condemned as such, and may go if it is the last one.
 
         Raises:
             KeptVersionError: It has come to be kept since it was judged; only a store with transactions is able to tell.
+            StaleLookError: It must be judged anew before another attempt.
         """
         ...
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
-        """Tell which of these collections name a latest version that does not exist."""
+        """Tell which of these collections name a latest version that does not exist, or that a mending should have removed."""
         ...
 
     async def repair(self, key: str) -> bool:
-        """Give a collection whose latest version has vanished one again; False if it has one, or is gone itself."""
+        """Give a collection whose latest version has vanished one again, or finish that; False if there is nothing to do."""
         ...

@@ -123,7 +123,7 @@ def _rows(data: object) -> list[Row]:
     """Read the rows of a table artifact; whatever else somebody wrote there is no history."""
     try:
         rows = json.loads(data) if isinstance(data, str) else data
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     found: list[Row] = []
     for row in rows if isinstance(rows, list) else []:

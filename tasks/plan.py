@@ -93,9 +93,22 @@ def _stop_before(run: Run, key: str) -> None:
 
 
 async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, RetentionPolicy]]) -> None:
-    subjects = [(history.versions, policy, collection.latest_id) for history, collection, policy in batch]
+    subjects = [subject(history, collection, policy) for history, collection, policy in batch]
     for (history, collection, policy), verdicts in zip(batch, await judge_all(run, subjects), strict=True):
         _add(run, history, collection, policy, verdicts)
+
+
+def subject(
+    history: History, collection: Collection, policy: RetentionPolicy
+) -> tuple[Sequence[Version], RetentionPolicy, UUID]:
+    """What is judged of a key: its versions, its policy and the latest of them.
+
+    A copy that mended the collection and should have gone at once is no version: nothing goes before it does.
+    """
+    versions = history.versions
+    if collection.is_mended and len(versions) > 1:
+        versions = [version for version in versions if version.id != collection.latest_id]
+    return versions, policy, collection.latest_id
 
 
 async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
@@ -204,6 +217,7 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
             run.report.warn(f"{label(history.key)}: nothing deleted, because its versions changed while they were read")
         return
     if not verdicts:
+        run.dangling.add(history.key)
         run.report.warn(f"{label(history.key)}: no version of it was found, though the server lists it")
     _count(run, report, verdicts)
     if report.planned:

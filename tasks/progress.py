@@ -134,5 +134,7 @@ def _age(run: FlowRun) -> tuple[datetime, UUID]:
 
 
 def _overlap(scope: Iterable[str], keys: Iterable[str], other: FlowRun) -> bool:
-    globs = other.parameters.get("keys") or []
+    # Anybody may write a progress artifact, for a run of anything.
+    given = other.parameters.get("keys")
+    globs = [glob for glob in given if isinstance(glob, str)] if isinstance(given, list) else []
     return not (scope or globs) or any(fnmatchcase(key, glob) for key in keys for glob in globs or ["*"])

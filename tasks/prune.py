@@ -2,10 +2,11 @@
 
 The order protects what cannot be undone. The versions of a key are listed and judged again before anything of it goes, those
 of several keys together where they have at most `BATCH` stale versions between them. Its policy and its `latest_id` are read
-again right before each batch, what could hold a version once `BATCH` have gone since, and if anything changed, all is fetched
-and judged anew. The oldest go first, some at once; the version behind the latest last and alone, after one more look at
-`latest_id`; an idle key's latest goes last, alone, and only if it is the only version left. The server deletes without locks,
-so what nobody can prevent (a person deleting the latest at the same moment) is found and repaired afterwards.
+again right before each batch, what could hold a version once `BATCH` have gone since, and if anything changed, or a deletion
+would have to be sent again after a while, all is fetched and judged anew. The oldest go first, some at once; the one behind
+the latest goes last and alone, after one more look at `latest_id`; an idle key's latest last, too, and only if it is the only
+version left. The server deletes without locks, so what nobody can prevent (a person deleting the latest at the same moment) is
+found and repaired afterwards.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from prefect.states import Completed, Failed
 from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, Verdict, Version
 from prefect_artifact_retention.policies.loading import select_policy
 from prefect_artifact_retention.stores.concurrency import MOST_AT_ONCE, for_each
-from prefect_artifact_retention.stores.store import Collection, History, KeptVersionError
-from prefect_artifact_retention.tasks.plan import judge, judge_all, unfinished_runs
+from prefect_artifact_retention.stores.store import Collection, History, KeptVersionError, StaleLookError
+from prefect_artifact_retention.tasks.plan import judge, judge_all, subject, unfinished_runs
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
@@ -42,11 +43,17 @@ MOST_VERSIONS = 2_000
 MOST_BYTES = 16 * 2**20
 """What the keys that share a look have at most: to read more takes longer than to delete what is stale of it."""
 
+MOST_KEPT = 1_000
+"""Versions kept of a key that are looked for again while others of it go."""
+
 SETTLE_SECONDS = 1
 """A person's deletion that the server began before ours ended may take as long to show."""
 
 MOST_LOOKS = 5
 """Looks at collections that dangle: a repair, too, meets people who delete."""
+
+MOST_STALE = 5
+"""Deletions of a key that may be put off until it is looked at again; then it fails."""
 
 
 @dataclass(slots=True)
@@ -56,6 +63,8 @@ class _Key:
     name: str
     plan: KeyPlan
     pending: set[UUID]
+    stale: int = 0
+    """How often a deletion was put off for another look."""
 
     @property
     def expected(self) -> int:
@@ -73,6 +82,8 @@ class _Look:
     """The version that the server would name as the latest if that went."""
     condemned: Sequence[Version]
     present: frozenset[UUID]
+    kept: Sequence[UUID]
+    """The newest that are kept: if one of them goes, its slot is another's."""
     age: int = 0
     """Deletions of this key since all that could keep its versions was read."""
     is_checked: bool = False
@@ -225,9 +236,17 @@ async def _prune_keyed(run: Run, key: _Key, look: _Look | None, *, at_once: int 
                 break
             look.age += len(portion)
             run.is_unsettled |= any(version.id == look.successor for version in portion)
-            if not await _delete(run, key.plan, portion, key.pending, at_once):
-                return
+            try:
+                if not await _delete(run, key.plan, portion, key.pending, at_once, latest_id=look.collection.latest_id):
+                    return
+            except StaleLookError:
+                key.stale += 1
+                if key.stale == MOST_STALE:
+                    raise
+                break
         look = (await _look(run, [key])).get(key.name)
+        # What has become of those that were put off is known by now.
+        key.plan.report.failed = 0
 
 
 async def _still_may_go(run: Run, look: _Look, portion: Sequence[Version]) -> bool:
@@ -242,7 +261,8 @@ async def _still_may_go(run: Run, look: _Look, portion: Sequence[Version]) -> bo
 async def _may_go(run: Run, look: _Look, portion: Sequence[Version], collection: Collection | None) -> bool:
     """Tell whether nothing has changed since the look that could keep some of these versions.
 
-    What holds versions, and whether their runs are at work, is read again once `BATCH` deletions have passed.
+    What holds versions, whether their runs are at work, and whether those kept are still there, is read again once `BATCH`
+    deletions have passed.
     """
     latest_id = look.collection.latest_id
     if collection is None or select_policy(run.policies, collection.key, collection.type) != look.policy:
@@ -256,6 +276,8 @@ async def _may_go(run: Run, look: _Look, portion: Sequence[Version], collection:
     if look.age + len(portion) <= BATCH:
         return True
     look.age = 0
+    if not await run.store.all_exist(look.kept):
+        return False
     metadata = {version.id: version.metadata for version in await run.store.versions([version.id for version in portion])}
     return metadata == {version.id: version.metadata for version in portion} and not await unfinished_runs(run, portion)
 
@@ -303,14 +325,15 @@ async def _judge(
         collection = collections.get(name)
         policy = select_policy(run.policies, name, collection.type) if collection else None
         if collection and policy and history.complete:
-            subjects[name] = history.versions, policy, collection.latest_id
+            subjects[name] = subject(history, collection, policy)
     verdicts = dict(zip(subjects, await judge_all(run, list(subjects.values())), strict=True))
     looks: dict[str, _Look] = {}
     for key in keys:
         if key.name in histories and (condemned := _settle(run, key, histories[key.name], verdicts.get(key.name, ()))):
             versions, policy, latest_id = subjects[key.name]
             present = frozenset(version.id for version in versions)
-            looks[key.name] = _Look(collections[key.name], policy, _successor(versions, latest_id), condemned, present)
+            kept = [verdict.version.id for verdict in verdicts[key.name] if verdict.keep][:MOST_KEPT]
+            looks[key.name] = _Look(collections[key.name], policy, _successor(versions, latest_id), condemned, present, kept)
     return looks
 
 
@@ -342,23 +365,41 @@ def _settle(run: Run, key: _Key, history: History, verdicts: Sequence[Verdict]) 
 
 async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
     """Delete artifacts without a key: nothing hangs on them, but their runs, holds and ages are looked at again."""
+    stale = 0
     for ids in _batches(plan.condemned):
-        await run.tell_of_deleting()
-        versions = [version for version in await run.store.versions(ids) if version.key is None]
-        verdicts = await judge(run, versions, plan.policy)
-        condemned = [verdict.version for verdict in reversed(verdicts) if not verdict.keep]
-        plan.report.already_gone += len(ids) - len(versions)
-        plan.report.spared += len(versions) - len(condemned)
-        if not await _delete(run, plan, condemned, set(ids), MOST_AT_ONCE):
-            return
+        pending = set(ids)
+        while pending:
+            await run.tell_of_deleting()
+            versions = [version for version in await run.store.versions(pending) if version.key is None]
+            plan.report.failed = 0
+            verdicts = await judge(run, versions, plan.policy)
+            condemned = [verdict.version for verdict in reversed(verdicts) if not verdict.keep]
+            plan.report.already_gone += len(pending) - len(versions)
+            plan.report.spared += len(versions) - len(condemned)
+            pending = {version.id for version in condemned}
+            try:
+                if not await _delete(run, plan, condemned, pending, MOST_AT_ONCE):
+                    return
+            except StaleLookError:
+                stale += 1
+                if stale == MOST_STALE:
+                    raise
 
 
-async def _delete(run: Run, plan: KeyPlan, versions: Sequence[Version], pending: set[UUID], at_once: int) -> bool:
+async def _delete(  # noqa: PLR0913 - what is deleted, and how
+    run: Run,
+    plan: KeyPlan,
+    versions: Sequence[Version],
+    pending: set[UUID],
+    at_once: int,
+    *,
+    latest_id: UUID | None = None,
+) -> bool:
     """Delete versions, begun in their order. False, and no more of this key, once a budget of the run is used up.
 
     Raises:
         StoreError: A deletion failed; whether the server has deleted that version is then unknown. No other is begun after it,
-            and those under way are waited for and counted.
+            and those under way are waited for and counted. A `StaleLookError`, if all that failed may be judged anew.
     """
     waiting = deque(versions)
     failures: list[Exception] = []
@@ -371,13 +412,12 @@ async def _delete(run: Run, plan: KeyPlan, versions: Sequence[Version], pending:
         if plan.key is not None:
             run.touched.add(plan.key)
         try:
-            deleted = await run.store.delete(version.id)
+            deleted = await run.store.delete(version.id, is_latest=version.id == latest_id)
         except KeptVersionError:
             pending.discard(version.id)
             plan.report.spared += 1
             return
         except Exception as error:  # noqa: BLE001 - raised below, once the others have been counted
-            plan.report.failed += 1
             failures.append(error)
             return
         pending.discard(version.id)
@@ -390,7 +430,8 @@ async def _delete(run: Run, plan: KeyPlan, versions: Sequence[Version], pending:
 
     await for_each(begun(), delete, min(at_once, len(versions)))
     if failures:
-        raise failures[0]
+        plan.report.failed += len(failures)
+        raise next((each for each in failures if not isinstance(each, StaleLookError)), failures[0])
     return not waiting
 
 

@@ -16,6 +16,10 @@ NO_BREAK = "\u00a0"
 NO_LINKS: Mapping[str, str] = {}
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$-])")
+_LINK = re.compile(r"(?<=[a-z])(?=://)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
+"""Where text would become a link all by itself: an address of a page, or of a person."""
+
+WORD_JOINER = "\u2060"
 _LIST_NUMBER = re.compile(r"^([0-9]+)\.")
 _SIZE = re.compile(rf"[0-9.]+ (B|{'|'.join(UNITS)})")
 _SHOWN_KEY = 80
@@ -179,9 +183,12 @@ def _unmanaged(report: CleanupReport) -> str:
 
 
 def escape(text: str) -> str:
-    """Make text mean itself in markdown: on one line, with no markup of its own."""
+    """Make text mean itself in markdown: on one line, with no markup of its own, and no link.
+
+    No backslash keeps both of Prefect's user interfaces from making a link of an address; a character that nobody sees does.
+    """
     printable = "".join(char if char.isprintable() else " " for char in text)
-    return _LIST_NUMBER.sub(r"\1\\.", _MARKUP.sub(r"\\\1", printable))
+    return _LIST_NUMBER.sub(r"\1\\.", _MARKUP.sub(r"\\\1", _LINK.sub(WORD_JOINER, printable)))
 
 
 def _is_number(cell: object) -> bool:

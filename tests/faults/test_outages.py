@@ -19,7 +19,7 @@ from injection import (
     retry_after,
     shifts,
 )
-from prefect_artifact_retention.policies import RetentionPolicy, StoreError
+from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores import concurrency
 from prefect_artifact_retention.stores.connection import MOST_LOST, connect
 from scenario import fill, problems, run_flow, run_steps, scenario, small_and_prompt, unfinished_run
@@ -229,7 +229,7 @@ async def test_a_server_that_can_show_nothing_fails_the_run_at_once(server: Serv
     rows = await server.database.insert([row for number in range(300) for row in series(f"key-{number}", [1, 2])])
     everything = Fault("500", answers(500), outage=True, of=is_listing)
     with line(monkeypatch, everything, at=3) as broken:
-        report = await run_steps(server, [RetentionPolicy(name="one", keep_last=1)])
+        report = await run_steps(server)
     assert report.outcome == "failed"
     assert len(broken.requests) < 50
     assert await server.database.ids() == {row.id for row in rows}

@@ -22,6 +22,7 @@ from prefect.states import Completed, Running
 from prefect_artifact_retention.flows.cleanup import LISTENER, artifact_cleanup
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
+from prefect_artifact_retention.stores.store import COPY_OF
 from prefect_artifact_retention.tasks import prune
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
@@ -120,7 +121,7 @@ async def test_the_history_gains_one_row_a_run(server: Server) -> None:
 
 async def test_a_history_that_is_none_begins_anew(api_server: Server) -> None:
     """Whatever somebody wrote to its key, a run does not fail for it."""
-    for number, data in enumerate(("no json", "[1, 2]", '{"a": 1}', 7, None, [[]])):
+    for number, data in enumerate(("no json", "[1, 2]", '{"a": 1}', 7, None, [[]], "[" * 200_000)):
         await api_server.database.insert([Row("artifact-retention-history", days(100 - number), data=data, type="table")])
         await api_server.database.run("DELETE FROM artifact_collection WHERE latest_id NOT IN (SELECT id FROM artifact)")
         report = await api_server.cleanup([KEEP_2])
@@ -319,12 +320,13 @@ async def test_runs_over_different_keys_at_once_each_delete_theirs_and_share_the
         pytest.param([], 5, "RUNNING", "skipped", id="at work on all keys"),
         pytest.param(["rep*"], 5, "RUNNING", "skipped", id="at work on some of these keys"),
         pytest.param(["other-*"], 5, "RUNNING", "completed", id="at work on other keys"),
+        pytest.param([5], 5, "RUNNING", "skipped", id="at work on what are no keys"),
         pytest.param([], 11, "RUNNING", "completed", id="killed"),
         pytest.param([], 5, "CRASHED", "completed", id="ended"),
     ],
 )
 async def test_only_an_older_run_that_is_alive_and_deletes_the_same_keys_holds_up_a_run(
-    server: Server, scope: list[str], age_minutes: float, state: str, outcome: str
+    server: Server, scope: list[object], age_minutes: float, state: str, outcome: str
 ) -> None:
     """A dead one never does: its flow run stays Running, but its progress artifact is no longer updated."""
     await server.database.insert(series("report", [1, 2, 3, 4]))
@@ -484,6 +486,34 @@ async def test_a_collection_whose_latest_does_not_exist_is_mended_and_nothing_of
     assert report.repaired == ["broken"]
     rows = await server.database.run("SELECT latest_id FROM artifact_collection WHERE key = 'broken'")
     assert [UUID(str(row[0])) for row in rows] == [broken[0].id]
+
+
+async def test_a_collection_without_any_version_is_mended_whenever_it_is_found(server: Server) -> None:
+    """Also if the run in which it lost them was killed: its last version is back, as the collection has it."""
+    (row,) = await server.database.insert([Row("ghost", days(1), data="boo")])
+    await server.database.delete_version(row.id)
+    report = await server.cleanup([KEEP_2], mode="delete")
+    assert (report.outcome, report.repaired) == ("completed", ["ghost"])
+    assert not await server.database.dangling()
+    ((data,),) = await server.database.run("SELECT data FROM artifact WHERE key = 'ghost'")
+    assert loads(data) == "boo"
+    assert (await server.cleanup([KEEP_2], mode="delete")).repaired == []
+
+
+async def test_a_copy_that_a_killed_run_has_left_counts_for_no_version(server: Server) -> None:
+    """The collection was mended with it, and it was to go at once: nothing of the key goes before it does."""
+    copy = Row("broken", days(0.1), metadata={COPY_OF: str(uuid4()), "a": "b"})
+    rows = await server.database.insert([copy, *series("broken", [1, 2, 3])])
+    (alone,) = await server.database.insert([Row("alone", days(1), metadata={COPY_OF: str(uuid4())})])
+    await server.database.run(
+        "UPDATE artifact_collection SET metadata_ = (SELECT metadata_ FROM artifact WHERE id = latest_id)"
+    )
+    report = await server.cleanup([KEEP_2], mode="delete")
+    assert (report.repaired, report.deleted) == (["broken"], 0)
+    assert await server.database.ids() == ids(rows, 1, 2, 3) | {alone.id}
+    report = await server.cleanup([KEEP_2], mode="delete")
+    assert (report.repaired, report.deleted) == ([], 1)
+    assert await server.database.ids() == ids(rows, 1, 2) | {alone.id}
 
 
 async def test_what_changes_between_plan_and_prune_is_seen(server: Server) -> None:

@@ -516,8 +516,9 @@ async def test_a_latest_version_is_not_deleted_while_others_are_left(server: Ser
     """The store itself refuses; the last one takes its collection with it."""
     rows = await server.database.insert(series("report", [1, 2]))
     async with open_database(server.database.url) as store:
-        with pytest.raises(KeptVersionError):
-            await store.delete(rows[0].id)
+        for is_latest in (False, True):
+            with pytest.raises(KeptVersionError):
+                await store.delete(rows[0].id, is_latest=is_latest)
         assert await store.delete(rows[1].id)
         assert not await store.delete(rows[1].id)
         assert await store.delete(rows[0].id)

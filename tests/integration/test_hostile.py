@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.tasks.rendering import WORD_JOINER
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from servers import Server, drain
 
@@ -35,7 +37,11 @@ KEYS = [
     "\u2066abc\u2069\u200b",
     "[bold red]markup[/] :skull:",
     "k" * 3000,
+    "see HTTPS://evil.example, www.evil.example or me@evil.example",
 ]
+BECOMES_LINK = re.compile(r"https?://|www\.|[\w.+-]@\w", re.IGNORECASE)
+"""What both of Prefect's user interfaces make a link of, as GitHub's markdown does, though it is plain text."""
+
 KEEP_1 = RetentionPolicy(name="<b>|one*", match_types=[HOSTILE, "markdown"], match_keys=["*", HOSTILE], keep_last=1)
 PICTURE = "data:image/svg+xml;base64,"
 
@@ -55,6 +61,11 @@ def printable(text: str) -> bool:
     return all(char.isprintable() or char in "\n\u00a0" for char in text)
 
 
+def published(text: str) -> str:
+    """Text without what keeps it from becoming a link."""
+    return text.replace(WORD_JOINER, "")
+
+
 def tokens(parsed: list[Token]) -> Iterator[Token]:
     """All parts of a markdown document, however deep."""
     for token in parsed:
@@ -64,12 +75,13 @@ def tokens(parsed: list[Token]) -> Iterator[Token]:
 
 def check_markdown(text: str, address: str) -> None:
     """Nothing but our own markup: our headings, links to the server itself, pictures of our own making."""
-    assert printable(text)
+    assert printable(published(text))
     parts = list(tokens(MarkdownIt("commonmark").enable("table").parse(text)))
     assert not {"html_block", "html_inline", "em_open", "strong_open", "code_inline", "fence", "hr"} & {t.type for t in parts}
     headings = [parts[index + 1].content for index, token in enumerate(parts) if token.type == "heading_open"]
     assert not [heading for heading in headings if "Taken" in heading]
     assert all(str(token.attrs["href"]).startswith(address) for token in parts if token.type == "link_open")
+    assert not [token.content for token in parts if token.type == "text" and BECOMES_LINK.search(token.content)]
     pictures = [str(token.attrs["src"]) for token in parts if token.type == "image"]
     for picture in pictures:
         assert picture.startswith(PICTURE)

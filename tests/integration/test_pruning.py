@@ -12,7 +12,8 @@ import pytest
 from database import Row, series
 from prefect import get_client
 from prefect_artifact_retention.policies import RetentionPolicy
-from prefect_artifact_retention.stores import concurrency
+from prefect_artifact_retention.stores import api, concurrency
+from prefect_artifact_retention.tasks import prune
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from servers import Server, when_planned
 
@@ -211,3 +212,136 @@ async def test_a_deletion_that_fails_ends_its_key_and_those_under_way_are_counte
     assert (report.failed, report.deleted) == (1, len(gone))
     assert {row.id for row in rows[21:]} <= gone
     assert len(gone) < 9 + AT_ONCE
+
+
+# --- deletions that have to wait
+
+
+def busy(seconds: float, request: httpx.Request) -> httpx.Response:
+    """The server, or a proxy before it, asks for a pause."""
+    return httpx.Response(429, headers={"Retry-After": str(seconds)}, json={"detail": "slowly"}, request=request)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a look be too old for another attempt after less than a second."""
+    monkeypatch.setattr(api, "MOST_STALE_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("what", ["becomes the latest", "is held"])
+async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(server: Server, what: str) -> None:
+    """The deletion is not sent again before the version has been looked at again."""
+    rows = (await keys(server, "report", versions=2))["report"]
+    attempts: list[str] = []
+
+    async def interfere(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if request.method == "DELETE" and request.url.path.endswith(str(rows[1].id)):
+            attempts.append(request.url.path)
+            if what == "is held":
+                await server.database.update_metadata(rows[1].id, {"retention-hold": "true"})
+            else:
+                async with get_client() as person:
+                    await person.delete_artifact(rows[0].id)
+            return busy(0.2, request)
+        return await send(transport, request)
+
+    with transport(interfere):
+        report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+    assert (report.outcome, report.deleted, report.failed, report.spared) == ("completed", 0, 0, 1)
+    assert len(attempts) == 1
+    assert rows[1].id in await server.database.ids()
+    assert not await server.database.dangling()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("key", ["report", None])
+async def test_a_deletion_that_had_to_wait_is_done_after_another_look(server: Server, key: str | None) -> None:
+    """Whether the server has acted before or not, it is told as it is."""
+    rows = await server.database.insert(series(key, range(1, 9)))
+    waited: Counter[str] = Counter()
+
+    async def delay(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if request.method == "DELETE":
+            waited[request.url.path] += 1
+            if waited[request.url.path] == 1 and request.url.path.endswith((str(rows[4].id), str(rows[5].id))):
+                if request.url.path.endswith(str(rows[5].id)):
+                    await send(transport, request)
+                return busy(0.2, request)
+        return await send(transport, request)
+
+    policy = (
+        RetentionPolicy(name="some", keep_last=2) if key else RetentionPolicy(name="some", keep_within_days=2.5, unkeyed=True)
+    )
+    with transport(delay):
+        report = await server.cleanup([policy], mode="delete")
+    assert (report.outcome, report.deleted, report.already_gone, report.failed) == ("completed", 5, 1, 0)
+    assert await server.database.ids() == {row.id for row in rows[:2]}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("key", ["report", None])
+async def test_a_deletion_that_has_to_wait_again_and_again_fails_its_key(server: Server, key: str | None) -> None:
+    """A run does not go on for ever; its other keys are pruned."""
+    rows = await server.database.insert(series(key, [1, 2, 30]))
+    await keys(server, "other", versions=3)
+    attempts: list[str] = []
+
+    async def delay(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if request.method == "DELETE" and request.url.path.endswith(str(rows[2].id)):
+            attempts.append(request.url.path)
+            return busy(0.2, request)
+        return await send(transport, request)
+
+    policies = [KEEP_2, RetentionPolicy(name="some", keep_within_days=9, unkeyed=True)]
+    with transport(delay), pytest.raises(CleanupFailed, match="did not take DELETE") as failed:
+        await server.cleanup(policies, mode="delete")
+    report = failed.value.report
+    assert (report.deleted, report.failed, report.remaining) == (1, 1, 1)
+    assert [each.key for each in report.failures()] == [key]
+    assert len(attempts) == prune.MOST_STALE
+    assert {row.id for row in rows} <= await server.database.ids()
+
+
+async def test_kept_versions_that_go_while_a_long_key_is_pruned_leave_their_slots_to_others(server: Server) -> None:
+    """As many stay as the policy says, of those that are left."""
+    rows = (await keys(server, "report", versions=200))["report"]
+    gone: list[str] = []
+
+    async def interfere(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if request.method == "DELETE":
+            gone.append(request.url.path)
+            if len(gone) == prune.BATCH:
+                for row in rows[1:3]:
+                    await server.database.delete_version(row.id)
+        return await send(transport, request)
+
+    with transport(interfere):
+        report = await server.cleanup([RetentionPolicy(name="three", keep_last=3)], mode="delete")
+    assert (report.outcome, report.deleted, report.spared) == ("completed", 195, 2)
+    assert await server.database.ids() == {rows[0].id, rows[3].id, rows[4].id}
+
+
+async def test_a_mending_whose_answer_is_lost_leaves_no_copy(server: Server) -> None:
+    """The server has made two of it; were one of them left, it would take a slot of the others."""
+    rows = (await keys(server, "report", versions=4))["report"]
+    await server.database.delete_version(rows[0].id)
+    posts: list[str] = []
+
+    async def lose(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        response = await send(transport, request)
+        if request.method == "POST" and request.url.path.endswith("/artifacts/") and b'"report"' in request.content:
+            posts.append(request.url.path)
+            if len(posts) == 1:
+                await response.aread()
+                raise httpx.ReadError("lost", request=request)
+        return response
+
+    policy = RetentionPolicy(name="one", keep_last=1)
+    with transport(lose):
+        report = await server.cleanup([policy], mode="delete")
+    assert (report.outcome, report.repaired, len(posts)) == ("completed", ["report"], 2)
+    assert await server.database.ids() == {row.id for row in rows[1:]}
+    assert not await server.database.dangling()
+    await server.cleanup([policy], mode="delete")
+    assert await server.database.ids() == {rows[1].id}

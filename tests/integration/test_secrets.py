@@ -136,8 +136,12 @@ def test_an_address_that_is_none_is_told_without_what_stands_in_it(guarded: Serv
 
 def test_a_databases_password_is_neither_printed_nor_stored(guarded: Server, tmp_path: Path) -> None:
     """Wherever the run fails with it: the database is out of reach, or the address is none."""
-    for place in ("127.0.0.1:9/db", "127.0.0.1:9/db?nonsense=1", "127.0.0.1:port/db"):
-        address = {"ARTIFACT_RETENTION_DATABASE_URL": f"postgresql://{USER}:{WRONG}@{place}"}
+    places = ("127.0.0.1:9/db", "127.0.0.1:9/db?nonsense=1", "127.0.0.1:port/db")
+    addresses = [f"{USER}:{WRONG}@{place}" for place in places]
+    # Characters that should have been escaped.
+    addresses += [f"{USER}:p@{WRONG}@127.0.0.1:9/db", f"{USER}:p@{WRONG}/x@127.0.0.1:9/db", f"ad/min:{WRONG}@127.0.0.1:9/db"]
+    for each in addresses:
+        address = {"ARTIFACT_RETENTION_DATABASE_URL": f"postgresql://{each}"}
         for arguments in (["preview"], ["delete", "--json", "--key", "report", "--keep-last", "1"]):
             done = call(guarded, tmp_path, by_string(PASSWORD) | address, *arguments)
             assert done.returncode == 1, done.stderr

@@ -16,7 +16,16 @@ from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.connection import MOST_DETAIL, _detail
 from prefect_artifact_retention.tasks.history import _row
 from prefect_artifact_retention.tasks.prune import group_label, pack
-from prefect_artifact_retention.tasks.rendering import escape, headline, label, markdown, outcome_message, scope_label, size
+from prefect_artifact_retention.tasks.rendering import (
+    WORD_JOINER,
+    escape,
+    headline,
+    label,
+    markdown,
+    outcome_message,
+    scope_label,
+    size,
+)
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, PolicyReport, RuleCount
 from prefect_artifact_retention.tasks.run import KeyPlan
 
@@ -85,7 +94,7 @@ def shown(inline: Token) -> str:
     """The text of a line as it is displayed; any markup in it is an error."""
     for child in inline.children or []:
         assert child.type in ("text", "text_special"), child
-    return "".join(child.content for child in inline.children or [])
+    return "".join(child.content for child in inline.children or []).replace(WORD_JOINER, "")
 
 
 def headings(text: str) -> list[str]:
