@@ -513,7 +513,7 @@ async def test_a_repaired_collection_has_the_data_of_its_newest_version(server: 
 
 
 async def test_a_latest_version_is_not_deleted_while_others_are_left(server: Server) -> None:
-    """The store itself refuses; the last one takes its collection with it."""
+    """The store itself refuses, also the last one where it was not condemned as such; that takes its collection with it."""
     rows = await server.database.insert(series("report", [1, 2]))
     async with open_database(server.database.url) as store:
         for is_latest in (False, True):
@@ -521,7 +521,9 @@ async def test_a_latest_version_is_not_deleted_while_others_are_left(server: Ser
                 await store.delete(rows[0].id, is_latest=is_latest)
         assert await store.delete(rows[1].id)
         assert not await store.delete(rows[1].id)
-        assert await store.delete(rows[0].id)
+        with pytest.raises(KeptVersionError):
+            await store.delete(rows[0].id)
+        assert await store.delete(rows[0].id, is_latest=True)
     assert await server.database.run("SELECT key FROM artifact_collection") == []
 
 
