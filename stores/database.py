@@ -50,12 +50,15 @@ LOCK_MILLISECONDS = 500
 WRITE_SECONDS = 30
 READ_SECONDS = 300
 BUSY_SECONDS = 10
-"""How long SQLite waits for its one writer."""
+"""How long SQLite waits for its one writer, and a VACUUM of PostgreSQL for the table."""
 
 MOST_ATTEMPTS = 6
 FIRST_PAUSE = 0.05
 PASSING = frozenset({"40001", "40P01", "55P03"})
 """PostgreSQL's codes of what an attempt later may not meet: a concurrent change, a deadlock, a lock not had in time."""
+
+TIMED_OUT = "57014"
+"""PostgreSQL's code of a statement that was ended by `statement_timeout`."""
 
 MOST_KEYS = 10_000
 MOST_ROWS = 20_000
@@ -222,7 +225,7 @@ class DatabaseStore:
         """Delete what is condemned of keys in which nothing has changed since they were judged, in one transaction.
 
         A key is passed over if anything of it has changed, if somebody is changing it now, or if a run that wrote one of the
-        versions has not finished. So are all if that goes on.
+        versions has not finished. So are all if that goes on, or if the deletion takes too long.
 
         Args:
             portions: At most one of each key.
@@ -237,18 +240,18 @@ class DatabaseStore:
             except KeptVersionError:
                 # Mostly for a run that has come to life; to ask for each is slower than to find out like this.
                 return await self._write(partial(delete, spare_in_use=True))
-        except _PassingError:
+        except (_PassingError, _SlowError):
             return {}
 
     async def delete_unkeyed(self, ids: Sequence[UUID]) -> set[UUID]:
         """Delete those of some artifacts without a key that neither metadata nor an unfinished run could keep.
 
         Returns:
-            Those deleted; none if others go on changing them.
+            Those deleted; none if others go on changing them, or if that takes too long.
         """
         try:
             return await self._write(lambda connection: self._delete_unkeyed(connection, ids))
-        except _PassingError:
+        except (_PassingError, _SlowError):
             return set()
 
     async def pace(self, deletions: int) -> None:
@@ -300,7 +303,15 @@ class DatabaseStore:
         with self._in_words():
             outside = {"begin": ""} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
             async with self.engine.execution_options(**outside).connect() as connection:
-                await connection.exec_driver_sql("VACUUM" if self.is_sqlite else "VACUUM (ANALYZE) artifact")
+                if self.is_sqlite:
+                    await connection.exec_driver_sql("VACUUM")
+                    return
+                # Whoever creates an index, or vacuums already, may take hours.
+                await connection.exec_driver_sql(f"SET lock_timeout = {BUSY_SECONDS * 1000}")
+                try:
+                    await connection.exec_driver_sql("VACUUM (ANALYZE) artifact")
+                finally:
+                    await connection.exec_driver_sql("RESET lock_timeout")
 
     # --- within a transaction
 
@@ -476,8 +487,8 @@ class DatabaseStore:
             yield
         except sa.exc.DBAPIError as error:
             code = getattr(error.orig, "sqlstate", None)
-            passing = code in PASSING or "database is locked" in str(error.orig)
-            raise (_PassingError if passing else StoreError)(f"{self.address}: {self._reason(error.orig)}") from None
+            kind = _PassingError if code in PASSING or "database is locked" in str(error.orig) else StoreError
+            raise (_SlowError if code == TIMED_OUT else kind)(f"{self.address}: {self._reason(error.orig)}") from None
         except (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise StoreError(f"cannot use {self.address}: {self._reason(error)}") from None
 
@@ -519,6 +530,10 @@ class DatabaseStore:
 
 class _PassingError(StoreError):
     """Somebody else changes or locks the same rows just now."""
+
+
+class _SlowError(StoreError):
+    """A statement has taken longer than it may."""
 
 
 _WRITER: sa.ColumnElement[int] = sa.literal_column(

@@ -7,7 +7,9 @@ when it was judged would be judged alike again, but for the runs that wrote its 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError
@@ -19,6 +21,9 @@ from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
 BATCH = 5_000
 """Versions deleted in one transaction: for the fifth of a second that it takes, writers to the same keys wait."""
+
+MOST_BYTES = 32 * 2**20
+"""Of their data, unless a single version has more: to delete a megabyte takes a database as long as to delete 200 versions."""
 
 Batch = Mapping[str, tuple[KeyPlan, Portion]]
 
@@ -57,18 +62,30 @@ async def _prune_pending(run: Run, store: DatabaseStore, pending: list[KeyPlan],
 
 
 def _next_batch(pending: list[KeyPlan], room: int) -> Batch:
-    """Take plans from the end of a list, for as many deletions as there is room for; those of whole keys are not parted."""
+    """Take plans from the end of a list, for as many deletions as there is room for.
+
+    Those of whole keys are not parted; one that has more than a batch may have is left for the prune by key.
+    """
     batch: dict[str, tuple[KeyPlan, Portion]] = {}
+    space = MOST_BYTES
     while pending and room and (collection := pending[-1].collection):
         plan = pending[-1]
-        if not plan.report.kept and len(plan.condemned) > room and batch:
+        number = _fitting(plan.sizes, room, space, at_least=0 if batch else 1)
+        is_last = number == len(plan.condemned)
+        is_fitting = number > 0 if plan.report.kept else is_last
+        if batch and not is_fitting:
             break
         pending.pop()
-        if plan.mark and (plan.report.kept or len(plan.condemned) <= room):
-            ids = plan.condemned[:room]
-            batch[collection.key] = plan, Portion(collection, plan.mark, ids, is_last=len(ids) == len(plan.condemned))
-            room -= len(ids)
+        if plan.mark and is_fitting:
+            batch[collection.key] = plan, Portion(collection, plan.mark, plan.condemned[:number], is_last)
+            room -= number
+            space -= sum(plan.sizes[:number])
     return batch
+
+
+def _fitting(sizes: Sequence[int], room: int, space: int, *, at_least: int) -> int:
+    """How many versions of these sizes, from the first on, there is room and space for."""
+    return max(at_least, bisect_right(list(accumulate(sizes[:room])), space))
 
 
 async def _prune_batch(run: Run, store: DatabaseStore, batch: Batch) -> list[KeyPlan]:
@@ -102,7 +119,8 @@ async def _prune_unkeyed(run: Run, store: DatabaseStore, plan: KeyPlan, most: in
     start = 0
     while start < len(ids) and (room := int(min(most, run.room()))):
         await run.tell_of_deleting()
-        portion = dict(zip(ids[start : start + room], sizes[start : start + room], strict=True))
+        number = _fitting(sizes[start:], room, MOST_BYTES, at_least=1)
+        portion = dict(zip(ids[start : start + number], sizes[start : start + number], strict=True))
 
         async def delete(portion: Mapping[UUID, int] = portion) -> set[UUID]:
             deleted = await store.delete_unkeyed(list(portion))

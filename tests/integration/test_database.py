@@ -29,6 +29,7 @@ from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.stores.database import DatabaseStore, Portion, open_database
 from prefect_artifact_retention.stores.schema import ARTIFACT, check_schema
 from prefect_artifact_retention.stores.store import KeptVersionError
+from prefect_artifact_retention.tasks import bulk
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
 from pydantic import SecretStr
@@ -392,6 +393,77 @@ async def test_a_deletion_rate_is_kept(server: Server) -> None:
         report = await server.cleanup([KEEP_2], mode="delete")
     assert report.deleted == 10
     assert report.duration_seconds >= 2
+
+
+async def test_a_batch_has_few_of_large_versions(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers wait for a transaction, and its time goes by bytes; a whole key of more than that goes one by one."""
+    monkeypatch.setattr(bulk, "MOST_BYTES", 10_000)
+    batches: list[int] = []
+    delete_unchanged, delete_unkeyed = DatabaseStore.delete_unchanged, DatabaseStore.delete_unkeyed
+
+    async def count(store: DatabaseStore, portions: list[Portion]) -> Any:  # noqa: ANN401 - as it answers
+        batches.append(sum(len(portion.ids) for portion in portions))
+        return await delete_unchanged(store, portions)
+
+    async def count_unkeyed(store: DatabaseStore, ids: list[UUID]) -> Any:  # noqa: ANN401 - as it answers
+        batches.append(len(ids))
+        return await delete_unkeyed(store, ids)
+
+    monkeypatch.setattr(DatabaseStore, "delete_unchanged", count)
+    monkeypatch.setattr(DatabaseStore, "delete_unkeyed", count_unkeyed)
+    large = "x" * 3_900
+    rows = [Row(key, days(age), data=large) for key in ("a", "b", None) for age in range(1, 8)]
+    rows += [Row("huge", days(age), data="x" * 20_000) for age in range(1, 4)]
+    rows += [Row("idle", days(age), data=large) for age in range(100, 104)]
+    rows += [Row(f"small-{number}", days(age)) for number in range(20) for age in (1, 2)]
+    await server.database.insert(rows)
+    policies = [
+        RetentionPolicy(name="idle", match_keys=["idle"], keep_last=1, drop_idle_keys_after_days=90),
+        RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=1.5),
+        KEEP_1,
+    ]
+    report = await server.cleanup(policies, mode="delete")
+    assert (report.outcome, report.deleted, report.spared) == ("completed", 6 * 3 + 2 + 4 + 20, 0)
+    assert len(await server.database.ids()) == 3 + 1 + 20
+    # The small ones together, and of the large ones at most two.
+    assert sum(batches) == report.deleted - 4
+    assert sorted(batches)[-2:] == [2, 20]
+
+
+async def test_what_takes_too_long_in_a_batch_goes_one_by_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow disk does not stop a run for good."""
+    if server.database.is_sqlite:
+        pytest.skip("SQLite knows no timeout of a statement")
+    monkeypatch.setattr("prefect_artifact_retention.stores.database.WRITE_SECONDS", 1)
+    await server.database.insert([row for key in ("report", None) for row in series(key, range(1, 31))])
+    await server.database.run(
+        "CREATE FUNCTION take_time() RETURNS trigger AS 'BEGIN PERFORM pg_sleep(0.06); RETURN OLD; END' LANGUAGE plpgsql"
+    )
+    await server.database.run("CREATE TRIGGER slow BEFORE DELETE ON artifact FOR EACH ROW EXECUTE FUNCTION take_time()")
+    try:
+        policies = [KEEP_1, RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=1.5)]
+        report = await server.cleanup(policies, mode="delete")
+    finally:
+        await server.database.run("DROP TRIGGER slow ON artifact")
+        await server.database.run("DROP FUNCTION take_time")
+    assert (report.outcome, report.deleted) == ("completed", 58)
+    assert len(await server.database.ids()) == 2
+
+
+async def test_a_vacuum_does_not_wait_for_ever(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever holds the table may do so for hours: the report says that nothing was vacuumed, and what is stale has gone."""
+    if server.database.is_sqlite:
+        pytest.skip("no other session can hold a table of SQLite and let it be written to")
+    monkeypatch.setattr("prefect_artifact_retention.stores.database.BUSY_SECONDS", 1)
+    await server.database.insert(series("report", [1, 2, 3]))
+    async with server.database.engine.begin() as other:
+        await other.execute(sa.text("LOCK TABLE artifact IN SHARE UPDATE EXCLUSIVE MODE"))
+        with patch.dict(os.environ, ARTIFACT_RETENTION_RECLAIM="vacuum"):
+            report = await server.cleanup([KEEP_1], mode="delete")
+    assert report.deleted == 2
+    (warning,) = report.warnings
+    assert "nothing was vacuumed" in warning
+    assert "lock timeout" in warning
 
 
 async def test_a_run_cancelled_in_the_middle_of_a_batch_counts_what_has_gone(server: Server) -> None:
