@@ -96,7 +96,7 @@ async def open_run(
         store: Store = server
         if url := await _database_url(settings, connection.client):
             store = database = await stack.enter_async_context(open_database(url, settings.max_deletions_per_second))
-            await database.check(server, own_runs)
+            await database.check(server, own_runs, deletes=mode == "delete")
             now = await database.now()
         report = CleanupReport(mode=mode, now=now, scope=list(keys), policy_source=source, policy_digest=digest(all_policies))
         if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:

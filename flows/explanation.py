@@ -42,6 +42,7 @@ class Explanation(BaseModel):
     policy_source: str
     latest_id: UUID
     versions: list[ExplainedVersion]
+    warnings: list[str]
 
 
 async def explain(settings: RetentionSettings, key: str) -> Explanation:
@@ -76,6 +77,7 @@ async def explain(settings: RetentionSettings, key: str) -> Explanation:
             policy_source=run.report.policy_source,
             latest_id=collection.latest_id,
             versions=[_explained(verdict) for verdict in verdicts],
+            warnings=[doubt] if (doubt := await run.server.untested_version()) else [],
         )
 
 
@@ -99,6 +101,8 @@ def show(explanation: Explanation, console: Console) -> None:
     console.print(Text(title, style="bold"))
     policy = f"{explanation.policy or 'no policy'} ({explanation.policy_source}): {explanation.sentence}"
     console.print(Text(printable(policy)))
+    for warning in explanation.warnings:
+        console.print(Text(warning, style="yellow"))
     table = Table("Created (UTC)", "Verdict", "Why", "Size", "Version")
     for version in explanation.versions:
         table.add_row(

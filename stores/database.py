@@ -119,24 +119,26 @@ class DatabaseStore:
         async with self._reading() as connection:
             return await self._now(connection)
 
-    async def check(self, server: ApiStore, own_runs: Collection[UUID]) -> None:
+    async def check(self, server: ApiStore, own_runs: Collection[UUID], *, deletes: bool) -> None:
         """Make sure that this is the database of that server, and that its tables are as we know them.
 
         A copy of it would do for no deletion: it lacks the flow run that deletes. For a preview, the collections that
         changed last are compared.
 
         Raises:
-            StoreError: It is another database, or another version's.
+            StoreError: It is another database, or another version's; or it takes no changes, and the run deletes.
         """
         try:
             async with self._reading() as connection:
                 await connection.run_sync(check_schema)
         except (OverflowError, TypeError, ValueError) as error:
             raise StoreError(f"cannot connect to {self.address}: {self._reason(error)}") from None
+        if deletes and not self.is_sqlite and await self._read_scalar(sa.text(_IS_READ_ONLY)):
+            raise StoreError(f"{self.address} takes no changes, as a replica does; {WAY_OUT}")
         missing = f"{self.address} is not that of the Prefect server at {server.connection.address}"
         if own_runs:
             if set(own_runs) != set(await self._present(FLOW_RUN.c.id, own_runs)):
-                raise StoreError(f"{missing}: the present flow run is not in it. {WAY_OUT.capitalize()}")
+                raise StoreError(f"{missing}: the present flow run is not in it; {WAY_OUT}")
             return
         for _look in range(3):
             latest = await server.last_changed(SAMPLE)
@@ -145,7 +147,7 @@ class DatabaseStore:
             agreed = len(set(latest) & set(present)) * 2 > len(latest)
             if agreed or not (latest or await self._read_scalar(_count(COLLECTION))):
                 return
-        raise StoreError(f"{missing}: they differ in the artifacts that changed last. {WAY_OUT.capitalize()}")
+        raise StoreError(f"{missing}: they differ in the artifacts that changed last; {WAY_OUT}")
 
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[ArtifactCollection]:  # noqa: ARG002
         """List the collections of these exact keys."""
@@ -549,6 +551,7 @@ _CONTENT: sa.ColumnElement[int] = sa.literal_column(
 _FEWER_BITS = 20
 """So that the sum of the fingerprints of a million versions still has 64 bits; to SQLite, more are an error."""
 
+_IS_READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on'"
 _MAY_VACUUM = """
 SELECT CASE WHEN current_setting('server_version_num')::int >= 170000
   THEN has_table_privilege('artifact', 'MAINTAIN') ELSE pg_has_role(relowner, 'USAGE') END

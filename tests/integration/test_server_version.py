@@ -9,6 +9,8 @@ import pytest
 from database import series
 from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_CLOUD_API_URL, temporary_settings
 from prefect_artifact_retention.flows.cli import main
+from prefect_artifact_retention.flows.explanation import explain
+from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import RetentionPolicy
 from servers import Server
 
@@ -60,8 +62,10 @@ async def test_a_version_that_is_not_tested_is_warned_of_once(
     with monkeypatch.context() as patch:
         asked = answer_version(patch, answer)
         report = await server.cleanup([KEEP_2], mode="delete")
+        assert (report.outcome, len(asked)) == ("completed", 1)
+        with server.active():
+            assert (await explain(RetentionSettings(), "report")).warnings == warnings
     assert report.warnings == warnings
-    assert (report.outcome, len(asked)) == ("completed", 1)
     assert await server.database.ids() == {row.id for row in rows[:2]}
 
 
