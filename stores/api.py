@@ -332,7 +332,9 @@ class ApiStore:
             return half_mended
         others = await self._count("/artifacts", {"key": {"any_": [key]}})
         wire = {field: row[field] for field in ("key", "type", "description", "data", "flow_run_id", "task_run_id")}
-        wire["metadata_"] = {**(_metadata(row) or {}), COPY_OF: str(collection.latest_id)}
+        metadata = {name: value for name, value in (_metadata(row) or {}).items() if name != COPY_OF}
+        # Only a copy that is to go again is marked as one.
+        wire["metadata_"] = (metadata | {COPY_OF: str(collection.latest_id)}) if others else (metadata or None)
         posted = self.connection.json(await self.connection.request("POST", "/artifacts/", wire))
         if others:
             await self.delete(UUID(posted["id"]))

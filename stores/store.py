@@ -11,7 +11,8 @@ from uuid import UUID
 from prefect_artifact_retention.policies import StoreError, Version
 
 COPY_OF = "artifact-retention-copy-of"
-"""In the metadata of a version that was posted in place of a vanished latest one: the id of that one."""
+"""In the metadata of a version that was posted to be deleted at once, so that the server names another latest one: the id of the
+vanished one, of which it is a copy."""
 
 Mark = tuple[int, int]
 """The state of all versions of a key: the same only as long as none of them comes, goes or changes."""
@@ -25,7 +26,7 @@ class Collection:
         key: Their key.
         latest_id: The latest of them.
         type: Its type.
-        is_mended: It is a copy of a vanished one. Beside other versions, such a copy is a mending that was not finished.
+        is_mended: It is a copy of a vanished one, made to be deleted again: beside other versions, a mending is not finished.
     """
 
     key: str

@@ -490,13 +490,14 @@ async def test_a_collection_whose_latest_does_not_exist_is_mended_and_nothing_of
 
 async def test_a_collection_without_any_version_is_mended_whenever_it_is_found(server: Server) -> None:
     """Also if the run in which it lost them was killed: its last version is back, as the collection has it."""
-    (row,) = await server.database.insert([Row("ghost", days(1), data="boo")])
+    (row,) = await server.database.insert([Row("ghost", days(1), data="boo", metadata={"a": "b"})])
+    await server.database.run("UPDATE artifact_collection SET metadata_ = (SELECT metadata_ FROM artifact)")
     await server.database.delete_version(row.id)
     report = await server.cleanup([KEEP_2], mode="delete")
     assert (report.outcome, report.repaired) == ("completed", ["ghost"])
     assert not await server.database.dangling()
-    ((data,),) = await server.database.run("SELECT data FROM artifact WHERE key = 'ghost'")
-    assert loads(data) == "boo"
+    ((data, metadata),) = await server.database.run("SELECT data, metadata_ FROM artifact WHERE key = 'ghost'")
+    assert (loads(data), loads(metadata)) == ("boo", {"a": "b"})
     assert (await server.cleanup([KEEP_2], mode="delete")).repaired == []
 
 
