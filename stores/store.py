@@ -11,8 +11,8 @@ from uuid import UUID
 from prefect_artifact_retention.policies import StoreError, Version
 
 COPY_OF = "artifact-retention-copy-of"
-"""In the metadata of a version that was posted to be deleted at once, so that the server names another latest one: the id of the
-vanished one, of which it is a copy."""
+"""In the metadata of a version that was posted to be deleted at once, so that the server names another latest one: the id of
+the vanished one, of which it is a copy."""
 
 Mark = tuple[int, int]
 """The state of all versions of a key: the same only as long as none of them comes, goes or changes."""
