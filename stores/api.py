@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -40,9 +41,6 @@ MOST_IDS = 1_000
 
 MOST_UNREADABLE = 20
 """Rows of a listing that the server may fail to show, one by one; more mean that the server itself is broken."""
-
-MOST_STALE_SECONDS = 2
-"""After which a deletion is not sent again before its version has been looked at again."""
 
 NOT_FOUND = 404
 REFUSED = 422
@@ -274,24 +272,33 @@ class ApiStore:
         runs = await self._existing("flow_runs", flow_runs, _run) + await self._existing("task_runs", task_runs, _run)
         return {run_id: since for run_id, since, finished in runs if not finished}
 
-    async def delete(self, version_id: UUID, *, is_latest: bool = False) -> bool:  # noqa: ARG002 - the server deletes what it is told
+    async def delete(
+        self,
+        version_id: UUID,
+        *,
+        is_latest: bool = False,  # noqa: ARG002 - the server deletes what it is told
+        may_send: Callable[[], bool] | None = None,
+    ) -> bool:
         """Delete one version. True if this deleted it, False if it had already gone.
 
         "Not found" is believed once the version is not counted either: a proxy may say it, too.
 
         Raises:
-            StaleLookError: The server had it wait; meanwhile, the version may have become the latest, or may be held.
+            StaleLookError: It may not be sent, or not again: the version may have become the latest, or may be held.
         """
         attempts: list[float] = []
-        path = f"/artifacts/{version_id}"
         try:
-            await self.connection.request("DELETE", path, attempts=attempts, most_seconds=MOST_STALE_SECONDS)
+            await self.connection.request("DELETE", f"/artifacts/{version_id}", attempts=attempts, may_send=may_send)
         except StoreError as error:
             if error.status != NOT_FOUND or await self._count("/artifacts", _any_of([version_id])):
                 raise
             # Not found by a second attempt means that the first did its work and its answer was lost.
             return len(attempts) > 1
         return True
+
+    def in_a_row(self) -> AbstractAsyncContextManager[None]:
+        """Let no request of others come between those of this context: what is looked at in it is as fresh as can be."""
+        return self.connection.in_a_row()
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
         """Tell which of these collections name a latest version that does not exist, or that a mending should have removed.
@@ -522,7 +529,9 @@ def _flow_run(row: Mapping[str, Any]) -> FlowRun:
 
 @_as_known
 def _collection(row: Mapping[str, Any]) -> Collection:
-    return Collection(row["key"], UUID(row["latest_id"]), row["type"], COPY_OF in (_metadata(row) or {}))
+    metadata = _metadata(row) or {}
+    is_mended = metadata.get(COPY_OF) is not None and metadata.get(HOLD) is None
+    return Collection(row["key"], UUID(row["latest_id"]), row["type"], is_mended)
 
 
 @_as_known

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from math import inf
 from typing import TypeVar
 
@@ -38,6 +39,9 @@ GAIN = 1.07
 """A higher level is gone on with if it is faster by this factor: a lower one leaves more of the server to others."""
 
 Item = TypeVar("Item")
+
+_HELD: ContextVar[int | None] = ContextVar("_HELD", default=None)
+"""The turn of the slot that is kept for what is going on."""
 
 
 class AdaptiveConcurrency:
@@ -68,11 +72,24 @@ class AdaptiveConcurrency:
         Yields:
             The turn that the request belongs to, to be told to `back_off`.
         """
+        if (held := _HELD.get()) is not None:
+            yield held
+            return
         async with self._slots:
             turn = self._turn
             yield turn
             if is_timed and turn == self._turn:
                 self._count()
+
+    @asynccontextmanager
+    async def in_a_row(self) -> AsyncIterator[None]:
+        """Take one slot for all requests until the context ends: none of others comes between them."""
+        async with self.slot(is_timed=False) as turn:
+            token = _HELD.set(turn)
+            try:
+                yield
+            finally:
+                _HELD.reset(token)
 
     def back_off(self, turn: int) -> None:
         """Take note that the server said to a request of this turn that it is busy.

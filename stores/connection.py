@@ -8,11 +8,10 @@ busy, and refuse a response that is larger than asked for before it is read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from math import inf
 from typing import Any, TypeVar
 
 import httpx
@@ -66,7 +65,7 @@ class ResponseTooLargeError(Exception):
 
 
 class _LateError(Exception):
-    """There is no time left for another attempt."""
+    """It is too late to send the request."""
 
 
 class Connection:
@@ -91,7 +90,7 @@ class Connection:
         *,
         attempts: list[float] | None = None,
         most_bytes: int = 0,
-        most_seconds: float = inf,
+        may_send: Callable[[], bool] | None = None,
     ) -> httpx.Response:
         """Send one request, retried by Prefect's client on passing faults.
 
@@ -101,11 +100,11 @@ class Connection:
             body: What to send as JSON.
             attempts: Gains one item for each time the request is sent.
             most_bytes: Refuse a response whose announced length is above this; 0 is any.
-            most_seconds: Send no further attempt when so much time has passed since the first.
+            may_send: Asked right before each attempt.
 
         Raises:
             ResponseTooLargeError: The response is longer than `most_bytes`.
-            StaleLookError: All attempts failed in `most_seconds`; what the last one has done is unknown.
+            StaleLookError: It may not be sent, or not again; what an attempt before has done is unknown.
             StoreError: The server is out of reach, refuses us, or answers with an error.
         """
         content = None if body is None else orjson.dumps(body)
@@ -124,14 +123,13 @@ class Connection:
                         extensions={
                             "attempts": [] if attempts is None else attempts,
                             "most_bytes": most_bytes,
-                            "most_seconds": most_seconds,
+                            "may_send": may_send,
                             "turn": turn,
                         },
                     )
                 )
             except _LateError:
-                message = f"the Prefect server at {self.address} did not take {method} {path} in {most_seconds:g} seconds"
-                raise StaleLookError(message) from None
+                raise StaleLookError(f"the Prefect server at {self.address} did not take {method} {path} in time") from None
             except PrefectHTTPStatusError as error:
                 self._lost = self._one_more(lost_before) if error.response.status_code in PASSING else 0
                 # Not "from error": that one names the address with its password, and a traceback would show it.
@@ -141,6 +139,10 @@ class Connection:
                 raise StoreError(f"cannot reach the Prefect server at {self.address}: {reason(error)}") from None
             self._lost = 0
             return response
+
+    def in_a_row(self) -> AbstractAsyncContextManager[None]:
+        """Let no request of others come between those of this context."""
+        return self._concurrency.in_a_row()
 
     async def ask(self, path: str, body: object) -> Any:  # noqa: ANN401 - JSON
         """Send a POST request and return the JSON of its answer."""
@@ -202,10 +204,9 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
         attempts = request.extensions.setdefault("attempts", [])
         if limiter:
             await limiter.acquire()
-        now = asyncio.get_running_loop().time()
-        if attempts and now - attempts[0] > request.extensions.get("most_seconds", inf):
+        if (may_send := request.extensions.get("may_send")) and not may_send():
             raise _LateError
-        attempts.append(now)
+        attempts.append(asyncio.get_running_loop().time())
 
     async def after(response: httpx.Response) -> None:
         if response.status_code in (TOO_MANY, BUSY) and (turn := response.request.extensions.get("turn")):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +26,7 @@ from uuid import UUID
 import asyncpg  # type: ignore[import-untyped]
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError, Version
-from prefect_artifact_retention.policies.control import read_control
+from prefect_artifact_retention.policies.control import HOLD, read_control
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.api import NO_METADATA, TERMINAL, ApiStore, control_metadata
 from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, COPIED, FLOW_RUN, TASK_RUN, WAY_OUT, check_schema
@@ -211,7 +211,17 @@ class DatabaseStore:
                     found.update((await connection.execute(lasting)).tuples().all())
         return found
 
-    async def delete(self, version_id: UUID, *, is_latest: bool = False) -> bool:
+    def in_a_row(self) -> AbstractAsyncContextManager[None]:
+        """Do nothing: what a deletion depends on is read in its transaction."""
+        return nullcontext()
+
+    async def delete(
+        self,
+        version_id: UUID,
+        *,
+        is_latest: bool = False,
+        may_send: Callable[[], bool] | None = None,  # noqa: ARG002 - a transaction is as fresh as can be
+    ) -> bool:
         """Delete one version. True if this deleted it, False if it had already gone.
 
         Where the latest of a key may go, and is the last version of it, it takes the collection with it.
@@ -625,7 +635,9 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
     return engine
 
 
-_IS_MENDED = sa.func.coalesce(sa.cast(COLLECTION.c.metadata_, sa.Text).contains(f'"{COPY_OF}"'), sa.false())
+_IS_MENDED = sa.and_(
+    COLLECTION.c.metadata_[COPY_OF].as_string().is_not(None), COLLECTION.c.metadata_[HOLD].as_string().is_(None)
+)
 
 
 def _collections() -> sa.Select[tuple[str, UUID, str | None, bool]]:

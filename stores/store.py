@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -55,7 +56,7 @@ class KeptVersionError(StoreError):
 
 
 class StaleLookError(StoreError):
-    """A deletion would have to be sent again, and what it rests on is too old by now. What became of it is unknown."""
+    """What a deletion rests on is too old by now to send it, or to send it again. What became of it is unknown."""
 
 
 class Store(Protocol):
@@ -112,16 +113,21 @@ class Store(Protocol):
         """Tell which of these runs exist and are not in a terminal state, and since when they exist."""
         ...
 
-    async def delete(self, version_id: UUID, *, is_latest: bool = False) -> bool:
+    def in_a_row(self) -> AbstractAsyncContextManager[None]:
+        """Let nothing else of this run come between what is asked in this context."""
+        ...
+
+    async def delete(self, version_id: UUID, *, is_latest: bool = False, may_send: Callable[[], bool] | None = None) -> bool:
         """Delete one version. True if this deleted it, False if it had already gone.
 
         Args:
             version_id: The version.
             is_latest: It is the latest of its key, was condemned as such, and may go if it is the last one.
+            may_send: Asked right before each attempt to delete it by a request.
 
         Raises:
             KeptVersionError: It has come to be kept since it was judged; only a store with transactions is able to tell.
-            StaleLookError: It must be judged anew before another attempt.
+            StaleLookError: It may not be sent, or not again.
         """
         ...
 

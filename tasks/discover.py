@@ -45,6 +45,7 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
     run.first_round = len(found) - start
     run.report.keys_seen = sum(each.key not in OWN_KEYS for each in found)
     run.report.notes = await _notes(run)
+    run.server_deletes = bool(run.report.notes)
     if doubt := await run.server.untested_version():
         run.report.warn(doubt)
 

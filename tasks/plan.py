@@ -217,7 +217,9 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
             run.report.warn(f"{label(history.key)}: nothing deleted, because its versions changed while they were read")
         return
     if not verdicts:
-        run.dangling.add(history.key)
+        if not run.server_deletes:
+            # Or the server may be about to remove the collection, too.
+            run.dangling.add(history.key)
         run.report.warn(f"{label(history.key)}: no version of it was found, though the server lists it")
     _count(run, report, verdicts)
     if report.planned:

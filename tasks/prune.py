@@ -12,9 +12,10 @@ found and repaired afterwards.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
@@ -29,6 +30,7 @@ from prefect_artifact_retention.stores.concurrency import MOST_AT_ONCE, for_each
 from prefect_artifact_retention.stores.store import Collection, History, KeptVersionError, StaleLookError
 from prefect_artifact_retention.tasks.plan import judge, judge_all, subject, unfinished_runs
 from prefect_artifact_retention.tasks.rendering import label
+from prefect_artifact_retention.tasks.report import KeyReport
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
 Item = TypeVar("Item")
@@ -52,8 +54,14 @@ SETTLE_SECONDS = 1
 MOST_LOOKS = 5
 """Looks at collections that dangle: a repair, too, meets people who delete."""
 
+MOST_STALE_SECONDS = 2
+"""After its first attempt, in which a deletion is sent again; then its key is looked at again first."""
+
+MOST_WAITING_SECONDS = 120
+"""After which a deletion that has waited for its turn is not sent on the same look either."""
+
 MOST_STALE = 5
-"""Deletions of a key that may be put off until it is looked at again; then it fails."""
+"""How often in a row a key is looked at again for that, with nothing gone in between; then it fails."""
 
 
 @dataclass(slots=True)
@@ -63,8 +71,6 @@ class _Key:
     name: str
     plan: KeyPlan
     pending: set[UUID]
-    stale: int = 0
-    """How often a deletion was put off for another look."""
 
     @property
     def expected(self) -> int:
@@ -110,6 +116,47 @@ class _Look:
             yield successor
         elif len(self.present) == 1:
             yield self.condemned
+
+
+@dataclass(slots=True)
+class _Patience:
+    """Bears that deletions of a key are put off, unless that goes on and on with nothing gone in between."""
+
+    report: KeyReport
+    times: int = 0
+    settled: int = -1
+
+    def lose(self, error: StaleLookError) -> None:
+        """Bear it once more, or raise the error."""
+        settled = self.report.deleted + self.report.already_gone
+        self.times = self.times + 1 if settled == self.settled else 1
+        self.settled = settled
+        if self.times == MOST_STALE:
+            raise error
+
+
+@dataclass(slots=True)
+class _Sending:
+    """A deletion on its way: whether it may be sent, or sent again, on the look that it rests on."""
+
+    began: float
+    """When the first of those that rest on it began."""
+    stale: Sequence[StaleLookError]
+    """Of those that were put off; then nothing more is sent."""
+    first: float | None = None
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the server may have acted."""
+        return self.first is not None
+
+    def may_send(self) -> bool:
+        """Tell so right before each attempt."""
+        now = time.monotonic()
+        if self.stale or now - self.began > MOST_WAITING_SECONDS:
+            return False
+        self.first = self.first or now
+        return now - self.first <= MOST_STALE_SECONDS
 
 
 def pack(plans: Sequence[KeyPlan], most: int) -> list[list[KeyPlan]]:
@@ -225,6 +272,7 @@ async def _failing_alone(plan: KeyPlan) -> AsyncIterator[None]:
 async def _prune_keyed(run: Run, key: _Key, look: _Look | None, *, at_once: int = MOST_AT_ONCE) -> None:
     """Delete what a look condemns; without one, or once anything has changed since, look anew, until nothing is left to do."""
     look = look or (await _look(run, [key])).get(key.name)
+    patience = _Patience(key.plan.report)
     while look:
         portions = list(look.portions())
         if not portions:
@@ -232,21 +280,21 @@ async def _prune_keyed(run: Run, key: _Key, look: _Look | None, *, at_once: int 
             key.plan.report.spared += len(key.pending)
             return
         for portion in portions:
-            if not await _still_may_go(run, look, portion):
-                break
-            look.age += len(portion)
-            run.is_unsettled |= any(version.id == look.successor for version in portion)
-            try:
-                if not await _delete(run, key.plan, portion, key.pending, at_once, latest_id=look.collection.latest_id):
-                    return
-            except StaleLookError:
-                key.stale += 1
-                if key.stale == MOST_STALE:
-                    raise
-                break
+            takes_last = any(version.id in (look.successor, look.collection.latest_id) for version in portion)
+            async with run.store.in_a_row() if takes_last else nullcontext():
+                if not await _still_may_go(run, look, portion):
+                    break
+                look.age += len(portion)
+                run.is_unsettled |= any(version.id == look.successor for version in portion)
+                try:
+                    if not await _delete(run, key.plan, portion, key.pending, at_once, latest_id=look.collection.latest_id):
+                        return
+                except StaleLookError as error:
+                    patience.lose(error)
+                    break
+        gone = key.plan.report.already_gone
         look = (await _look(run, [key])).get(key.name)
-        # What has become of those that were put off is known by now.
-        key.plan.report.failed = 0
+        _settle_put_off(run, key.plan, key.plan.report.already_gone - gone)
 
 
 async def _still_may_go(run: Run, look: _Look, portion: Sequence[Version]) -> bool:
@@ -365,13 +413,13 @@ def _settle(run: Run, key: _Key, history: History, verdicts: Sequence[Verdict]) 
 
 async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
     """Delete artifacts without a key: nothing hangs on them, but their runs, holds and ages are looked at again."""
-    stale = 0
+    patience = _Patience(plan.report)
     for ids in _batches(plan.condemned):
         pending = set(ids)
         while pending:
             await run.tell_of_deleting()
             versions = [version for version in await run.store.versions(pending) if version.key is None]
-            plan.report.failed = 0
+            _settle_put_off(run, plan, len(pending) - len(versions))
             verdicts = await judge(run, versions, plan.policy)
             condemned = [verdict.version for verdict in reversed(verdicts) if not verdict.keep]
             plan.report.already_gone += len(pending) - len(versions)
@@ -380,10 +428,14 @@ async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
             try:
                 if not await _delete(run, plan, condemned, pending, MOST_AT_ONCE):
                     return
-            except StaleLookError:
-                stale += 1
-                if stale == MOST_STALE:
-                    raise
+            except StaleLookError as error:
+                patience.lose(error)
+
+
+def _settle_put_off(run: Run, plan: KeyPlan, gone: int) -> None:
+    """Account for deletions that were put off, once it is known what has become of them: some may have gone."""
+    run.deletions_started -= max(0, plan.report.failed - gone)
+    plan.report.failed = 0
 
 
 async def _delete(  # noqa: PLR0913 - what is deleted, and how
@@ -403,21 +455,30 @@ async def _delete(  # noqa: PLR0913 - what is deleted, and how
     """
     waiting = deque(versions)
     failures: list[Exception] = []
+    stale: list[StaleLookError] = []
+    began = time.monotonic()
 
     def begun() -> Iterator[Version]:
-        while waiting and not failures and run.may_delete():
+        while waiting and not (failures or stale) and run.may_delete():
             yield waiting.popleft()
 
     async def delete(version: Version) -> None:
         if plan.key is not None:
             run.touched.add(plan.key)
+        sending = _Sending(began, stale)
         try:
-            deleted = await run.store.delete(version.id, is_latest=version.id == latest_id)
+            deleted = await run.store.delete(version.id, is_latest=version.id == latest_id, may_send=sending.may_send)
         except KeptVersionError:
             pending.discard(version.id)
             plan.report.spared += 1
             return
+        except StaleLookError as error:
+            plan.report.failed += sending.is_sent
+            run.deletions_started -= not sending.is_sent
+            stale.append(error)
+            return
         except Exception as error:  # noqa: BLE001 - raised below, once the others have been counted
+            plan.report.failed += 1
             failures.append(error)
             return
         pending.discard(version.id)
@@ -429,9 +490,8 @@ async def _delete(  # noqa: PLR0913 - what is deleted, and how
         await run.tell_of_deletion()
 
     await for_each(begun(), delete, min(at_once, len(versions)))
-    if failures:
-        plan.report.failed += len(failures)
-        raise next((each for each in failures if not isinstance(each, StaleLookError)), failures[0])
+    for error in (*failures, *stale):
+        raise error
     return not waiting
 
 

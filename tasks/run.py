@@ -100,6 +100,7 @@ class Run:
         store: Where versions are read and deleted; the same API, or the database.
         touched: Keys of which something was deleted, or may have been.
         dangling: Keys that were found without their latest version.
+        server_deletes: The server deletes artifacts by itself, too.
     """
 
     def __init__(  # noqa: PLR0913 - what a run consists of
@@ -123,6 +124,7 @@ class Run:
         self.first_round = 0
         self.plans: list[KeyPlan] = []
         self.dangling: set[str] = set()
+        self.server_deletes = False
         self.touched: set[str] = set()
         self.is_unsettled = False
         self.kept_by = RuleTally()

@@ -517,6 +517,19 @@ async def test_a_copy_that_a_killed_run_has_left_counts_for_no_version(server: S
     assert await server.database.ids() == ids(rows, 1, 2) | {alone.id}
 
 
+@pytest.mark.parametrize(
+    "metadata", [{"note": COPY_OF}, {COPY_OF.upper(): "x"}, {COPY_OF: str(uuid4()), "retention-hold": "true"}]
+)
+async def test_a_version_that_only_looks_like_a_copy_or_is_held_stays(server: Server, metadata: dict[str, str]) -> None:
+    """It is a version like any other."""
+    rows = await server.database.insert([Row("report", days(0.1), metadata=metadata), *series("report", [1, 2])])
+    copied = "(SELECT metadata_ FROM artifact WHERE id = latest_id)"
+    await server.database.run(f"UPDATE artifact_collection SET metadata_ = {copied}")
+    report = await server.cleanup([KEEP_2], mode="delete")
+    assert (report.repaired, report.deleted) == ([], 1)
+    assert await server.database.ids() == ids(rows, 0, 1)
+
+
 async def test_what_changes_between_plan_and_prune_is_seen(server: Server) -> None:
     """A hold set, a key gone, a version gone meanwhile: nothing wanted goes, nothing fails."""
     held = await server.database.insert(series("held", [1, 2, 3, 4]))

@@ -12,7 +12,7 @@ import pytest
 from database import Row, series
 from prefect import get_client
 from prefect_artifact_retention.policies import RetentionPolicy
-from prefect_artifact_retention.stores import api, concurrency
+from prefect_artifact_retention.stores import concurrency
 from prefect_artifact_retention.tasks import prune
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from servers import Server, when_planned
@@ -209,8 +209,10 @@ async def test_a_deletion_that_fails_ends_its_key_and_those_under_way_are_counte
         await server.cleanup([KEEP_2], mode="delete")
     report: Any = failed.value.report
     gone = {row.id for row in rows} - await server.database.ids()
-    assert (report.failed, report.deleted) == (1, len(gone))
-    assert {row.id for row in rows[21:]} <= gone
+    assert report.deleted == len(gone)
+    # On SQLite, those under way get a 503 now and then, and may come too late for another attempt: their fate is unknown.
+    assert report.failed == 1 or (server.database.is_sqlite and 1 < report.failed <= AT_ONCE)
+    assert len({row.id for row in rows[21:]} - gone) < report.failed
     assert len(gone) < 9 + AT_ONCE
 
 
@@ -225,7 +227,7 @@ def busy(seconds: float, request: httpx.Request) -> httpx.Response:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a look be too old for another attempt after less than a second."""
-    monkeypatch.setattr(api, "MOST_STALE_SECONDS", 0.1)
+    monkeypatch.setattr(prune, "MOST_STALE_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -243,7 +245,7 @@ async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(server
             else:
                 async with get_client() as person:
                     await person.delete_artifact(rows[0].id)
-            return busy(0.2, request)
+            return busy(0.3, request)
         return await send(transport, request)
 
     with transport(interfere):
@@ -267,7 +269,7 @@ async def test_a_deletion_that_had_to_wait_is_done_after_another_look(server: Se
             if waited[request.url.path] == 1 and request.url.path.endswith((str(rows[4].id), str(rows[5].id))):
                 if request.url.path.endswith(str(rows[5].id)):
                     await send(transport, request)
-                return busy(0.2, request)
+                return busy(0.3, request)
         return await send(transport, request)
 
     policy = (
@@ -290,7 +292,7 @@ async def test_a_deletion_that_has_to_wait_again_and_again_fails_its_key(server:
     async def delay(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
         if request.method == "DELETE" and request.url.path.endswith(str(rows[2].id)):
             attempts.append(request.url.path)
-            return busy(0.2, request)
+            return busy(0.3, request)
         return await send(transport, request)
 
     policies = [KEEP_2, RetentionPolicy(name="some", keep_within_days=9, unkeyed=True)]
@@ -345,3 +347,75 @@ async def test_a_mending_whose_answer_is_lost_leaves_no_copy(server: Server) -> 
     assert not await server.database.dangling()
     await server.cleanup([policy], mode="delete")
     assert await server.database.ids() == {rows[1].id}
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_what_waits_behind_a_deletion_that_is_put_off_is_looked_at_again_too(server: Server) -> None:
+    """Of the same key: nothing more of it is sent on the old look."""
+    rows = (await keys(server, "report", versions=8))["report"]
+    busied: list[str] = []
+
+    async def interfere(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if request.method == "DELETE" and request.url.path.endswith(str(rows[7].id)) and not busied:
+            busied.append(request.url.path)
+            await server.database.update_metadata(rows[6].id, {"retention-hold": "true"})
+            return busy(0.3, request)
+        return await send(transport, request)
+
+    with transport(interfere):
+        report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+    assert (report.outcome, report.deleted, report.spared) == ("completed", 6, 1)
+    assert await server.database.ids() == {rows[0].id, rows[6].id}
+
+
+async def test_the_look_right_before_a_successor_goes_is_not_held_up_by_another_key(server: Server) -> None:
+    """Its deletion follows at once, whoever else waits: a person's deletion of the latest in the meantime is seen."""
+    rows = await keys(server, "a", "b", versions=2)
+    successors = {str(rows[name][1].id): name for name in rows}
+    deleted: list[str] = []
+
+    async def interfere(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        name = successors.get(request.url.path.rpartition("/")[2])
+        if request.method == "DELETE" and name and not deleted:
+            # Whichever comes first is put off; meanwhile, a person deletes the latest of the other one.
+            (other,) = set(rows) - {name}
+            deleted.append(other)
+
+            async def person() -> None:
+                await asyncio.sleep(0.5)
+                async with get_client() as client:
+                    await client.delete_artifact(rows[other][0].id)
+
+            people.append(asyncio.create_task(person()))
+            return busy(1.2, request)
+        return await send(transport, request)
+
+    people: list[asyncio.Task[None]] = []
+    with transport(interfere):
+        report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+        await asyncio.gather(*people)
+    (other,) = deleted
+    assert (report.outcome, report.deleted, report.spared) == ("completed", 1, 1)
+    assert await server.database.ids() == {rows[other][1].id} | {rows[name][0].id for name in rows if name != other}
+    assert not await server.database.dangling()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("key", ["report", None])
+async def test_deletions_that_have_to_wait_now_and_then_end_no_long_key(server: Server, key: str | None) -> None:
+    """Only if nothing goes in between, it is given up."""
+    rows = await server.database.insert(series(key, range(1, 152)))
+    attempts: Counter[str] = Counter()
+
+    async def delay(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if request.method == "DELETE":
+            attempts[request.url.path] += 1
+            if len(attempts) % 15 == 1 and attempts[request.url.path] == 1:
+                return busy(0.3, request)
+        return await send(transport, request)
+
+    policies = [RetentionPolicy(name="one", keep_last=1), RetentionPolicy(name="old", keep_within_days=1.5, unkeyed=True)]
+    with transport(delay):
+        report = await server.cleanup(policies, mode="delete")
+    assert (report.outcome, report.deleted, report.failed) == ("completed", 150, 0)
+    assert await server.database.ids() == {rows[0].id}
