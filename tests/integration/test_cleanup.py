@@ -22,6 +22,7 @@ from prefect.states import Completed, Running
 from prefect_artifact_retention.flows.cleanup import LISTENER, artifact_cleanup
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
+from prefect_artifact_retention.stores.api import ApiStore, Expiry
 from prefect_artifact_retention.stores.store import COPY_OF
 from prefect_artifact_retention.tasks import prune
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
@@ -499,6 +500,23 @@ async def test_a_collection_without_any_version_is_mended_whenever_it_is_found(s
     ((data, metadata),) = await server.database.run("SELECT data, metadata_ FROM artifact WHERE key = 'ghost'")
     assert (loads(data), loads(metadata)) == ("boo", {"a": "b"})
     assert (await server.cleanup([KEEP_2], mode="delete")).repaired == []
+
+
+async def test_a_collection_without_any_version_is_left_to_a_server_that_deletes_by_itself(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be about to remove the collection, too: what has expired does not come back."""
+
+    async def expiry(_store: ApiStore) -> Expiry:
+        return Expiry(of_runs=timedelta(days=90), of_orphans=True)
+
+    monkeypatch.setattr(ApiStore, "expiry", expiry)
+    (row,) = await server.database.insert([Row("ghost", days(100))])
+    await server.database.delete_version(row.id)
+    report = await server.cleanup([KEEP_2], mode="delete")
+    assert (report.outcome, report.repaired) == ("completed", [])
+    assert report.warnings == ["ghost: no version of it was found, though the server lists it"]
+    assert await server.database.ids() == set()
 
 
 async def test_a_copy_that_a_killed_run_has_left_counts_for_no_version(server: Server) -> None:
