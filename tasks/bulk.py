@@ -70,7 +70,7 @@ def _next_batch(pending: list[KeyPlan], room: int) -> Batch:
     space = MOST_BYTES
     while pending and room and (collection := pending[-1].collection):
         plan = pending[-1]
-        number = _fitting(plan.sizes, room, space, at_least=0 if batch else 1)
+        number = _fitting(plan.sizes[:room], space, at_least=0 if batch else 1)
         is_last = number == len(plan.condemned)
         is_fitting = number > 0 if plan.report.kept else is_last
         if batch and not is_fitting:
@@ -83,9 +83,9 @@ def _next_batch(pending: list[KeyPlan], room: int) -> Batch:
     return batch
 
 
-def _fitting(sizes: Sequence[int], room: int, space: int, *, at_least: int) -> int:
-    """How many versions of these sizes, from the first on, there is room and space for."""
-    return max(at_least, bisect_right(list(accumulate(sizes[:room])), space))
+def _fitting(sizes: Sequence[int], space: int, *, at_least: int) -> int:
+    """How many versions of these sizes, from the first on, there is space for."""
+    return max(at_least, bisect_right(list(accumulate(sizes)), space))
 
 
 async def _prune_batch(run: Run, store: DatabaseStore, batch: Batch) -> list[KeyPlan]:
@@ -119,7 +119,7 @@ async def _prune_unkeyed(run: Run, store: DatabaseStore, plan: KeyPlan, most: in
     start = 0
     while start < len(ids) and (room := int(min(most, run.room()))):
         await run.tell_of_deleting()
-        number = _fitting(sizes[start:], room, MOST_BYTES, at_least=1)
+        number = _fitting(sizes[start : start + room], MOST_BYTES, at_least=1)
         portion = dict(zip(ids[start : start + number], sizes[start : start + number], strict=True))
 
         async def delete(portion: Mapping[UUID, int] = portion) -> set[UUID]:

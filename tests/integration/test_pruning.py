@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -224,6 +224,22 @@ def busy(seconds: float, request: httpx.Request) -> httpx.Response:
     return httpx.Response(429, headers={"Retry-After": str(seconds)}, json={"detail": "slowly"}, request=request)
 
 
+def putting_off(rows: Sequence[Row], meanwhile: Callable[[str], Awaitable[None]] | None = None) -> Handle:
+    """Let the first attempt to delete each of these have to wait, and something happen to it meanwhile."""
+    waiting = {str(row.id) for row in rows}
+
+    async def handle(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        version_id = request.url.path.rpartition("/")[2]
+        if request.method != "DELETE" or version_id not in waiting:
+            return await send(transport, request)
+        waiting.discard(version_id)
+        if meanwhile:
+            await meanwhile(version_id)
+        return busy(0.3, request)
+
+    return handle
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a look be too old for another attempt after less than a second."""
@@ -261,22 +277,14 @@ async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(server
 async def test_a_deletion_that_had_to_wait_is_done_after_another_look(server: Server, key: str | None) -> None:
     """Whether the server has acted before or not, it is told as it is."""
     rows = await server.database.insert(series(key, range(1, 9)))
-    waited: Counter[str] = Counter()
 
-    async def delay(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
-        if request.method == "DELETE":
-            waited[request.url.path] += 1
-            if waited[request.url.path] == 1 and request.url.path.endswith((str(rows[4].id), str(rows[5].id))):
-                if request.url.path.endswith(str(rows[5].id)):
-                    await server.database.delete_version(rows[5].id)
-                return busy(0.3, request)
-        return await send(transport, request)
+    async def delete(version_id: str) -> None:
+        if version_id == str(rows[5].id):
+            await server.database.delete_version(rows[5].id)
 
-    policy = (
-        RetentionPolicy(name="some", keep_last=2) if key else RetentionPolicy(name="some", keep_within_days=2.5, unkeyed=True)
-    )
-    with transport(delay):
-        report = await server.cleanup([policy], mode="delete")
+    policies = [KEEP_2, RetentionPolicy(name="some", keep_within_days=2.5, unkeyed=True)]
+    with transport(putting_off(rows[4:6], delete)):
+        report = await server.cleanup(policies, mode="delete")
     assert (report.outcome, report.deleted, report.already_gone, report.failed) == ("completed", 5, 1, 0)
     assert await server.database.ids() == {row.id for row in rows[:2]}
 
@@ -353,16 +361,11 @@ async def test_a_mending_whose_answer_is_lost_leaves_no_copy(server: Server) -> 
 async def test_what_waits_behind_a_deletion_that_is_put_off_is_looked_at_again_too(server: Server) -> None:
     """Of the same key: nothing more of it is sent on the old look."""
     rows = (await keys(server, "report", versions=8))["report"]
-    busied: list[str] = []
 
-    async def interfere(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
-        if request.method == "DELETE" and request.url.path.endswith(str(rows[7].id)) and not busied:
-            busied.append(request.url.path)
-            await server.database.update_metadata(rows[6].id, {"retention-hold": "true"})
-            return busy(0.3, request)
-        return await send(transport, request)
+    async def hold_the_next(_version_id: str) -> None:
+        await server.database.update_metadata(rows[6].id, {"retention-hold": "true"})
 
-    with transport(interfere):
+    with transport(putting_off(rows[7:], hold_the_next)):
         report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
     assert (report.outcome, report.deleted, report.spared) == ("completed", 6, 1)
     assert await server.database.ids() == {rows[0].id, rows[6].id}
@@ -398,17 +401,8 @@ async def test_the_look_right_before_a_successor_goes_is_not_held_up_by_another_
 async def test_deletions_that_have_to_wait_now_and_then_end_no_long_key(server: Server, key: str | None) -> None:
     """Only if nothing goes in between, it is given up."""
     rows = await server.database.insert(series(key, range(1, 152)))
-    attempts: Counter[str] = Counter()
-
-    async def delay(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
-        if request.method == "DELETE":
-            attempts[request.url.path] += 1
-            if len(attempts) % 15 == 1 and attempts[request.url.path] == 1:
-                return busy(0.3, request)
-        return await send(transport, request)
-
     policies = [RetentionPolicy(name="one", keep_last=1), RetentionPolicy(name="old", keep_within_days=1.5, unkeyed=True)]
-    with transport(delay):
+    with transport(putting_off(rows[15::15])):
         report = await server.cleanup(policies, mode="delete")
     assert (report.outcome, report.deleted, report.failed) == ("completed", 150, 0)
     assert await server.database.ids() == {rows[0].id}
