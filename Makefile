@@ -50,7 +50,7 @@ test-docker: $(INSTALLED)
 	@$(BIN)/python -m pytest -m docker -rs
 
 # Environments of their own, in which the package is installed as its users have it. Only the oldest needs a pin.
-COMPAT := tests/integration/test_cleanup.py tests/integration/test_server_expiry.py tests/integration/test_server_version.py
+COMPAT := tests/integration/test_cleanup.py tests/integration/test_pruning.py tests/integration/test_server_expiry.py tests/integration/test_server_version.py
 OLDEST := $(shell sed -n 's/^  "prefect>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 PREFECT_VERSION := -c 'import prefect; print(prefect.__version__)'
 

@@ -104,7 +104,9 @@ async def fixed_client(ids: Sequence[UUID], at_once: int) -> float:
 async def adaptive_client(ids: Sequence[UUID]) -> float:
     """The same through the API store, which finds out by itself how many requests at once are best."""
     async with connect() as connection:
-        return await rate(ids, ApiStore(connection).delete, MOST_AT_ONCE)
+        store = ApiStore(connection)
+        await store.tune()
+        return await rate(ids, store.delete, MOST_AT_ONCE)
 
 
 async def usual_script(keep_last: int) -> int:

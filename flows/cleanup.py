@@ -313,6 +313,8 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     try:
         if database:
             await bulk_task(run, database)
+        else:
+            await run.server.tune()
         groups = pack([plan for plan in run.plans if plan.condemned], run.limits.max_task_runs)
         await for_each(groups, partial(_prune, run), GROUPS_AT_ONCE)
     except RetentionError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -271,6 +271,24 @@ class ApiStore:
         # Not filtered by state: rows that leave the listing while it is read would hide others.
         runs = await self._existing("flow_runs", flow_runs, _run) + await self._existing("task_runs", task_runs, _run)
         return {run_id: since for run_id, since, finished in runs if not finished}
+
+    async def tune(self) -> None:
+        """Let several requests be under way at once from now on, if the server is not on SQLite."""
+        if self.connection.is_cloud or await self._is_on_postgresql():
+            self.connection.allow_several()
+
+    async def _is_on_postgresql(self) -> bool:
+        """Tell what database the server is on, which nothing of Prefect's API says; False if that is not known.
+
+        Prefect hands the patterns of its filters to LIKE as they are. There, PostgreSQL takes a backslash for an escape
+        (https://www.postgresql.org/docs/current/functions-matching.html), and SQLite for a character like any other
+        (https://www.sqlite.org/lang_expr.html).
+        """
+        with suppress(StoreError, LookupError, TypeError):
+            flow = (await self.connection.ask("/flows/filter", {"limit": 1}))[0]
+            only = {"id": {"any_": [flow["id"]]}, "name": {"like_": f"\\{flow['name'][0]}"}}
+            return await self._count("/flows", only, body_field="flows") == 1
+        return False
 
     async def delete(
         self,

@@ -1,10 +1,9 @@
 """How many requests are under way at once: found by trying, because no number is right for every server.
 
-A server on SQLite deletes fastest one at a time, and answers 503 to two that write at once; one on PostgreSQL gains up to some
-four; on Cloud, only its rate limit counts. So a run begins with one at a time, and compares that with the next level, and so
-on upwards for as long as it gains; it does so anew now and then. Two that write at once to a Prefect server on SQLite can also
-hold up all its writes for a minute, so no level is tried for nothing: not in a short run, not above one that gained nothing,
-ever more seldom, never again once the server has said at it that it is busy, and not soon where it said so to one request.
+A server on SQLite deletes fastest one at a time, and two that write at once can hold up all its writes for a minute. One on
+PostgreSQL gains up to some four; on Cloud, only its rate limit counts. So there is one at a time until it is known that the
+server bears several. Then a run begins with the most, and compares that with the level below, and so on downwards for as long
+as that is about as fast; it does so anew now and then. A level at which the server says that it is busy is left for good.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ LEVELS: tuple[int, ...] = (1, 2, 4)
 MOST_AT_ONCE = LEVELS[-1]
 
 FIRST = 200
-"""Requests before anything is tried: in a run that has no more, trying would not pay."""
+"""Requests at the highest level before it is compared: in a run that has no more, that would not pay."""
 
 TURNS = 3
 """Of each of two levels, one after the other. The quickest counts: others have looks in between, or open connections."""
@@ -32,11 +31,11 @@ TURNS = 3
 WINDOW = 24
 """Requests that are timed in a turn."""
 
-HOLD = 1_000
-"""Requests for which the run stays at a level, before any are compared; each time they are, it is twice as many."""
+HOLD = 2_000
+"""Requests for which the run stays at a level, before any are compared again."""
 
 GAIN = 1.07
-"""A higher level is gone on with if it is faster by this factor: a lower one leaves more of the server to others."""
+"""A higher level is stayed at if it is faster by this factor: a lower one leaves more of the server to others."""
 
 Item = TypeVar("Item")
 
@@ -45,22 +44,26 @@ _HELD: ContextVar[int | None] = ContextVar("_HELD", default=None)
 
 
 class AdaptiveConcurrency:
-    """Lets as many requests through at once as the server does best with."""
+    """Lets one request through at a time, or as many at once as the server does best with, if it bears several."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._slots = anyio.CapacityLimiter(LEVELS[0])
         self._turn = 0
-        self._levels = LEVELS
-        self._hold = HOLD
+        self._levels = LEVELS[:1]
         self._seconds = dict[int, float]()
         self._turns = deque[int]()
-        self._go_on(LEVELS[0], FIRST)
+        self._go_on(LEVELS[0], HOLD)
 
     @property
     def level(self) -> int:
         """Requests that may be under way at once."""
         return int(self._slots.total_tokens)
+
+    def allow_several(self) -> None:
+        """Have several requests under way at once from now on: the server bears it."""
+        self._levels = LEVELS
+        self._go_on(LEVELS[-1], FIRST)
 
     @asynccontextmanager
     async def slot(self, *, is_timed: bool) -> AsyncIterator[int]:
@@ -94,8 +97,7 @@ class AdaptiveConcurrency:
     def back_off(self, turn: int) -> None:
         """Take note that the server said to a request of this turn that it is busy.
 
-        The run goes on with the level below, for good. Where there was but one request, as on SQLite while something else
-        writes, no more are tried for a while.
+        The run goes on with the level below, for good. Where there was but one request, no more are tried for a while.
         """
         if turn != self._turn:
             return
@@ -114,28 +116,28 @@ class AdaptiveConcurrency:
         """Stay at a level until it is time to try them all anew."""
         self._seconds.clear()
         self._turns.clear()
-        self._go_on(level, self._hold)
+        self._go_on(level, HOLD)
 
     def _compare(self, level: int) -> None:
-        """Begin to compare a level with the next higher one."""
-        pair = self._levels[self._levels.index(level) :][:2]
-        if len(pair) == 1:
+        """Begin to compare a level with the next lower one."""
+        if level == self._levels[0]:
             self._settle(level)
-        else:
-            self._seconds = dict.fromkeys(pair, inf)
-            self._turns = deque(pair * TURNS)
-            self._next_turn()
+            return
+        pair = (level, self._levels[self._levels.index(level) - 1])
+        self._seconds = dict.fromkeys(pair, inf)
+        self._turns = deque(pair * TURNS)
+        self._next_turn()
 
     def _next_turn(self) -> None:
         if self._turns:
             level = self._turns.popleft()
             self._go_on(level, level + WINDOW)
             return
-        (lower, lower_seconds), (higher, higher_seconds) = self._seconds.items()
+        (higher, higher_seconds), (lower, lower_seconds) = self._seconds.items()
         if lower_seconds >= GAIN * higher_seconds:
-            self._compare(higher)
+            self._settle(higher)
         else:
-            self._settle(lower)
+            self._compare(lower)
 
     def _count(self) -> None:
         """Count one more request of this turn; its clock starts, and stops, with all slots taken by requests of its own."""
@@ -148,8 +150,7 @@ class AdaptiveConcurrency:
             self._seconds[self.level] = min(self._seconds[self.level], self._clock() - self._began)
             self._next_turn()
         else:
-            self._hold *= 2
-            self._compare(self._levels[0])
+            self._compare(self._levels[-1])
 
 
 async def for_each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]], at_once: int) -> None:

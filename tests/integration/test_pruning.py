@@ -13,6 +13,7 @@ from database import Row, series
 from prefect import get_client
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.stores import concurrency
+from prefect_artifact_retention.stores.connection import MOST_LATE
 from prefect_artifact_retention.tasks import prune
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from servers import Server, when_planned
@@ -41,6 +42,12 @@ def transport(handle: Handle) -> Iterator[None]:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a run have four requests under way from the start."""
     monkeypatch.setattr(concurrency, "LEVELS", (AT_ONCE,))
+
+
+@pytest.fixture
+def one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run have one request under way at a time, whatever the server bears: others wait behind it."""
+    monkeypatch.setattr(concurrency, "LEVELS", (1,))
 
 
 async def keys(server: Server, *names: str, versions: int) -> dict[str, list[Row]]:
@@ -185,6 +192,37 @@ async def test_versions_of_one_key_go_several_at_once_and_the_one_behind_the_lat
     assert await server.database.ids() == {rows[0].id}
 
 
+async def test_a_server_on_postgresql_gets_several_deletions_at_once_and_one_on_sqlite_never_two(server: Server) -> None:
+    """Two that write at once can hold up all writes of a server on SQLite for a minute."""
+    await keys(server, "a", "b", "c", versions=100)
+    seen: list[tuple[str, int]] = []
+    with transport(watch(set(), seen)):
+        report = await server.cleanup([KEEP_2], mode="delete")
+    assert report.deleted == 294
+    most = 1 if server.database.is_sqlite else concurrency.MOST_AT_ONCE
+    assert max(others for _, others in seen) == most - 1
+
+
+@pytest.mark.parametrize(
+    "flows", [httpx.Response(403), httpx.Response(200, json=[]), httpx.Response(200, json=[{"id": 1, "name": 2}])]
+)
+async def test_a_server_that_does_not_show_its_kind_gets_one_deletion_at_a_time(server: Server, flows: httpx.Response) -> None:
+    """All the same, everything stale goes."""
+    await keys(server, "a", versions=12)
+    seen: list[tuple[str, int]] = []
+    watched = watch(set(), seen)
+
+    async def hide(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if request.url.path.endswith("/flows/filter"):
+            return httpx.Response(flows.status_code, content=flows.content, request=request)
+        return await watched(transport, request, send)
+
+    with transport(hide):
+        report = await server.cleanup([KEEP_2], mode="delete")
+    assert report.deleted == 10
+    assert {others for _, others in seen} == {0}
+
+
 @pytest.mark.usefixtures("at_once")
 async def test_a_limit_of_deletions_holds_to_the_last_one_with_several_under_way(server: Server) -> None:
     """Seven are seven."""
@@ -313,6 +351,26 @@ async def test_a_deletion_that_has_to_wait_again_and_again_fails_its_key(server:
     assert {row.id for row in rows} <= await server.database.ids()
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_key(server: Server) -> None:
+    """As one whose database something else holds for long; what is left is left to the next run."""
+    rows = await keys(server, *(f"key-{number}" for number in range(40)), versions=4)
+    attempts: list[str] = []
+
+    async def delay(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if request.method == "DELETE":
+            attempts.append(request.url.path)
+            return busy(0.3, request)
+        return await send(transport, request)
+
+    with transport(delay), pytest.raises(CleanupFailed, match="takes no deletions: 15 in a row had to wait") as failed:
+        await server.cleanup([KEEP_2], mode="delete")
+    report = failed.value.report
+    assert (report.deleted, report.remaining) == (0, 80)
+    assert len(attempts) <= MOST_LATE * concurrency.MOST_AT_ONCE
+    assert await server.database.ids() == {row.id for each in rows.values() for row in each}
+
+
 async def test_kept_versions_that_go_while_a_long_key_is_pruned_leave_their_slots_to_others(server: Server) -> None:
     """As many stay as the policy says, of those that are left."""
     rows = (await keys(server, "report", versions=200))["report"]
@@ -357,7 +415,7 @@ async def test_a_mending_whose_answer_is_lost_leaves_no_copy(server: Server) -> 
     assert await server.database.ids() == {rows[1].id}
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("impatient", "one_at_once")
 async def test_what_waits_behind_a_deletion_that_is_put_off_is_looked_at_again_too(server: Server) -> None:
     """Of the same key: nothing more of it is sent on the old look."""
     rows = (await keys(server, "report", versions=8))["report"]
@@ -371,6 +429,7 @@ async def test_what_waits_behind_a_deletion_that_is_put_off_is_looked_at_again_t
     assert await server.database.ids() == {rows[0].id, rows[6].id}
 
 
+@pytest.mark.usefixtures("one_at_once")
 async def test_the_look_right_before_a_successor_goes_is_not_held_up_by_another_key(server: Server) -> None:
     """Its deletion follows at once, whoever else waits: a person's deletion of the latest in the meantime is seen."""
     rows = await keys(server, "a", "b", versions=2)
