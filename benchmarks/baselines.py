@@ -17,6 +17,7 @@ from database import Database
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.exceptions import ObjectNotFound
+from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.concurrency import for_each
 from prefect_artifact_retention.stores.connection import connect
@@ -105,7 +106,7 @@ async def adaptive_client(ids: Sequence[UUID]) -> float:
     """The same through the API store, which finds out by itself how many requests at once are best."""
     async with connect() as connection:
         store = ApiStore(connection)
-        await store.tune()
+        await store.tune(artifact_cleanup.name)
         return await rate(ids, store.delete, MOST_AT_ONCE)
 
 

@@ -228,7 +228,7 @@ async def _clean_up(
 ) -> CleanupReport:
     own_runs = {UUID(runtime.flow_run.id)}
     async with open_run(settings, mode, policies, keys, own_runs) as run:
-        progress = ProgressArtifact(run.server.connection.client)
+        progress = ProgressArtifact(run.server.connection)
         run.listen(progress.listen)
         try:
             await until_told_to_end(_steps_and_report(run, progress, vacuum=settings.reclaim == "vacuum"))
@@ -281,7 +281,7 @@ async def _last_words(run: Run, progress: ProgressArtifact) -> None:
     with suppress(RetentionError, TimeoutError):
         async with asyncio.timeout(LAST_WORDS_SECONDS), connect() as connection:
             run.reconnect(ApiStore(connection))
-            progress.client = connection.client
+            progress.connection = connection
             await progress.finish(words, complete=False)
             with suppress(RetentionError):
                 await publish_report(run)
@@ -314,7 +314,7 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
         if database:
             await bulk_task(run, database)
         else:
-            await run.server.tune()
+            await run.server.tune(runtime.flow_run.flow_name)
         groups = pack([plan for plan in run.plans if plan.condemned], run.limits.max_task_runs)
         await for_each(groups, partial(_prune, run), GROUPS_AT_ONCE)
     except RetentionError as error:

@@ -272,23 +272,20 @@ class ApiStore:
         runs = await self._existing("flow_runs", flow_runs, _run) + await self._existing("task_runs", task_runs, _run)
         return {run_id: since for run_id, since, finished in runs if not finished}
 
-    async def tune(self) -> None:
-        """Let several requests be under way at once from now on, if the server is not on SQLite."""
-        if self.connection.is_cloud or await self._is_on_postgresql():
-            self.connection.allow_several()
+    async def tune(self, flow_name: str) -> None:
+        """Let several requests be under way at once from now on, if the server is not on SQLite.
 
-    async def _is_on_postgresql(self) -> bool:
-        """Tell what database the server is on, which nothing of Prefect's API says; False if that is not known.
+        Nothing of Prefect's API says so. But it hands the patterns of its filters to LIKE as they are, where PostgreSQL takes
+        a backslash for an escape (https://www.postgresql.org/docs/current/functions-matching.html), and SQLite for a character
+        like any other (https://www.sqlite.org/lang_expr.html). Who does not answer as PostgreSQL does may be on SQLite.
 
-        Prefect hands the patterns of its filters to LIKE as they are. There, PostgreSQL takes a backslash for an escape
-        (https://www.postgresql.org/docs/current/functions-matching.html), and SQLite for a character like any other
-        (https://www.sqlite.org/lang_expr.html).
+        Args:
+            flow_name: Of a flow that the server knows.
         """
-        with suppress(StoreError, LookupError, TypeError):
-            flow = (await self.connection.ask("/flows/filter", {"limit": 1}))[0]
-            only = {"id": {"any_": [flow["id"]]}, "name": {"like_": f"\\{flow['name'][0]}"}}
-            return await self._count("/flows", only, body_field="flows") == 1
-        return False
+        only = {"name": {"any_": [flow_name], "like_": f"\\{flow_name}"}}
+        with suppress(StoreError):
+            if self.connection.is_cloud or await self._count("/flows", only, body_field="flows"):
+                self.connection.allow_several()
 
     async def delete(
         self,
@@ -315,7 +312,7 @@ class ApiStore:
         return True
 
     def in_a_row(self) -> AbstractAsyncContextManager[None]:
-        """Let no request of others come between those of this context: what is looked at in it is as fresh as can be."""
+        """Let no request of this context wait for others: what is looked at in it is as fresh as can be."""
         return self.connection.in_a_row()
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 A server on SQLite deletes fastest one at a time, and two that write at once can hold up all its writes for a minute. One on
 PostgreSQL gains up to some four; on Cloud, only its rate limit counts. So there is one at a time until it is known that the
 server bears several. Then a run begins with the most, and compares that with the level below, and so on downwards for as long
-as that is about as fast; it does so anew now and then. A level at which the server says that it is busy is left for good.
+as that is about as fast; it does so anew now and then. A level at which the server says that it is busy is left until then.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class AdaptiveConcurrency:
     def allow_several(self) -> None:
         """Have several requests under way at once from now on: the server bears it."""
         self._levels = LEVELS
-        self._go_on(LEVELS[-1], FIRST)
+        self._settle(LEVELS[-1], FIRST)
 
     @asynccontextmanager
     async def slot(self, *, is_timed: bool) -> AsyncIterator[int]:
@@ -86,7 +86,7 @@ class AdaptiveConcurrency:
 
     @asynccontextmanager
     async def in_a_row(self) -> AsyncIterator[None]:
-        """Take one slot for all requests until the context ends: none of others comes between them."""
+        """Take one slot for all requests until the context ends: none of them waits for others."""
         async with self.slot(is_timed=False) as turn:
             token = _HELD.set(turn)
             try:
@@ -95,15 +95,9 @@ class AdaptiveConcurrency:
                 _HELD.reset(token)
 
     def back_off(self, turn: int) -> None:
-        """Take note that the server said to a request of this turn that it is busy.
-
-        The run goes on with the level below, for good. Where there was but one request, no more are tried for a while.
-        """
-        if turn != self._turn:
-            return
-        if below := tuple(level for level in self._levels if level < self.level):
-            self._levels = below
-        self._settle(below[-1] if below else self.level)
+        """Take note that the server said to a request of this turn that it is busy: the run goes on with the level below."""
+        if turn == self._turn:
+            self._settle(self._levels[max(0, self._levels.index(self.level) - 1)])
 
     def _go_on(self, level: int, requests: int) -> None:
         """Go on at a level, for so many requests."""
@@ -112,11 +106,11 @@ class AdaptiveConcurrency:
         self._counted = 0
         self._last = requests
 
-    def _settle(self, level: int) -> None:
-        """Stay at a level until it is time to try them all anew."""
+    def _settle(self, level: int, requests: int = HOLD) -> None:
+        """Stay at a level for so many requests, until it is time to try them all anew."""
         self._seconds.clear()
         self._turns.clear()
-        self._go_on(level, HOLD)
+        self._go_on(level, requests)
 
     def _compare(self, level: int) -> None:
         """Begin to compare a level with the next lower one."""

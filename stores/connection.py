@@ -36,11 +36,6 @@ MOST_LOST = 3
 """Requests in a row that fail with all their attempts; those under way at the same time count as one. After them the server is
 taken to be out of reach and nothing more is sent: a run over many keys would wait for each of them anew."""
 
-MOST_LATE = 15
-"""Deletions in a row that the server does not take in time, while it answers everything else; counted alike. It takes none, as
-where something holds its database, and nothing more is deleted: a run over many keys would look at each of them again and
-again."""
-
 PASSING = (408, 429, 502, 503)
 """What Prefect's client tries again; as the last word of a request, it means that the server is out of reach."""
 
@@ -84,7 +79,6 @@ class Connection:
         self.is_cloud = client.server_type == ServerType.CLOUD
         self._concurrency = concurrency
         self._lost = 0
-        self._late = 0
         # Prefect's server compresses at level 9, which costs its one event loop more than a local network gains.
         self._headers = {} if self.is_cloud else {"Accept-Encoding": "identity"}
 
@@ -115,13 +109,10 @@ class Connection:
         """
         content = None if body is None else orjson.dumps(body)
         headers = self._headers | ({"Content-Type": "application/json"} if content else {})
-        attempts = [] if attempts is None else attempts
         async with self._concurrency.slot(is_timed=method == "DELETE") as turn:
-            lost_before, late_before = self._lost, self._late
+            lost_before = self._lost
             if lost_before >= MOST_LOST:
                 raise StoreError(f"the Prefect server at {self.address} is out of reach: {MOST_LOST} requests in a row failed")
-            if method == "DELETE" and late_before >= MOST_LATE:
-                raise StoreError(f"the Prefect server at {self.address} takes no deletions: {MOST_LATE} in a row had to wait")
             try:
                 response = await uncut(
                     self.client.request(
@@ -130,7 +121,7 @@ class Connection:
                         content=content,
                         headers=headers,
                         extensions={
-                            "attempts": attempts,
+                            "attempts": [] if attempts is None else attempts,
                             "most_bytes": most_bytes,
                             "may_send": may_send,
                             "turn": turn,
@@ -138,19 +129,15 @@ class Connection:
                     )
                 )
             except _LateError:
-                if attempts:
-                    self._late = _one_more(self._late, late_before)
                 raise StaleLookError(f"the Prefect server at {self.address} did not take {method} {path} in time") from None
             except PrefectHTTPStatusError as error:
-                self._lost = _one_more(self._lost, lost_before) if error.response.status_code in PASSING else 0
+                self._lost = self._one_more(lost_before) if error.response.status_code in PASSING else 0
                 # Not "from error": that one names the address with its password, and a traceback would show it.
                 raise self._refused(error.response, f"{method} {path}") from None
             except httpx.RequestError as error:
-                self._lost = _one_more(self._lost, lost_before)
+                self._lost = self._one_more(lost_before)
                 raise StoreError(f"cannot reach the Prefect server at {self.address}: {reason(error)}") from None
             self._lost = 0
-            if method == "DELETE":
-                self._late = 0
             return response
 
     def allow_several(self) -> None:
@@ -158,7 +145,7 @@ class Connection:
         self._concurrency.allow_several()
 
     def in_a_row(self) -> AbstractAsyncContextManager[None]:
-        """Let no request of others come between those of this context."""
+        """Take one slot for all requests of this context: none of them waits for others."""
         return self._concurrency.in_a_row()
 
     async def ask(self, path: str, body: object) -> Any:  # noqa: ANN401 - JSON
@@ -190,6 +177,10 @@ class Connection:
             return parsedate_to_datetime(response.headers["Date"]).astimezone(UTC)
         except (KeyError, ValueError, OverflowError) as error:
             raise StoreError(f"the server at {self.address} sends no Date header, so ages cannot be told") from error
+
+    def _one_more(self, lost_before: int) -> int:
+        """Count a lost request, unless one that was under way at the same time has been counted already."""
+        return self._lost + 1 if self._lost <= lost_before else self._lost
 
     def _refused(self, response: httpx.Response, what: str) -> StoreError:
         status = response.status_code
@@ -276,11 +267,6 @@ def reason(error: httpx.HTTPError) -> str:
     if isinstance(error, httpx.LocalProtocolError):
         return FORBIDDEN_CHARACTER
     return printable(str(error)) or type(error).__name__
-
-
-def _one_more(counted: int, before: int) -> int:
-    """Count a request, unless one that was under way at the same time has been counted already."""
-    return counted + 1 if counted <= before else counted
 
 
 def _limiter(per_minute: int) -> AsyncLimiter:

@@ -114,7 +114,7 @@ class Store(Protocol):
         ...
 
     def in_a_row(self) -> AbstractAsyncContextManager[None]:
-        """Let nothing else of this run come between what is asked in this context."""
+        """Let nothing that is asked in this context wait for what else the run asks."""
         ...
 
     async def delete(self, version_id: UUID, *, is_latest: bool = False, may_send: Callable[[], bool] | None = None) -> bool:

@@ -16,12 +16,11 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.loading import OWN_KEYS, PROGRESS_KEY
 from prefect_artifact_retention.stores.api import FlowRun
-from prefect_artifact_retention.stores.connection import uncut
+from prefect_artifact_retention.stores.connection import Connection, uncut
 from prefect_artifact_retention.tasks.publish import create
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run, Step
@@ -53,8 +52,8 @@ class ProgressArtifact:
     Nothing of the run depends on it: where the server refuses an update, the next one may succeed.
     """
 
-    def __init__(self, client: PrefectClient) -> None:
-        self.client = client
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
         self._id: UUID | None = None
         self._shown = 0.0
         self._updated = 0.0
@@ -63,7 +62,7 @@ class ProgressArtifact:
     async def start(self, description: str) -> None:
         """Create the artifact at 0 %."""
         with suppress(httpx.HTTPError, StoreError):
-            self._id = await create(self.client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
+            self._id = await create(self.connection.client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
 
     async def claim(self) -> None:
         """Say that the run is past its guard and deletes from now on."""
@@ -95,7 +94,9 @@ class ProgressArtifact:
                 data=round(percent, 1), description=description[:MOST_DESCRIPTION], metadata_=dict(self._phase)
             )
             with suppress(httpx.HTTPError):
-                await uncut(self.client.update_artifact(self._id, change))
+                # In a slot, because a server on SQLite bears no two that write at once.
+                async with self.connection.in_a_row():
+                    await uncut(self.connection.client.update_artifact(self._id, change))
 
 
 async def older_run(run: Run, own_id: UUID) -> str:

@@ -122,12 +122,14 @@ class _Look:
 class _Patience:
     """Bears that deletions of a key are put off, unless that goes on and on with nothing gone in between."""
 
+    run: Run
     report: KeyReport
     times: int = 0
     settled: int = -1
 
     def lose(self, error: StaleLookError) -> None:
         """Bear it once more, or raise the error."""
+        self.run.put_off()
         settled = self.report.deleted + self.report.already_gone
         self.times = self.times + 1 if settled == self.settled else 1
         self.settled = settled
@@ -272,7 +274,7 @@ async def _failing_alone(plan: KeyPlan) -> AsyncIterator[None]:
 async def _prune_keyed(run: Run, key: _Key, look: _Look | None, *, at_once: int = MOST_AT_ONCE) -> None:
     """Delete what a look condemns; without one, or once anything has changed since, look anew, until nothing is left to do."""
     look = look or (await _look(run, [key])).get(key.name)
-    patience = _Patience(key.plan.report)
+    patience = _Patience(run, key.plan.report)
     while look:
         portions = list(look.portions())
         if not portions:
@@ -413,7 +415,7 @@ def _settle(run: Run, key: _Key, history: History, verdicts: Sequence[Verdict]) 
 
 async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
     """Delete artifacts without a key: nothing hangs on them, but their runs, holds and ages are looked at again."""
-    patience = _Patience(plan.report)
+    patience = _Patience(run, plan.report)
     for ids in _batches(plan.condemned):
         pending = set(ids)
         while pending:

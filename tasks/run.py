@@ -23,6 +23,11 @@ Step = Literal["planning", "deleting"]
 Listener = Callable[[Step, int, int], Awaitable[None]]
 """Told of each step how much of it is done, of how much."""
 
+MOST_STALLED = 15
+STALLED_SECONDS = 60
+"""A server that puts off as many deletions, for as long, and takes none in between, takes none: something holds its database,
+say. A run over many keys would look at each of them again and again."""
+
 FEWEST_DELETIONS = 10
 """What a run deletes even where its time budget is over by then: under any budget, runs get ahead."""
 
@@ -101,6 +106,7 @@ class Run:
         touched: Keys of which something was deleted, or may have been.
         dangling: Keys that were found without their latest version.
         server_deletes: The server deletes artifacts by itself, too.
+        is_stalled: The server takes no deletions.
     """
 
     def __init__(  # noqa: PLR0913 - what a run consists of
@@ -125,6 +131,7 @@ class Run:
         self.plans: list[KeyPlan] = []
         self.dangling: set[str] = set()
         self.server_deletes = False
+        self.is_stalled = False
         self.touched: set[str] = set()
         self.is_unsettled = False
         self.kept_by = RuleTally()
@@ -134,6 +141,9 @@ class Run:
         self.deletions_settled = 0
         self._listeners = list(listeners)
         self._began = time.monotonic()
+        self._put_off = 0
+        self._put_off_since = 0.0
+        self._settled = -1
 
     def reconnect(self, server: ApiStore) -> None:
         """Go on through another connection, the one that served so far being in the middle of something."""
@@ -157,7 +167,12 @@ class Run:
         return self.seconds < self.budget_seconds / 2
 
     def may_go_on(self) -> bool:
-        """Whether the budgets of time and number still allow a deletion; if not, the run is unfinished."""
+        """Whether the budgets of time and number still allow a deletion; if not, the run is unfinished.
+
+        Nor does it go on where the server takes no deletions; then it has failed.
+        """
+        if self.is_stalled:
+            return False
         most = self.limits.max_deletions
         late = self.seconds >= self.budget_seconds and self.deletions_started >= FEWEST_DELETIONS
         if late or (most and self.deletions_started >= most):
@@ -178,6 +193,17 @@ class Run:
             return False
         self.deletions_started += 1
         return True
+
+    def put_off(self) -> None:
+        """Take note of a deletion that the server did not take in time, of which nothing is counted yet."""
+        settled = sum(plan.report.deleted + plan.report.already_gone for plan in self.plans)
+        if settled != self._settled:
+            self._settled, self._put_off, self._put_off_since = settled, 0, time.monotonic()
+        self._put_off += 1
+        stalled_for = time.monotonic() - self._put_off_since
+        if self._put_off >= MOST_STALLED and stalled_for >= STALLED_SECONDS and not self.is_stalled:
+            self.is_stalled = True
+            self.report.errors.append(f"the Prefect server took no deletion for {stalled_for:.0f} seconds")
 
     def add_plan(self, plan: KeyPlan) -> None:
         """Take up the stale versions of one more key."""

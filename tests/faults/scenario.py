@@ -26,6 +26,7 @@ from prefect_artifact_retention.tasks.rendering import headline
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from servers import Server
 
+PRODUCER = "producer"
 LONG_AGO = "2001-01-01 00:00:00.000000"
 """When the flow runs of earlier cases were made, to tell them from those of this one."""
 
@@ -87,7 +88,7 @@ def _number(rows: Sequence[Row], seed: int) -> None:
 async def unfinished_run(server: Server) -> UUID:
     """A flow run that is going on."""
 
-    @flow(name="producer")
+    @flow(name=PRODUCER)
     def producer() -> None:
         """Never ends."""
 
@@ -121,6 +122,7 @@ async def run_steps(server: Server) -> CleanupReport:
                 await discover(run)
                 await make_plan(run)
                 guard(run)
+                await run.server.tune(PRODUCER)
                 await prune.prune_keys(run, run.plans)
                 await prune.verify(run)
             except RetentionError as error:

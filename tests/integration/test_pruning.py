@@ -13,8 +13,9 @@ from database import Row, series
 from prefect import get_client
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.stores import concurrency
-from prefect_artifact_retention.stores.connection import MOST_LATE
-from prefect_artifact_retention.tasks import prune
+from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.tasks import prune, run
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from servers import Server, when_planned
 
@@ -203,24 +204,38 @@ async def test_a_server_on_postgresql_gets_several_deletions_at_once_and_one_on_
     assert max(others for _, others in seen) == most - 1
 
 
-@pytest.mark.parametrize(
-    "flows", [httpx.Response(403), httpx.Response(200, json=[]), httpx.Response(200, json=[{"id": 1, "name": 2}])]
-)
-async def test_a_server_that_does_not_show_its_kind_gets_one_deletion_at_a_time(server: Server, flows: httpx.Response) -> None:
+@pytest.mark.parametrize("answer", [httpx.Response(403), httpx.Response(200, json=0), httpx.Response(200, text="<html>")])
+async def test_a_server_that_hides_its_kind_gets_one_deletion_at_a_time(server: Server, answer: httpx.Response) -> None:
     """All the same, everything stale goes."""
     await keys(server, "a", versions=12)
     seen: list[tuple[str, int]] = []
     watched = watch(set(), seen)
+    asked: list[str] = []
 
     async def hide(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
-        if request.url.path.endswith("/flows/filter"):
-            return httpx.Response(flows.status_code, content=flows.content, request=request)
+        if request.url.path.endswith("/flows/count"):
+            asked.append(request.url.path)
+            return httpx.Response(answer.status_code, content=answer.content, request=request)
         return await watched(transport, request, send)
 
     with transport(hide):
         report = await server.cleanup([KEEP_2], mode="delete")
-    assert report.deleted == 10
+    assert (report.deleted, len(asked)) == (10, 1)
     assert {others for _, others in seen} == {0}
+
+
+@pytest.mark.parametrize("name", ["plain", "\\server\\share", "data\\daily", "_a\\_b", "Ä\\ä", "it's"])
+async def test_the_kind_of_a_server_is_told_by_any_flow(server: Server, name: str) -> None:
+    """At worst, one on PostgreSQL gets one request at a time; one on SQLite never gets several."""
+    with server.active():
+        async with get_client() as client:
+            await client.create_flow_from_name(name)
+        async with connect() as connection:
+            bears: list[bool] = []
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(connection, "allow_several", lambda: bears.append(True))
+                await ApiStore(connection).tune(name)
+    assert bears == ([] if server.database.is_sqlite or "\\" in name[1:] else [True])
 
 
 @pytest.mark.usefixtures("at_once")
@@ -255,6 +270,12 @@ async def test_a_deletion_that_fails_ends_its_key_and_those_under_way_are_counte
 
 
 # --- deletions that have to wait
+
+
+@pytest.fixture
+def soon_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a server for stalled after two seconds."""
+    monkeypatch.setattr(run, "STALLED_SECONDS", 2)
 
 
 def busy(seconds: float, request: httpx.Request) -> httpx.Response:
@@ -351,10 +372,10 @@ async def test_a_deletion_that_has_to_wait_again_and_again_fails_its_key(server:
     assert {row.id for row in rows} <= await server.database.ids()
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("impatient", "soon_stalled")
 async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_key(server: Server) -> None:
     """As one whose database something else holds for long; what is left is left to the next run."""
-    rows = await keys(server, *(f"key-{number}" for number in range(40)), versions=4)
+    rows = await keys(server, *(f"key-{number}" for number in range(200)), versions=4)
     attempts: list[str] = []
 
     async def delay(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
@@ -363,12 +384,31 @@ async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_
             return busy(0.3, request)
         return await send(transport, request)
 
-    with transport(delay), pytest.raises(CleanupFailed, match="takes no deletions: 15 in a row had to wait") as failed:
+    with transport(delay), pytest.raises(CleanupFailed) as failed:
         await server.cleanup([KEEP_2], mode="delete")
     report = failed.value.report
-    assert (report.deleted, report.remaining) == (0, 80)
-    assert len(attempts) <= MOST_LATE * concurrency.MOST_AT_ONCE
+    assert (report.outcome, report.deleted, report.remaining) == ("failed", 0, 400)
+    assert [error.partition(" for ")[0] for error in report.errors] == ["the Prefect server took no deletion"]
+    assert run.MOST_STALLED <= len(attempts) < 100
     assert await server.database.ids() == {row.id for each in rows.values() for row in each}
+
+
+@pytest.mark.usefixtures("impatient", "soon_stalled")
+async def test_a_server_that_takes_deletions_and_says_so_late_is_asked_for_all(server: Server) -> None:
+    """As behind a proxy that waits for less long: another look finds each gone."""
+    rows = await keys(server, *(f"key-{number}" for number in range(20)), versions=3)
+
+    async def delay(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        response = await send(transport, request)
+        if request.method != "DELETE" or not response.is_success:
+            return response
+        await response.aread()
+        return busy(0.3, request)
+
+    with transport(delay):
+        report = await server.cleanup([KEEP_2], mode="delete")
+    assert (report.outcome, report.deleted + report.already_gone, report.failed) == ("completed", 20, 0)
+    assert await server.database.ids() == {row.id for each in rows.values() for row in each[:2]}
 
 
 async def test_kept_versions_that_go_while_a_long_key_is_pruned_leave_their_slots_to_others(server: Server) -> None:

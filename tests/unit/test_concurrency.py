@@ -87,12 +87,32 @@ async def test_no_level_is_tried_below_one_that_is_slower_and_that_one_seldom() 
     assert 0 < server.levels.count(2) < 0.06 * 10 * HOLD
 
 
-async def test_a_server_that_is_busy_gets_fewer_at_once_from_then_on() -> None:
-    """Though it would be faster with more; the level at which it said so is left at once, and not tried anew."""
+async def test_a_server_that_is_busy_gets_fewer_at_once_for_a_good_while() -> None:
+    """Though it would be faster with more; the level at which it said so is left at once."""
     server = ServerModel(POSTGRESQL, most=2)
-    await server.serve(3 * HOLD)
+    await server.serve(FIRST)
     assert server.concurrency.level == 2
-    assert server.levels.count(4) + server.levels.count(3) <= 8
+    server.levels.clear()
+    await server.serve(HOLD - 2 * FIRST)
+    assert set(server.levels) == {2, 1}
+    assert server.levels.count(1) == 1  # the last one
+    server.most = LEVELS[-1]
+    await server.serve(2 * HOLD)
+    assert server.concurrency.level == LEVELS[-1]
+
+
+async def test_a_server_that_is_busy_while_levels_are_compared_is_not_compared_on() -> None:
+    """Not with the level below either: nothing is known of that."""
+    server = ServerModel(SQLITE)
+    await server.serve(FIRST + 45)
+    assert server.concurrency.level == 2
+    server.most = 1
+    await server.serve(20)
+    assert server.concurrency.level == 1
+    server.most, server.speeds = LEVELS[-1], POSTGRESQL
+    server.levels.clear()
+    await server.serve(HOLD - 100)
+    assert set(server.levels) == {1}
 
 
 async def test_a_server_that_is_busy_with_any_number_gets_one_at_a_time() -> None:
