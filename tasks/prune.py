@@ -38,7 +38,7 @@ Item = TypeVar("Item")
 BATCH = 64
 """Deletions between two looks at what could keep a version."""
 
-FEWEST_IN_TASK = 200
+FEWEST_IN_TASK = 500
 """Deletions of a task run with several keys, at least on average: its events and log lines cost the server ten of them."""
 
 MOST_VERSIONS = 2_000
