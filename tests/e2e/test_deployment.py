@@ -11,6 +11,7 @@ from platforms import PATIENCE, ROOT, Platform, before_you_start, checkout, end,
 from prefect_artifact_retention.flows.local_server import local_server
 
 KEYS = [f"key-{number}" for number in range(4)]
+MANY = [f"key-{number}" for number in range(14)]
 SLOWLY = {"max_requests_per_minute": 60}
 """Makes a run last long enough for something to happen meanwhile."""
 
@@ -122,7 +123,7 @@ def age_progress(made: Platform) -> None:
 
 def test_a_killed_worker_does_not_stop_the_next_nights_run(deployed: Platform) -> None:
     """The killed run stays Running for ever, and holds nobody up."""
-    kept = deployed.fill(KEYS)
+    kept = deployed.fill(MANY)
     deployed.prefect("work-pool", "create", "other", "--type", "process", "--overwrite")
     deployed.prefect("deploy", "--name", "nightly", "--pool", "other")
     with deployed.worker("other") as doomed:
@@ -141,7 +142,7 @@ def test_a_killed_worker_does_not_stop_the_next_nights_run(deployed: Platform) -
 def test_a_server_restart_in_mid_run_does_not_stop_the_next_nights_run(tmp_path: Path) -> None:
     """Whether the run of that night survives it or not."""
     with platform(tmp_path) as made:
-        kept = made.fill(KEYS)
+        kept = made.fill(MANY)
         made.prefect("work-pool", "create", "artifact-retention", "--type", "process")
         made.prefect("deploy", "--all")
         with made.worker():
@@ -186,7 +187,7 @@ def test_the_page_on_deploying_leads_to_a_nightly_run_and_away_again_without_a_t
 
 def test_a_cancelled_run_stops_at_once_and_says_how_far_it_came(deployed: Platform) -> None:
     """Its progress and its report are honest, and the next run, a moment later, is not skipped."""
-    kept = deployed.fill(KEYS)
+    kept = deployed.fill(MANY)
     run = deployed.start("nightly", **SLOWLY)
     deployed.wait_until_deleting(run)
     deployed.prefect("flow-run", "cancel", run)

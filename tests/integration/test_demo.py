@@ -23,8 +23,10 @@ def test_the_demo_deletes_what_it_says_and_works_twice(tmp_path: Path) -> None:
     folder, home = tmp_path / "demo", tmp_path / "home"
     home.mkdir()
     text = run_demo(folder, home)
-    assert "Would delete 396 versions" in text
-    assert "Deleted 396 versions" in text
+    stale = int(text.partition("Would delete ")[2].partition(" versions")[0])
+    # The calendar says how many days, weeks and months its versions are of.
+    assert 380 <= stale <= 410
+    assert f"Deleted {stale} versions" in text
     assert "its flow run has not finished" in text
     assert "make ui" in text
     database = sqlite3.connect(folder / "prefect" / "prefect.db")
@@ -33,5 +35,6 @@ def test_the_demo_deletes_what_it_says_and_works_twice(tmp_path: Path) -> None:
     database.close()
     assert (held, idle) == ((1,), (0,))
     report = json.loads(run_demo(folder, home, "--json"))
-    assert (report["outcome"], report["planned"], report["deleted"]) == ("completed", 396, 396)
+    assert (report["outcome"], report["deleted"]) == ("completed", report["planned"])
+    assert 380 <= report["planned"] <= 410
     assert not list(home.iterdir())

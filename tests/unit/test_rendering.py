@@ -497,7 +497,7 @@ def test_few_keys_get_a_group_each() -> None:
 
 def test_many_keys_are_packed_by_their_deletions() -> None:
     """One key with as much work as five others has a group of its own."""
-    plans = [plan(0, 200), *(plan(number, 40) for number in range(1, 6))]
+    plans = [plan(0, 500), *(plan(number, 100) for number in range(1, 6))]
     assert [names(group) for group in pack(plans, 2)] == [["key-0"], [f"key-{number}" for number in range(1, 6)]]
 
 
