@@ -195,7 +195,7 @@ class Run:
         return True
 
     def put_off(self) -> None:
-        """Take note of a deletion that the server did not take in time, of which nothing is counted yet."""
+        """Take note of a deletion that was put off, and give the run up where that goes on with nothing gone in between."""
         settled = sum(plan.report.deleted + plan.report.already_gone for plan in self.plans)
         if settled != self._settled:
             self._settled, self._put_off, self._put_off_since = settled, 0, time.monotonic()

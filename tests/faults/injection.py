@@ -70,7 +70,7 @@ def is_listing(request: httpx.Request) -> bool:
 
 def has_offset(request: httpx.Request) -> bool:
     """Whether it asks for a page that is not the first."""
-    return is_listing(request) and json.loads(request.content).get("offset", 0) > 0
+    return is_listing(request) and json.loads(request.content)["offset"] > 0
 
 
 def raises(error: type[httpx.RequestError], *, after: bool = False) -> Act:
@@ -110,7 +110,7 @@ def shifts(by: int) -> Act:
 
     async def act(request: httpx.Request, send: Send) -> httpx.Response:
         body: dict[str, Any] = json.loads(request.content)
-        body["offset"] = body.get("offset", 0) + by
+        body["offset"] += by
         headers = {name: value for name, value in request.headers.items() if name.lower() != "content-length"}
         return await send(
             httpx.Request(request.method, request.url, headers=headers, json=body, extensions=request.extensions)

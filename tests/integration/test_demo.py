@@ -32,8 +32,11 @@ def test_the_demo_deletes_what_it_says_and_works_twice(tmp_path: Path) -> None:
     database = sqlite3.connect(folder / "prefect" / "prefect.db")
     held = database.execute("SELECT count(*) FROM artifact WHERE metadata_ LIKE '%retention-hold%'").fetchone()
     idle = database.execute("SELECT count(*) FROM artifact WHERE key = 'report-2026-01-31'").fetchone()
+    others = "SELECT count(*) FROM artifact WHERE key IS NULL OR key NOT LIKE 'artifact-retention-%'"
+    left = database.execute(others).fetchone()
     database.close()
-    assert (held, idle) == ((1,), (0,))
+    created = int(text.partition("Created ")[2].partition(" versions")[0])
+    assert (held, idle, left) == ((1,), (0,), (created - stale,))
     report = json.loads(run_demo(folder, home, "--json"))
     assert (report["outcome"], report["deleted"]) == ("completed", report["planned"])
     assert 380 <= report["planned"] <= 410
