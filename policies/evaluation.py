@@ -7,22 +7,24 @@ change no slot of a rule: the latest version, a hold, a run that has not finishe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, overload
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from prefect_artifact_retention.policies.control import NO_CONTROL, Control, read_control
-from prefect_artifact_retention.policies.model import RetentionPolicy, Verdict, Version
+from prefect_artifact_retention.policies.control import read_control
+from prefect_artifact_retention.policies.model import RetentionPolicy, Verdict, Version, Versions
 from prefect_artifact_retention.policies.periods import CALENDAR, Period
 from prefect_artifact_retention.policies.words import count, days
 
 ONE_DAY = timedelta(days=1)
 ONE_HOUR = timedelta(hours=1)
 REMEMBERED = 10_000
-"""Words that are made once and serve again: of a million versions, most are told the same about."""
+"""Words that are made once and serve again."""
 
 
 class Reason(NamedTuple):
@@ -32,20 +34,8 @@ class Reason(NamedTuple):
     words: str
 
 
-class _Candidate(NamedTuple):
-    """A version with what is derived from it once.
-
-    `superseded_for` is the time since the next newer version was created; None while nothing supersedes it. `claims` gains the
-    reason of each keep rule that claims it.
-    """
-
-    version: Version
-    age: timedelta
-    control: Control
-    is_latest: bool
-    is_future: bool
-    superseded_for: timedelta | None
-    claims: list[Reason]
+Decision = tuple[bool, tuple[Reason, ...]]
+"""Whether a version stays, and why."""
 
 
 def evaluate(
@@ -71,136 +61,281 @@ def evaluate(
     Raises:
         ValueError: The versions are of more than one key.
     """
-    # A listing that shifts while it is read may repeat a row; one version takes one slot.
-    unique = {version.id: version for version in versions}.values()
-    ordered = sorted(unique, key=lambda version: (version.created, version.id), reverse=True)
-    if not ordered:
-        return ()
-    key = ordered[0].key
-    if any(version.key != key for version in ordered):
-        raise ValueError(f"versions of more than one key: {key!r} and others")
-    if key is not None:
-        if latest_id is None:
-            latest_id = ordered[0].id
-        if all(version.id != latest_id for version in ordered):
-            reason = Reason("dangling", "the collection's latest_id names no version that was read")
-            return tuple(_verdict(version, keep=True, reasons=(reason,)) for version in ordered)
-
-    # The latest ranks first even where others are newer by `created`; the sort is stable, all else stays in its order.
-    candidates = sorted(_candidates(ordered, latest_id, now), key=lambda candidate: not candidate.is_latest)
-    if idle := _idle(candidates, policy, running):
-        return tuple(_verdict(candidate.version, keep=False, reasons=(idle,)) for candidate in candidates)
-    _claim(candidates, policy)
-    return tuple(_judge(candidate, policy, running) for candidate in candidates)
+    return tuple(judge(versions, policy, now=now, latest_id=latest_id, running=running))
 
 
-def _candidates(ordered: Iterable[Version], latest_id: UUID | None, now: datetime) -> Iterator[_Candidate]:
-    newer: datetime | None = None
-    for version in ordered:
-        created = version.created
-        is_future = created > now
-        is_latest = version.key is not None and version.id == latest_id
-        superseded_for = None if newer is None or is_future or is_latest else now - newer
-        control = read_control(version.metadata, now) if version.metadata else NO_CONTROL
-        yield _Candidate(version, now - created, control, is_latest, is_future, superseded_for, [])
-        if not is_future and version.key is not None:
-            newer = created
+class Judgement(Sequence[Verdict]):
+    """The verdicts of `evaluate`, each made when it is looked at: of a million, most are only counted.
 
-
-def _judge(candidate: _Candidate, policy: RetentionPolicy, running: Collection[UUID]) -> Verdict:
-    keep, reasons = _decide(candidate, policy)
-    if protections := _protections(candidate, running):
-        reasons = (*reasons, *protections) if keep else protections
-        keep = True
-    return _verdict(candidate.version, keep=keep, reasons=reasons)
-
-
-def _decide(candidate: _Candidate, policy: RetentionPolicy) -> tuple[bool, tuple[Reason, ...]]:
-    """Apply the first of keep_all, the hard limit, the version's own TTL and the keep rules that has a say."""
-    if policy.keep_all:
-        return True, (Reason("keep_all", "keep all"),)
-    limit = policy.expire_after_days
-    if limit and candidate.age > limit * ONE_DAY:
-        return False, (Reason("expire_after_days", f"{_age(candidate.age)} old, expires after {days(limit)}"),)
-    ttl = candidate.control.ttl
-    if ttl is not None:
-        lives = candidate.age <= ttl
-        words = f"its own TTL of {days(ttl / ONE_DAY)}"
-        return lives, (Reason("ttl", f"within {words}" if lives else f"{words} is over"),)
-    if candidate.claims:
-        return True, tuple(candidate.claims)
-    if candidate.superseded_for is None:
-        return False, _unclaimed(candidate.age // ONE_HOUR, "{} old")
-    return False, _unclaimed(candidate.superseded_for // ONE_HOUR, "superseded {} ago")
-
-
-@lru_cache(REMEMBERED)
-def _unclaimed(hours: int, since: str) -> tuple[Reason, ...]:
-    return (Reason("unclaimed", f"{since.format(_age(hours * ONE_HOUR))}, outside every keep rule"),)
-
-
-def _protections(candidate: _Candidate, running: Collection[UUID]) -> tuple[Reason, ...]:
-    if not (candidate.is_latest or candidate.is_future or running or candidate.control is not NO_CONTROL):
-        # Nothing protects most versions; a million of them are worth the look.
-        return ()
-    return tuple(_all_protections(candidate, running))
-
-
-def _all_protections(candidate: _Candidate, running: Collection[UUID]) -> Iterator[Reason]:
-    version = candidate.version
-    if candidate.is_latest:
-        yield Reason("latest", "latest version of its key")
-    if candidate.control.held:
-        yield Reason("hold", candidate.control.held)
-    for problem in candidate.control.unreadable:
-        yield Reason("unreadable", problem)
-    if version.flow_run_id in running:
-        yield Reason("running", "its flow run has not finished")
-    if version.task_run_id in running:
-        yield Reason("running", "its task run has not finished")
-    if candidate.is_future:
-        yield Reason("future", "created after this run began")
-
-
-def _idle(candidates: Sequence[_Candidate], policy: RetentionPolicy, running: Collection[UUID]) -> Reason | None:
-    """Why the whole key goes, if it has gone idle and nothing in it is held, running, future or within its TTL."""
-    limit = policy.drop_idle_keys_after_days
-    youngest = min(candidate.age for candidate in candidates)
-    if not limit or youngest <= limit * ONE_DAY:
-        return None
-    for candidate in candidates:
-        lives = candidate.control.ttl is not None and candidate.age <= candidate.control.ttl
-        if lives or any(protection.rule != "latest" for protection in _protections(candidate, running)):
-            return None
-    words = f"idle key: its newest version is {_age(youngest)} old, dropped after {days(limit)}"
-    return Reason("drop_idle_keys_after_days", words)
-
-
-def _claim(candidates: Sequence[_Candidate], policy: RetentionPolicy) -> None:
-    """Let the keep rules claim their versions.
-
-    Slots go to the latest first, then to the newest. Versions with a TTL of their own take none (the latest excepted), and
-    versions newer than `now` stand outside every ranking: what does not count among the kept must not push others out.
+    Attributes:
+        versions: The versions, the newest first.
+        condemned: The places among them of those that go, in the order of the verdicts.
     """
-    ranked = [c for c in candidates if not c.is_future and (c.is_latest or not c.control.has_ttl)]
-    for candidate, reason in _claims(ranked, policy):
-        candidate.claims.append(reason)
+
+    __slots__ = ("_decisions", "_order", "_rest", "condemned", "versions")
+
+    def __init__(self, case: _Case, decisions: Mapping[int, Decision], rest: _Rest) -> None:
+        """Take the decisions on single versions, in the order of the verdicts, and the one on all others."""
+        self.versions = case.versions
+        self._order = case.order
+        self._decisions = decisions
+        self._rest = rest
+        if rest.stays:
+            self.condemned = [place for place, (stays, _reasons) in decisions.items() if not stays]
+        else:
+            kept = {place for place, (stays, _reasons) in decisions.items() if stays}
+            self.condemned = [place for place in self._order if place not in kept]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, rank: int) -> Verdict: ...
+
+    @overload
+    def __getitem__(self, rank: slice) -> list[Verdict]: ...
+
+    def __getitem__(self, rank: int | slice) -> Verdict | list[Verdict]:
+        if isinstance(rank, slice):
+            return [self._verdict(place) for place in self._order[rank]]
+        return self._verdict(self._order[rank])
+
+    def _verdict(self, place: int) -> Verdict:
+        keep, reasons = self._decisions.get(place) or self._rest.decide(place)
+        words, rules = tuple(reason.words for reason in reasons), tuple(reason.rule for reason in reasons)
+        return Verdict(self.versions[place], keep, words, rules)
+
+    def condemned_runs(self) -> tuple[set[UUID], set[UUID]]:
+        """The flow runs and the task runs that wrote those that go."""
+        flow_runs, task_runs = self.versions.flow_run_ids, self.versions.task_run_ids
+        return (
+            {run_id for place in self.condemned if (run_id := flow_runs[place])},
+            {run_id for place in self.condemned if (run_id := task_runs[place])},
+        )
+
+    @property
+    def is_dangling(self) -> bool:
+        """Whether the collection names a latest version that is not among them; all stay then."""
+        return self._rest.rule == "dangling"
+
+    def rules(self, *, keep: bool) -> Counter[str]:
+        """How many of those that stay, or of those that go, each rule has kept or condemned."""
+        rules = Counter(reason.rule for stays, reasons in self._decisions.values() if stays == keep for reason in reasons)
+        if self._rest.stays == keep:
+            expired = len(self) - self._rest.unexpired - sum(place >= self._rest.unexpired for place in self._decisions)
+            rules["expire_after_days"] += expired
+            rules[self._rest.rule] += len(self) - len(self._decisions) - expired
+        return +rules
 
 
-def _claims(ranked: Sequence[_Candidate], policy: RetentionPolicy) -> Iterator[tuple[_Candidate, Reason]]:
-    for rank, candidate in enumerate(ranked[: policy.keep_last], start=1):
-        yield candidate, _last(rank, policy.keep_last)
-    within = policy.keep_within_days
-    for candidate in ranked if within else ():
-        if candidate.age <= within * ONE_DAY:
-            yield candidate, Reason("keep_within_days", f"within {days(within)}")
-    for period in CALENDAR:
-        if periods := getattr(policy, period.rule):
-            yield from _calendar_claims(ranked, period, periods, ZoneInfo(policy.timezone))
-    if policy.grace_days:
-        yield from _grace_claims(ranked, policy.grace_days)
-    if policy.keep_oldest and ranked:
-        yield ranked[-1], Reason("keep_oldest", "oldest version")
+class _Rest(NamedTuple):
+    """The decision on all versions of a key of which none is made by itself.
+
+    Attributes:
+        stays: Whether they stay.
+        rule: The rule behind that, for the newer ones.
+        unexpired: How many are newer; the others go because of `expire_after_days`.
+        decide: Gives the reasons in words.
+    """
+
+    stays: bool
+    rule: str
+    unexpired: int
+    decide: Callable[[int], Decision]
+
+
+def judge(
+    versions: Iterable[Version],
+    policy: RetentionPolicy,
+    *,
+    now: datetime,
+    latest_id: UUID | None = None,
+    running: Collection[UUID] = frozenset(),
+) -> Judgement:
+    """Do what `evaluate` does, for those that count more verdicts than they read."""
+    case = _Case(Versions.of(versions), policy, now, latest_id, running)
+    if case.latest is None and case.versions.key is not None and case.versions:
+        return _alike(case, Reason("dangling", "the collection's latest_id names no version that was read"), stays=True)
+    protections = case.protections()
+    if idle := case.idle(protections):
+        return _alike(case, idle, stays=False)
+    claims = case.claims()
+    single = {*claims, *case.controls, *protections}
+    decisions: dict[int, Decision] = {}
+    for place in case.order:
+        if place not in single:
+            continue
+        keep, reasons = case.decide(place, claims.get(place, ()))
+        if place in protections:
+            protecting = tuple(protections[place])
+            keep, reasons = True, (*reasons, *protecting) if keep else protecting
+        decisions[place] = keep, reasons
+    rule = "keep_all" if policy.keep_all else "unclaimed"
+    return Judgement(case, decisions, _Rest(policy.keep_all, rule, case.unexpired, case.decide))
+
+
+def _alike(case: _Case, reason: Reason, *, stays: bool) -> Judgement:
+    """Decide alike on all versions of a key."""
+    return Judgement(case, {}, _Rest(stays, reason.rule, len(case.versions), lambda _place: (stays, (reason,))))
+
+
+class _Case:
+    """One collection and its policy, with what is derived from them once. A version is named by its place, the newest is 0.
+
+    Attributes:
+        latest: The place of the latest version; None if there is none.
+        order: All places, the latest's first, even where others are newer by `created`.
+        future: How many were created after `now`; they are the first.
+        unexpired: How many `expire_after_days` does not condemn; they are the first, too.
+        controls: What the metadata of those that have any asks for.
+    """
+
+    def __init__(
+        self,
+        versions: Versions,
+        policy: RetentionPolicy,
+        now: datetime,
+        latest_id: UUID | None,
+        running: Collection[UUID],
+    ) -> None:
+        self.versions = versions
+        self.policy = policy
+        self.now = now
+        self.running = running
+        self.created = versions.created
+        self.latest = self._find(latest_id)
+        self.order: Sequence[int] = range(len(versions))
+        if self.latest:
+            self.order = [self.latest, *(place for place in self.order if place != self.latest)]
+        self.future = _first(self.created, lambda moment: moment <= now)
+        limit = policy.expire_after_days
+        self.unexpired = self._number_within(limit) if limit else len(versions)
+        self.controls = {place: read_control(versions.metadata(place), now) for place in versions.controlled}
+
+    def _find(self, latest_id: UUID | None) -> int | None:
+        if self.versions.key is None or not self.versions:
+            return None
+        if latest_id is None:
+            return 0
+        return self.versions.ids.index(latest_id) if latest_id in self.versions.ids else None
+
+    def _number_within(self, limit: float) -> int:
+        """How many are at most so many days old; they are the first."""
+        since = self.now - limit * ONE_DAY
+        return _first(self.created, lambda moment: moment < since)
+
+    def _age(self, place: int) -> timedelta:
+        return self.now - self.created[place]
+
+    def _superseded_for(self, place: int) -> timedelta | None:
+        """The time since the next newer version was created; None while nothing supersedes it."""
+        if place <= self.future or place == self.latest or self.versions.key is None:
+            return None
+        return self._age(place - 1)
+
+    def decide(self, place: int, claims: Sequence[Reason] = ()) -> Decision:
+        """Apply the first of keep_all, the hard limit, the version's own TTL and the keep rules that has a say."""
+        if self.policy.keep_all:
+            return True, (Reason("keep_all", "keep all"),)
+        if place >= self.unexpired:
+            limit = days(self.policy.expire_after_days)
+            return False, (Reason("expire_after_days", f"{_in_words(self._age(place))} old, expires after {limit}"),)
+        if (control := self.controls.get(place)) and control.ttl is not None:
+            lives = self._age(place) <= control.ttl
+            words = f"its own TTL of {days(control.ttl / ONE_DAY)}"
+            return lives, (Reason("ttl", f"within {words}" if lives else f"{words} is over"),)
+        if claims:
+            return True, tuple(claims)
+        superseded_for = self._superseded_for(place)
+        if superseded_for is None:
+            return False, (Reason("unclaimed", f"{_in_words(self._age(place))} old, outside every keep rule"),)
+        return False, (Reason("unclaimed", f"superseded {_in_words(superseded_for)} ago, outside every keep rule"),)
+
+    def protections(self) -> Mapping[int, list[Reason]]:
+        """What keeps versions whatever else is decided."""
+        found: defaultdict[int, list[Reason]] = defaultdict(list)
+        if self.latest is not None:
+            found[self.latest].append(LATEST)
+        for place, control in self.controls.items():
+            if control.held:
+                found[place].append(Reason("hold", control.held))
+            for problem in control.unreadable:
+                found[place].append(Reason("unreadable", problem))
+        for ids, what in ((self.versions.flow_run_ids, "flow run"), (self.versions.task_run_ids, "task run")):
+            for place, run_id in enumerate(ids if self.running else ()):
+                if run_id in self.running:
+                    found[place].append(Reason("running", f"its {what} has not finished"))
+        for place in range(self.future):
+            found[place].append(Reason("future", "created after this run began"))
+        return found
+
+    def idle(self, protections: Mapping[int, Sequence[Reason]]) -> Reason | None:
+        """Why the whole key goes, if it has gone idle and nothing in it is held, running, future or within its TTL."""
+        limit = self.policy.drop_idle_keys_after_days
+        if not limit or not self.versions or self._age(0) <= limit * ONE_DAY:
+            return None
+        lives = any(control.ttl is not None and self._age(place) <= control.ttl for place, control in self.controls.items())
+        if lives or any(reason is not LATEST for reasons in protections.values() for reason in reasons):
+            return None
+        words = f"idle key: its newest version is {_in_words(self._age(0))} old, dropped after {days(limit)}"
+        return Reason("drop_idle_keys_after_days", words)
+
+    def claims(self) -> Mapping[int, list[Reason]]:
+        """What the keep rules claim.
+
+        Slots go to the latest first, then to the newest. Versions with a TTL of their own take none (the latest excepted), and
+        versions newer than `now` stand outside every ranking: what does not count among the kept must not push others out.
+        """
+        outside = {place for place, control in self.controls.items() if control.has_ttl and place != self.latest}
+        outside.update(range(self.future))
+        ranked = [place for place in self.order if place not in outside]
+        claims: defaultdict[int, list[Reason]] = defaultdict(list)
+        for place, reason in self._claims(ranked):
+            claims[place].append(reason)
+        return claims
+
+    def _claims(self, ranked: Sequence[int]) -> Iterator[tuple[int, Reason]]:
+        policy = self.policy
+        for rank, place in enumerate(ranked[: policy.keep_last], start=1):
+            yield place, _last(rank, policy.keep_last)
+        if within := policy.keep_within_days:
+            number = self._number_within(within)
+            yield from ((place, Reason("keep_within_days", f"within {days(within)}")) for place in ranked if place < number)
+        for period in CALENDAR:
+            if periods := getattr(policy, period.rule):
+                yield from self._calendar_claims(ranked, period, periods)
+        if policy.grace_days:
+            yield from self._grace_claims(ranked)
+        if policy.keep_oldest and ranked:
+            yield ranked[-1], Reason("keep_oldest", "oldest version")
+
+    def _calendar_claims(self, ranked: Sequence[int], period: Period, most: int) -> Iterator[tuple[int, Reason]]:
+        zone = ZoneInfo(self.policy.timezone)
+        taken: set[str] = set()
+        for place in ranked:
+            name = period.name(self.created[place].astimezone(zone))
+            if name in taken:
+                continue
+            if len(taken) == most:
+                return
+            taken.add(name)
+            yield place, Reason(period.rule, f"{period.word} {name}")
+
+    def _grace_claims(self, ranked: Sequence[int]) -> Iterator[tuple[int, Reason]]:
+        grace = self.policy.grace_days
+        for place in ranked:
+            superseded_for = self._superseded_for(place)
+            if superseded_for is None:
+                yield place, Reason("grace_days", "not superseded")
+            elif superseded_for <= grace * ONE_DAY:
+                words = f"superseded {_in_words(superseded_for)} ago, within {days(grace)} of grace"
+                yield place, Reason("grace_days", words)
+            else:
+                # All others have been superseded for longer.
+                return
+
+
+LATEST = Reason("latest", "latest version of its key")
 
 
 @lru_cache(REMEMBERED)
@@ -208,40 +343,12 @@ def _last(rank: int, most: int) -> Reason:
     return Reason("keep_last", f"last {rank} of {most}")
 
 
-def _grace_claims(ranked: Sequence[_Candidate], grace: float) -> Iterator[tuple[_Candidate, Reason]]:
-    for candidate in ranked:
-        if candidate.superseded_for is None:
-            yield candidate, Reason("grace_days", "not superseded")
-        elif candidate.superseded_for <= grace * ONE_DAY:
-            words = f"superseded {_age(candidate.superseded_for)} ago, within {days(grace)} of grace"
-            yield candidate, Reason("grace_days", words)
+def _first(created: Sequence[datetime], applies: Callable[[datetime], bool]) -> int:
+    """The first place, the newest being 0, for which something applies that applies to all behind it, too."""
+    return bisect_left(created, True, key=applies)  # noqa: FBT003 - the value sought
 
 
-def _calendar_claims(
-    ranked: Sequence[_Candidate], period: Period, most: int, zone: ZoneInfo
-) -> Iterator[tuple[_Candidate, Reason]]:
-    taken: set[str] = set()
-    for candidate in ranked:
-        name = period.name(candidate.version.created.astimezone(zone))
-        if name in taken:
-            continue
-        if len(taken) == most:
-            return
-        taken.add(name)
-        yield candidate, Reason(period.rule, f"{period.word} {name}")
-
-
-def _verdict(version: Version, *, keep: bool, reasons: tuple[Reason, ...]) -> Verdict:
-    return Verdict(version, keep, *_columns(reasons))
-
-
-@lru_cache(REMEMBERED)
-def _columns(reasons: tuple[Reason, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The words of some reasons, and their rules."""
-    return tuple(reason.words for reason in reasons), tuple(reason.rule for reason in reasons)
-
-
-def _age(age: timedelta) -> str:
+def _in_words(age: timedelta) -> str:
     """An age in words, rounded down: whole days, or hours below two days."""
     hours = age // ONE_HOUR
     return count(hours // 24, "day") if hours >= 48 else count(hours, "hour")  # noqa: PLR2004 - two days

@@ -27,9 +27,20 @@ import asyncpg  # type: ignore[import-untyped]
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, read_control
+from prefect_artifact_retention.policies.model import Versions
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.api import NO_METADATA, TERMINAL, ApiStore, control_metadata
-from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, COPIED, FLOW_RUN, TASK_RUN, WAY_OUT, check_schema
+from prefect_artifact_retention.stores.schema import (
+    ARTIFACT,
+    COLLECTION,
+    COPIED,
+    FLOW_RUN,
+    TASK_RUN,
+    WAY_OUT,
+    check_schema,
+    read_id,
+    read_time,
+)
 from prefect_artifact_retention.stores.store import COPY_OF, History, KeptVersionError, Mark
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -429,18 +440,46 @@ class DatabaseStore:
         return [ArtifactCollection(*row) for row in await connection.execute(query)]
 
     async def _histories(self, connection: AsyncConnection, keys: Sequence[str]) -> list[History]:
-        found: dict[str, list[Version]] = {key: [] for key in keys}
-        fingerprints: dict[str, list[int]] = {key: [] for key in keys}
-        # All at once, because SQLAlchemy takes three times as long row by row.
-        for row in (await connection.execute(self._versions().where(self._among(ARTIFACT.c.key, keys)))).all():
-            found[row[1]].append(_version(row))
-            fingerprints[row[1]].append(row[9])
-        return [History(key, versions, mark=(len(versions), sum(fingerprints[key]))) for key, versions in found.items()]
+        """Read the versions of keys, a row a key, in which each column is a list: several times as fast as a row a version."""
+        these = self._among(ARTIFACT.c.key, keys)
+        rows = sa.select(ARTIFACT.c.key, self._fingerprint.label("fingerprint"), *self._version_columns()).where(these)
+        if not self.is_sqlite:
+            # Without this, PostgreSQL would sort whole rows, payloads included, and reckon afterwards.
+            rows = rows.offset(0)
+        key, fingerprint, *columns = rows.subquery().c
+        listed = sa.select(key, sa.func.count(), sa.func.sum(fingerprint), *map(self._listed, columns)).group_by(key)
+        found = {
+            name: History(name, Versions(name, self._read_columns(lists)), mark=(count, int(fingerprints)))
+            for name, count, fingerprints, *lists in await connection.execute(listed)
+        }
+        return [found.get(name) or History(name, [], mark=(0, 0)) for name in keys]
+
+    def _listed(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """All values of a column of a group, in the same order as those of its other columns."""
+        if self.is_sqlite:
+            return sa.func.json_group_array(sa.type_coerce(column, sa.types.NullType()))
+        return sa.type_coerce(sa.func.array_agg(column), sa.types.NullType())
+
+    def _read_columns(self, lists: Sequence[Any]) -> list[Sequence[Any]]:
+        if not self.is_sqlite:
+            *columns, metadata = lists
+            return [*columns, [_control(text) for text in metadata]]
+        ids, created, updated, types, sizes, flow_run_ids, task_run_ids, metadata = map(json.loads, lists)
+        return [
+            [read_id(text) for text in ids],
+            [read_time(text) for text in created],
+            [read_time(text) for text in updated],
+            types,
+            sizes,
+            [text and read_id(text) for text in flow_run_ids],
+            [text and read_id(text) for text in task_run_ids],
+            [_control(text) for text in metadata],
+        ]
 
     async def _marks(self, connection: AsyncConnection, keys: Sequence[str]) -> dict[str, Mark]:
         """The marks of keys: how many rows they have, and the sum of the fingerprints of these."""
-        summed = sa.select(ARTIFACT.c.key, sa.func.count(), sa.func.sum(self._fingerprint))
-        rows = await connection.execute(summed.where(self._among(ARTIFACT.c.key, keys)).group_by(ARTIFACT.c.key))
+        marked = sa.select(ARTIFACT.c.key, sa.func.count(), sa.func.sum(self._fingerprint))
+        rows = await connection.execute(marked.where(self._among(ARTIFACT.c.key, keys)).group_by(ARTIFACT.c.key))
         return {key: (count, int(fingerprints)) for key, count, fingerprints in rows.all()}
 
     async def _keys_in_use(self, connection: AsyncConnection, ids: Collection[UUID]) -> set[str]:
@@ -520,23 +559,27 @@ class DatabaseStore:
         return column == sa.any_(sa.literal(list(values), sa.ARRAY(column.type)))
 
     def _versions(self) -> sa.Select[Any]:
-        """Select what a `Version` is made of, in its order, and the fingerprint of the row."""
+        """Select what a `Version` is made of, in its order."""
+        version_id, *columns = self._version_columns()
+        return sa.select(version_id, ARTIFACT.c.key, *columns)
+
+    def _version_columns(self) -> tuple[sa.ColumnElement[Any], ...]:
+        """What a `Version` is made of, in its order, but for the key."""
         text = sa.cast(ARTIFACT.c.metadata_, sa.Text)
         if self.is_sqlite:
             # A bare number stands there as a number; those with a fraction do not print as they do in Python.
             length = sa.func.coalesce(sa.func.length(sa.cast(ARTIFACT.c.data, sa.BLOB)), 4)
-            size: sa.ColumnElement[Any] = sa.case(
-                (sa.func.typeof(ARTIFACT.c.data) == "real", sa.cast(ARTIFACT.c.data, sa.REAL)), else_=length
+            size: sa.ColumnElement[int] = sa.case(
+                (sa.func.typeof(ARTIFACT.c.data) == "real", sa.func.python_length(ARTIFACT.c.data)), else_=length
             )
         else:
             size = sa.func.coalesce(sa.func.octet_length(sa.cast(ARTIFACT.c.data, sa.Text)), 4)
         c = ARTIFACT.c
-        return sa.select(
-            *(c.id, c.key, c.created, c.updated, c.type),
+        return (
+            *(c.id, c.created, c.updated, c.type),
             sa.type_coerce(size, sa.types.NullType()),
             *(c.flow_run_id, c.task_run_id),
             sa.case((text.contains(PREFIX), text)),
-            self._fingerprint,
         )
 
 
@@ -621,6 +664,7 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
         # The driver itself would begin transactions when it sees fit.
         connection.isolation_level = None
         connection.create_function("python_hash", 1, lambda text: hash(text) >> _FEWER_BITS)
+        connection.create_function("python_length", 1, lambda value: len(json.dumps(value)))
         # As Prefect has it: states of runs may point to an artifact, and shall not to one that has gone.
         cursor = connection.cursor()
         for setting in ("foreign_keys = ON", "synchronous = NORMAL", "cache_size = 20000"):
@@ -662,11 +706,12 @@ def _is_free() -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
 
 
 def _version(row: Sequence[Any]) -> Version:
-    version_id, key, created, updated, kind, size, flow_run_id, task_run_id, metadata, _fingerprint = row
-    if size.__class__ is float:
-        size = len(json.dumps(size))
-    control = NO_METADATA if metadata is None else control_metadata(json.loads(metadata))
-    return Version(version_id, key, created, updated, kind, size, flow_run_id, task_run_id, control)
+    *columns, metadata = row
+    return Version._make((*columns, _control(metadata)))
+
+
+def _control(metadata: str | None) -> Mapping[str, str]:
+    return NO_METADATA if metadata is None else control_metadata(json.loads(metadata))
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 from array import array
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from prefect_artifact_retention.policies import RetentionPolicy, Verdict, Version, evaluate
+from prefect_artifact_retention.policies import RetentionPolicy, Verdict, Version
+from prefect_artifact_retention.policies.evaluation import Judgement, judge
 from prefect_artifact_retention.policies.loading import OWN_POLICY, select_policy
 from prefect_artifact_retention.policies.words import count
 from prefect_artifact_retention.stores.store import Collection, History
@@ -94,8 +96,8 @@ def _stop_before(run: Run, key: str) -> None:
 
 async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, RetentionPolicy]]) -> None:
     subjects = [subject(history, collection, policy) for history, collection, policy in batch]
-    for (history, collection, policy), verdicts in zip(batch, await judge_all(run, subjects), strict=True):
-        _add(run, history, collection, policy, verdicts)
+    for (history, collection, policy), judgement in zip(batch, await judge_all(run, subjects), strict=True):
+        _add(run, history, collection, policy, judgement)
 
 
 def subject(
@@ -122,11 +124,11 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
         # Rows created meanwhile shift the pages, and repeat some.
         new = [version for version in page if version.id not in seen]
         seen.update(version.id for version in new)
-        verdicts = await judge(run, new, policy)
-        _count(run, plan.report, verdicts)
-        for verdict in verdicts:
-            if not verdict.keep:
-                condemned[verdict.version.id] = verdict.version.created, verdict.version.size
+        for judgement in await judge_unkeyed(run, new, policy):
+            _count(run, plan.report, judgement)
+            if judgement.condemned:
+                version = judgement.versions[0]
+                condemned[version.id] = version.created, version.size
     plan.condemned = sorted(condemned, key=lambda version_id: condemned[version_id])
     plan.sizes = array("q", (condemned[version_id][1] for version_id in plan.condemned))
     if len(seen) + len(unreadable) < expected:
@@ -138,43 +140,37 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
         run.add_plan(plan)
 
 
-async def judge_all(
-    run: Run, subjects: Sequence[tuple[Sequence[Version], RetentionPolicy, UUID | None]]
-) -> list[tuple[Verdict, ...]]:
+async def judge_all(run: Run, subjects: Sequence[tuple[Sequence[Version], RetentionPolicy, UUID | None]]) -> list[Judgement]:
     """Evaluate the versions of several keys, each with its policy and the latest of them.
 
     One question whether the runs that wrote them have finished serves them all, and only condemned versions ask it.
     """
     now = run.report.now
-    first = [evaluate(versions, policy, now=now, latest_id=latest_id) for versions, policy, latest_id in subjects]
-    running = await unfinished_runs(run, [verdict.version for verdicts in first for verdict in verdicts if not verdict.keep])
+    judgements = [judge(versions, policy, now=now, latest_id=latest_id) for versions, policy, latest_id in subjects]
+    wrote = [each.condemned_runs() for each in judgements]
+    flow_runs, task_runs = (set[UUID]().union(*ids) for ids in zip(*wrote, strict=True)) if wrote else (set(), set())
+    running = await unfinished_runs(run, flow_runs, task_runs)
     return [
-        evaluate(versions, policy, now=now, latest_id=latest_id, running=running)
-        if any(not verdict.keep and _is_running(verdict.version, running) for verdict in verdicts)
-        else verdicts
-        for (versions, policy, latest_id), verdicts in zip(subjects, first, strict=True)
+        judgement
+        if running.isdisjoint(flow_runs | task_runs)
+        else judge(judgement.versions, policy, now=now, latest_id=latest_id, running=running)
+        for judgement, (flow_runs, task_runs), (_versions, policy, latest_id) in zip(judgements, wrote, subjects, strict=True)
     ]
 
 
-async def judge(run: Run, versions: Sequence[Version], policy: RetentionPolicy) -> list[Verdict]:
+async def judge_unkeyed(run: Run, versions: Sequence[Version], policy: RetentionPolicy) -> list[Judgement]:
     """Evaluate artifacts without a key, the newest first, each by itself: what is told of one depends on no page of others."""
     ordered = sorted(versions, key=lambda version: (version.created, version.id), reverse=True)
-    return [verdict for (verdict,) in await judge_all(run, [([version], policy, None) for version in ordered])]
+    return await judge_all(run, [([version], policy, None) for version in ordered])
 
 
-async def unfinished_runs(run: Run, versions: Sequence[Version]) -> frozenset[UUID]:
-    """The runs that wrote these versions and have not finished, the present one among them."""
-    flow_runs = {version.flow_run_id for version in versions if version.flow_run_id}
-    task_runs = {version.task_run_id for version in versions if version.task_run_id}
+async def unfinished_runs(run: Run, flow_runs: AbstractSet[UUID], task_runs: AbstractSet[UUID]) -> frozenset[UUID]:
+    """Those of some runs that have not finished, the present one among them."""
     unfinished = await run.store.unfinished(flow_runs, task_runs)
     for run_id, since in unfinished.items():
         if run.report.now - since > ZOMBIE_AGE:
             run.report.warn(f"versions are kept for run {run_id}, unfinished since {since:%Y-%m-%d}; it may be a zombie")
     return frozenset(unfinished) | (run.own_runs & flow_runs)
-
-
-def _is_running(version: Version, running: Container[UUID | None]) -> bool:
-    return version.flow_run_id in running or version.task_run_id in running
 
 
 def guard(run: Run) -> None:
@@ -204,57 +200,58 @@ def guard(run: Run) -> None:
                 run.report.warn(f"a delete run would be refused: {refusal}")
 
 
-def _add(run: Run, history: History, collection: Collection, policy: RetentionPolicy, verdicts: Sequence[Verdict]) -> None:
+def _add(run: Run, history: History, collection: Collection, policy: RetentionPolicy, judgement: Judgement) -> None:
     """Account for the verdicts of one key, and plan to delete what they condemn."""
     report = KeyReport(key=history.key, policy=policy.name)
     (run.report.housekeeping if policy is OWN_POLICY else run.report.key_reports).append(report)
+    versions = judgement.versions
     if not history.complete:
-        report.versions = report.kept = len(verdicts)
-        report.bytes_seen = sum(verdict.version.size for verdict in verdicts)
+        report.versions = report.kept = len(versions)
+        report.bytes_seen = sum(versions.sizes)
         if history.error:
             report.error = f"nothing deleted, because its versions cannot be read: {history.error}"
         else:
             run.report.warn(f"{label(history.key)}: nothing deleted, because its versions changed while they were read")
         return
-    if not verdicts:
+    if not versions:
         if not run.server_deletes:
             # Or the server may be about to remove the collection, too.
             run.dangling.add(history.key)
         run.report.warn(f"{label(history.key)}: no version of it was found, though the server lists it")
-    _count(run, report, verdicts)
+    _count(run, report, judgement)
     if report.planned:
-        condemned = [verdict.version for verdict in reversed(verdicts) if not verdict.keep]
+        condemned = judgement.condemned[::-1]
         plan = KeyPlan(
             history.key,
             policy,
-            [version.id for version in condemned],
+            [versions.ids[place] for place in condemned],
             report,
-            sizes=array("q", (version.size for version in condemned)),
+            sizes=array("q", (versions.sizes[place] for place in condemned)),
             collection=collection,
             mark=history.mark,
-            takes_successor=any(not verdict.keep for verdict in verdicts[1:2]),
+            takes_successor=any(not verdict.keep for verdict in judgement[1:2]),
         )
         run.add_plan(plan)
-    if verdicts and verdicts[0].rules == ("dangling",):
+    if judgement.is_dangling:
         run.dangling.add(history.key)
-        run.report.warn(f"{label(history.key)}: nothing deleted, because {verdicts[0].reasons[0]}")
+        run.report.warn(f"{label(history.key)}: nothing deleted, because {judgement[0].reasons[0]}")
 
 
-def _count(run: Run, report: KeyReport, verdicts: Sequence[Verdict]) -> None:
+def _count(run: Run, report: KeyReport, judgement: Judgement) -> None:
     """Account for verdicts in the lines of the report; they are many, and all of a key are counted at once."""
-    kept = [verdict for verdict in verdicts if verdict.keep]
-    condemned = [verdict for verdict in verdicts if not verdict.keep]
-    report.versions += len(verdicts)
-    report.kept += len(kept)
+    sizes, condemned = judgement.versions.sizes, judgement.condemned
+    report.versions += len(judgement)
+    report.kept += len(judgement) - len(condemned)
     report.planned += len(condemned)
-    report.bytes_seen += sum(verdict.version.size for verdict in verdicts)
-    report.bytes += sum(verdict.version.size for verdict in condemned)
-    for verdict in kept:
-        if "unreadable" in verdict.rules:
+    report.bytes_seen += sum(sizes)
+    report.bytes += sum(sizes[place] for place in condemned)
+    kept_by = judgement.rules(keep=True)
+    if "unreadable" in kept_by:
+        for verdict in judgement:
             _warn_of_unreadable(run, report, verdict)
     if report.policy != OWN_POLICY.name:
-        run.kept_by.add(kept)
-        run.condemned_by.add(condemned)
+        run.kept_by.add(judgement, kept_by, keep=True)
+        run.condemned_by.add(judgement, judgement.rules(keep=False), keep=False)
 
 
 def _warn_of_unreadable(run: Run, report: KeyReport, verdict: Verdict) -> None:

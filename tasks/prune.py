@@ -28,7 +28,7 @@ from prefect_artifact_retention.policies import RetentionError, RetentionPolicy,
 from prefect_artifact_retention.policies.loading import select_policy
 from prefect_artifact_retention.stores.concurrency import MOST_AT_ONCE, for_each
 from prefect_artifact_retention.stores.store import Collection, History, KeptVersionError, StaleLookError
-from prefect_artifact_retention.tasks.plan import judge, judge_all, subject, unfinished_runs
+from prefect_artifact_retention.tasks.plan import judge_all, judge_unkeyed, subject, unfinished_runs
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.report import KeyReport
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
@@ -329,7 +329,11 @@ async def _may_go(run: Run, look: _Look, portion: Sequence[Version], collection:
     if not await run.store.all_exist(look.kept):
         return False
     metadata = {version.id: version.metadata for version in await run.store.versions([version.id for version in portion])}
-    return metadata == {version.id: version.metadata for version in portion} and not await unfinished_runs(run, portion)
+    if metadata != {version.id: version.metadata for version in portion}:
+        return False
+    flow_runs = {version.flow_run_id for version in portion if version.flow_run_id}
+    task_runs = {version.task_run_id for version in portion if version.task_run_id}
+    return not await unfinished_runs(run, flow_runs, task_runs)
 
 
 async def _first_look(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
@@ -422,8 +426,8 @@ async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
             await run.tell_of_deleting()
             versions = [version for version in await run.store.versions(pending) if version.key is None]
             _settle_put_off(run, plan, len(pending) - len(versions))
-            verdicts = await judge(run, versions, plan.policy)
-            condemned = [verdict.version for verdict in reversed(verdicts) if not verdict.keep]
+            judgements = await judge_unkeyed(run, versions, plan.policy)
+            condemned = [judgement.versions[0] for judgement in reversed(judgements) if judgement.condemned]
             plan.report.already_gone += len(pending) - len(versions)
             plan.report.spared += len(versions) - len(condemned)
             pending = {version.id for version in condemned}

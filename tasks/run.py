@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import chain
 from typing import Literal, ParamSpec, TypeVar
 from uuid import UUID
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
-from prefect_artifact_retention.policies import RetentionPolicy, Verdict
+from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from prefect_artifact_retention.stores.store import Mark, Store
@@ -82,13 +82,14 @@ class RuleTally:
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, verdicts: Sequence[Verdict]) -> None:
-        """Count each verdict once for each rule behind it."""
-        self.counts.update(chain.from_iterable(verdict.rules for verdict in verdicts))
-        if len(self.examples) < len(self.counts):
-            for verdict in verdicts:
-                for rule, words in zip(verdict.rules, verdict.reasons, strict=True):
-                    self.examples.setdefault(rule, words)
+    def add(self, judgement: Judgement, rules: Counter[str], *, keep: bool) -> None:
+        """Count what each rule has kept or condemned."""
+        self.counts.update(rules)
+        if rules.keys() <= self.examples.keys():
+            return
+        for verdict in judgement:
+            for rule, words in zip(verdict.rules, verdict.reasons, strict=True) if verdict.keep == keep else ():
+                self.examples.setdefault(rule, words)
 
     def lines(self) -> list[RuleCount]:
         """The tally for the report, the most frequent rule first."""
