@@ -38,8 +38,8 @@ from prefect_artifact_retention.stores.schema import (
     TASK_RUN,
     WAY_OUT,
     check_schema,
-    read_id,
-    read_time,
+    read_ids,
+    read_times,
 )
 from prefect_artifact_retention.stores.store import COPY_OF, History, KeptVersionError, Mark
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
@@ -388,8 +388,9 @@ class DatabaseStore:
             return
         if emptied := [each.collection.key for each in portions if each.is_whole]:
             await connection.execute(sa.delete(COLLECTION).where(self._among(COLLECTION.c.key, emptied)))
-        is_latest = sa.exists().where(COLLECTION.c.key == ARTIFACT.c.key, COLLECTION.c.latest_id == ARTIFACT.c.id)
-        these = sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, ids), ~is_latest, *_is_free())
+        keys = [each.collection.key for each in portions]
+        latest = sa.select(COLLECTION.c.latest_id).where(self._among(COLLECTION.c.key, keys))
+        these = sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, ids), ARTIFACT.c.id.not_in(latest), *_is_free())
         if (await connection.execute(these)).rowcount != len(ids):
             raise KeptVersionError(f"{self.address} would not delete what was condemned; nothing of it has gone")
 
@@ -466,13 +467,9 @@ class DatabaseStore:
             return [*columns, [_control(text) for text in metadata]]
         ids, created, updated, types, sizes, flow_run_ids, task_run_ids, metadata = map(json.loads, lists)
         return [
-            [read_id(text) for text in ids],
-            [read_time(text) for text in created],
-            [read_time(text) for text in updated],
-            types,
-            sizes,
-            [text and read_id(text) for text in flow_run_ids],
-            [text and read_id(text) for text in task_run_ids],
+            *(read_ids(ids), read_times(created), read_times(updated)),
+            *(types, sizes),
+            *(read_ids(flow_run_ids), read_ids(task_run_ids)),
             [_control(text) for text in metadata],
         ]
 

@@ -6,7 +6,7 @@ anything else is done: where the two differ, nothing is guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -21,15 +21,16 @@ from sqlalchemy.types import TypeEngine
 WAY_OUT = "unset ARTIFACT_RETENTION_DATABASE_URL and ARTIFACT_RETENTION_DATABASE_BLOCK to go through the API instead"
 
 
-def read_id(text: str) -> UUID:
-    """Read an id as it stands in SQLite, three times as fast as by Python's own class, of which the driver's is one."""
-    version_id: UUID = pgproto.UUID(text)
-    return version_id
+def read_ids(texts: Iterable[str | None]) -> list[UUID | None]:
+    """Read ids as they stand in SQLite, three times as fast as by Python's own class, of which the driver's is one."""
+    read = pgproto.UUID
+    return [text and read(text) for text in texts]
 
 
-def read_time(text: str) -> datetime:
-    """Read a time as it stands in SQLite."""
-    return datetime.fromisoformat(f"{text}+00:00")
+def read_times(texts: Iterable[str]) -> list[datetime]:
+    """Read times as they stand in SQLite."""
+    read = datetime.fromisoformat
+    return [read(f"{text}+00:00") for text in texts]
 
 
 class _TextId(sa.CHAR):
@@ -41,7 +42,7 @@ class _TextId(sa.CHAR):
         return lambda value: None if value is None else str(value)
 
     def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002
-        return lambda text: None if text is None else read_id(text)
+        return lambda text: read_ids([text])[0]
 
 
 class _UtcTime(sqlite.DATETIME):
@@ -50,7 +51,7 @@ class _UtcTime(sqlite.DATETIME):
     cache_ok = True
 
     def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002
-        return lambda text: None if text is None else read_time(text)
+        return lambda text: None if text is None else read_times([text])[0]
 
 
 ID = sa.Uuid().with_variant(_TextId(36), "sqlite")
