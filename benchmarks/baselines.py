@@ -131,7 +131,8 @@ async def usual_script(keep_last: int) -> int:
 async def batched_delete(database: Database, keep_last: int) -> int:
     """SELECT what is stale and DELETE it in batches, by the driver of the database. Returns the number of rows deleted.
 
-    As the package does, it deletes over as many connections as the database gains by, and waits as little for the disk.
+    As the package does, it deletes over as many connections as the database gains by, leaves no state of a run that points to
+    what has gone, and waits as little for the disk.
     """
     select = STALE.format(keep_last=keep_last)
     if database.is_sqlite:
@@ -147,8 +148,8 @@ async def batched_delete(database: Database, keep_last: int) -> int:
 def _sqlite(path: str, select: str) -> int:
     connection = sqlite3.connect(path, timeout=60)
     try:
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA cache_size = 20000")
+        for setting in ("foreign_keys = ON", "synchronous = NORMAL", "cache_size = 20000"):
+            connection.execute(f"PRAGMA {setting}")
         ids = [row[0] for row in connection.execute(select)]
         for start in range(0, len(ids), BATCH):
             batch = json.dumps(ids[start : start + BATCH])

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,8 +55,9 @@ DRIVERS = {
 }
 
 CONNECTIONS = 4
+READERS = 2
 WRITERS = 2
-"""Transactions that delete at once on PostgreSQL, where each has a process of its own; SQLite has one writer."""
+"""Transactions that read or delete at once on PostgreSQL, where each has a process of its own; SQLite has one writer."""
 
 LOCK_MILLISECONDS = 500
 WRITE_SECONDS = 30
@@ -82,6 +84,7 @@ SAMPLE = 10
 """Collections that are looked for in the database to tell that it is the server's."""
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ class DatabaseStore:
     def __init__(self, engine: AsyncEngine, most_per_second: int) -> None:
         self.engine = engine
         self.is_sqlite = engine.dialect.name == "sqlite"
+        self.readers = 1 if self.is_sqlite else READERS
         self.writers = 1 if self.is_sqlite else WRITERS
         host = f" at {engine.url.host}" if engine.url.host else ""
         self.address = f"the {'SQLite' if self.is_sqlite else 'PostgreSQL'} database {engine.url.database}{host}"
@@ -177,10 +181,12 @@ class DatabaseStore:
             counted = sa.select(ARTIFACT.c.key, sa.func.count()).where(self._among(ARTIFACT.c.key, chunk))
             async with self._reading() as connection:
                 counts = dict((await connection.execute(counted.group_by(ARTIFACT.c.key))).tuples().all())
-            for portion in _portions(chunk, counts):
-                async with self._reading() as connection:
-                    histories = await self._histories(connection, portion)
+            async for histories in _ahead(_portions(chunk, counts), self._portion, self.readers):
                 yield histories
+
+    async def _portion(self, keys: Sequence[str]) -> list[History]:
+        async with self._reading() as connection:
+            return await self._histories(connection, keys)
 
     async def history(self, key: str, expected: int = 0) -> History:  # noqa: ARG002 - a transaction sees all of them
         """List the versions of one key."""
@@ -709,6 +715,22 @@ def _version(row: Sequence[Any]) -> Version:
 
 def _control(metadata: str | None) -> Mapping[str, str]:
     return NO_METADATA if metadata is None else control_metadata(json.loads(metadata))
+
+
+async def _ahead(items: Iterable[T], read: Callable[[T], Coroutine[Any, Any, R]], at_once: int) -> AsyncIterator[R]:
+    """Read of each item in turn, and of the next ones meanwhile."""
+    reading: deque[asyncio.Task[R]] = deque()
+    try:
+        for item in items:
+            reading.append(asyncio.create_task(read(item)))
+            if len(reading) == at_once:
+                yield await reading.popleft()
+        while reading:
+            yield await reading.popleft()
+    finally:
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -1,5 +1,6 @@
 """The planner against the brute-force oracle, and what must hold whatever the policy and the history."""
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracle import kept_ids
 from prefect_artifact_retention.policies import RetentionPolicy, Verdict, Version, evaluate
+from prefect_artifact_retention.policies.evaluation import judge
+from prefect_artifact_retention.policies.model import Versions
 
 MOMENTS = (
     NOW,
@@ -192,6 +195,33 @@ def test_planner_agrees_with_the_oracle_on_every_count_across_week_53(zone: str,
 
 
 # --- verdicts
+
+
+@given(with_and_without_idle())
+def test_what_is_counted_is_what_each_verdict_says(case: Case) -> None:
+    """A plan counts verdicts, and names what goes, without looking at each."""
+    judgement = judge(case.versions, case.policy, now=case.now, latest_id=case.latest_id, running=case.running)
+    verdicts = case.verdicts()
+    assert tuple(judgement) == tuple(judgement[:]) == verdicts
+    condemned = [verdict.version for verdict in verdicts if not verdict.keep]
+    assert [judgement.versions[place] for place in judgement.condemned] == condemned
+    for keep in (True, False):
+        told = Counter(chain.from_iterable(verdict.rules for verdict in verdicts if verdict.keep == keep))
+        assert judgement.rules(keep=keep) == told
+    flow_runs, task_runs = judgement.condemned_runs()
+    assert flow_runs == {version.flow_run_id for version in condemned} - {None}
+    assert task_runs == {version.task_run_id for version in condemned} - {None}
+
+
+def test_versions_by_columns_are_the_versions_they_are_made_of() -> None:
+    """Each once, the newest first; of two of one moment, the one with the higher id."""
+    older, lower = days_old(2, metadata={"retention-hold": "true"}), version(NOW, number=1, flow_run_id=UUID(int=7))
+    higher = version(NOW, number=2, task_run_id=UUID(int=8))
+    versions = Versions.of([lower, older, higher, older])
+    assert list(versions) == [higher, lower, older]
+    assert versions[-1] == older
+    assert versions[1:] == [lower, older]
+    assert list(Versions.of([])) == []
 
 
 @FEW
