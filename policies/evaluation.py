@@ -113,6 +113,11 @@ class Judgement(Sequence[Verdict]):
             {run_id for place in self.condemned if (run_id := task_runs[place])},
         )
 
+    def kept(self) -> Iterator[int]:
+        """The places of those that stay, in the order of the verdicts."""
+        condemned = set(self.condemned)
+        return (place for place in self._order if place not in condemned)
+
     @property
     def is_dangling(self) -> bool:
         """Whether the collection names a latest version that is not among them; all stay then."""
@@ -299,8 +304,8 @@ class _Case:
         for rank, place in enumerate(ranked[: policy.keep_last], start=1):
             yield place, _last(rank, policy.keep_last)
         if within := policy.keep_within_days:
-            number = self._number_within(within)
-            yield from ((place, Reason("keep_within_days", f"within {days(within)}")) for place in ranked if place < number)
+            number, reason = self._number_within(within), Reason("keep_within_days", f"within {days(within)}")
+            yield from ((place, reason) for place in ranked if place < number)
         for period in CALENDAR:
             if periods := getattr(policy, period.rule):
                 yield from self._calendar_claims(ranked, period, periods)

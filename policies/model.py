@@ -62,8 +62,14 @@ class Versions(Sequence[Version]):
     __slots__ = ("_columns", "controlled", "created", "flow_run_ids", "ids", "key", "sizes", "task_run_ids")
 
     def __init__(self, key: str | None, columns: Sequence[Sequence[Any]]) -> None:
-        """Take the columns of different versions in any order; they are those of a `Version`, but for its key."""
+        """Take the columns of different versions in any order; they are those of a `Version`, but for its key.
+
+        Raises:
+            ValueError: They are not of one length.
+        """
         ids, created, *_ = columns
+        if any(len(column) != len(ids) for column in columns):
+            raise ValueError("columns of different lengths")
         order = sorted(range(len(ids)), key=[*zip(created, ids, strict=True)].__getitem__, reverse=True)
         if len(order) > 1:
             in_order = itemgetter(*order)

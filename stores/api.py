@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,6 +19,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, TTL_DAYS
+from prefect_artifact_retention.policies.model import Versions
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.connection import Connection, ResponseTooLargeError
 from prefect_artifact_retention.stores.store import COPY_OF, Collection, History
@@ -164,7 +165,7 @@ class ApiStore:
         async for page in self._pages("/artifacts/latest/filter", only, "KEY_ASC", unreadable=unreadable):
             yield {row["key"]: _collection(row) for row in page}
 
-    async def histories(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
+    async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
         """List the versions of many keys, some keys at a time, in the order given; a key without any has an empty history."""
         rows_seen = keys_seen = 0
         size = FIRST_BATCH_KEYS
@@ -190,9 +191,9 @@ class ApiStore:
             expected = expected or await self._count("/artifacts", only)
             versions = await self._versions(only, sort)
             if len(versions) >= expected:
-                return History(key, versions)
+                return History(key, Versions.of(versions))
             expected = 0
-        return History(key, versions, complete=False)
+        return History(key, Versions.of(versions), complete=False)
 
     async def _batch(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
         """List the versions of some keys together, or in halves, down to the one key whose versions cannot be listed."""
@@ -213,7 +214,7 @@ class ApiStore:
         except StoreError as error:
             if error.status != BROKEN:
                 raise
-            return History(key, [], complete=False, error=str(error))
+            return History(key, Versions.of(()), complete=False, error=str(error))
 
     async def _together(self, keys: Sequence[str]) -> list[History] | None:
         """List the versions of some keys; None if they are too much, shift too much, or the server fails to show one."""
@@ -237,7 +238,7 @@ class ApiStore:
         by_key: dict[str | None, list[Version]] = {key: [] for key in keys}
         for version in versions.values():
             by_key[version.key].append(version)
-        return [History(key, by_key[key]) for key in keys]
+        return [History(key, Versions.of(by_key[key])) for key in keys]
 
     async def unkeyed(self, unreadable: list[str | None]) -> AsyncIterator[list[Version]]:
         """List the artifacts without a key, a page at a time.
@@ -571,8 +572,12 @@ def _metadata(row: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
 
 
 def control_metadata(metadata: Any) -> Mapping[str, str]:  # noqa: ANN401 - JSON
-    """Those entries of an artifact's metadata that say how long it is kept."""
-    return {name: metadata[name] for name in (HOLD, TTL_DAYS) if name in metadata} if metadata else NO_METADATA
+    """Those entries of an artifact's metadata that say how long it is kept; an unreadable hold where they cannot be told."""
+    if not metadata:
+        return NO_METADATA
+    if not isinstance(metadata, dict):
+        return {HOLD: "(metadata that is no object)"}
+    return {name: metadata[name] for name in (HOLD, TTL_DAYS) if name in metadata}
 
 
 def _optional_id(text: str | None) -> UUID | None:

@@ -15,8 +15,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -76,6 +87,9 @@ TIMED_OUT = "57014"
 MOST_KEYS = 10_000
 MOST_ROWS = 20_000
 """Versions read at a time, unless a single key has more."""
+
+ROWS_AT_ONCE = 1_000
+"""Rows with metadata of any size read at a time."""
 
 PREFIX = "retention-"
 """What the entries of the metadata that we look at have in common."""
@@ -175,16 +189,17 @@ class DatabaseStore:
             rows = await connection.execute(_collections().order_by(COLLECTION.c.key))
             return [ArtifactCollection(*row) for row in rows], 0
 
-    async def histories(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
+    async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
         """List the versions of many keys, some keys at a time, in the order given; a key without any has an empty history."""
         for chunk in _chunks(keys):
             counted = sa.select(ARTIFACT.c.key, sa.func.count()).where(self._among(ARTIFACT.c.key, chunk))
             async with self._reading() as connection:
                 counts = dict((await connection.execute(counted.group_by(ARTIFACT.c.key))).tuples().all())
-            async for histories in _ahead(_portions(chunk, counts), self._portion, self.readers):
-                yield histories
+            async with aclosing(_ahead(_portions(chunk, counts), self._read_histories, self.readers)) as listing:
+                async for histories in listing:
+                    yield histories
 
-    async def _portion(self, keys: Sequence[str]) -> list[History]:
+    async def _read_histories(self, keys: Sequence[str]) -> list[History]:
         async with self._reading() as connection:
             return await self._histories(connection, keys)
 
@@ -449,17 +464,37 @@ class DatabaseStore:
     async def _histories(self, connection: AsyncConnection, keys: Sequence[str]) -> list[History]:
         """Read the versions of keys, a row a key, in which each column is a list: several times as fast as a row a version."""
         these = self._among(ARTIFACT.c.key, keys)
-        rows = sa.select(ARTIFACT.c.key, self._fingerprint.label("fingerprint"), *self._version_columns()).where(these)
+        rows = sa.select(
+            ARTIFACT.c.key,
+            self._fingerprint.label("fingerprint"),
+            sa.cast(self._control_text().is_not(None), sa.Integer).label("is_controlled"),
+            *self._plain_columns(),
+        ).where(these)
         if not self.is_sqlite:
             # Without this, PostgreSQL would sort whole rows, payloads included, and reckon afterwards.
             rows = rows.offset(0)
-        key, fingerprint, *columns = rows.subquery().c
-        listed = sa.select(key, sa.func.count(), sa.func.sum(fingerprint), *map(self._listed, columns)).group_by(key)
-        found = {
-            name: History(name, Versions(name, self._read_columns(lists)), mark=(count, int(fingerprints)))
-            for name, count, fingerprints, *lists in await connection.execute(listed)
-        }
-        return [found.get(name) or History(name, [], mark=(0, 0)) for name in keys]
+        key, fingerprint, is_controlled, *columns = rows.subquery().c
+        sums = sa.func.count(), sa.func.sum(fingerprint), sa.func.sum(is_controlled)
+        found = (await connection.execute(sa.select(key, *sums, *map(self._listed, columns)).group_by(key))).all()
+        controls = await self._controls(connection, [row[0] for row in found if row[3]])
+        histories = {}
+        for name, count, fingerprints, _controlled, *lists in found:
+            ids, *others = self._read_columns(lists)
+            metadata = [controls.get(version_id, NO_METADATA) for version_id in ids]
+            histories[name] = History(name, Versions(name, [ids, *others, metadata]), mark=(count, int(fingerprints)))
+        return [histories.get(name) or History(name, Versions.of(()), mark=(0, 0)) for name in keys]
+
+    async def _controls(self, connection: AsyncConnection, keys: Sequence[str]) -> Mapping[UUID, Mapping[str, str]]:
+        """What the metadata of versions of these keys says about how long they are kept.
+
+        Metadata may be large, and most of it says nothing about that.
+        """
+        if not keys:
+            return {}
+        text = self._control_text()
+        rows = sa.select(ARTIFACT.c.id, text).where(self._among(ARTIFACT.c.key, keys), text.is_not(None))
+        stream = await connection.stream(rows.execution_options(yield_per=ROWS_AT_ONCE))
+        return {version_id: _control(metadata) async for version_id, metadata in stream}
 
     def _listed(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """All values of a column of a group, in the same order as those of its other columns."""
@@ -467,17 +502,12 @@ class DatabaseStore:
             return sa.func.json_group_array(sa.type_coerce(column, sa.types.NullType()))
         return sa.type_coerce(sa.func.array_agg(column), sa.types.NullType())
 
-    def _read_columns(self, lists: Sequence[Any]) -> list[Sequence[Any]]:
+    def _read_columns(self, lists: Sequence[Any]) -> Sequence[Sequence[Any]]:
         if not self.is_sqlite:
-            *columns, metadata = lists
-            return [*columns, [_control(text) for text in metadata]]
-        ids, created, updated, types, sizes, flow_run_ids, task_run_ids, metadata = map(json.loads, lists)
-        return [
-            *(read_ids(ids), read_times(created), read_times(updated)),
-            *(types, sizes),
-            *(read_ids(flow_run_ids), read_ids(task_run_ids)),
-            [_control(text) for text in metadata],
-        ]
+            return lists
+        ids, created, updated, types, sizes, flow_run_ids, task_run_ids = map(json.loads, lists)
+        times = read_times(created), read_times(updated)
+        return [read_ids(ids), *times, types, sizes, read_ids(flow_run_ids), read_ids(task_run_ids)]
 
     async def _marks(self, connection: AsyncConnection, keys: Sequence[str]) -> dict[str, Mark]:
         """The marks of keys: how many rows they have, and the sum of the fingerprints of these."""
@@ -563,12 +593,16 @@ class DatabaseStore:
 
     def _versions(self) -> sa.Select[Any]:
         """Select what a `Version` is made of, in its order."""
-        version_id, *columns = self._version_columns()
-        return sa.select(version_id, ARTIFACT.c.key, *columns)
+        version_id, *columns = self._plain_columns()
+        return sa.select(version_id, ARTIFACT.c.key, *columns, self._control_text())
 
-    def _version_columns(self) -> tuple[sa.ColumnElement[Any], ...]:
-        """What a `Version` is made of, in its order, but for the key."""
+    def _control_text(self) -> sa.ColumnElement[str | None]:
+        """The metadata of a version that may say how long it is kept; NULL of any other."""
         text = sa.cast(ARTIFACT.c.metadata_, sa.Text)
+        return sa.case((text.contains(PREFIX), text))
+
+    def _plain_columns(self) -> tuple[sa.ColumnElement[Any], ...]:
+        """What a `Version` is made of, in its order, but for the key and the metadata."""
         if self.is_sqlite:
             # A bare number stands there as a number; those with a fraction do not print as they do in Python.
             length = sa.func.coalesce(sa.func.length(sa.cast(ARTIFACT.c.data, sa.BLOB)), 4)
@@ -582,7 +616,6 @@ class DatabaseStore:
             *(c.id, c.created, c.updated, c.type),
             sa.type_coerce(size, sa.types.NullType()),
             *(c.flow_run_id, c.task_run_id),
-            sa.case((text.contains(PREFIX), text)),
         )
 
 
@@ -714,11 +747,16 @@ def _version(row: Sequence[Any]) -> Version:
 
 
 def _control(metadata: str | None) -> Mapping[str, str]:
-    return NO_METADATA if metadata is None else control_metadata(json.loads(metadata))
+    if metadata is None:
+        return NO_METADATA
+    try:
+        return control_metadata(json.loads(metadata))
+    except ValueError:
+        return control_metadata(metadata)
 
 
-async def _ahead(items: Iterable[T], read: Callable[[T], Coroutine[Any, Any, R]], at_once: int) -> AsyncIterator[R]:
-    """Read of each item in turn, and of the next ones meanwhile."""
+async def _ahead(items: Iterable[T], read: Callable[[T], Coroutine[Any, Any, R]], at_once: int) -> AsyncGenerator[R]:
+    """Read of some items at once, and yield the results in their order."""
     reading: deque[asyncio.Task[R]] = deque()
     try:
         for item in items:

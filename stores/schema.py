@@ -22,7 +22,7 @@ WAY_OUT = "unset ARTIFACT_RETENTION_DATABASE_URL and ARTIFACT_RETENTION_DATABASE
 
 
 def read_ids(texts: Iterable[str | None]) -> list[UUID | None]:
-    """Read ids as they stand in SQLite, three times as fast as by Python's own class, of which the driver's is one."""
+    """Read ids as they stand in SQLite, as the class of PostgreSQL's driver: three times as fast as as its base in Python."""
     read = pgproto.UUID
     return [None if text is None else read(text) for text in texts]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +10,7 @@ from typing import Protocol
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError, Version
+from prefect_artifact_retention.policies.model import Versions
 
 COPY_OF = "artifact-retention-copy-of"
 """In the metadata of a version that was posted to be deleted at once, so that the server names another latest one: the id of
@@ -45,7 +46,7 @@ class History:
     """
 
     key: str
-    versions: Sequence[Version]
+    versions: Versions
     complete: bool = True
     error: str = ""
     mark: Mark | None = None
@@ -76,7 +77,7 @@ class Store(Protocol):
         """List all collections in the order of their keys, and count those that exist and could not be seen."""
         ...
 
-    def histories(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
+    def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
         """List the versions of many keys, some keys at a time, in the order given; a key without any has an empty history."""
         ...
 

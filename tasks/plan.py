@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager, nullcontext
+from contextlib import aclosing, contextmanager, nullcontext
 from datetime import datetime, timedelta
+from itertools import chain
 from uuid import UUID
 
 from prefect_artifact_retention.policies import RetentionPolicy, Verdict, Version
 from prefect_artifact_retention.policies.evaluation import Judgement, judge
 from prefect_artifact_retention.policies.loading import OWN_POLICY, select_policy
+from prefect_artifact_retention.policies.model import Versions
 from prefect_artifact_retention.policies.words import count
 from prefect_artifact_retention.stores.store import Collection, History
 from prefect_artifact_retention.tasks.rendering import label
@@ -71,13 +73,14 @@ async def _plan_rounds(
     await run.tell("planning", done, total)
     for keys in (first_round, second_round):
         planned = 0
-        async for histories in run.store.histories(keys):
-            await _plan_keys(run, [(history, *managed[history.key]) for history in histories])
-            planned += len(histories)
-            await run.tell("planning", done + planned, total)
-            if planned < len(keys) and not run.may_plan_on():
-                _stop_before(run, keys[planned])
-                return
+        async with aclosing(run.store.histories(keys)) as listing:
+            async for histories in listing:
+                await _plan_keys(run, [(history, *managed[history.key]) for history in histories])
+                planned += len(histories)
+                await run.tell("planning", done + planned, total)
+                if planned < len(keys) and not run.may_plan_on():
+                    _stop_before(run, keys[planned])
+                    return
         done += planned
         if keys is first_round:
             if unkeyed_policy:
@@ -100,16 +103,14 @@ async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, Retent
         _add(run, history, collection, policy, judgement)
 
 
-def subject(
-    history: History, collection: Collection, policy: RetentionPolicy
-) -> tuple[Sequence[Version], RetentionPolicy, UUID]:
+def subject(history: History, collection: Collection, policy: RetentionPolicy) -> tuple[Versions, RetentionPolicy, UUID]:
     """What is judged of a key: its versions, its policy and the latest of them.
 
     A copy that mended the collection and should have gone at once is no version: nothing goes before it does.
     """
     versions = history.versions
     if collection.is_mended and len(versions) > 1:
-        versions = [version for version in versions if version.id != collection.latest_id]
+        versions = Versions.of(version for version in versions if version.id != collection.latest_id)
     return versions, policy, collection.latest_id
 
 
@@ -126,9 +127,8 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
         seen.update(version.id for version in new)
         for judgement in await judge_unkeyed(run, new, policy):
             _count(run, plan.report, judgement)
-            if judgement.condemned:
-                version = judgement.versions[0]
-                condemned[version.id] = version.created, version.size
+            these = judgement.versions
+            condemned.update({these.ids[place]: (these.created[place], these.sizes[place]) for place in judgement.condemned})
     plan.condemned = sorted(condemned, key=lambda version_id: condemned[version_id])
     plan.sizes = array("q", (condemned[version_id][1] for version_id in plan.condemned))
     if len(seen) + len(unreadable) < expected:
@@ -140,7 +140,7 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
         run.add_plan(plan)
 
 
-async def judge_all(run: Run, subjects: Sequence[tuple[Sequence[Version], RetentionPolicy, UUID | None]]) -> list[Judgement]:
+async def judge_all(run: Run, subjects: Sequence[tuple[Versions, RetentionPolicy, UUID]]) -> list[Judgement]:
     """Evaluate the versions of several keys, each with its policy and the latest of them.
 
     One question whether the runs that wrote them have finished serves them all, and only condemned versions ask it.
@@ -152,16 +152,31 @@ async def judge_all(run: Run, subjects: Sequence[tuple[Sequence[Version], Retent
     running = await unfinished_runs(run, flow_runs, task_runs)
     return [
         judgement
-        if running.isdisjoint(flow_runs | task_runs)
-        else judge(judgement.versions, policy, now=now, latest_id=latest_id, running=running)
-        for judgement, (flow_runs, task_runs), (_versions, policy, latest_id) in zip(judgements, wrote, subjects, strict=True)
+        if running.isdisjoint(chain(*own_runs))
+        else judge(versions, policy, now=now, latest_id=latest_id, running=running)
+        for judgement, own_runs, (versions, policy, latest_id) in zip(judgements, wrote, subjects, strict=True)
     ]
 
 
-async def judge_unkeyed(run: Run, versions: Sequence[Version], policy: RetentionPolicy) -> list[Judgement]:
-    """Evaluate artifacts without a key, the newest first, each by itself: what is told of one depends on no page of others."""
-    ordered = sorted(versions, key=lambda version: (version.created, version.id), reverse=True)
-    return await judge_all(run, [([version], policy, None) for version in ordered])
+async def judge_unkeyed(run: Run, versions: Iterable[Version], policy: RetentionPolicy) -> list[Judgement]:
+    """Evaluate artifacts without a key, of which none depends on another.
+
+    Those that only their runs keep are evaluated apart: what is told of the others depends on no page that they share.
+    """
+    page = Versions.of(versions)
+    judgement = judge(page, policy, now=run.report.now)
+    running = await unfinished_runs(run, *judgement.condemned_runs())
+    in_use = {
+        place for place in judgement.condemned if page.flow_run_ids[place] in running or page.task_run_ids[place] in running
+    }
+    if not in_use:
+        return [judgement]
+    free = (version for place, version in enumerate(page) if place not in in_use)
+    kept = (page[place] for place in in_use)
+    return [
+        judge(free, policy, now=run.report.now),
+        judge(kept, policy, now=run.report.now, running=running),
+    ]
 
 
 async def unfinished_runs(run: Run, flow_runs: AbstractSet[UUID], task_runs: AbstractSet[UUID]) -> frozenset[UUID]:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 from uuid import UUID
 
@@ -24,8 +25,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
-from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, Verdict, Version
+from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, Version
+from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.policies.loading import select_policy
+from prefect_artifact_retention.policies.model import Versions
 from prefect_artifact_retention.stores.concurrency import MOST_AT_ONCE, for_each
 from prefect_artifact_retention.stores.store import Collection, History, KeptVersionError, StaleLookError
 from prefect_artifact_retention.tasks.plan import judge_all, judge_unkeyed, subject, unfinished_runs
@@ -350,8 +353,8 @@ async def _first_look(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
         if key.plan.collection
         and (history := histories.get(key.name))
         and len(history.versions) == key.expected
-        and not any(version.created > run.report.now for version in history.versions)
-        and any(version.id == key.plan.collection.latest_id for version in history.versions)
+        and history.versions.created[0] <= run.report.now
+        and key.plan.collection.latest_id in history.versions.ids
     }
     return await _judge(run, [key for key in keys if key.name in current], current, histories)
 
@@ -374,26 +377,24 @@ async def _judge(
     run: Run, keys: Sequence[_Key], collections: Mapping[str, Collection], histories: Mapping[str, History]
 ) -> dict[str, _Look]:
     """Judge and settle some keys; one of which nothing is condemned any more has no look."""
-    subjects: dict[str, tuple[Sequence[Version], RetentionPolicy, UUID]] = {}
+    subjects: dict[str, tuple[Versions, RetentionPolicy, UUID]] = {}
     for name, history in histories.items():
         collection = collections.get(name)
         policy = select_policy(run.policies, name, collection.type) if collection else None
         if collection and policy and history.complete:
             subjects[name] = subject(history, collection, policy)
-    verdicts = dict(zip(subjects, await judge_all(run, list(subjects.values())), strict=True))
+    judgements = dict(zip(subjects, await judge_all(run, list(subjects.values())), strict=True))
     looks: dict[str, _Look] = {}
     for key in keys:
-        if key.name in histories and (condemned := _settle(run, key, histories[key.name], verdicts.get(key.name, ()))):
-            versions, policy, latest_id = subjects[key.name]
-            present = frozenset(version.id for version in versions)
-            kept = [verdict.version.id for verdict in verdicts[key.name] if verdict.keep][:MOST_KEPT]
-            looks[key.name] = _Look(collections[key.name], policy, _successor(versions, latest_id), condemned, present, kept)
+        judgement = judgements.get(key.name)
+        if key.name not in histories or not (condemned := _settle(run, key, histories[key.name], judgement)) or not judgement:
+            continue
+        versions, policy, latest_id = subjects[key.name]
+        successor = next((version_id for version_id in versions.ids if version_id != latest_id), None)
+        kept = [versions.ids[place] for place in islice(judgement.kept(), MOST_KEPT)]
+        present = frozenset(versions.ids)
+        looks[key.name] = _Look(collections[key.name], policy, successor, condemned, present, kept)
     return looks
-
-
-def _successor(versions: Sequence[Version], latest_id: UUID) -> UUID | None:
-    ranked = sorted((version.created, version.id) for version in versions if version.id != latest_id)
-    return ranked[-1][1] if ranked else None
 
 
 async def _histories(run: Run, keys: Sequence[_Key], *, is_first: bool = False) -> dict[str, History]:
@@ -404,12 +405,15 @@ async def _histories(run: Run, keys: Sequence[_Key], *, is_first: bool = False) 
     return {each.key: each async for batch in run.store.histories(names) for each in batch if not each.error}
 
 
-def _settle(run: Run, key: _Key, history: History, verdicts: Sequence[Verdict]) -> list[Version]:
+def _settle(run: Run, key: _Key, history: History, judgement: Judgement | None) -> list[Version]:
     """Account for what of a key has gone or is kept now, and return what is still condemned, oldest first."""
-    if verdicts and verdicts[0].rules == ("dangling",):
-        run.dangling.add(key.name)
-    condemned = [v.version for v in reversed(verdicts) if not v.keep and v.version.id in key.pending]
-    gone = key.pending - {version.id for version in history.versions} if history.complete else set()
+    condemned: list[Version] = []
+    if judgement:
+        if judgement.is_dangling:
+            run.dangling.add(key.name)
+        versions = judgement.versions
+        condemned = [versions[place] for place in reversed(judgement.condemned) if versions.ids[place] in key.pending]
+    gone = key.pending.difference(history.versions.ids) if history.complete else set()
     spared = key.pending - gone - {version.id for version in condemned}
     key.plan.report.already_gone += len(gone)
     key.plan.report.spared += len(spared)
@@ -427,7 +431,7 @@ async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
             versions = [version for version in await run.store.versions(pending) if version.key is None]
             _settle_put_off(run, plan, len(pending) - len(versions))
             judgements = await judge_unkeyed(run, versions, plan.policy)
-            condemned = [judgement.versions[0] for judgement in reversed(judgements) if judgement.condemned]
+            condemned = [each.versions[place] for each in judgements for place in reversed(each.condemned)]
             plan.report.already_gone += len(pending) - len(versions)
             plan.report.spared += len(versions) - len(condemned)
             pending = {version.id for version in condemned}

@@ -85,11 +85,14 @@ class RuleTally:
     def add(self, judgement: Judgement, rules: Counter[str], *, keep: bool) -> None:
         """Count what each rule has kept or condemned."""
         self.counts.update(rules)
-        if rules.keys() <= self.examples.keys():
-            return
-        for verdict in judgement:
-            for rule, words in zip(verdict.rules, verdict.reasons, strict=True) if verdict.keep == keep else ():
-                self.examples.setdefault(rule, words)
+        for rule in rules.keys() - self.examples.keys():
+            self.examples[rule] = next(
+                words
+                for verdict in judgement
+                if verdict.keep == keep
+                for name, words in zip(verdict.rules, verdict.reasons, strict=True)
+                if name == rule
+            )
 
     def lines(self) -> list[RuleCount]:
         """The tally for the report, the most frequent rule first."""
