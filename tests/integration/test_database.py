@@ -6,6 +6,7 @@ import os
 import random
 import re
 import sqlite3
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -109,6 +110,31 @@ async def test_both_stores_read_the_same_versions(server: Server) -> None:
                 assert by_id((await database.history(key)).versions) == by_id((await api.history(key)).versions)
             assert await database.collections(keys) == await api.collections(keys)
             assert await database.all_collections([]) == await api.all_collections([])
+
+
+async def test_metadata_that_cannot_be_read_keeps_its_version(server: Server) -> None:
+    """Prefect writes objects only; whoever writes anything else into the database may mean a hold by it."""
+    rows = await server.database.insert(series("report", [1, 2, 3, 4]))
+    for row, metadata in zip(rows[1:3], (["retention-hold"], "retention-hold"), strict=True):
+        await server.database.update_metadata(row.id, metadata)  # type: ignore[arg-type]
+    report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+    assert await server.database.ids() == {row.id for row in rows[:3]}
+    assert report.outcome == "completed"
+    assert sum("unreadable retention-hold" in warning for warning in report.warnings) == 2
+
+
+async def test_a_listing_that_is_left_early_leaves_no_connection_behind(server: Server) -> None:
+    """Though more has been asked for by then."""
+    await server.database.insert([*series("one", [1, 2]), *series("other", [1, 2])])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("prefect_artifact_retention.stores.database.MOST_ROWS", 1)
+        async with open_database(server.database.url) as store:
+            async with aclosing(store.histories(["one", "other"])) as listing:
+                async for (history,) in listing:
+                    assert [version.key for version in history.versions] == ["one", "one"]
+                    break
+            assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+            assert [history.key async for batch in store.histories(["one", "other"]) for history in batch] == ["one", "other"]
 
 
 def by_id(versions: Any) -> dict[UUID, Version]:  # noqa: ANN401 - any iterable
