@@ -411,7 +411,8 @@ class DatabaseStore:
             await connection.execute(sa.delete(COLLECTION).where(self._among(COLLECTION.c.key, emptied)))
         keys = [each.collection.key for each in portions]
         latest = sa.select(COLLECTION.c.latest_id).where(self._among(COLLECTION.c.key, keys))
-        these = sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, ids), ARTIFACT.c.id.not_in(latest), *_is_free())
+        is_stale = self._among(ARTIFACT.c.key, keys), ARTIFACT.c.id.not_in(latest)
+        these = sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, ids), *is_stale, *_is_free())
         if (await connection.execute(these)).rowcount != len(ids):
             raise KeptVersionError(f"{self.address} would not delete what was condemned; nothing of it has gone")
 

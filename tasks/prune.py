@@ -353,8 +353,8 @@ async def _first_look(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
         if key.plan.collection
         and (history := histories.get(key.name))
         and len(history.versions) == key.expected
-        and history.versions.created[0] <= run.report.now
         and key.plan.collection.latest_id in history.versions.ids
+        and history.versions.created[0] <= run.report.now
     }
     return await _judge(run, [key for key in keys if key.name in current], current, histories)
 
