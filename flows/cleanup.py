@@ -91,13 +91,12 @@ async def open_run(
     all_policies, source = resolve_policies(policies, settings, mode)
     async with connect(settings.max_requests_per_minute) as connection, AsyncExitStack() as stack:
         server = ApiStore(connection)
-        # The server's clock, which tells first whether it is there at all.
+        # The server's clock, by which it dates versions; it tells first whether the server is there at all.
         now = await connection.now()
         store: Store = server
         if url := await _database_url(settings, connection.client):
             store = database = await stack.enter_async_context(open_database(url, settings.max_deletions_per_second))
             await database.check(server, own_runs, deletes=mode == "delete")
-            now = await database.now()
         report = CleanupReport(mode=mode, now=now, scope=list(keys), policy_source=source, policy_digest=digest(all_policies))
         if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:
             report.warn(f"the server's clock says {now:%Y-%m-%d %H:%M} UTC, unlike this machine's; the server's counts")

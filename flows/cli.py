@@ -1,6 +1,6 @@
 """The command line. Prefect is imported only by the commands that talk to a server: its start takes seconds.
 
-Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 refused, 4 unfinished or skipped.
+Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 refused, 4 unfinished or skipped, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -198,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _refuse_undecodable(tokens)
         code = app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
+        sys.stdout.flush()
     except CycloptsError as error:
         if "--json" in tokens:
             _print_json({"error": str(error)})
@@ -209,6 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; a rerun goes on where this one stopped\n")
         return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone, as `head` does. Without this, Python would fail to write the rest of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     return code if isinstance(code, int) else DONE
 
 

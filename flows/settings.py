@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,13 +88,13 @@ def load_settings(config: Path | None = None) -> RetentionSettings:
     """Read the settings.
 
     Args:
-        config: The TOML file; by default the one that `ARTIFACT_RETENTION_CONFIG` names, else `retention.toml` in the working
-            directory if there is one.
+        config: The TOML file; by default the one that `ARTIFACT_RETENTION_CONFIG` names, in the environment or in `.env`, else
+            `retention.toml` in the working directory if there is one.
 
     Raises:
         ConfigurationError: A file is missing or does not parse, or a name or a value cannot be meant.
     """
-    named = config or (Path(path) if (path := os.environ.get(CONFIG_VARIABLE)) else None)
+    named = config or _configured_file()
     file = named or Path(DEFAULT_FILE)
     table = _read_toml(file) if named or file.is_file() else {}
     sources = _sources(file, table)
@@ -144,6 +144,21 @@ def resolve_policies(
     return all_policies, source
 
 
+def _configured_file() -> Path | None:
+    for variables in (os.environ, _read_dotenv()):
+        for name, value in variables.items():
+            if name.upper() == CONFIG_VARIABLE and value:
+                return Path(value)
+    return None
+
+
+def _read_dotenv() -> Mapping[str, str | None]:
+    try:
+        return dotenv_values(DOTENV) if Path(DOTENV).is_file() else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{DOTENV}: cannot be read: {error}") from error
+
+
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
@@ -177,13 +192,9 @@ def find_variables(prefix: str, fields: Iterable[str]) -> dict[str, list[str]]:
     Raises:
         ConfigurationError: One is not the prefix and the name of a field, or `.env` cannot be read.
     """
-    try:
-        dotenv = dotenv_values(DOTENV) if Path(DOTENV).is_file() else {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{DOTENV}: cannot be read: {error}") from error
     known = [prefix + field.upper() for field in fields]
     found = {}
-    for place, variables in ((f"{DOTENV}: ", dotenv), ("", os.environ)):
+    for place, variables in ((f"{DOTENV}: ", _read_dotenv()), ("", os.environ)):
         ours = [name.upper() for name in variables if name.upper().startswith(prefix)]
         found[place] = [name for name in ours if prefix == DEPLOY_PREFIX or not name.startswith(DEPLOY_PREFIX)]
         _refuse_unknown(place or "environment", found[place], known)

@@ -2,7 +2,9 @@
 
 Who decides, first that applies: `keep_all`, `expire_after_days`, the version's own TTL, the keep rules. The keep rules are a
 union, as in restic's `ApplyPolicy`: a version goes only if none of them keeps it. Protections come last, beat everything and
-change no slot of a rule: the latest version, a hold, a run that has not finished, a version newer than `now`.
+change no slot of a rule: the latest version, a hold, a run that has not finished, a version newer than `now`, and what nobody
+published: Prefect's server keeps the result of a run in an artifact without key and type (`Artifact.from_result` in its
+`server/schemas/core.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from prefect_artifact_retention.policies.control import read_control
-from prefect_artifact_retention.policies.model import RetentionPolicy, Verdict, Version, Versions
+from prefect_artifact_retention.policies.model import RESULT, RetentionPolicy, Verdict, Version, Versions
 from prefect_artifact_retention.policies.periods import CALENDAR, Period
 from prefect_artifact_retention.policies.words import count, days
 
@@ -272,7 +274,14 @@ class _Case:
                     found[place].append(Reason("running", f"its {what} has not finished"))
         for place in range(self.future):
             found[place].append(Reason("future", "created after this run began"))
+        for place in self._results():
+            found[place].append(Reason("result", "Prefect keeps the result of a run in it"))
         return found
+
+    def _results(self) -> list[int]:
+        if self.versions.key is not None:
+            return []
+        return [place for place, kind in enumerate(self.versions.types) if kind in {None, RESULT}]
 
     def idle(self, protections: Mapping[int, Sequence[Reason]]) -> Reason | None:
         """Why the whole key goes, if it has gone idle and nothing in it is held, running, future or within its TTL."""

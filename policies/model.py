@@ -15,6 +15,9 @@ from prefect_artifact_retention.policies.periods import CALENDAR
 from prefect_artifact_retention.policies.words import count, days, printable
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+RESULT = "result"
+"""The type of the artifacts without a key in which Prefect 2 kept the results of runs; Prefect 3 gives them none."""
+
 
 class Version(NamedTuple):
     """One artifact row.
@@ -59,7 +62,7 @@ class Versions(Sequence[Version]):
         controlled: The places of those that have metadata.
     """
 
-    __slots__ = ("_columns", "controlled", "created", "flow_run_ids", "ids", "key", "sizes", "task_run_ids")
+    __slots__ = ("_columns", "controlled", "created", "flow_run_ids", "ids", "key", "sizes", "task_run_ids", "types")
 
     def __init__(self, key: str | None, columns: Sequence[Sequence[Any]]) -> None:
         """Take the columns of different versions in any order; they are those of a `Version`, but for its key.
@@ -78,6 +81,7 @@ class Versions(Sequence[Version]):
         self._columns = columns
         self.ids: Sequence[UUID] = columns[0]
         self.created: Sequence[datetime] = columns[1]
+        self.types: Sequence[str | None] = columns[3]
         self.sizes: Sequence[int] = columns[4]
         self.flow_run_ids: Sequence[UUID | None] = columns[5]
         self.task_run_ids: Sequence[UUID | None] = columns[6]
@@ -153,8 +157,8 @@ class RetentionPolicy(BaseModel):
     """Which versions of which keys are kept. A number of 0 switches its rule off.
 
     The keep rules form a union: a version goes only if no rule keeps it. The latest version of a key, held versions, those
-    of unfinished runs and those newer than the run itself always stay (docs of the semantics: README, "How a verdict is
-    reached").
+    of unfinished runs, those newer than the run itself, and results of runs always stay (docs of the semantics: README, "How a
+    verdict is reached").
 
     Raises:
         pydantic.ValidationError: A value is out of bounds, or the policy contradicts itself.

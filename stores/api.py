@@ -19,13 +19,13 @@ from uuid import UUID
 from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, TTL_DAYS
-from prefect_artifact_retention.policies.model import Versions
+from prefect_artifact_retention.policies.model import RESULT, Versions
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.connection import Connection, ResponseTooLargeError
 from prefect_artifact_retention.stores.store import COPY_OF, Collection, History
 from pydantic import TypeAdapter
 
-TESTED_VERSIONS = ((3, 8), (3, 9))
+TESTED_VERSIONS = ((3, 8), (3, 8))
 """The oldest and the newest Prefect that this package is tested with (`make test-compat`)."""
 
 MOST_ROWS = 200
@@ -59,7 +59,10 @@ BATCH_ROWS = (2_000, 20_000)
 MOST_SHOWN = 40
 """Characters of an answer that is quoted."""
 
-_TESTED = " to ".join(".".join(map(str, version)) for version in TESTED_VERSIONS)
+UNKEYED = {"key": {"exists_": False}, "type": {"not_any_": [RESULT]}}
+"""Artifacts without a key that somebody published: those without a type are of no type that differs."""
+
+_TESTED = " to ".join(dict.fromkeys(".".join(map(str, version)) for version in TESTED_VERSIONS))
 TERMINAL = frozenset(state.value for state in TERMINAL_STATES)
 NO_METADATA: Mapping[str, str] = {}
 
@@ -108,8 +111,8 @@ class ApiStore:
         return await self.connection.now()
 
     async def count_unkeyed(self) -> int:
-        """Count the artifacts without a key."""
-        return await self._count("/artifacts", {"key": {"exists_": False}})
+        """Count the artifacts without a key, but for those in which Prefect keeps the results of runs."""
+        return await self._count("/artifacts", UNKEYED)
 
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[Collection]:
         """List the collections of these exact keys.
@@ -240,16 +243,15 @@ class ApiStore:
             by_key[version.key].append(version)
         return [History(key, Versions.of(by_key[key])) for key in keys]
 
-    async def unkeyed(self, unreadable: list[str | None]) -> AsyncIterator[list[Version]]:
-        """List the artifacts without a key, a page at a time.
+    async def unkeyed(self, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:
+        """List the artifacts that `count_unkeyed` counts, a page at a time.
 
         Pages shift when rows go meanwhile: a row may be missed until the next run, never taken for another.
 
         Args:
             unreadable: Gains one item for each artifact that the server fails to show.
         """
-        only = {"key": {"exists_": False}}
-        async for page in self._pages("/artifacts/filter", only, "ID_DESC", unreadable=unreadable):
+        async for page in self._pages("/artifacts/filter", UNKEYED, "ID_DESC", unreadable=unreadable):
             yield [_version(row) for row in page]
 
     async def versions(self, ids: Iterable[UUID]) -> list[Version]:

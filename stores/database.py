@@ -39,7 +39,7 @@ import asyncpg  # type: ignore[import-untyped]
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, read_control
-from prefect_artifact_retention.policies.model import Versions
+from prefect_artifact_retention.policies.model import RESULT, Versions
 from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.api import NO_METADATA, TERMINAL, ApiStore, control_metadata
 from prefect_artifact_retention.stores.schema import (
@@ -143,11 +143,6 @@ class DatabaseStore:
         self.most_per_second = most_per_second
         self._may_delete_at = 0.0
 
-    async def now(self) -> datetime:
-        """Read the database's clock; SQLite has that of its host."""
-        async with self._reading() as connection:
-            return await self._now(connection)
-
     async def check(self, server: ApiStore, own_runs: Collection[UUID], *, deletes: bool) -> None:
         """Make sure that this is the database of that server, and that its tables are as we know them.
 
@@ -209,14 +204,14 @@ class DatabaseStore:
             return (await self._histories(connection, [key]))[0]
 
     async def count_unkeyed(self) -> int:
-        """Count the artifacts without a key."""
-        count: int = await self._read_scalar(_count(ARTIFACT).where(ARTIFACT.c.key.is_(None)))
+        """Count the artifacts without a key, but for those in which Prefect keeps the results of runs."""
+        count: int = await self._read_scalar(_count(ARTIFACT).where(_IS_UNKEYED))
         return count
 
-    async def unkeyed(self, unreadable: list[str | None]) -> AsyncIterator[list[Version]]:  # noqa: ARG002
-        """List the artifacts without a key, some at a time."""
+    async def unkeyed(self, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:  # noqa: ARG002
+        """List the artifacts that `count_unkeyed` counts, some at a time."""
         async with self._reading() as connection:
-            listing = self._versions().where(ARTIFACT.c.key.is_(None)).execution_options(yield_per=MOST_ROWS)
+            listing = self._versions().where(_IS_UNKEYED).execution_options(yield_per=MOST_ROWS)
             async for rows in (await connection.stream(listing)).partitions():
                 yield [_version(row) for row in rows]
 
@@ -420,7 +415,7 @@ class DatabaseStore:
         metadata = sa.cast(ARTIFACT.c.metadata_, sa.Text)
         these = self._among(ARTIFACT.c.id, ids)
         plain = sa.or_(metadata.is_(None), ~metadata.contains(PREFIX))
-        free = sa.select(ARTIFACT.c.id).where(these, ARTIFACT.c.key.is_(None), plain, *_is_free())
+        free = sa.select(ARTIFACT.c.id).where(these, _IS_UNKEYED, plain, *_is_free())
         going = set(await connection.scalars(free))
         await connection.execute(sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, going)))
         return going
@@ -672,7 +667,7 @@ def _engine(text: str) -> AsyncEngine:
         # Files and secrets of Kubernetes tend to end with a line break.
         url = sa.make_url(text.strip())
         url = url.set(drivername=DRIVERS[url.drivername])
-        if url.get_backend_name() == "postgresql" and "@" in f"{url.host}{url.database}":
+        if url.get_backend_name() == "postgresql" and ("@" in f"{url.host}{url.database}" or text.count("@") > 1):
             raise StoreError(
                 "the database's address has an @ too many: in its user name and password, @ is written as %40, / as %2F, "
                 f": as %3A, and so on; {WAY_OUT}"
@@ -715,6 +710,9 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
 
     return engine
 
+
+_IS_UNKEYED = sa.and_(ARTIFACT.c.key.is_(None), ARTIFACT.c.type != RESULT)
+"""Somebody published it without a key: what has no type is of no type that differs."""
 
 _IS_MENDED = sa.and_(
     COLLECTION.c.metadata_[COPY_OF].as_string().is_not(None), COLLECTION.c.metadata_[HOLD].as_string().is_(None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -91,11 +91,11 @@ class Store(Protocol):
         ...
 
     async def count_unkeyed(self) -> int:
-        """Count the artifacts without a key."""
+        """Count the artifacts without a key, but for those in which Prefect keeps the results of runs."""
         ...
 
-    def unkeyed(self, unreadable: list[str | None]) -> AsyncIterator[list[Version]]:
-        """List the artifacts without a key, some at a time.
+    def unkeyed(self, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:
+        """List the artifacts that `count_unkeyed` counts, some at a time.
 
         Args:
             unreadable: Gains one item for each artifact that the server fails to show.

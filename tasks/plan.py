@@ -115,23 +115,31 @@ def subject(history: History, collection: Collection, policy: RetentionPolicy) -
 
 
 async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
-    """Judge the artifacts without a key page by page: only age rules apply to them, so none depends on another."""
+    """Judge the artifacts without a key page by page: only age rules apply to them, so none depends on another.
+
+    Once time is over, those found stale so far are the plan; before any is, each run would only see what the last one saw.
+    """
     plan = KeyPlan(None, policy, [], KeyReport(key=None, policy=policy.name))
     condemned: dict[UUID, tuple[datetime, int]] = {}
     unreadable: list[str | None] = []
     seen: set[UUID] = set()
     expected = await run.store.count_unkeyed()
-    async for page in run.store.unkeyed(unreadable):
-        # Rows created meanwhile shift the pages, and repeat some.
-        new = [version for version in page if version.id not in seen]
-        seen.update(version.id for version in new)
-        for judgement in await judge_unkeyed(run, new, policy):
-            _count(run, plan.report, judgement)
-            these = judgement.versions
-            condemned.update({these.ids[place]: (these.created[place], these.sizes[place]) for place in judgement.condemned})
+    async with aclosing(run.store.unkeyed(unreadable)) as pages:
+        async for page in pages:
+            # Rows created meanwhile shift the pages, and repeat some.
+            new = [version for version in page if version.id not in seen]
+            seen.update(version.id for version in new)
+            for judgement in await judge_unkeyed(run, new, policy):
+                _count(run, plan.report, judgement)
+                these = judgement.versions
+                for place in judgement.condemned:
+                    condemned[these.ids[place]] = these.created[place], these.sizes[place]
+            if condemned and len(seen) < expected and not run.may_plan_on():
+                run.report.outcome = "unfinished"
+                break
     plan.condemned = sorted(condemned, key=lambda version_id: condemned[version_id])
     plan.sizes = array("q", (condemned[version_id][1] for version_id in plan.condemned))
-    if len(seen) + len(unreadable) < expected:
+    if len(seen) + len(unreadable) < expected and run.report.outcome != "unfinished":
         run.report.warn("artifacts without a key went while they were listed; some may have to wait for the next run")
     if unreadable:
         plan.report.error = f"{count(len(unreadable), 'artifact')} left alone, because the server fails to show them (500)"

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
@@ -14,6 +14,7 @@ from uuid import UUID
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from database import Database, Row, days, series
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_artifact_retention.flows.cli import main
@@ -48,7 +49,10 @@ keep_oldest = true
 
 @dataclass(frozen=True)
 class Death:
-    """A process kills itself at its n-th request (of one method, if given): before it is sent, once sent, or once answered."""
+    """A process kills itself at its n-th request (of one method, if given): before it is sent, once sent, or once answered.
+
+    Of the method `SQL`: at its n-th statement that deletes from the database, before it or within its transaction after it.
+    """
 
     number: int
     moment: Moment
@@ -73,12 +77,15 @@ class Forge:
             forkserver.ensure_running()
 
     def start(self, server: Server, *arguments: str, death: Death | None = None, per_minute: int = 0) -> BaseProcess:
-        """Start `artifact-retention delete`; it has begun to run when this returns."""
+        """Start `artifact-retention delete` by the server's store; it has begun to run when this returns."""
         begun = self._context.Event()
         command = ("delete", "--config", str(self.config), *arguments)
+        settings = {"ARTIFACT_RETENTION_MAX_REQUESTS_PER_MINUTE": str(per_minute)}
+        if server.store == "database":
+            settings["ARTIFACT_RETENTION_DATABASE_URL"] = server.database.url
         process = self._context.Process(
             target=_clean_up,
-            args=(f"{server.local.address}/api", command, str(self.log), begun, death, per_minute),
+            args=(f"{server.local.address}/api", command, str(self.log), begun, death, settings),
             daemon=True,
         )
         process.start()
@@ -134,13 +141,12 @@ def _clean_up(  # noqa: PLR0913, PLR0917 - what a process is started with
     log: str,
     begun: Event,
     death: Death | None,
-    per_minute: int,
+    settings: Mapping[str, str],
 ) -> None:
     _enter(log)
     if death:
-        _die_at(death)
-    if per_minute:
-        os.environ["ARTIFACT_RETENTION_MAX_REQUESTS_PER_MINUTE"] = str(per_minute)
+        (_die_in_sql if death.method == "SQL" else _die_at)(death)
+    os.environ.update(settings)
     with temporary_settings(updates={PREFECT_API_URL: address}):
         begun.set()
         raise SystemExit(main(command))
@@ -161,6 +167,18 @@ def _count(address: str, command: Sequence[str], log: str, answer: Any) -> None:
         code = main(command)
     answer.send(counts)
     raise SystemExit(code)
+
+
+def _die_in_sql(death: Death) -> None:
+    event = "before_cursor_execute" if death.moment == "before" else "after_cursor_execute"
+    seen = 0
+
+    @sa.event.listens_for(sa.Engine, event)
+    def count_down(_connection: object, _cursor: object, statement: str, *_others: object) -> None:
+        nonlocal seen
+        seen += statement.startswith("DELETE")
+        if seen == death.number:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _die_at(death: Death) -> None:

@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 from crashes import MOMENTS, Death, Estate, Forge, StillAliveError, end
@@ -80,6 +81,13 @@ async def test_a_few_kills(server: Server, forge: Forge, revive: Revive) -> None
         *(Death(chance.randint(1, 40), moment, "DELETE") for moment in MOMENTS),
     ]
     killed, _restarts = await kill_many(server, forge, revive, deaths)
+    assert killed == len(deaths)
+
+
+async def test_a_few_kills_through_the_database(server: Server, forge: Forge, revive: Revive) -> None:
+    """A transaction is there as a whole or not at all."""
+    deaths = [Death(1, "answered", "SQL"), Death(2, "before", "SQL"), Death(3, "answered", "SQL")]
+    killed, _restarts = await kill_many(replace(server, store="database"), forge, revive, deaths)
     assert killed == len(deaths)
 
 

@@ -414,6 +414,48 @@ async def test_a_time_budget_converges_however_small(server: Server) -> None:
     assert await server.database.ids() == left, outcomes
 
 
+async def test_a_listing_of_artifacts_without_a_key_ends_with_the_time_for_planning(api_server: Server) -> None:
+    """Once something is found to delete: with nothing found yet, the next run would come no further."""
+    rows = await api_server.database.insert(series(None, [*[1] * 300, *[40] * 300]))
+    policies = [RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=30)]
+    report = await api_server.cleanup(policies, mode="delete", time_budget_minutes=0.0001)
+    assert report.outcome == "unfinished"
+    assert 10 <= report.deleted <= report.planned <= 200
+    assert report.warnings == []
+    report = await api_server.cleanup(policies, mode="delete")
+    assert report.outcome == "completed"
+    assert await api_server.database.ids() == {row.id for row in rows[:300]}
+
+
+async def test_the_results_of_runs_stay(server: Server) -> None:
+    """Prefect's server keeps them in artifacts without key and type: a run that lost its own would run again, or fail."""
+
+    @flow(persist_result=True)
+    def with_result() -> int:
+        return 42
+
+    with server.active():
+        state: State[int] = await asyncio.to_thread(with_result, return_state=True)
+        run_id = state.state_details.flow_run_id
+    await server.database.insert([Row(None, days(40)), Row(None, days(40), type="result")])
+    kept = await server.database.ids("type IS NULL OR type = 'result'")
+    assert len(kept) > 1
+    long_ago = "created = datetime(created, '-40 days') || '.000000'"
+    if not server.database.is_sqlite:
+        long_ago = "created = created - interval '40 days'"
+    await server.database.run(f"UPDATE artifact SET {long_ago} WHERE type IS NULL")
+    preview = await server.cleanup()
+    assert preview.unmanaged_unkeyed == 1
+    policies = [RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=30)]
+    report = await server.cleanup(policies, mode="delete")
+    assert (report.outcome, report.versions_seen, report.deleted) == ("completed", 1, 1)
+    assert await server.database.ids() == kept
+    with server.active():
+        async with get_client() as client:
+            assert run_id is not None
+            assert await (await client.read_flow_run(run_id)).state.aresult() == 42  # type: ignore[union-attr]
+
+
 async def test_a_run_begins_where_the_last_one_over_the_same_keys_stopped(api_server: Server) -> None:
     """Whatever runs over other keys have reported meanwhile."""
     keys = [f"{share}-{number:02}" for share in ("apples", "pears") for number in range(45)]

@@ -139,7 +139,8 @@ def test_a_databases_password_is_neither_printed_nor_stored(guarded: Server, tmp
     places = ("127.0.0.1:9/db", "127.0.0.1:9/db?nonsense=1", "127.0.0.1:port/db")
     addresses = [f"{USER}:{WRONG}@{place}" for place in places]
     # Characters that should have been escaped.
-    addresses += [f"{USER}:p@{WRONG}@127.0.0.1:9/db", f"{USER}:p@{WRONG}/x@127.0.0.1:9/db", f"ad/min:{WRONG}@127.0.0.1:9/db"]
+    addresses += [f"{USER}:p@{WRONG}{more}@127.0.0.1:9/db" for more in ("", "/x", "?x", "/x?y")]
+    addresses.append(f"ad/min:{WRONG}@127.0.0.1:9/db")
     for each in addresses:
         address = {"ARTIFACT_RETENTION_DATABASE_URL": f"postgresql://{each}"}
         for arguments in (["preview"], ["delete", "--json", "--key", "report", "--keep-last", "1"]):

@@ -25,6 +25,7 @@ def version(  # noqa: PLR0913 - each but the first is rarely given
     metadata: Mapping[str, str] | None = None,
     flow_run_id: UUID | None = None,
     task_run_id: UUID | None = None,
+    kind: str | None = "markdown",
 ) -> Version:
     """A version whose id follows from its time unless `number` gives it."""
     identity = UUID(int=(created - _FIRST_DAY) // timedelta(microseconds=1) if number is None else number)
@@ -33,23 +34,25 @@ def version(  # noqa: PLR0913 - each but the first is rarely given
         key,
         created,
         created,
+        type=kind,
         metadata=metadata or {},
         flow_run_id=flow_run_id,
         task_run_id=task_run_id,
     )
 
 
-def days_old(
+def days_old(  # noqa: PLR0913 - as above
     age: float,
     *,
     key: str | None = "report",
     metadata: Mapping[str, str] | None = None,
     flow_run_id: UUID | None = None,
     task_run_id: UUID | None = None,
+    kind: str | None = "markdown",
 ) -> Version:
     """A version created `age` days before NOW."""
     created = NOW - timedelta(days=age)
-    return version(created, key=key, metadata=metadata, flow_run_id=flow_run_id, task_run_id=task_run_id)
+    return version(created, key=key, metadata=metadata, flow_run_id=flow_run_id, task_run_id=task_run_id, kind=kind)
 
 
 def history(*ages: float, key: str | None = "report") -> list[Version]:

@@ -254,6 +254,26 @@ def test_policies_are_checked_without_prefect(folder: Path) -> None:
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.usefixtures("config")
+def test_a_reader_that_has_gone_is_no_traceback(folder: Path) -> None:
+    """As `head` does, which has what it wants."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    for arguments in ([], ["--json"]):
+        process = subprocess.run(
+            [sys.executable, "-m", "prefect_artifact_retention.flows.cli", "policies", "check", *arguments],
+            cwd=folder,
+            env=isolated_environment(folder / "prefect"),
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert (process.returncode, process.stderr) == (1, "")
+    os.close(writing)
+
+
 def test_a_bad_limit_is_refused_though_the_environment_has_a_good_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

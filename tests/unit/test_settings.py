@@ -109,6 +109,16 @@ def test_the_variable_names_a_file_instead_of_the_default_one(monkeypatch: pytes
     assert settings.source("max_deletions") == "other.toml"
 
 
+def test_a_dotenv_names_the_file_too_and_the_environment_goes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a run would go by other policies than those that were meant."""
+    for name, number in (("retention.toml", 3), ("dotenv.toml", 7), ("variable.toml", 8)):
+        write(f"max_deletions = {number}\n", name)
+    write(f"{CONFIG}=dotenv.toml\n", ".env")
+    assert load_settings().max_deletions == 7
+    monkeypatch.setenv(CONFIG, "variable.toml")
+    assert load_settings().max_deletions == 8
+
+
 def test_the_flag_goes_before_the_variable_that_names_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """--config wins over ARTIFACT_RETENTION_CONFIG."""
     write("max_deletions = 7\n", "variable.toml")

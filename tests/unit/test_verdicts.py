@@ -643,6 +643,29 @@ def test_artifacts_without_a_key_obey_their_own_controls() -> None:
     ]
 
 
+def test_an_artifact_in_which_prefect_keeps_a_result_stays() -> None:
+    """Without a key, and of no type or of Prefect 2's; no rule, limit or TTL changes that. Those with a key are versions."""
+    rules = policy(unkeyed=True, keep_within_days=7, expire_after_days=30)
+    ttl = {"retention-ttl-days": "1"}
+    versions = [
+        days_old(8, key=None),
+        days_old(9, key=None, kind=None),
+        days_old(10, key=None, kind="result"),
+        days_old(40, key=None, kind=None, metadata=ttl),
+    ]
+    assert judged(versions, rules) == [
+        "8d DELETE 8 days old, outside every keep rule",
+        "9d KEEP Prefect keeps the result of a run in it",
+        "10d KEEP Prefect keeps the result of a run in it",
+        "40d KEEP Prefect keeps the result of a run in it",
+    ]
+    assert judged([days_old(1), days_old(2, kind=None), days_old(3, kind="result")], policy(keep_last=1)) == [
+        "1d KEEP last 1 of 1; latest version of its key",
+        "2d DELETE superseded 24 hours ago, outside every keep rule",
+        "3d DELETE superseded 2 days ago, outside every keep rule",
+    ]
+
+
 # --- words
 
 
