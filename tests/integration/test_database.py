@@ -198,13 +198,6 @@ async def test_both_stores_plan_report_and_leave_the_same(server: Server) -> Non
     assert report.repaired
 
 
-async def test_the_database_tells_the_time(server: Server) -> None:
-    """As the server does, to the second."""
-    with server.active():
-        async with connect() as connection, open_database(server.database.url) as database:
-            assert abs(await database.now() - await connection.now()) < timedelta(seconds=3)
-
-
 # --- where it is not sure, it refuses
 
 
