@@ -194,11 +194,20 @@ def demo(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has gone, as `head` does. Without this, Python would fail to write the rest of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return code
+
+
+def _run(tokens: Sequence[str]) -> int:
     try:
         _refuse_undecodable(tokens)
         code = app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
-        sys.stdout.flush()
     except CycloptsError as error:
         if "--json" in tokens:
             _print_json({"error": str(error)})
@@ -210,10 +219,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; a rerun goes on where this one stopped\n")
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has gone, as `head` does. Without this, Python would fail to write the rest of it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     return code if isinstance(code, int) else DONE
 
 

@@ -8,6 +8,7 @@ by the bytes that came back, rows are measured and dropped on arrival, and a lis
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
@@ -243,16 +244,27 @@ class ApiStore:
             by_key[version.key].append(version)
         return [History(key, Versions.of(by_key[key])) for key in keys]
 
-    async def unkeyed(self, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:
+    async def unkeyed(self, expected: int, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:
         """List the artifacts that `count_unkeyed` counts, a page at a time.
 
-        Pages shift when rows go meanwhile: a row may be missed until the next run, never taken for another.
+        Each listing begins at some other place, so that those which are left early come to see all of them. Pages shift when
+        rows go meanwhile: a row may be missed until the next run, never taken for another.
 
         Args:
+            expected: How many they are.
             unreadable: Gains one item for each artifact that the server fails to show.
         """
+        start = random.randrange(max(1, expected))  # noqa: S311 - any place will do
+        async for page in self._pages("/artifacts/filter", UNKEYED, "ID_DESC", start=start, unreadable=unreadable):
+            yield [_version(row) for row in page]
+        if not start:
+            return
+        left = start + len(unreadable)
         async for page in self._pages("/artifacts/filter", UNKEYED, "ID_DESC", unreadable=unreadable):
             yield [_version(row) for row in page]
+            left -= len(page)
+            if left <= len(unreadable):
+                return
 
     async def versions(self, ids: Iterable[UUID]) -> list[Version]:
         """Read the versions that still exist of those named."""
@@ -455,21 +467,22 @@ class ApiStore:
             raise StoreError(f"{self.connection.address} answers {path}/count with {str(count)[:100]!r}, not with a number")
         return count
 
-    async def _pages(
+    async def _pages(  # noqa: PLR0913 - what makes a listing
         self,
         path: str,
         only: object,
         sort: str,
         *,
         body_field: str = "artifacts",
+        start: int = 0,
         unreadable: list[str | None] | None = None,
     ) -> AsyncIterator[list[dict[str, Any]]]:
-        """Page through a listing by offset, each page sized by the bytes that came back before.
+        """Page through a listing by offset, from some row on, each page sized by the bytes that came back before.
 
         With `unreadable`, a page that the server fails to show is asked for in smaller pieces, and the single row that is at
         fault passed over; the list gains the key of the row before it.
         """
-        offset = 0
+        offset = start
         last_key: str | None = None
         while True:
             limit = min(self._page_rows, self._most_rows)

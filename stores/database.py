@@ -208,7 +208,7 @@ class DatabaseStore:
         count: int = await self._read_scalar(_count(ARTIFACT).where(_IS_UNKEYED))
         return count
 
-    async def unkeyed(self, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:  # noqa: ARG002
+    async def unkeyed(self, expected: int, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:  # noqa: ARG002
         """List the artifacts that `count_unkeyed` counts, some at a time."""
         async with self._reading() as connection:
             listing = self._versions().where(_IS_UNKEYED).execution_options(yield_per=MOST_ROWS)

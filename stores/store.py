@@ -94,10 +94,11 @@ class Store(Protocol):
         """Count the artifacts without a key, but for those in which Prefect keeps the results of runs."""
         ...
 
-    def unkeyed(self, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:
+    def unkeyed(self, expected: int, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:
         """List the artifacts that `count_unkeyed` counts, some at a time.
 
         Args:
+            expected: How many they are.
             unreadable: Gains one item for each artifact that the server fails to show.
         """
         ...

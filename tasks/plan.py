@@ -117,14 +117,14 @@ def subject(history: History, collection: Collection, policy: RetentionPolicy) -
 async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
     """Judge the artifacts without a key page by page: only age rules apply to them, so none depends on another.
 
-    Once time is over, those found stale so far are the plan; before any is, each run would only see what the last one saw.
+    Through the API, which shows few at a time, those found stale until the time for planning is over are the plan.
     """
     plan = KeyPlan(None, policy, [], KeyReport(key=None, policy=policy.name))
     condemned: dict[UUID, tuple[datetime, int]] = {}
     unreadable: list[str | None] = []
     seen: set[UUID] = set()
     expected = await run.store.count_unkeyed()
-    async with aclosing(run.store.unkeyed(unreadable)) as pages:
+    async with aclosing(run.store.unkeyed(expected, unreadable)) as pages:
         async for page in pages:
             # Rows created meanwhile shift the pages, and repeat some.
             new = [version for version in page if version.id not in seen]
@@ -134,8 +134,9 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
                 these = judgement.versions
                 for place in judgement.condemned:
                     condemned[these.ids[place]] = these.created[place], these.sizes[place]
-            if condemned and len(seen) < expected and not run.may_plan_on():
+            if run.store is run.server and condemned and len(seen) < expected and not run.may_plan_on():
                 run.report.outcome = "unfinished"
+                run.report.warn(f"time to plan was over after {len(seen)} of {expected} artifacts without a key")
                 break
     plan.condemned = sorted(condemned, key=lambda version_id: condemned[version_id])
     plan.sizes = array("q", (condemned[version_id][1] for version_id in plan.condemned))

@@ -37,7 +37,7 @@ def headline(report: CleanupReport) -> str:
     if report.outcome == "refused":
         return f"Refused, nothing deleted: {stale} {where}"
     if report.outcome == "unfinished":
-        return f"{text}; unfinished, {report.remaining} remain"
+        return f"{text}; unfinished" + (f", {report.remaining} remain" if report.remaining else "")
     if report.outcome == "failed":
         return f"{text}; failed, {count(sum(1 for _ in report.failures()) + len(report.errors), 'error')}"
     return text

@@ -20,7 +20,7 @@ class Row:
     key: str | None
     age: timedelta
     data: object = "x"
-    type: str = "markdown"
+    type: str | None = "markdown"
     metadata: Mapping[str, str] | None = None
     flow_run_id: UUID | None = None
     task_run_id: UUID | None = None

@@ -26,7 +26,7 @@ from prefect_artifact_retention.flows.explanation import explain
 from prefect_artifact_retention.flows.settings import RetentionSettings, load_settings
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError, Version
 from prefect_artifact_retention.stores.api import ApiStore
-from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.stores.connection import Connection, connect
 from prefect_artifact_retention.stores.database import DatabaseStore, Portion, open_database
 from prefect_artifact_retention.stores.schema import ARTIFACT, check_schema
 from prefect_artifact_retention.stores.store import KeptVersionError
@@ -403,6 +403,29 @@ async def test_a_run_that_lives_again_and_a_hold_keep_artifacts_without_a_key(se
         report = await server.cleanup([RetentionPolicy(name="u", unkeyed=True, keep_within_days=30)], mode="delete")
     assert await server.database.ids() == {rows[0].id, rows[1].id}
     assert (report.deleted, report.spared) == (1, 2)
+
+
+async def test_the_statement_that_deletes_artifacts_without_a_key_spares_results_and_keys(server: Server) -> None:
+    """Whatever it is given."""
+    kinds = [Row(None, days(40)), Row(None, days(40), type="result"), Row("report", days(40)), Row(None, days(40), type=None)]
+    rows = await server.database.insert(kinds)
+    async with open_database(server.database.url) as database:
+        assert await database.delete_unkeyed([row.id for row in rows]) == {rows[0].id}
+    assert await server.database.ids() == {row.id for row in rows[1:]}
+
+
+async def test_the_servers_clock_counts_through_the_database_too(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It dates the versions; the database may be on another machine, and on SQLite its clock is ours."""
+    now = Connection.now
+
+    async def ahead(connection: Connection) -> datetime:
+        return await now(connection) + timedelta(days=2)
+
+    monkeypatch.setattr(Connection, "now", ahead)
+    rows = await server.database.insert(series("report", [1, 27, 29]))
+    report = await server.cleanup([RetentionPolicy(name="a month", keep_within_days=30)], mode="delete")
+    assert (report.outcome, report.deleted) == ("completed", 1)
+    assert await server.database.ids() == {row.id for row in rows[:2]}
 
 
 async def test_a_deletion_rate_is_kept(server: Server) -> None:
