@@ -313,8 +313,9 @@ async def test_runs_over_different_keys_at_once_each_delete_theirs_and_share_the
     assert await server.database.dangling() == []
     ours = await server.database.run("SELECT key, count(*) FROM artifact WHERE key LIKE 'artifact-retention-%' GROUP BY key")
     assert len(ours) == 3
-    # What the two of them write themselves comes before or after the other's look.
-    assert all(30 <= number <= 32 for _key, number in ours)
+    # What the two of them write themselves comes before or after the other's look, and twice where a server that stalls loses
+    # the answer.
+    assert all(30 <= number <= 34 for _key, number in ours), ours
 
 
 @pytest.mark.parametrize(
