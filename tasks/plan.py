@@ -134,14 +134,16 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
                 these = judgement.versions
                 for place in judgement.condemned:
                     condemned[these.ids[place]] = these.created[place], these.sizes[place]
-            if run.store is run.server and condemned and len(seen) < expected and not run.may_plan_on():
+            is_partial = len(seen) + len(unreadable) < expected
+            if run.store is run.server and condemned and is_partial and not run.may_plan_on():
                 run.report.outcome = "unfinished"
                 run.report.warn(f"time to plan was over after {len(seen)} of {expected} artifacts without a key")
                 break
+        else:
+            if len(seen) + len(unreadable) < expected:
+                run.report.warn("artifacts without a key went while they were listed; some may have to wait for the next run")
     plan.condemned = sorted(condemned, key=lambda version_id: condemned[version_id])
     plan.sizes = array("q", (condemned[version_id][1] for version_id in plan.condemned))
-    if len(seen) + len(unreadable) < expected and run.report.outcome != "unfinished":
-        run.report.warn("artifacts without a key went while they were listed; some may have to wait for the next run")
     if unreadable:
         plan.report.error = f"{count(len(unreadable), 'artifact')} left alone, because the server fails to show them (500)"
     run.report.key_reports.append(plan.report)

@@ -311,11 +311,14 @@ async def test_runs_over_different_keys_at_once_each_delete_theirs_and_share_the
     ] * 2
     assert await server.database.ids() == {row.id for name in rows for row in rows[name][:2]}
     assert await server.database.dangling() == []
-    ours = await server.database.run("SELECT key, count(*) FROM artifact WHERE key LIKE 'artifact-retention-%' GROUP BY key")
+    # A report of which a server that stalls has lost the answer is there twice.
+    once = "count(DISTINCT flow_run_id) + sum(CASE WHEN flow_run_id IS NULL THEN 1 ELSE 0 END)"
+    ours = await server.database.run(
+        f"SELECT key, count(*), {once} FROM artifact WHERE key LIKE 'artifact-retention-%' GROUP BY key"
+    )
     assert len(ours) == 3
-    # What the two of them write themselves comes before or after the other's look, and twice where a server that stalls loses
-    # the answer.
-    assert all(30 <= number <= 34 for _key, number in ours), ours
+    # What the two of them write themselves comes before or after the other's look.
+    assert all(number >= 30 and once <= 32 for _key, number, once in ours), ours
 
 
 @pytest.mark.parametrize(
