@@ -675,7 +675,9 @@ def _engine(text: str) -> AsyncEngine:
         if mode := url.query.get("sslmode"):
             # libpq's name of asyncpg's parameter.
             url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
-        return _sqlite_engine(url) if url.get_backend_name() == "sqlite" else _pooled(url)
+        # A statement that is prepared once gets a plan for any values after five uses, and PostgreSQL reckons with ten of them
+        # where there are thousands. Settings that forbid it would forbid it to the triggers of each row, too.
+        return _sqlite_engine(url) if url.get_backend_name() == "sqlite" else _pooled(url, prepared_statement_cache_size=0)
     except (sa.exc.ArgumentError, ValueError, KeyError):
         # They quote what may be a password.
         raise StoreError(f"the database's address is none of postgresql://... and sqlite:///...; {WAY_OUT}") from None
