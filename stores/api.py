@@ -26,7 +26,7 @@ from prefect_artifact_retention.stores.connection import Connection, ResponseToo
 from prefect_artifact_retention.stores.store import COPY_OF, Collection, History
 from pydantic import TypeAdapter
 
-TESTED_VERSIONS = ((3, 8), (3, 8))
+TESTED_VERSIONS = ((3, 8), (3, 9))
 """The oldest and the newest Prefect that this package is tested with (`make test-compat`)."""
 
 MOST_ROWS = 200

@@ -15,13 +15,13 @@ from prefect_artifact_retention.policies import RetentionPolicy
 from servers import Server
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
-TESTED = "this package is tested with Prefect 3.8, and may misread another"
+TESTED = "this package is tested with Prefect 3.8 to 3.9, and may misread another"
 UNTOLD = f"the server does not say which version of Prefect it runs; {TESTED}"
 
 ANSWERS = [
     pytest.param(httpx.Response(200, json="3.8.0"), [], id="oldest"),
-    pytest.param(httpx.Response(200, json="3.8.14.dev2+7.gabcdef"), [], id="newest"),
-    pytest.param(httpx.Response(200, json="3.9.0"), [f"the server runs Prefect 3.9.0; {TESTED}"], id="newer"),
+    pytest.param(httpx.Response(200, json="3.9.14.dev2+7.gabcdef"), [], id="newest"),
+    pytest.param(httpx.Response(200, json="3.10.0"), [f"the server runs Prefect 3.10.0; {TESTED}"], id="newer"),
     pytest.param(httpx.Response(200, json="3.80.0"), [f"the server runs Prefect 3.80.0; {TESTED}"], id="much newer"),
     pytest.param(httpx.Response(200, json="3.7.9"), [f"the server runs Prefect 3.7.9; {TESTED}"], id="older"),
     pytest.param(httpx.Response(200, json="30.8.0"), [f"the server runs Prefect 30.8.0; {TESTED}"], id="far newer"),
