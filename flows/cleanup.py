@@ -7,6 +7,7 @@ flows/cleanup.py` previews.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -44,11 +45,14 @@ from prefect_artifact_retention.tasks.bulk import bulk_task, measure_disk, recla
 from prefect_artifact_retention.tasks.discover import discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
-from prefect_artifact_retention.tasks.prune import group_label, pack, prune_task, verify, verify_task
+from prefect_artifact_retention.tasks.prune import group_label, pack, prune_keys, prune_task, verify, verify_task
 from prefect_artifact_retention.tasks.publication import links, publish_report, read_resume_key, report_task
 from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label, with_links
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, Mode, Outcome, scope_digest
-from prefect_artifact_retention.tasks.run import KeyPlan, Limits, Listener, Run
+from prefect_artifact_retention.tasks.run import KeyPlan, Limits, Listener, Run, in_flow_run
+
+LOGGER = logging.getLogger(__name__)
+"""Of a run that is none of Prefect's, and has no log there."""
 
 LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 """Who else follows the runs of this context; the command line's progress bar does."""
@@ -213,7 +217,7 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     }
     try:
         settings = load_settings().model_copy(update={name: value for name, value in given.items() if value})
-        report = await _clean_up(settings, mode, policies, keys)
+        report = await _open_and_clean_up(settings, mode, policies, keys)
     except RetentionError as error:
         if mode == "delete":
             _announce("failed", keys, {"error": str(error)})
@@ -222,7 +226,7 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     return _final_state(report)  # type: ignore[return-value]
 
 
-async def _clean_up(
+async def _open_and_clean_up(
     settings: RetentionSettings, mode: Mode, policies: Sequence[RetentionPolicy], keys: Sequence[str]
 ) -> CleanupReport:
     own_runs = {UUID(runtime.flow_run.id)}
@@ -230,7 +234,7 @@ async def _clean_up(
         progress = ProgressArtifact(run.server.connection)
         run.listen(progress.listen)
         try:
-            await until_told_to_end(_steps_and_report(run, progress, vacuum=settings.reclaim == "vacuum"))
+            await until_told_to_end(clean_up(run, progress, vacuum=settings.reclaim == "vacuum"))
         except (TerminationSignal, asyncio.CancelledError):
             await _last_words(run, progress)
             raise
@@ -239,7 +243,14 @@ async def _clean_up(
         return run.report
 
 
-async def _steps_and_report(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
+async def clean_up(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
+    """Do all steps of a run, and leave its report: as Prefect tasks in a flow run, as plain functions elsewhere.
+
+    Args:
+        run: The run; its report says how it ended, whatever goes wrong.
+        progress: Where people see how far it is.
+        vacuum: Whether to give the space of what went back to the file system, if the database is ours to reach.
+    """
     try:
         await _steps(run, progress, vacuum=vacuum)
     except RetentionError as error:
@@ -249,11 +260,15 @@ async def _steps_and_report(run: Run, progress: ProgressArtifact, *, vacuum: boo
     await _publish(run, progress)
 
 
+def _logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
+    return get_run_logger() if in_flow_run() else LOGGER
+
+
 async def _publish(run: Run, progress: ProgressArtifact) -> None:
     report = run.report
     report.outcome = _outcome(report)
     report.duration_seconds = run.seconds
-    get_run_logger().info(outcome_message(report))
+    _logger().info(outcome_message(report))
     words = with_links(headline(report), links(), "Reports", "History")
     try:
         await report_task(run)
@@ -276,7 +291,7 @@ async def _last_words(run: Run, progress: ProgressArtifact) -> None:
     report.duration_seconds = run.seconds
     report.warn("The run was told to end before its time; deletions that were under way then may not be counted.")
     words = with_links(f"Stopped. {headline(report)}", links(), "Reports", "History")
-    get_run_logger().warning(f"Stopped. {outcome_message(report)}")
+    _logger().warning(f"Stopped. {outcome_message(report)}")
     with suppress(RetentionError, TimeoutError):
         async with asyncio.timeout(LAST_WORDS_SECONDS), connect() as connection:
             run.reconnect(ApiStore(connection))
@@ -306,14 +321,14 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     await progress.claim()
     if await _gives_way(run):
         return
-    get_run_logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
+    _logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
     database = run.store if isinstance(run.store, DatabaseStore) else None
     on_disk = await measure_disk(run, database) if database else None
     try:
         if database:
             await bulk_task(run, database)
         else:
-            await run.server.tune(runtime.flow_run.flow_name)
+            await run.server.tune(runtime.flow_run.flow_name or artifact_cleanup.name)
         groups = pack([plan for plan in run.plans if plan.condemned], run.limits.max_task_runs)
         await for_each(groups, partial(_prune, run), GROUPS_AT_ONCE)
     except RetentionError as error:
@@ -332,6 +347,9 @@ async def _prune(run: Run, group: Sequence[KeyPlan]) -> None:
     """Run the prune task of some keys in the flow's own event loop: mapped tasks have one each, and cannot share a client."""
     if not run.may_go_on():
         return
+    if not in_flow_run():
+        await prune_keys(run, group)
+        return
     # Prefect types a call of an async task as its result.
     state: State[None] = await prune_task(run, group, group_label(group), return_state=True)  # type: ignore[misc]
     if not state.is_completed() and not any(plan.report.error for plan in group):
@@ -344,11 +362,14 @@ async def _gives_way(run: Run) -> bool:
     Asked before planning, which spares the work, and again once other runs can see that this one deletes: of two that start
     together, at least one sees the other.
     """
-    if run.report.mode != "delete" or not (other := await older_run(run, UUID(runtime.flow_run.id))):
+    if run.report.mode != "delete":
         return False
-    run.report.outcome = "skipped"
-    run.report.refusals.append(other)
-    return True
+    for own_id in run.own_runs:
+        if other := await older_run(run, own_id):
+            run.report.outcome = "skipped"
+            run.report.refusals.append(other)
+            return True
+    return False
 
 
 def _outcome(report: CleanupReport) -> Outcome:

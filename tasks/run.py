@@ -10,8 +10,9 @@ from datetime import timedelta
 from typing import Literal, ParamSpec, TypeVar
 from uuid import UUID
 
-from prefect import Task, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.stores.api import ApiStore
@@ -237,6 +238,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def as_task(step: Callable[P, Awaitable[R]], name: str) -> Task[P, Awaitable[R]]:
-    """Make a step of the run a Prefect task: nothing is cached, stored or retried, a step's requests are."""
-    return task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False, retries=0)(step)
+def as_task(step: Callable[P, Awaitable[R]], name: str) -> Callable[P, Awaitable[R]]:
+    """Make a step of the run a Prefect task wherever a flow run is going on; elsewhere it stays the plain function.
+
+    Nothing is cached, stored or retried, a step's requests are.
+    """
+    prefect_task = task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False, retries=0)(step)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
+        return (prefect_task if in_flow_run() else step)(*args, **kwargs)
+
+    return call
+
+
+def in_flow_run() -> bool:
+    """Whether Prefect's engine runs this as a flow, with tasks, an id and a log of their own."""
+    return FlowRunContext.get() is not None
