@@ -1,4 +1,4 @@
-"""Databases that Prefect has migrated once, to be copied: each server would else migrate an empty one of its own for half a minute.
+"""Databases that Prefect has migrated once, to be copied: else each server would migrate an empty one of its own.
 
 They are kept in `.cache` beside the tests, one for each kind of database and version of Prefect; delete them at will.
 """
