@@ -1,12 +1,17 @@
-"""Prune and verify: delete what the plan condemned and a second look still condemns; then make sure of every collection.
+"""Prune and verify: delete the versions that the plan found stale and a fresh check still does, then verify the collections.
 
-The order protects what cannot be undone. The versions of a key are listed and judged again before anything of it goes, those
-of several keys together where they have at most `DELETIONS_PER_CHECK` stale versions between them. Its policy and its
-`latest_id` are read again right before each batch, what could hold a version once `DELETIONS_PER_CHECK` have gone since, and
-if anything changed, or a deletion would have to be sent again after a while, all is fetched and judged anew. The oldest go first, some at once; the one behind
-the latest goes last and alone, after one more look at `latest_id`; an idle key's latest last, too, and only if it is the only
-version left. The server deletes without locks, so what nobody can prevent (a person deleting the latest at the same moment) is
-found and repaired afterwards.
+A deletion cannot be undone, so its grounds are checked again as late as the API allows:
+
+- Before anything of a key goes, its versions are listed and judged again (a snapshot). Keys that have at most
+  `DELETIONS_PER_CHECK` stale versions between them share one snapshot.
+- Before each batch, the key's policy and `latest_id` are read again; after `DELETIONS_PER_CHECK` deletions, so are holds, the
+  states of runs and the versions kept. If anything has changed, or the server did not take a deletion for
+  `MAX_RESEND_SECONDS`, a new snapshot is taken.
+- The oldest versions go first, several at once. The version behind the latest goes last and alone, after one more read of
+  `latest_id`. The latest of an idle key goes last too, and only if it is the only version left.
+
+The server deletes without locks. A collection left without its latest version, because a person deleted that at the same
+moment, is found and repaired by `verify`.
 """
 
 from __future__ import annotations
