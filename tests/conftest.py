@@ -26,7 +26,7 @@ from contextlib import ExitStack  # noqa: E402
 from dataclasses import replace  # noqa: E402
 
 import pytest  # noqa: E402
-from servers import EACH_ONCE, LOWERED_LIMIT, PROMPT, Server, started  # noqa: E402
+from servers import EACH_ONCE, LOWERED_LIMIT, Server, started  # noqa: E402
 
 MEASURED = "measured"
 
@@ -54,7 +54,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 
         def get(kind: str) -> Server:
             if kind not in running:
-                settings = PROMPT | ({"PREFECT_SERVER_API_DEFAULT_LIMIT": str(LOWERED_LIMIT)} if kind == "postgresql" else {})
+                settings = {"PREFECT_SERVER_API_DEFAULT_LIMIT": str(LOWERED_LIMIT)} if kind == "postgresql" else {}
                 running[kind] = stack.enter_context(started(kind, tmp_path_factory.mktemp(kind), **settings))
             return running[kind]
 

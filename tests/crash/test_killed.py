@@ -10,7 +10,9 @@ from dataclasses import replace
 
 import pytest
 from crashes import MOMENTS, Death, Estate, Forge, StillAliveError, end
-from servers import Server
+from servers import POSTGRESQL_API, SQLITE_API, Server, on
+
+pytestmark = on(SQLITE_API, POSTGRESQL_API)
 
 SEED = int(os.environ.get("FAULT_SEED", "4"))
 SETTLE_SECONDS = 0.2

@@ -13,7 +13,9 @@ from uuid import UUID
 
 import pytest
 from crashes import Estate, Forge, end
-from servers import Server
+from servers import POSTGRESQL_API, SQLITE_API, Server, on
+
+pytestmark = on(SQLITE_API, POSTGRESQL_API)
 
 SEED = int(os.environ.get("FAULT_SEED", "4"))
 SLOWLY = 600

@@ -202,7 +202,7 @@ async def test_a_delete_run_that_cannot_begin_ends_with_an_event_too(server: Ser
     """An automation on failures sees a broken configuration."""
     since = datetime.now(UTC)
     with pytest.raises(ConfigurationError):
-        await server.cleanup(mode="delete")
+        await server.run_flow(mode="delete")
     (event,) = await events(server, since)
     assert event["event"] == "artifact-retention.cleanup.failed"
     assert "no policy is configured" in event["payload"]["error"]
@@ -227,8 +227,8 @@ async def test_a_delete_run_ends_with_an_event(server: Server) -> None:
     """Named by its outcome, for automations; a preview has none."""
     await server.database.insert(series("report", [1, 2, 3]))
     since = datetime.now(UTC)
-    await server.cleanup([KEEP_2])
-    await server.cleanup([KEEP_2], mode="delete")
+    await server.run_flow([KEEP_2])
+    await server.run_flow([KEEP_2], mode="delete")
     (event,) = await events(server, since)
     assert event["event"] == "artifact-retention.cleanup.completed"
     assert event["payload"]["deleted"] == 1
@@ -262,11 +262,11 @@ async def cleanup_meanwhile(server: Server, **parameters: object) -> CleanupRepo
 
     async def run_second() -> None:
         token = LISTENER.set(None)
-        second.append(await server.cleanup([KEEP_2], **({"mode": "delete"} | parameters)))
+        second.append(await server.run_flow([KEEP_2], **({"mode": "delete"} | parameters)))
         LISTENER.reset(token)
 
     with when_deleting(lambda: asyncio.create_task(run_second(), context=contextvars.Context())):
-        first = await server.cleanup([KEEP_2], mode="delete")
+        first = await server.run_flow([KEEP_2], mode="delete")
     assert first.outcome == "completed"
     assert first.deleted + first.already_gone == first.planned
     return second[0]
@@ -338,6 +338,7 @@ async def test_only_an_older_run_that_is_alive_and_deletes_the_same_keys_holds_u
             older = await client.create_flow_run(
                 artifact_cleanup, parameters={"mode": "delete", "keys": scope}, state=State(type=StateType(state))
             )
+            own = await client.create_flow_run(artifact_cleanup, parameters={"mode": "delete"}, state=Running())
     progress = Row(
         "artifact-retention-progress",
         timedelta(minutes=age_minutes),
@@ -347,7 +348,7 @@ async def test_only_an_older_run_that_is_alive_and_deletes_the_same_keys_holds_u
         flow_run_id=older.id,
     )
     await server.database.insert([progress])
-    report = await server.cleanup([KEEP_2], mode="delete")
+    report = await server.cleanup([KEEP_2], mode="delete", own_runs={own.id})
     assert (report.outcome, report.deleted) == (outcome, 0 if outcome == "skipped" else 2)
 
 

@@ -34,7 +34,9 @@ from prefect_artifact_retention.tasks import bulk
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
 from pydantic import SecretStr
-from servers import Server, count_rows, when_planned
+from servers import POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, count_rows, on, when_planned
+
+pytestmark = on(POSTGRESQL_DATABASE, SQLITE_DATABASE)
 
 KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
@@ -54,12 +56,6 @@ POLICIES = [
     RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=10),
     RetentionPolicy(name="rest", exclude_keys=["unmanaged-*"], keep_last=1, keep_within_days=4),
 ]
-
-
-@pytest.fixture
-def server(server: Server) -> Server:
-    """A server without artifacts, whose versions are reached in its database."""
-    return replace(server, store="database")
 
 
 @flow

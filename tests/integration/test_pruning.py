@@ -17,7 +17,9 @@ from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.tasks import prune, run
 from prefect_artifact_retention.tasks.report import CleanupFailed
-from servers import Server, when_planned
+from servers import BY_API, Server, on, when_planned
+
+pytestmark = on(*BY_API)
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 AT_ONCE = 4
