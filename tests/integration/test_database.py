@@ -773,7 +773,7 @@ async def test_the_documented_grants_are_enough_and_no_more_than_needed(server: 
             await server.database.insert(series("third", [1, 2]))
             report = await limited.cleanup(ROLE_POLICIES, mode="delete")
             assert (report.outcome, report.deleted, report.notes) == ("completed", 1, [])
-            assert any("what is freed on disk is not known" in warning for warning in report.warnings)
+            assert any("the space freed on disk is not known" in warning for warning in report.warnings)
         # As a replica is.
         await server.database.run("ALTER ROLE artifact_retention SET default_transaction_read_only = on")
         with pytest.raises(StoreError, match=r"is read-only, as a replica is; unset ARTIFACT_RETENTION_DATABASE_URL"):
