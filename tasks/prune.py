@@ -68,7 +68,7 @@ MAX_RESEND_SECONDS = 2
 latest, or is held, meanwhile may be deleted."""
 
 MAX_SNAPSHOT_AGE_SECONDS = 120
-"""How old a snapshot may be when a deletion is first sent. With less, deletions that wait for a slot are deferred more often."""
+"""How old a snapshot may be when a deletion is first sent. With less, deletions that wait are deferred more often."""
 
 MAX_DEFERRALS = 5
 """Deferred deletions in a row, with none done in between, after which a key fails."""
