@@ -141,7 +141,7 @@ def alarm(
     hours: Annotated[float, Parameter(help="How long no cleanup may have succeeded.")] = 26,
     as_json: Json = False,
 ) -> int:
-    """Let the server tell people when no cleanup has succeeded for a day; run it again to change that.
+    """Set up an alarm that goes off when no cleanup has succeeded for a day. Run it again to change the alarm.
 
     BLOCK is a notification or webhook block of the server, as TYPE/NAME, such as slack-webhook/ops.
     """

@@ -112,7 +112,7 @@ def run(folder: Path, *, as_json: bool = False) -> int:
         steps.communicate(b"go\n")
     if steps.returncode == 0:
         where = "" if folder == Path(".demo").resolve() else f" --folder {shlex.quote(str(folder))}"
-        _say(f"\nTo look at it in Prefect's own UI: make ui, or artifact-retention demo --ui{where}", as_json=as_json)
+        _say(f"\nTo see it in Prefect's own UI: make ui, or artifact-retention demo --ui{where}", as_json=as_json)
     return steps.returncode
 
 

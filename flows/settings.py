@@ -1,6 +1,6 @@
-"""Settings: from the environment, `.env` and `retention.toml`, in this order; a flow parameter or flag goes before all.
+"""The settings: from the environment, `.env` and `retention.toml`, in this order. A flow parameter or flag overrides all.
 
-Every mistake is a `ConfigurationError` that names where it stands. A misspelt name is refused, not ignored: a limit that
+Every mistake is a `ConfigurationError` that names its source. A misspelt name is refused instead of ignored: a limit that
 silently does not apply is worse than none.
 """
 

@@ -259,7 +259,7 @@ class ApiStore:
     async def unkeyed(self, expected: int, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:
         """List the artifacts that `count_unkeyed` counts, a page at a time.
 
-        Each listing begins at a random offset and goes round, so that runs which stop early see all of them in the long run.
+        Each listing begins at a random offset and wraps around, so that runs which stop early see all of them in the long run.
         Pages shift when rows go meanwhile: a row may be missed until the next run.
 
         Args:

@@ -160,8 +160,8 @@ def _short(name: str) -> str:
     return name if len(name) <= MAX_NAME_CHARS else name[: MAX_NAME_CHARS - 1] + "…"
 
 
-def _text(x: float, y: float, words: str, kind: str = "") -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}" class="{kind}">{escape(words)}</text>'
+def _text(x: float, y: float, text: str, kind: str = "") -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}" class="{kind}">{escape(text)}</text>'
 
 
 def _rect(x: float, y: float, width: float, height: float, kind: str) -> str:

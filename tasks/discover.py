@@ -21,7 +21,7 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
 
     Args:
         run: Its `collections` and `first_round` are set.
-        resume_at: The key at which the last run stopped; the list begins there and goes round.
+        resume_at: The key at which the last run stopped; the list begins there, and wraps around.
     """
     scope = run.report.scope
     own = OWN_KEYS if run.report.mode == "delete" else ()

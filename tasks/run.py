@@ -112,7 +112,7 @@ class Run:
         server: The Prefect API, through which the run writes its own artifacts.
         store: The store in which versions are read and deleted: the same API, or the database.
         collections: The collections in the scope of the run, from the key on where the last run stopped.
-        first_round: How many of them come before the list goes round to the first key.
+        first_round: How many of them come before the list wraps around to the first key.
         touched: The keys of which a version was deleted, or may have been.
         dangling: The keys whose latest version was not found.
         server_deletes: Whether the server deletes artifacts by itself, too.
