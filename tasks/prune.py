@@ -221,7 +221,7 @@ async def prune_keys(run: Run, plans: Sequence[KeyPlan]) -> None:
 
 
 def _key_batches(plans: Sequence[KeyPlan]) -> Iterator[Sequence[KeyPlan]]:
-    """Batch keys that share a snapshot: with as many deletions as one key has on one snapshot between two checks."""
+    """Split keys into batches that share a snapshot, with at most `DELETIONS_PER_CHECK` deletions between two checks."""
     batch: list[KeyPlan] = []
     for plan in plans:
         together = [*batch, plan]
@@ -239,13 +239,13 @@ def _key_batches(plans: Sequence[KeyPlan]) -> Iterator[Sequence[KeyPlan]]:
 
 
 async def _prune_together(run: Run, keys: Sequence[_Key]) -> None:
-    """Prune keys on a shared snapshot, several at once. If that cannot be taken, each key takes its own, and fails alone."""
+    """Prune keys on a shared snapshot, several at once. If it cannot be taken, each key takes a snapshot of its own."""
     snapshots: dict[str, _Snapshot] = {}
     with suppress(RetentionError):
         snapshots = await _checked_snapshots(run, keys)
 
     async def prune(key: _Key) -> None:
-        async with _failing_alone(key.plan):
+        async with _failures_recorded(key.plan):
             await _prune_keyed(run, key, snapshots.get(key.name), at_once=1)
 
     await for_each(keys, prune, MAX_CONCURRENT_REQUESTS)
@@ -265,7 +265,7 @@ async def _checked_snapshots(run: Run, keys: Sequence[_Key]) -> dict[str, _Snaps
 
 async def prune_key(run: Run, plan: KeyPlan) -> None:
     """Delete the stale versions of one key. A failure is recorded in its report, and not raised."""
-    async with _failing_alone(plan):
+    async with _failures_recorded(plan):
         if plan.key is None:
             await _prune_unkeyed(run, plan)
         else:
@@ -274,8 +274,8 @@ async def prune_key(run: Run, plan: KeyPlan) -> None:
 
 
 @asynccontextmanager
-async def _failing_alone(plan: KeyPlan) -> AsyncIterator[None]:
-    """Record a failure in the report of its key, so that other keys are not affected."""
+async def _failures_recorded(plan: KeyPlan) -> AsyncIterator[None]:
+    """Record a failure in the report of the key instead of raising it, so that other keys are not affected."""
     try:
         yield
     except RetentionError as error:
