@@ -56,7 +56,7 @@ async def check_final_report(server: Server, estate: Estate) -> set[UUID]:
     assert "deleting" not in json.dumps(metadata)
     report = await latest(server, "report")
     assert report
-    assert "told to end before its time" in str(report[0])
+    assert "shut down before it was finished" in str(report[0])
     left, _latest = await estate.left(server.database)
     assert estate.kept <= left
     assert not await server.database.dangling()

@@ -426,7 +426,7 @@ async def test_a_listing_of_artifacts_without_a_key_ends_with_the_time_for_plann
     assert report.outcome == "unfinished"
     assert 0 < report.deleted <= report.planned <= 200
     (warning,) = report.warnings
-    assert re.fullmatch(r"time to plan was over after [0-9]{1,3} of 600 artifacts without a key", warning)
+    assert re.fullmatch(r"planning time was over after [0-9]{1,3} of 600 artifacts without a key", warning)
     report = await server.cleanup(policies, mode="delete")
     assert (report.outcome, report.warnings) == ("completed", [])
     assert await server.database.ids() == {row.id for row in rows[:300]}

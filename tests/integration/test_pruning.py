@@ -390,7 +390,7 @@ async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_
         await server.cleanup([KEEP_2], mode="delete")
     report = failed.value.report
     assert (report.outcome, report.deleted, report.remaining) == ("failed", 0, 400)
-    assert [error.partition(" for ")[0] for error in report.errors] == ["the Prefect server took no deletion"]
+    assert [error.partition(" for ")[0] for error in report.errors] == ["the Prefect server accepted no deletion"]
     assert run.MAX_DEFERRED_DELETIONS <= len(attempts) < 100
     assert await server.database.ids() == {row.id for each in rows.values() for row in each}
 
