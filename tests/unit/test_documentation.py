@@ -196,7 +196,7 @@ def test_every_recipe_shows_what_it_keeps_and_what_it_deletes(recipe: str) -> No
 
 @EVERYWHERE
 def test_every_link_of_a_page_leads_to_a_file(page: str) -> None:
-    """And to a heading of it, where it names one; pictures too. Only the README, which is not in the site, links out of docs/."""
+    """And to a heading of it, where it names one; pictures too. Only the README, which is not in the site, links out of it."""
     for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
         if target.startswith("http"):
             continue
