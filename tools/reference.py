@@ -11,7 +11,7 @@ from cyclopts import App
 from prefect.utilities.callables import parameter_schema
 from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.flows.cli import app
-from prefect_artifact_retention.flows.settings import PREFIX, RetentionSettings
+from prefect_artifact_retention.flows.settings import ENV_PREFIX, RetentionSettings
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, PolicyReport, RuleCount
 from pydantic import BaseModel
@@ -55,7 +55,7 @@ def settings() -> Iterator[Row]:
         written = (
             "`[[policies]]`" if name == "policies" else "never: it is a secret" if field.get("writeOnly") else f"`{name}`"
         )
-        variable = f"`{PREFIX}{name.upper()}`" + (", a JSON list" if name == "policies" else "")
+        variable = f"`{ENV_PREFIX}{name.upper()}`" + (", a JSON list" if name == "policies" else "")
         yield written, variable, kind(field), default(field), field["description"]
 
 

@@ -14,7 +14,7 @@ from prefect_artifact_retention.flows.cli import DONE, FAILED, INTERRUPTED, REFU
 from prefect_artifact_retention.flows.deployment import DeploymentSettings
 from prefect_artifact_retention.flows.settings import (
     DEPLOY_PREFIX,
-    PREFIX,
+    ENV_PREFIX,
     RetentionSettings,
     load_settings,
     resolve_policies,
@@ -119,9 +119,9 @@ def test_a_flag_that_does_not_exist_would_be_noticed() -> None:
 @EVERYWHERE
 def test_every_variable_that_a_page_names_exists(page: str) -> None:
     """A misspelt one would be refused."""
-    known = {PREFIX + name.upper() for name in (*RetentionSettings.model_fields, "config")}
+    known = {ENV_PREFIX + name.upper() for name in (*RetentionSettings.model_fields, "config")}
     known |= {DEPLOY_PREFIX + name.upper() for name in DeploymentSettings.model_fields}
-    assert {name for name in re.findall(rf"{PREFIX}\w+", PAGES[page]) if name not in known} <= {DEPLOY_PREFIX}
+    assert {name for name in re.findall(rf"{ENV_PREFIX}\w+", PAGES[page]) if name not in known} <= {DEPLOY_PREFIX}
 
 
 @pytest.mark.parametrize("block", blocks("python"))
