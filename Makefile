@@ -12,6 +12,7 @@ help:
 	@echo "make test-faults   run the long fault, crash and race suites (minutes)"
 	@echo "make test-compat   run the flow's tests with the oldest and the newest Prefect, and against an oldest server"
 	@echo "make test-docker   test the image, on the Docker engine that DOCKER_HOST names"
+	@echo "make docs   build the documentation as a site, in site/"
 	@echo "make bench  measure the speed beside the limits of the API and of the databases, and renew docs/performance.md"
 	@echo "make lint   check style, formatting and types"
 	@echo "make lock   renew requirements.txt and requirements-dev.txt from pyproject.toml"
@@ -74,11 +75,17 @@ test-compat: $(INSTALLED)
 bench: $(INSTALLED)
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks
 
+# Everything anew: only what is built is checked.
+.PHONY: docs
+docs: $(INSTALLED)
+	@$(BIN)/python -m tools
+	@$(BIN)/zensical build --strict --clean
+
 .PHONY: lint
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(PACKAGES:%=-p prefect_artifact_retention.%) -p benchmarks
+	$(BIN)/mypy $(PACKAGES:%=-p prefect_artifact_retention.%) -p benchmarks -p tools
 
 .PHONY: lock
 lock: $(INSTALLED)
@@ -88,4 +95,4 @@ lock: $(INSTALLED)
 
 .PHONY: clean
 clean:
-	rm -rf .venv .compat .demo build dist *.egg-info
+	rm -rf .venv .compat .demo .cache build dist site *.egg-info
