@@ -14,8 +14,8 @@ from html import escape
 from prefect_artifact_retention.tasks.rendering import label, size
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport
 
-MOST_BARS = 10
-MOST_RUNS = 30
+MAX_BARS = 10
+MAX_RUNS = 30
 
 WIDTH = 760
 MARGIN = 20
@@ -26,7 +26,7 @@ PLOT = 130
 NUMBERS = 130
 """Pixels; NUMBERS is the room for the numbers behind a bar."""
 
-MOST_NAME = 26
+MAX_NAME_CHARS = 26
 """Characters of a key that fit before its bar."""
 
 STYLE = """\
@@ -52,7 +52,7 @@ class Panel:
 
     unit: str
     bars: Sequence[Bar]
-    words: Callable[[int], str]
+    format: Callable[[int], str]
 
     @property
     def highest(self) -> int:
@@ -75,7 +75,7 @@ class Picture:
 
 def keys_chart(report: CleanupReport) -> Picture | None:
     """Draw versions and bytes before and after, for the keys with the most stale versions; None if nothing is stale."""
-    stale = sorted((key for key in report.key_reports if key.planned), key=lambda key: key.planned, reverse=True)[:MOST_BARS]
+    stale = sorted((key for key in report.key_reports if key.planned), key=lambda key: key.planned, reverse=True)[:MAX_BARS]
     if not stale:
         return None
     deletes = report.mode == "delete"
@@ -91,16 +91,16 @@ def keys_chart(report: CleanupReport) -> Picture | None:
     width = (WIDTH - 2 * MARGIN - NAMES) // len(panels)
     for column, panel in enumerate(panels):
         parts += _across(panel, MARGIN + NAMES + column * width, width)
-    told = "; ".join(f"{bar.name}: {bar.before} versions before, {bar.after} after" for bar in panels[0].bars[:3])
+    summary = "; ".join(f"{bar.name}: {bar.before} versions before, {bar.after} after" for bar in panels[0].bars[:3])
     height = TITLE + 20 + len(stale) * ROW + MARGIN
-    return Picture(_svg(height, parts), f"Bar chart of versions and bytes before and after, by key. {told}")
+    return Picture(_svg(height, parts), f"Bar chart of versions and bytes before and after, by key. {summary}")
 
 
 def trend_chart(versions: Sequence[Bar], amounts: Sequence[Bar]) -> Picture | None:
     """Draw versions and bytes before and after each of the last runs, the oldest first; None for fewer than two runs."""
     if len(versions) < 2:  # noqa: PLR2004 - one run is no trend
         return None
-    panels = [Panel("versions", versions[-MOST_RUNS:], str), Panel("size of their data", amounts[-MOST_RUNS:], size)]
+    panels = [Panel("versions", versions[-MAX_RUNS:], str), Panel("size of their data", amounts[-MAX_RUNS:], size)]
     runs = panels[0].bars
     parts = [_text(MARGIN, 28, f"The last {len(runs)} runs", "title"), *_legend("left", "deleted")]
     width = (WIDTH - 3 * MARGIN) // len(panels)
@@ -127,14 +127,14 @@ def _across(panel: Panel, x: float, width: float) -> Iterator[str]:
         y = TITLE + 20 + row * ROW
         yield _rect(x, y, scale * bar.before, 16, "gone")
         yield _rect(x, y, scale * bar.after, 16, "kept")
-        yield _text(x + scale * bar.before + 6, y + 13, f"{panel.words(bar.before)} → {panel.words(bar.after)}", "soft")
+        yield _text(x + scale * bar.before + 6, y + 13, f"{panel.format(bar.before)} → {panel.format(bar.after)}", "soft")
 
 
 def _upright(panel: Panel, x: float, width: float) -> Iterator[str]:
     """One bar to a column, above an axis with the first and the last name."""
     bottom = TITLE + 20 + PLOT
     step = width / len(panel.bars)
-    yield _text(x, TITLE + 8, f"{panel.unit}, at most {panel.words(panel.highest)}", "soft")
+    yield _text(x, TITLE + 8, f"{panel.unit}, at most {panel.format(panel.highest)}", "soft")
     wide = min(step * 0.8, 40)
     for column, bar in enumerate(panel.bars):
         for amount, kind in ((bar.before, "gone"), (bar.after, "kept")):
@@ -147,16 +147,16 @@ def _upright(panel: Panel, x: float, width: float) -> Iterator[str]:
 
 def _legend(left: str, gone: str) -> Iterator[str]:
     x = float(WIDTH - MARGIN)
-    for words, kind in ((gone, "gone"), (left, "kept")):
-        x -= 7 * len(words)
-        yield _text(x, 28, words, "soft")
+    for text, kind in ((gone, "gone"), (left, "kept")):
+        x -= 7 * len(text)
+        yield _text(x, 28, text, "soft")
         x -= 18
         yield _rect(x, 18, 12, 12, kind)
         x -= 16
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= MOST_NAME else name[: MOST_NAME - 1] + "…"
+    return name if len(name) <= MAX_NAME_CHARS else name[: MAX_NAME_CHARS - 1] + "…"
 
 
 def _text(x: float, y: float, words: str, kind: str = "") -> str:

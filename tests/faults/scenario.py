@@ -110,10 +110,10 @@ async def fill(database: Database, made: Scenario) -> None:
 
 def small_and_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few rows take as many requests, of every kind, as many rows do; and wait for no person, for there is none."""
-    monkeypatch.setattr(api, "MOST_ROWS", 4)
-    monkeypatch.setattr(api, "FIRST_BATCH_KEYS", 4)
-    monkeypatch.setattr(prune, "BATCH", 3)
-    monkeypatch.setattr(prune, "SETTLE_SECONDS", 0)
+    monkeypatch.setattr(api, "MAX_PAGE_ROWS", 4)
+    monkeypatch.setattr(api, "FIRST_LISTING_KEYS", 4)
+    monkeypatch.setattr(prune, "DELETIONS_PER_CHECK", 3)
+    monkeypatch.setattr(prune, "LATE_DELETION_SECONDS", 0)
 
 
 async def run_steps(server: Server) -> CleanupReport:
@@ -124,7 +124,7 @@ async def run_steps(server: Server) -> CleanupReport:
                 await discover(run)
                 await make_plan(run)
                 guard(run)
-                await run.server.tune(PRODUCER)
+                await run.server.detect_concurrency(PRODUCER)
                 await prune.prune_keys(run, run.plans)
                 await prune.verify(run)
             except RetentionError as error:
@@ -151,7 +151,7 @@ async def problems(database: Database, made: Scenario, report: CleanupReport | N
     return found
 
 
-async def mending_problems(database: Database, made: Scenario, report: CleanupReport | None) -> list[str]:
+async def repair_problems(database: Database, made: Scenario, report: CleanupReport | None) -> list[str]:
     """What is wrong after a run over collections that dangle: as above, but a failed run may leave them to the next one."""
     completed = report is not None and report.outcome == "completed"
     found = [problem for problem in await problems(database, made, report) if completed or not problem.startswith("dangling")]

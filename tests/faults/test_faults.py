@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 
 import pytest
 from database import Database
-from injection import FAULTS, LONGEST_PAUSE, MAINTENANCE, Fault, line
+from injection import FAULTS, MAINTENANCE, MAX_PAUSE_SECONDS, Fault, line
 from prefect_artifact_retention.policies import RetentionError
-from prefect_artifact_retention.stores.connection import MOST_LOST
+from prefect_artifact_retention.stores.connection import MAX_LOST_REQUESTS
 from prefect_artifact_retention.tasks.report import CleanupReport
 from scenario import (
     Scenario,
     dangling_scenario,
     fill,
     flow_problems,
-    mending_problems,
     problems,
+    repair_problems,
     run_flow,
     run_steps,
     scenario,
@@ -32,10 +32,10 @@ from scenario import (
 from servers import Server
 
 SEED = 20261124
-MOST_PAUSES = MOST_LOST * 6 * LONGEST_PAUSE
+MAX_PAUSES = MAX_LOST_REQUESTS * 6 * MAX_PAUSE_SECONDS
 """What a run may spend waiting between attempts, whatever the server says."""
 
-MOST_SECONDS = 150
+MAX_SECONDS = 150
 """What a run may take without these pauses. Now and then, a Prefect server on SQLite holds its own writes up for a minute."""
 
 PARTS = 2
@@ -104,7 +104,7 @@ class Trial:
             await fill(database, made)
             with line(self.monkeypatch, fault, at) as broken:
                 try:
-                    async with asyncio.timeout(MOST_SECONDS):
+                    async with asyncio.timeout(MAX_SECONDS):
                         report = await self.run(self.server)
                 except TimeoutError:
                     last = broken.requests[-1]
@@ -118,7 +118,7 @@ class Trial:
             must = fault.outcome(broken.victim, made.stale) if report and "attempts" in broken.victim.extensions else ""
             if report and must not in ("", report.outcome):
                 found.append(f"the run says {report.outcome}, and must have {must}: {report.errors}")
-            if max(broken.pauses, default=0) > LONGEST_PAUSE or sum(broken.pauses) > MOST_PAUSES:
+            if max(broken.pauses, default=0) > MAX_PAUSE_SECONDS or sum(broken.pauses) > MAX_PAUSES:
                 found.append(f"pauses of {broken.pauses} s")
             await ten_minutes_pass(database)
             again = await self.run(self.server)
@@ -146,10 +146,10 @@ async def matrix(server: Server, monkeypatch: pytest.MonkeyPatch) -> tuple[Trial
     return trial, made, await trial.all_cases(made)
 
 
-async def mending(server: Server, monkeypatch: pytest.MonkeyPatch) -> tuple[Trial, Scenario, list[Case]]:
+async def broken_collections(server: Server, monkeypatch: pytest.MonkeyPatch) -> tuple[Trial, Scenario, list[Case]]:
     """The same of a run that finds collections without their latest version."""
     small_and_prompt(monkeypatch)
-    trial, made = Trial(server, monkeypatch, steps, mending_problems), dangling_scenario()
+    trial, made = Trial(server, monkeypatch, steps, repair_problems), dangling_scenario()
     return trial, made, await trial.all_cases(made)
 
 
@@ -167,9 +167,9 @@ async def test_one_fault_of_each_kind_loses_nothing(server: Server, monkeypatch:
     assert figures.faults.total() == len(FAULTS)
 
 
-async def test_a_fault_while_collections_are_mended_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fault_while_collections_are_repaired_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mended one has its latest again; one that could not be mended makes the run fail, and the next run mends it."""
-    trial, made, cases = await mending(server, monkeypatch)
+    trial, made, cases = await broken_collections(server, monkeypatch)
     figures = await trial.meet(made, cases, most=12)
     assert figures.wrong == []
     assert figures.faults.total() == 12
@@ -185,7 +185,7 @@ async def test_a_fault_in_a_whole_run_loses_nothing(server: Server, monkeypatch:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("prepare", [matrix, mending])
+@pytest.mark.parametrize("prepare", [matrix, broken_collections])
 async def test_every_fault_of_every_request_loses_nothing(
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
