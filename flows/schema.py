@@ -1,4 +1,4 @@
-"""The JSON schema of `retention.toml`, from the settings and policies themselves: editors complete and check the file by it."""
+"""The JSON schema of `retention.toml`, made from the settings and the policy: editors complete and check the file by it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DRAFT = "http://json-schema.org/draft-07/schema#"
 def configuration_schema() -> dict[str, Any]:
     """The schema of a configuration file: every setting but the secrets, which such a file may not hold.
 
-    What only `policies check` can tell (a time zone that does not exist, two policies that contradict each other) is not in it.
+    It knows nothing of what takes more than one field to tell, such as two policies of one name: `policies check` does.
     """
     fields: dict[str, Any] = {
         name: (field.annotation, field)

@@ -4,7 +4,6 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 from jsonschema import Draft7Validator
@@ -22,9 +21,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 def examples() -> list[str]:
     """Every configuration that this project shows: the shipped one with its examples in force, the demo's, the pages'."""
-    blocks = [re.findall(r"^```toml\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.S | re.M) for page in PAGES]
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     uncommented = re.sub(r"^# (?=\[\[\w+\]\]$|\w+ = )", "", CONFIGURATION, flags=re.MULTILINE)
-    return [CONFIGURATION, uncommented, POLICIES, *(block for page in blocks for block in page)]
+    return [CONFIGURATION, uncommented, POLICIES, *re.findall(r"(?<=\n)```toml\n(.*?)(?<=\n)```\n", pages, flags=re.DOTALL)]
 
 
 def problems(toml: str) -> list[str]:
@@ -33,7 +32,7 @@ def problems(toml: str) -> list[str]:
     return [error.message for error in errors]
 
 
-def policy(**fields: Any) -> str:
+def policy(**fields: object) -> str:
     """A configuration with one policy that keeps the last three, and these fields besides."""
     lines = [f"{name} = {json.dumps(value)}" for name, value in ({"name": "test", "keep_last": 3} | fields).items()]
     return "\n".join(["[[policies]]", *lines])
