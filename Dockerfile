@@ -7,7 +7,7 @@ RUN python -m venv --without-pip /opt/retention && python -m venv /tools
 COPY requirements.txt requirements-build.txt ./
 RUN /tools/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements-build.txt \
     && /tools/bin/pip --python /opt/retention/bin/python install --no-cache-dir --no-deps --require-hashes -r requirements.txt
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY policies policies
 COPY stores stores
 COPY tasks tasks

@@ -14,7 +14,8 @@ help:
 	@echo "make test-docker   test the image, on the Docker engine that DOCKER_HOST names"
 	@echo "make docs   build the documentation as a site, in site/"
 	@echo "make bench  measure the speed beside the limits of the API and of the databases, and renew docs/performance.md"
-	@echo "make lint   check style, formatting and types"
+	@echo "make lint   check style, formatting, types and the workflow of CI"
+	@echo "make schema renew retention.schema.json, by which editors complete and check retention.toml"
 	@echo "make lock   renew requirements.txt and requirements-dev.txt from pyproject.toml"
 	@echo "make clean  remove what these made"
 
@@ -63,7 +64,7 @@ test-compat: $(INSTALLED)
 	@for each in oldest newest; do \
 	  python=.compat/$$each/bin/python; \
 	  rm -rf build/lib && { test -x $$python || $(BIN)/uv venv -q -p $(BIN)/python .compat/$$each; } && \
-	  $(BIN)/uv pip install -q -U -p $$python -c .compat/$$each.txt --group dev --reinstall-package prefect-artifact-retention . && \
+	  $(BIN)/uv pip install -q -U -p $$python -c .compat/$$each.txt --group dev --reinstall-package prefect-artifact-retention '.[server]' && \
 	  echo "Client and server: Prefect $$($$python $(PREFECT_VERSION)), the $$each" && \
 	  $$python -m pytest -n 2 -rs $(COMPAT) || exit 1; \
 	done
@@ -86,11 +87,16 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES:%=-p prefect_artifact_retention.%) -p benchmarks -p tools
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+.PHONY: schema
+schema: $(INSTALLED)
+	@$(BIN)/artifact-retention policies schema > retention.schema.json
 
 .PHONY: lock
 lock: $(INSTALLED)
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url pyproject.toml -o requirements.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra server pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra server pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group build -c requirements-dev.txt -o requirements-build.txt
 
 .PHONY: clean

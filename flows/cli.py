@@ -177,6 +177,15 @@ def check(*, config: Config = None, as_json: Json = False) -> int:
     return DONE
 
 
+@policies_app.command
+def schema() -> int:
+    """Print the JSON schema of retention.toml, by which an editor completes and checks it."""
+    from prefect_artifact_retention.flows.schema import configuration_schema  # noqa: PLC0415
+
+    _print_json(configuration_schema())
+    return DONE
+
+
 @app.command
 def demo(
     *,

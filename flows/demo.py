@@ -119,12 +119,13 @@ def run(folder: Path, *, as_json: bool = False) -> int:
 def _steps(config: str, *, as_json: bool) -> int:
     """Run the demo's commands in this process, which sees the demo's server and nothing of the user's own Prefect.
 
-    Prefect is imported while the server starts; a line on stdin says that the server answers.
+    Prefect is imported while the server starts; a line on stdin says that it has, none that it never will.
     """
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     from prefect_artifact_retention.flows import cleanup, cli, explanation  # noqa: F401, PLC0415
 
-    sys.stdin.readline()
+    if not sys.stdin.readline():
+        return 1
     _say("Creating artifacts ...", as_json=as_json)
     _say(asyncio.run(_fill()), as_json=as_json)
     if as_json:

@@ -20,6 +20,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from prefect_artifact_retention.policies import RetentionError
+from prefect_artifact_retention.policies.formatting import printable
 
 MAX_START_SECONDS = 120
 """How long a server may take to start; the first start of a folder takes half a minute, and longer on a busy machine."""
@@ -49,7 +50,7 @@ class LocalServer:
         """Wait until the server answers. The first start of a folder creates its database, which takes half a minute.
 
         Raises:
-            RetentionError: The server does not answer within two minutes, or has ended.
+            RetentionError: The server does not answer within two minutes, or has ended, as it does where its libraries are too new.
         """
         deadline = time.monotonic() + MAX_START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -58,7 +59,14 @@ class LocalServer:
                     return
             except (URLError, OSError):
                 time.sleep(0.2)
-        raise RetentionError(f"the local Prefect server did not start; see {self.folder / LOG}")
+        log = self.folder / LOG
+        if self.process.poll() is None:
+            raise RetentionError(f"the local Prefect server does not answer after {MAX_START_SECONDS} seconds; see {log}")
+        (*_, last_line) = ["no message", *log.read_text(errors="replace").splitlines()]
+        raise RetentionError(
+            f"the local Prefect server did not start ({printable(last_line)}; see {log}). "
+            "The versions of its libraries that work come with: pip install 'prefect-artifact-retention[server]'"
+        )
 
 
 def isolated_environment(folder: Path) -> dict[str, str]:

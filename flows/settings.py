@@ -59,7 +59,9 @@ class RetentionSettings(BaseSettings):
     database_url: SecretStr = Field(
         default=SecretStr(""), description="The server's own database, to read and delete there instead of through the API."
     )
-    database_block: str = Field(default="", description="The Secret block of the server that holds that address instead.")
+    database_block: str = Field(
+        default="", description="The Secret block of the server that holds the address of its own database."
+    )
     max_deletions_per_second: Number = Field(default=0, description="Versions deleted in the database in a second at most.")
     reclaim: Literal["none", "vacuum"] = Field(
         default="none", description="Whether a run ends with a VACUUM of what it has deleted in the database."

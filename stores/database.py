@@ -198,7 +198,7 @@ class DatabaseStore:
         for part in _slices(keys):
             counted = sa.select(ARTIFACT.c.key, sa.func.count()).where(self._among(ARTIFACT.c.key, part))
             async with self._reading() as connection:
-                counts = dict((await connection.execute(counted.group_by(ARTIFACT.c.key))).tuples().all())
+                counts = {row[0]: row[1] for row in await connection.execute(counted.group_by(ARTIFACT.c.key))}
             async with aclosing(_ahead(_pages(part, counts), self._read_histories, self.readers)) as listing:
                 async for histories in listing:
                     yield histories
@@ -244,7 +244,7 @@ class DatabaseStore:
             for part in _slices(ids):
                 lasting = sa.select(table.c.id, table.c.created).where(self._among(table.c.id, part), _is_unfinished(table))
                 async with self._reading() as connection:
-                    found.update((await connection.execute(lasting)).tuples().all())
+                    found.update((row[0], row[1]) for row in await connection.execute(lasting))
         return found
 
     def reserve_slot(self) -> AbstractAsyncContextManager[None]:
