@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
@@ -125,6 +126,24 @@ class Database:
         """The versions that are there, without those of this package."""
         own = "(key IS NULL OR key NOT LIKE 'artifact-retention-%')"
         return {UUID(str(row[0])) for row in await self.run(f"SELECT id FROM artifact WHERE {own} AND {where}")}
+
+    async def keys(self) -> dict[UUID, str | None]:
+        """The key of each version that is there, without those of this package and the results of runs."""
+        somebodys = "key NOT LIKE 'artifact-retention-%' OR (key IS NULL AND type <> 'result')"
+        return {UUID(str(row[0])): row[1] for row in await self.run(f"SELECT id, key FROM artifact WHERE {somebodys}")}
+
+    async def versions(self, key: str) -> list[dict[str, Any]]:
+        """The versions of a key, newest first, with some of the fields that the API gives them."""
+        names = ("id", "type", "description", "data", "metadata_")
+        rows = await self.run(f"SELECT {', '.join(names)} FROM artifact WHERE key = '{key}' ORDER BY created DESC, id DESC")
+        versions = [dict(zip(names, row, strict=True)) for row in rows]
+        for version in versions:
+            version["id"] = UUID(str(version["id"]))
+            for name in ("data", "metadata_"):
+                # A number is one already, on SQLite.
+                if isinstance(version[name], str):
+                    version[name] = json.loads(version[name])
+        return versions
 
     async def dangling(self) -> list[str]:
         """Collections whose latest does not exist."""
