@@ -21,26 +21,26 @@ from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.concurrency import for_each
 from prefect_artifact_retention.stores.connection import connect
-from prefect_artifact_retention.stores.database import WRITERS
+from prefect_artifact_retention.stores.database import MAX_WRITERS
 
 STALE = """
 SELECT id FROM (SELECT id, created, row_number() OVER (PARTITION BY key ORDER BY created DESC) AS rank FROM artifact) ranked
 WHERE rank > {keep_last}
 """
 
-BATCH = 5_000
+STATEMENT_VERSIONS = 5_000
 """Rows in one transaction of the batched DELETE."""
 
-PAGE = 200
+SCRIPT_PAGE_ROWS = 200
 """Rows in a page of the usual script, the most that Prefect's server gives."""
 
-MOST_AT_ONCE = 16
+MAX_CONCURRENT_DELETES = 16
 """The connections of Prefect's own client."""
 
-BUSY = 503
-NOT_FOUND = 404
-BUSY_SECONDS = 0.02
-MOST_ATTEMPTS = 1_000
+HTTP_UNAVAILABLE_STATUS = 503
+HTTP_NOT_FOUND_STATUS = 404
+BUSY_PAUSE_SECONDS = 0.02
+MAX_REQUEST_ATTEMPTS = 1_000
 REQUEST_SECONDS = 10
 
 Delete = Callable[[UUID], Awaitable[object]]
@@ -66,13 +66,13 @@ async def rate(ids: Sequence[UUID], delete: Delete, at_once: int) -> float:
 
 async def _until_gone(version_id: UUID, delete: Delete) -> None:
     """Delete a version, however often a server on SQLite says 503 or drops the connection when it is asked too much."""
-    for attempt in range(MOST_ATTEMPTS):
+    for attempt in range(MAX_REQUEST_ATTEMPTS):
         try:
             await delete(version_id)
         except httpx.HTTPStatusError as error:
-            if attempt and error.response.status_code == NOT_FOUND:
+            if attempt and error.response.status_code == HTTP_NOT_FOUND_STATUS:
                 return
-            if error.response.status_code != BUSY:
+            if error.response.status_code != HTTP_UNAVAILABLE_STATUS:
                 raise
         except ObjectNotFound:
             # Prefect's client has tried again by itself.
@@ -81,7 +81,7 @@ async def _until_gone(version_id: UUID, delete: Delete) -> None:
             pass
         else:
             return
-        await asyncio.sleep(BUSY_SECONDS)
+        await asyncio.sleep(BUSY_PAUSE_SECONDS)
     raise TimeoutError(f"{version_id} cannot be deleted")
 
 
@@ -106,8 +106,8 @@ async def adaptive_client(ids: Sequence[UUID]) -> float:
     """The same through the API store, which finds out by itself how many requests at once are best."""
     async with connect() as connection:
         store = ApiStore(connection)
-        await store.tune(artifact_cleanup.name)
-        return await rate(ids, store.delete, MOST_AT_ONCE)
+        await store.detect_concurrency(artifact_cleanup.name)
+        return await rate(ids, store.delete, MAX_CONCURRENT_DELETES)
 
 
 async def usual_script(keep_last: int) -> int:
@@ -118,13 +118,13 @@ async def usual_script(keep_last: int) -> int:
     seen: Counter[str | None] = Counter()
     deleted = offset = 0
     async with get_client() as client:
-        while page := await client.read_artifacts(sort=ArtifactSort.CREATED_DESC, limit=PAGE, offset=offset):
+        while page := await client.read_artifacts(sort=ArtifactSort.CREATED_DESC, limit=SCRIPT_PAGE_ROWS, offset=offset):
             for artifact in page:
                 seen[artifact.key] += 1
                 if seen[artifact.key] > keep_last:
                     await client.delete_artifact(artifact.id)
                     deleted += 1
-            offset += PAGE
+            offset += SCRIPT_PAGE_ROWS
     return deleted
 
 
@@ -138,10 +138,10 @@ async def batched_delete(database: Database, keep_last: int) -> int:
     if database.is_sqlite:
         return await asyncio.to_thread(_sqlite, str(database.engine.url.database), select)
     url = database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    async with asyncpg.create_pool(url, min_size=WRITERS, max_size=WRITERS) as pool:
+    async with asyncpg.create_pool(url, min_size=MAX_WRITERS, max_size=MAX_WRITERS) as pool:
         ids = [row["id"] for row in await pool.fetch(select)]
-        batches = (ids[start : start + BATCH] for start in range(0, len(ids), BATCH))
-        await for_each(batches, partial(pool.execute, "DELETE FROM artifact WHERE id = ANY($1)"), WRITERS)
+        batches = (ids[start : start + STATEMENT_VERSIONS] for start in range(0, len(ids), STATEMENT_VERSIONS))
+        await for_each(batches, partial(pool.execute, "DELETE FROM artifact WHERE id = ANY($1)"), MAX_WRITERS)
     return len(ids)
 
 
@@ -151,8 +151,8 @@ def _sqlite(path: str, select: str) -> int:
         for setting in ("foreign_keys = ON", "synchronous = NORMAL", "cache_size = 20000"):
             connection.execute(f"PRAGMA {setting}")
         ids = [row[0] for row in connection.execute(select)]
-        for start in range(0, len(ids), BATCH):
-            batch = json.dumps(ids[start : start + BATCH])
+        for start in range(0, len(ids), STATEMENT_VERSIONS):
+            batch = json.dumps(ids[start : start + STATEMENT_VERSIONS])
             connection.execute("DELETE FROM artifact WHERE id IN (SELECT value FROM json_each(?))", [batch])
             connection.commit()
     finally:

@@ -8,7 +8,7 @@ from html import escape
 
 from benchmarks.results import Chart
 
-WIDTH, HEIGHT = 760, 420
+CHART_WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 80, 730, 60, 310
 """Pixels: the picture, and the plot inside it."""
 
@@ -16,7 +16,7 @@ LEGEND = 366
 LEGEND_ROW = 24
 LEGEND_COLUMN = 330
 
-STYLE = """\
+CHART_STYLE = """\
 text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:#334155}
 .title{font-size:14px;font-weight:600;fill:#0f172a}.end{text-anchor:end}.middle{text-anchor:middle}
 .card{fill:#ffffff;stroke:#e2e8f0}.grid{stroke:#e2e8f0}
@@ -26,7 +26,7 @@ polyline{fill:none;stroke-width:2}.s0{stroke:#2563eb;color:#2563eb}.s1{stroke:#d
 .card{fill:#0f172a;stroke:#334155}.grid{stroke:#334155}.s0{stroke:#60a5fa;color:#60a5fa}.s1{stroke:#fbbf24;color:#fbbf24}
 .s2{stroke:#34d399;color:#34d399}.s3{stroke:#c084fc;color:#c084fc}}"""
 
-MOST_DECADES = 2
+MAX_DECADES = 2
 """Above so many, only powers of ten have a line of the grid."""
 
 
@@ -46,13 +46,13 @@ def svg(chart: Chart) -> str:
         parts += _line(f"s{number}", [(across(x), up(y)) for x, y in line])
         parts += _legend(number, name)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}">'
-        f'<style>{STYLE}</style><rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="8" class="card"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{CHART_WIDTH}" height="{HEIGHT}" viewBox="0 0 {CHART_WIDTH} {HEIGHT}">'
+        f'<style>{CHART_STYLE}</style><rect x="0.5" y="0.5" width="{CHART_WIDTH - 1}" height="{HEIGHT - 1}" rx="8" class="card"/>'
         f"{''.join(parts)}</svg>\n"
     )
 
 
-def words(number: float) -> str:
+def format_number(number: float) -> str:
     """A number with three digits that count, and no more."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"  # noqa: PLR2004 - three digits
 
@@ -61,7 +61,7 @@ def _axis(values: Sequence[float], start: float, end: float) -> tuple[list[float
     """The ticks of a logarithmic axis around these values, and where on it a value is."""
     first = math.floor(math.log10(min(values)))
     last = math.ceil(math.log10(max(values)))
-    steps = (1,) if last - first > MOST_DECADES else (1, 2, 5)
+    steps = (1,) if last - first > MAX_DECADES else (1, 2, 5)
     ticks = [step * 10.0**decade for decade in range(first, last + 1) for step in steps]
     inside = [tick for tick in ticks if min(values) < tick < max(values)]
     low = max(tick for tick in ticks if tick <= min(values))
@@ -75,7 +75,7 @@ def _tick(value: float, place: float, *, vertical: bool) -> str:
     x1, y1, x2, y2 = (place, TOP, place, BOTTOM) if vertical else (LEFT, place, RIGHT, place)
     line = f'<line class="grid" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
     x, y, kind = (place, BOTTOM + 18, "middle") if vertical else (LEFT - 8, place + 4, "end")
-    return f'{line}<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{words(value)}</text>'
+    return f'{line}<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{format_number(value)}</text>'
 
 
 def _line(kind: str, points: Iterable[tuple[float, float]]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.charts import svg, words
+from benchmarks.charts import format_number, svg
 from benchmarks.results import Chart, Figure, Results
 
 BEGIN = "<!-- measured by `make bench` -->"
@@ -50,7 +50,7 @@ def _first(figures: Sequence[Figure], name: str) -> int:
 
 
 def _amount(number: float, unit: str) -> str:
-    return f"{words(number)} {unit}".strip()
+    return f"{format_number(number)} {unit}".strip()
 
 
 def _picture(name: str) -> str:
@@ -63,8 +63,8 @@ def _alt(chart: Chart) -> str:
 
 def _numbers(chart: Chart) -> Iterator[str]:
     columns = sorted({x for line in chart.lines.values() for x, _ in line})
-    yield f"| {chart.y}, by {chart.x} | " + " | ".join(map(words, columns)) + " |"
+    yield f"| {chart.y}, by {chart.x} | " + " | ".join(map(format_number, columns)) + " |"
     yield "|---|" + "---:|" * len(columns)
     for name, line in chart.lines.items():
         by_x = dict(line)
-        yield f"| {name} | " + " | ".join(words(by_x[x]) if x in by_x else "" for x in columns) + " |"
+        yield f"| {name} | " + " | ".join(format_number(by_x[x]) if x in by_x else "" for x in columns) + " |"

@@ -20,7 +20,7 @@ from benchmarks.results import Results
 from benchmarks.sizes import FULL, SMALL
 from benchmarks.suite import BENCHMARKS, Bench, run
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+RESULTS_PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BACKENDS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
 
@@ -60,7 +60,7 @@ def run_all(folder: Path, *, only: Collection[str], small: bool) -> int:
     }
     sys.stdout.write(page.measured(results))
     if not only and not small:
-        page.write(results, PAGE)
+        page.write(results, RESULTS_PAGE)
     return 0 if small or all(figure.is_met for figure in results.figures) else 1
 
 

@@ -166,8 +166,8 @@ async def idle(bench: Bench) -> None:
             written = sum(added.values())
             bench.figure(f"{what}: rows written", written, at_most=25 * 20 + 300 if stale else 200, detail=detail)
             if store == "api" and not stale:
-                most = size.rows / 200 + size.keys / 200 + 150
-                bench.figure(f"{what}: requests", observed.requests, at_most=most, detail=detail)
+                limit = size.rows / 200 + size.keys / 200 + 150
+                bench.figure(f"{what}: requests", observed.requests, at_most=limit, detail=detail)
 
 
 async def batched(bench: Bench) -> None:

@@ -22,7 +22,7 @@ from prefect_artifact_retention.tasks.report import scope_digest
 from pydantic import BaseModel, Field
 
 NAME = "artifact-retention-alarm"
-LEAST_HOURS = 10 / 3600
+MIN_HOURS = 10 / 3600
 """Prefect's servers look for missing events every few seconds."""
 
 
@@ -53,7 +53,7 @@ async def set_up_alarm(block: str, hours: float, keys: Sequence[str] = ()) -> Al
         ConfigurationError: There is no such block, or it cannot tell anybody anything; or the hours cannot be meant.
         StoreError: The server cannot be reached or refuses us.
     """
-    if not LEAST_HOURS <= hours <= 24 * 365:
+    if not MIN_HOURS <= hours <= 24 * 365:
         raise ConfigurationError(f"command line: hours = {hours:g}: must be between 10 seconds and a year")
     scope = scope_label(keys)
     name = " ".join([NAME, *keys])
@@ -89,11 +89,11 @@ def _slugs(block: str) -> tuple[str, str]:
 
 
 def _action(block: BlockDocument, name: str, scope: str, hours: float) -> CallWebhook | SendNotification:
-    words = f"No cleanup of {scope} has succeeded for {hours:g} hours. Look at the runs of the flow artifact-cleanup."
+    message = f"No cleanup of {scope} has succeeded for {hours:g} hours. Look at the runs of the flow artifact-cleanup."
     if block.block_type and block.block_type.slug == "webhook":
-        return CallWebhook(block_document_id=block.id, payload=words)
+        return CallWebhook(block_document_id=block.id, payload=message)
     if block.block_schema and "notify" in block.block_schema.capabilities:
-        return SendNotification(block_document_id=block.id, subject="Artifact cleanup is overdue", body=words)
+        return SendNotification(block_document_id=block.id, subject="Artifact cleanup is overdue", body=message)
     raise ConfigurationError(f"the block {name} is neither a notification nor a webhook")
 
 

@@ -32,10 +32,10 @@ from prefect_artifact_retention.flows.settings import (
     load_settings,
     resolve_policies,
 )
-from prefect_artifact_retention.flows.termination import until_told_to_end
+from prefect_artifact_retention.flows.termination import cancel_on_sigterm
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
+from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import digest
-from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.concurrency import for_each
 from prefect_artifact_retention.stores.connection import connect, reason
@@ -66,15 +66,15 @@ SCOPE_LABEL = "artifact-retention.scope"
 SUCCESSES = {f"{EVENT}.{outcome}" for outcome in ("completed", "unfinished")}
 """A run that a limit has stopped did what it should; the next one goes on."""
 
-ANNOUNCED = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "keys_seen", "versions_seen"}
+EVENT_FIELDS = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "keys_seen", "versions_seen"}
 """What of the report goes into those events."""
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 
-GROUPS_AT_ONCE = 4
+MAX_CONCURRENT_GROUPS = 4
 """While some prune tasks look at their keys, others delete. With more, a look would be old by the time of its deletions."""
 
-LAST_WORDS_SECONDS = 6
+FINAL_REPORT_SECONDS = 6
 """What a run that is told to end may take to report: containers are killed 10 seconds after SIGTERM, workers' runs 30."""
 
 
@@ -234,12 +234,12 @@ async def _open_and_clean_up(
         progress = ProgressArtifact(run.server.connection)
         run.listen(progress.listen)
         try:
-            await until_told_to_end(clean_up(run, progress, vacuum=settings.reclaim == "vacuum"))
+            await cancel_on_sigterm(clean_up(run, progress, vacuum=settings.reclaim == "vacuum"))
         except (TerminationSignal, asyncio.CancelledError):
-            await _last_words(run, progress)
+            await _final_report(run, progress)
             raise
         if mode == "delete":
-            _announce(run.report.outcome, keys, run.report.model_dump(mode="json", include=ANNOUNCED))
+            _announce(run.report.outcome, keys, run.report.model_dump(mode="json", include=EVENT_FIELDS))
         return run.report
 
 
@@ -269,16 +269,16 @@ async def _publish(run: Run, progress: ProgressArtifact) -> None:
     report.outcome = _outcome(report)
     report.duration_seconds = run.seconds
     _logger().info(outcome_message(report))
-    words = with_links(headline(report), links(), "Reports", "History")
+    description = with_links(headline(report), links(), "Reports", "History")
     try:
         await report_task(run)
-        await progress.finish(words, complete=report.outcome == "completed")
+        await progress.finish(description, complete=report.outcome == "completed")
     except RetentionError as error:
         report.errors.append(str(error))
         report.outcome = _outcome(report)
 
 
-async def _last_words(run: Run, progress: ProgressArtifact) -> None:
+async def _final_report(run: Run, progress: ProgressArtifact) -> None:
     """Report a run that was told to end, by SIGTERM or a cancellation, in the middle of whatever it was doing.
 
     That may have been a request, so the last words have a connection of their own; and there is little time, so they are plain
@@ -290,36 +290,36 @@ async def _last_words(run: Run, progress: ProgressArtifact) -> None:
     report.outcome = _outcome(report)
     report.duration_seconds = run.seconds
     report.warn("The run was told to end before its time; deletions that were under way then may not be counted.")
-    words = with_links(f"Stopped. {headline(report)}", links(), "Reports", "History")
+    description = with_links(f"Stopped. {headline(report)}", links(), "Reports", "History")
     _logger().warning(f"Stopped. {outcome_message(report)}")
     with suppress(RetentionError, TimeoutError):
-        async with asyncio.timeout(LAST_WORDS_SECONDS), connect() as connection:
+        async with asyncio.timeout(FINAL_REPORT_SECONDS), connect() as connection:
             run.reconnect(ApiStore(connection))
             progress.connection = connection
-            await progress.finish(words, complete=False)
+            await progress.finish(description, complete=False)
             with suppress(RetentionError):
                 await publish_report(run)
             with suppress(RetentionError):
                 if run.touched:
                     await verify(run)
             # Once more: an update that was under way when the run was told to end may have come after the one above.
-            await progress.finish(words, complete=False)
+            await progress.finish(description, complete=False)
     if report.mode == "delete":
-        _announce("stopped", report.scope, report.model_dump(mode="json", include=ANNOUNCED))
+        _announce("stopped", report.scope, report.model_dump(mode="json", include=EVENT_FIELDS))
 
 
 async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     resume_at = await read_resume_key(run) if run.limits.time_budget_minutes else ""
     await discover_task(run, resume_at=resume_at)
-    if await _gives_way(run):
+    if await _skip_for_older_run(run):
         return
     await progress.start("Step 1/3: planning")
     await plan_task(run)
     guard(run)
     if run.report.mode != "delete" or run.report.refusals or not (run.plans or run.dangling):
         return
-    await progress.claim()
-    if await _gives_way(run):
+    await progress.announce_deleting()
+    if await _skip_for_older_run(run):
         return
     _logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
     database = run.store if isinstance(run.store, DatabaseStore) else None
@@ -328,9 +328,9 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
         if database:
             await bulk_task(run, database)
         else:
-            await run.server.tune(runtime.flow_run.flow_name or artifact_cleanup.name)
-        groups = pack([plan for plan in run.plans if plan.condemned], run.limits.max_task_runs)
-        await for_each(groups, partial(_prune, run), GROUPS_AT_ONCE)
+            await run.server.detect_concurrency(runtime.flow_run.flow_name or artifact_cleanup.name)
+        groups = pack([plan for plan in run.plans if plan.stale], run.limits.max_task_runs)
+        await for_each(groups, partial(_prune, run), MAX_CONCURRENT_GROUPS)
     except RetentionError as error:
         run.report.errors.append(str(error))
     unfinished = next(
@@ -345,7 +345,7 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
 
 async def _prune(run: Run, group: Sequence[KeyPlan]) -> None:
     """Run the prune task of some keys in the flow's own event loop: mapped tasks have one each, and cannot share a client."""
-    if not run.may_go_on():
+    if not run.check_budgets():
         return
     if not in_flow_run():
         await prune_keys(run, group)
@@ -356,7 +356,7 @@ async def _prune(run: Run, group: Sequence[KeyPlan]) -> None:
         run.report.errors.append(printable(f"prune {group_label(group)}: {state.message}"))
 
 
-async def _gives_way(run: Run) -> bool:
+async def _skip_for_older_run(run: Run) -> bool:
     """Skip a delete run when an older one is deleting some of the same keys.
 
     Asked before planning, which spares the work, and again once other runs can see that this one deletes: of two that start

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from httpx import HTTPError
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError, load_policies
+from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import describe_validation_error, digest, stand_in
-from prefect_artifact_retention.policies.words import printable
 from pydantic import ValidationError, create_model
 from rich.console import Console
 

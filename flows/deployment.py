@@ -101,8 +101,8 @@ def _read(required: Sequence[str]) -> DeploymentSettings:
         settings = DeploymentSettings()
         CronSchedule(cron=settings.cron, timezone=settings.timezone)
     except ValidationError as error:
-        words = (line.partition(" ") for line in describe_validation_error(error))
-        raise ConfigurationError("\n".join(f"{DEPLOY_PREFIX}{name.upper()} {rest}" for name, _, rest in words)) from error
+        lines = (line.partition(" ") for line in describe_validation_error(error))
+        raise ConfigurationError("\n".join(f"{DEPLOY_PREFIX}{name.upper()} {rest}" for name, _, rest in lines)) from error
     if missing := [DEPLOY_PREFIX + name.upper() for name in required if not getattr(settings, name)]:
         raise ConfigurationError(f"not set: {', '.join(missing)}; docs/deploy.md says what goes there")
     return settings

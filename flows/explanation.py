@@ -8,8 +8,8 @@ from uuid import UUID
 from prefect_artifact_retention.flows.cleanup import open_run
 from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import StoreError, Verdict, evaluate
+from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import select_policy
-from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.tasks.plan import subject
 from prefect_artifact_retention.tasks.rendering import label, size
 from pydantic import BaseModel

@@ -21,7 +21,7 @@ from urllib.request import urlopen
 
 from prefect_artifact_retention.policies import RetentionError
 
-START_SECONDS = 120
+MAX_START_SECONDS = 120
 LOG = "server.log"
 
 
@@ -44,7 +44,7 @@ class LocalServer:
         Raises:
             RetentionError: It does not answer within two minutes, or has ended.
         """
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + MAX_START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 with urlopen(f"{self.address}/api/health", timeout=5):  # noqa: S310 - loopback
@@ -125,10 +125,10 @@ def _free_port() -> int:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End the server with all that it started: first politely, then for good."""
-    for ending, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+    for ending, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
         try:
             os.killpg(process.pid, ending)
-            process.wait(patience)
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
             continue
         except ProcessLookupError:

@@ -10,7 +10,7 @@ from prefect_artifact_retention.tasks.run import Listener, Step
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-LINES = 10
+MAX_PLAIN_LINES = 10
 """Plain lines for each step, at most."""
 
 
@@ -40,7 +40,7 @@ class _PlainLines:
         self._shown = {"planning": -1, "deleting": -1}
 
     async def listen(self, step: Step, done: int, total: int) -> None:
-        tenth = LINES * done // total if total else LINES
+        tenth = MAX_PLAIN_LINES * done // total if total else MAX_PLAIN_LINES
         if tenth > self._shown[step] and done:
             self._shown[step] = tenth
             noun = "keys" if step == "planning" else "versions"

@@ -26,9 +26,9 @@ from prefect_artifact_retention.tasks.report import Mode
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-PREFIX = "ARTIFACT_RETENTION_"
-CONFIG_VARIABLE = f"{PREFIX}CONFIG"
-DEPLOY_PREFIX = f"{PREFIX}DEPLOY_"
+ENV_PREFIX = "ARTIFACT_RETENTION_"
+CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
+DEPLOY_PREFIX = f"{ENV_PREFIX}DEPLOY_"
 """The variables that `prefect deploy` reads, not the run."""
 DEFAULT_FILE = "retention.toml"
 DOTENV = ".env"
@@ -42,7 +42,7 @@ Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), BeforeValid
 class RetentionSettings(BaseSettings):
     """What can be configured besides the flow's parameters. 0 is off, unless said otherwise."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=DOTENV, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=DOTENV, extra="ignore", frozen=True)
 
     policies: list[Any] = Field(default=[], description="The policies, in the order in which they are tried.")
     max_deletions: Number = Field(default=0, description="Delete at most this many versions in one run.")
@@ -101,7 +101,7 @@ def load_settings(config: Path | None = None) -> RetentionSettings:
     try:
         settings = RetentionSettings(**table)
     except SettingsError as error:
-        raise ConfigurationError(f"{sources.get('policies', PREFIX + 'POLICIES')}: is no JSON list of policies") from error
+        raise ConfigurationError(f"{sources.get('policies', ENV_PREFIX + 'POLICIES')}: is no JSON list of policies") from error
     except ValidationError as error:
         problems = zip(error.errors(), describe_validation_error(error), strict=True)
         lines = [f"{sources.get(str(problem['loc'][0]), file)}: {line}" for problem, line in problems]
@@ -174,12 +174,12 @@ def _sources(file: Path, table: dict[str, Any]) -> dict[str, str]:
     _refuse_unknown(str(file), table, fields)
     if "database_url" in table:
         raise ConfigurationError(
-            f"{file}: database_url is a secret, and such files get into images and repositories: set {PREFIX}DATABASE_URL, "
+            f"{file}: database_url is a secret, and such files get into images and repositories: set {ENV_PREFIX}DATABASE_URL, "
             "or name a Secret block of the server with database_block"
         )
     sources = dict.fromkeys(table, str(file))
-    for place, names in find_variables(PREFIX, [*fields, "config"]).items():
-        sources |= {name.removeprefix(PREFIX).lower(): place + name for name in names}
+    for origin, names in find_variables(ENV_PREFIX, [*fields, "config"]).items():
+        sources |= {name.removeprefix(ENV_PREFIX).lower(): origin + name for name in names}
     return sources
 
 
@@ -194,17 +194,17 @@ def find_variables(prefix: str, fields: Iterable[str]) -> dict[str, list[str]]:
     """
     known = [prefix + field.upper() for field in fields]
     found = {}
-    for place, variables in ((f"{DOTENV}: ", _read_dotenv()), ("", os.environ)):
+    for origin, variables in ((f"{DOTENV}: ", _read_dotenv()), ("", os.environ)):
         ours = [name.upper() for name in variables if name.upper().startswith(prefix)]
-        found[place] = [name for name in ours if prefix == DEPLOY_PREFIX or not name.startswith(DEPLOY_PREFIX)]
-        _refuse_unknown(place or "environment", found[place], known)
+        found[origin] = [name for name in ours if prefix == DEPLOY_PREFIX or not name.startswith(DEPLOY_PREFIX)]
+        _refuse_unknown(origin or "environment", found[origin], known)
     return found
 
 
-def _refuse_unknown(place: str, names: Iterable[str], known: Iterable[str]) -> None:
+def _refuse_unknown(origin: str, names: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
-            raise ConfigurationError(f"{place.rstrip(': ')}: unknown field {name}; {hint}")
+            raise ConfigurationError(f"{origin.rstrip(': ')}: unknown field {name}; {hint}")

@@ -19,25 +19,25 @@ from prefect.exceptions import TerminationSignal
 Result = TypeVar("Result")
 
 
-async def until_told_to_end(work: Coroutine[Any, Any, Result]) -> Result:
+async def cancel_on_sigterm(work: Coroutine[Any, Any, Result]) -> Result:
     """Await some work; SIGTERM cancels it.
 
     Raises:
         TerminationSignal: SIGTERM has come, wherever Prefect's own exception went.
     """
     task = asyncio.ensure_future(work)
-    told = False
+    is_terminated = False
 
-    def tell() -> None:
-        nonlocal told
-        told = True
+    def on_sigterm() -> None:
+        nonlocal is_terminated
+        is_terminated = True
         task.cancel()
 
-    with _at_sigterm(tell):
+    with _at_sigterm(on_sigterm):
         try:
             return await task
         except asyncio.CancelledError:
-            if told:
+            if is_terminated:
                 raise TerminationSignal(signal.SIGTERM) from None
             raise
         finally:
@@ -46,7 +46,7 @@ async def until_told_to_end(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 @contextmanager
-def _at_sigterm(tell: Callable[[], None]) -> Iterator[None]:
+def _at_sigterm(on_sigterm: Callable[[], None]) -> Iterator[None]:
     """Have the event loop told of SIGTERM, too, until the context ends; in a thread and on Windows that cannot be had.
 
     Prefect's own handler stays where it is: a worker takes a run for one that can be cancelled by that. Python writes each
@@ -57,7 +57,7 @@ def _at_sigterm(tell: Callable[[], None]) -> Iterator[None]:
         return
     loop = asyncio.get_running_loop()
     handler = signal.getsignal(signal.SIGTERM)
-    loop.add_signal_handler(signal.SIGTERM, tell)
+    loop.add_signal_handler(signal.SIGTERM, on_sigterm)
     try:
         if callable(handler):
             signal.signal(signal.SIGTERM, handler)

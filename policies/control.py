@@ -13,11 +13,11 @@ from datetime import UTC, date, datetime, timedelta
 
 HOLD = "retention-hold"
 TTL_DAYS = "retention-ttl-days"
-MOST_TTL_DAYS = 36_525
+MAX_TTL_DAYS = 36_525
 
 _DAYS = re.compile(r"[0-9]+(\.[0-9]+)?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_SHOWN = 40
+_MAX_QUOTED_CHARS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +74,11 @@ def _read_hold(value: object, now: datetime) -> str | None:
 def _read_ttl(value: object) -> timedelta:
     text = str(value).strip()
     # A TTL of 0 could mean "at once" or, as everywhere else here, "off".
-    if not _DAYS.fullmatch(text) or float(text) > MOST_TTL_DAYS or not (ttl := timedelta(days=float(text))):
+    if not _DAYS.fullmatch(text) or float(text) > MAX_TTL_DAYS or not (ttl := timedelta(days=float(text))):
         raise ValueError(text)
     return ttl
 
 
 def _shown(value: object) -> str:
     text = repr(str(value))
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+    return text if len(text) <= _MAX_QUOTED_CHARS else text[:_MAX_QUOTED_CHARS] + "…"

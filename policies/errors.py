@@ -6,7 +6,7 @@ RetentionError            every error below; its text is one clear message, fit 
 └── CleanupFailed         a run was refused or failed; carries its report (tasks/report.py)
 """
 
-from prefect_artifact_retention.policies.words import printable
+from prefect_artifact_retention.policies.formatting import printable
 
 
 class RetentionError(Exception):

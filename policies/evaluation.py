@@ -19,13 +19,13 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from prefect_artifact_retention.policies.control import read_control
+from prefect_artifact_retention.policies.formatting import count, days
 from prefect_artifact_retention.policies.model import RESULT, RetentionPolicy, Verdict, Version, Versions
 from prefect_artifact_retention.policies.periods import CALENDAR, Period
-from prefect_artifact_retention.policies.words import count, days
 
 ONE_DAY = timedelta(days=1)
 ONE_HOUR = timedelta(hours=1)
-REMEMBERED = 10_000
+CACHED_REASONS = 10_000
 """Words that are made once and serve again."""
 
 
@@ -33,7 +33,7 @@ class Reason(NamedTuple):
     """Why a version stays or goes: the rule's name, and the words that a person reads."""
 
     rule: str
-    words: str
+    text: str
 
 
 Decision = tuple[bool, tuple[Reason, ...]]
@@ -74,7 +74,7 @@ class Judgement(Sequence[Verdict]):
         condemned: The places among them of those that go, in the order of the verdicts.
     """
 
-    __slots__ = ("_decisions", "_order", "_rest", "condemned", "versions")
+    __slots__ = ("_decisions", "_order", "_rest", "stale", "versions")
 
     def __init__(self, case: _Case, decisions: Mapping[int, Decision], rest: _Rest) -> None:
         """Take the decisions on single versions, in the order of the verdicts, and the one on all others."""
@@ -83,10 +83,10 @@ class Judgement(Sequence[Verdict]):
         self._decisions = decisions
         self._rest = rest
         if rest.stays:
-            self.condemned = [place for place, (stays, _reasons) in decisions.items() if not stays]
+            self.stale = [index for index, (stays, _reasons) in decisions.items() if not stays]
         else:
-            kept = {place for place, (stays, _reasons) in decisions.items() if stays}
-            self.condemned = [place for place in self._order if place not in kept]
+            kept = {index for index, (stays, _reasons) in decisions.items() if stays}
+            self.stale = [index for index in self._order if index not in kept]
 
     def __len__(self) -> int:
         return len(self._order)
@@ -99,26 +99,26 @@ class Judgement(Sequence[Verdict]):
 
     def __getitem__(self, rank: int | slice) -> Verdict | list[Verdict]:
         if isinstance(rank, slice):
-            return [self._verdict(place) for place in self._order[rank]]
+            return [self._verdict(index) for index in self._order[rank]]
         return self._verdict(self._order[rank])
 
-    def _verdict(self, place: int) -> Verdict:
-        keep, reasons = self._decisions.get(place) or self._rest.decide(place)
-        words, rules = tuple(reason.words for reason in reasons), tuple(reason.rule for reason in reasons)
-        return Verdict(self.versions[place], keep, words, rules)
+    def _verdict(self, index: int) -> Verdict:
+        keep, reasons = self._decisions.get(index) or self._rest.decide(index)
+        text, rules = tuple(reason.text for reason in reasons), tuple(reason.rule for reason in reasons)
+        return Verdict(self.versions[index], keep, text, rules)
 
-    def condemned_runs(self) -> tuple[set[UUID], set[UUID]]:
+    def stale_runs(self) -> tuple[set[UUID], set[UUID]]:
         """The flow runs and the task runs that wrote those that go."""
         flow_runs, task_runs = self.versions.flow_run_ids, self.versions.task_run_ids
         return (
-            {run_id for place in self.condemned if (run_id := flow_runs[place])},
-            {run_id for place in self.condemned if (run_id := task_runs[place])},
+            {run_id for index in self.stale if (run_id := flow_runs[index])},
+            {run_id for index in self.stale if (run_id := task_runs[index])},
         )
 
     def kept(self) -> Iterator[int]:
         """The places of those that stay, in the order of the verdicts."""
-        condemned = set(self.condemned)
-        return (place for place in self._order if place not in condemned)
+        stale = set(self.stale)
+        return (index for index in self._order if index not in stale)
 
     @property
     def is_dangling(self) -> bool:
@@ -129,7 +129,7 @@ class Judgement(Sequence[Verdict]):
         """How many of those that stay, or of those that go, each rule has kept or condemned."""
         rules = Counter(reason.rule for stays, reasons in self._decisions.values() if stays == keep for reason in reasons)
         if self._rest.stays == keep:
-            expired = len(self) - self._rest.unexpired - sum(place >= self._rest.unexpired for place in self._decisions)
+            expired = len(self) - self._rest.unexpired - sum(index >= self._rest.unexpired for index in self._decisions)
             rules["expire_after_days"] += expired
             rules[self._rest.rule] += len(self) - len(self._decisions) - expired
         return +rules
@@ -166,17 +166,17 @@ def judge(
     protections = case.protections()
     if idle := case.idle(protections):
         return _alike(case, idle, stays=False)
-    claims = case.claims()
-    single = {*claims, *case.controls, *protections}
+    kept_by = case.kept_by()
+    single = {*kept_by, *case.controls, *protections}
     decisions: dict[int, Decision] = {}
-    for place in case.order:
-        if place not in single:
+    for index in case.order:
+        if index not in single:
             continue
-        keep, reasons = case.decide(place, claims.get(place, ()))
-        if place in protections:
-            protecting = tuple(protections[place])
+        keep, reasons = case.decide(index, kept_by.get(index, ()))
+        if index in protections:
+            protecting = tuple(protections[index])
             keep, reasons = True, (*reasons, *protecting) if keep else protecting
-        decisions[place] = keep, reasons
+        decisions[index] = keep, reasons
     rule = "keep_all" if policy.keep_all else "unclaimed"
     return Judgement(case, decisions, _Rest(policy.keep_all, rule, case.unexpired, case.decide))
 
@@ -213,11 +213,11 @@ class _Case:
         self.latest = self._find(latest_id)
         self.order: Sequence[int] = range(len(versions))
         if self.latest:
-            self.order = [self.latest, *(place for place in self.order if place != self.latest)]
+            self.order = [self.latest, *(index for index in self.order if index != self.latest)]
         self.future = _first(self.created, lambda moment: moment <= now)
         limit = policy.expire_after_days
         self.unexpired = self._number_within(limit) if limit else len(versions)
-        self.controls = {place: read_control(versions.metadata(place), now) for place in versions.controlled}
+        self.controls = {index: read_control(versions.metadata(index), now) for index in versions.controlled}
 
     def _find(self, latest_id: UUID | None) -> int | None:
         if self.versions.key is None or not self.versions:
@@ -231,119 +231,119 @@ class _Case:
         since = self.now - limit * ONE_DAY
         return _first(self.created, lambda moment: moment < since)
 
-    def _age(self, place: int) -> timedelta:
-        return self.now - self.created[place]
+    def _age(self, index: int) -> timedelta:
+        return self.now - self.created[index]
 
-    def _superseded_for(self, place: int) -> timedelta | None:
+    def _superseded_for(self, index: int) -> timedelta | None:
         """The time since the next newer version was created; None while nothing supersedes it."""
-        if place <= self.future or place == self.latest or self.versions.key is None:
+        if index <= self.future or index == self.latest or self.versions.key is None:
             return None
-        return self._age(place - 1)
+        return self._age(index - 1)
 
-    def decide(self, place: int, claims: Sequence[Reason] = ()) -> Decision:
+    def decide(self, index: int, kept_by: Sequence[Reason] = ()) -> Decision:
         """Apply the first of keep_all, the hard limit, the version's own TTL and the keep rules that has a say."""
         if self.policy.keep_all:
             return True, (Reason("keep_all", "keep all"),)
-        if place >= self.unexpired:
+        if index >= self.unexpired:
             limit = days(self.policy.expire_after_days)
-            return False, (Reason("expire_after_days", f"{_in_words(self._age(place))} old, expires after {limit}"),)
-        if (control := self.controls.get(place)) and control.ttl is not None:
-            lives = self._age(place) <= control.ttl
-            words = f"its own TTL of {days(control.ttl / ONE_DAY)}"
-            return lives, (Reason("ttl", f"within {words}" if lives else f"{words} is over"),)
-        if claims:
-            return True, tuple(claims)
-        superseded_for = self._superseded_for(place)
+            return False, (Reason("expire_after_days", f"{_format_age(self._age(index))} old, expires after {limit}"),)
+        if (control := self.controls.get(index)) and control.ttl is not None:
+            lives = self._age(index) <= control.ttl
+            text = f"its own TTL of {days(control.ttl / ONE_DAY)}"
+            return lives, (Reason("ttl", f"within {text}" if lives else f"{text} is over"),)
+        if kept_by:
+            return True, tuple(kept_by)
+        superseded_for = self._superseded_for(index)
         if superseded_for is None:
-            return False, (Reason("unclaimed", f"{_in_words(self._age(place))} old, outside every keep rule"),)
-        return False, (Reason("unclaimed", f"superseded {_in_words(superseded_for)} ago, outside every keep rule"),)
+            return False, (Reason("unclaimed", f"{_format_age(self._age(index))} old, outside every keep rule"),)
+        return False, (Reason("unclaimed", f"superseded {_format_age(superseded_for)} ago, outside every keep rule"),)
 
     def protections(self) -> Mapping[int, list[Reason]]:
         """What keeps versions whatever else is decided."""
         found: defaultdict[int, list[Reason]] = defaultdict(list)
         if self.latest is not None:
             found[self.latest].append(LATEST)
-        for place, control in self.controls.items():
+        for index, control in self.controls.items():
             if control.held:
-                found[place].append(Reason("hold", control.held))
+                found[index].append(Reason("hold", control.held))
             for problem in control.unreadable:
-                found[place].append(Reason("unreadable", problem))
+                found[index].append(Reason("unreadable", problem))
         for ids, what in ((self.versions.flow_run_ids, "flow run"), (self.versions.task_run_ids, "task run")):
-            for place, run_id in enumerate(ids if self.running else ()):
+            for index, run_id in enumerate(ids if self.running else ()):
                 if run_id in self.running:
-                    found[place].append(Reason("running", f"its {what} has not finished"))
-        for place in range(self.future):
-            found[place].append(Reason("future", "created after this run began"))
-        for place in self._results():
-            found[place].append(Reason("result", "Prefect keeps the result of a run in it"))
+                    found[index].append(Reason("running", f"its {what} has not finished"))
+        for index in range(self.future):
+            found[index].append(Reason("future", "created after this run began"))
+        for index in self._results():
+            found[index].append(Reason("result", "Prefect keeps the result of a run in it"))
         return found
 
     def _results(self) -> list[int]:
         if self.versions.key is not None:
             return []
-        return [place for place, kind in enumerate(self.versions.types) if kind in {None, RESULT}]
+        return [index for index, kind in enumerate(self.versions.types) if kind in {None, RESULT}]
 
     def idle(self, protections: Mapping[int, Sequence[Reason]]) -> Reason | None:
         """Why the whole key goes, if it has gone idle and nothing in it is held, running, future or within its TTL."""
         limit = self.policy.drop_idle_keys_after_days
         if not limit or not self.versions or self._age(0) <= limit * ONE_DAY:
             return None
-        lives = any(control.ttl is not None and self._age(place) <= control.ttl for place, control in self.controls.items())
+        lives = any(control.ttl is not None and self._age(index) <= control.ttl for index, control in self.controls.items())
         if lives or any(reason is not LATEST for reasons in protections.values() for reason in reasons):
             return None
-        words = f"idle key: its newest version is {_in_words(self._age(0))} old, dropped after {days(limit)}"
-        return Reason("drop_idle_keys_after_days", words)
+        text = f"idle key: its newest version is {_format_age(self._age(0))} old, dropped after {days(limit)}"
+        return Reason("drop_idle_keys_after_days", text)
 
-    def claims(self) -> Mapping[int, list[Reason]]:
+    def kept_by(self) -> Mapping[int, list[Reason]]:
         """What the keep rules claim.
 
         Slots go to the latest first, then to the newest. Versions with a TTL of their own take none (the latest excepted), and
         versions newer than `now` stand outside every ranking: what does not count among the kept must not push others out.
         """
-        outside = {place for place, control in self.controls.items() if control.has_ttl and place != self.latest}
+        outside = {index for index, control in self.controls.items() if control.has_ttl and index != self.latest}
         outside.update(range(self.future))
-        ranked = [place for place in self.order if place not in outside]
-        claims: defaultdict[int, list[Reason]] = defaultdict(list)
-        for place, reason in self._claims(ranked):
-            claims[place].append(reason)
-        return claims
+        ranked = [index for index in self.order if index not in outside]
+        kept_by: defaultdict[int, list[Reason]] = defaultdict(list)
+        for index, reason in self._kept_by_rules(ranked):
+            kept_by[index].append(reason)
+        return kept_by
 
-    def _claims(self, ranked: Sequence[int]) -> Iterator[tuple[int, Reason]]:
+    def _kept_by_rules(self, ranked: Sequence[int]) -> Iterator[tuple[int, Reason]]:
         policy = self.policy
-        for rank, place in enumerate(ranked[: policy.keep_last], start=1):
-            yield place, _last(rank, policy.keep_last)
+        for rank, index in enumerate(ranked[: policy.keep_last], start=1):
+            yield index, _last(rank, policy.keep_last)
         if within := policy.keep_within_days:
             number, reason = self._number_within(within), Reason("keep_within_days", f"within {days(within)}")
-            yield from ((place, reason) for place in ranked if place < number)
+            yield from ((index, reason) for index in ranked if index < number)
         for period in CALENDAR:
             if periods := getattr(policy, period.rule):
-                yield from self._calendar_claims(ranked, period, periods)
+                yield from self._kept_by_calendar(ranked, period, periods)
         if policy.grace_days:
-            yield from self._grace_claims(ranked)
+            yield from self._kept_by_grace(ranked)
         if policy.keep_oldest and ranked:
             yield ranked[-1], Reason("keep_oldest", "oldest version")
 
-    def _calendar_claims(self, ranked: Sequence[int], period: Period, most: int) -> Iterator[tuple[int, Reason]]:
+    def _kept_by_calendar(self, ranked: Sequence[int], period: Period, limit: int) -> Iterator[tuple[int, Reason]]:
         zone = ZoneInfo(self.policy.timezone)
         taken: set[str] = set()
-        for place in ranked:
-            name = period.name(self.created[place].astimezone(zone))
+        for index in ranked:
+            name = period.name(self.created[index].astimezone(zone))
             if name in taken:
                 continue
-            if len(taken) == most:
+            if len(taken) == limit:
                 return
             taken.add(name)
-            yield place, Reason(period.rule, f"{period.word} {name}")
+            yield index, Reason(period.rule, f"{period.word} {name}")
 
-    def _grace_claims(self, ranked: Sequence[int]) -> Iterator[tuple[int, Reason]]:
+    def _kept_by_grace(self, ranked: Sequence[int]) -> Iterator[tuple[int, Reason]]:
         grace = self.policy.grace_days
-        for place in ranked:
-            superseded_for = self._superseded_for(place)
+        for index in ranked:
+            superseded_for = self._superseded_for(index)
             if superseded_for is None:
-                yield place, Reason("grace_days", "not superseded")
+                yield index, Reason("grace_days", "not superseded")
             elif superseded_for <= grace * ONE_DAY:
-                words = f"superseded {_in_words(superseded_for)} ago, within {days(grace)} of grace"
-                yield place, Reason("grace_days", words)
+                text = f"superseded {_format_age(superseded_for)} ago, within {days(grace)} of grace"
+                yield index, Reason("grace_days", text)
             else:
                 # All others have been superseded for longer.
                 return
@@ -352,9 +352,9 @@ class _Case:
 LATEST = Reason("latest", "latest version of its key")
 
 
-@lru_cache(REMEMBERED)
-def _last(rank: int, most: int) -> Reason:
-    return Reason("keep_last", f"last {rank} of {most}")
+@lru_cache(CACHED_REASONS)
+def _last(rank: int, limit: int) -> Reason:
+    return Reason("keep_last", f"last {rank} of {limit}")
 
 
 def _first(created: Sequence[datetime], applies: Callable[[datetime], bool]) -> int:
@@ -362,7 +362,7 @@ def _first(created: Sequence[datetime], applies: Callable[[datetime], bool]) -> 
     return bisect_left(created, True, key=applies)  # noqa: FBT003 - the value sought
 
 
-def _in_words(age: timedelta) -> str:
+def _format_age(age: timedelta) -> str:
     """An age in words, rounded down: whole days, or hours below two days."""
     hours = age // ONE_HOUR
     return count(hours // 24, "day") if hours >= 48 else count(hours, "hour")  # noqa: PLR2004 - two days

@@ -11,8 +11,8 @@ from typing import Annotated, Any, NamedTuple, overload
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from prefect_artifact_retention.policies.formatting import count, days, printable
 from prefect_artifact_retention.policies.periods import CALENDAR
-from prefect_artifact_retention.policies.words import count, days, printable
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 RESULT = "result"
@@ -85,7 +85,7 @@ class Versions(Sequence[Version]):
         self.sizes: Sequence[int] = columns[4]
         self.flow_run_ids: Sequence[UUID | None] = columns[5]
         self.task_run_ids: Sequence[UUID | None] = columns[6]
-        self.controlled = [place for place, metadata in enumerate(columns[7]) if metadata]
+        self.controlled = [index for index, metadata in enumerate(columns[7]) if metadata]
 
     @classmethod
     def of(cls, versions: Iterable[Version]) -> Versions:
@@ -106,20 +106,20 @@ class Versions(Sequence[Version]):
         return len(self.ids)
 
     @overload
-    def __getitem__(self, place: int) -> Version: ...
+    def __getitem__(self, index: int) -> Version: ...
 
     @overload
-    def __getitem__(self, place: slice) -> list[Version]: ...
+    def __getitem__(self, index: slice) -> list[Version]: ...
 
-    def __getitem__(self, place: int | slice) -> Version | list[Version]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
-        version_id, *others = (column[place] for column in self._columns)
+    def __getitem__(self, index: int | slice) -> Version | list[Version]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        version_id, *others = (column[index] for column in self._columns)
         return Version(version_id, self.key, *others)
 
-    def metadata(self, place: int) -> Mapping[str, str]:
+    def metadata(self, index: int) -> Mapping[str, str]:
         """The metadata of one of them."""
-        metadata: Mapping[str, str] = self._columns[7][place]
+        metadata: Mapping[str, str] = self._columns[7][index]
         return metadata
 
 
@@ -146,11 +146,11 @@ def refuse_bool(value: object) -> object:
     return value
 
 
-MOST_VERSIONS = 1_000_000
-MOST_DAYS = 36_525
+MAX_COUNT = 1_000_000
+MAX_DAYS = 36_525
 
-Count = Annotated[int, Field(ge=0, le=MOST_VERSIONS, strict=True), BeforeValidator(refuse_bool)]
-Days = Annotated[float, Field(ge=0, le=MOST_DAYS, strict=True, allow_inf_nan=False), BeforeValidator(refuse_bool)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT, strict=True), BeforeValidator(refuse_bool)]
+Days = Annotated[float, Field(ge=0, le=MAX_DAYS, strict=True, allow_inf_nan=False), BeforeValidator(refuse_bool)]
 
 
 class RetentionPolicy(BaseModel):

@@ -20,51 +20,51 @@ from uuid import UUID
 from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, TTL_DAYS
+from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.model import RESULT, Versions
-from prefect_artifact_retention.policies.words import printable
 from prefect_artifact_retention.stores.connection import Connection, ResponseTooLargeError
-from prefect_artifact_retention.stores.store import COPY_OF, Collection, History
+from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection, History
 from pydantic import TypeAdapter
 
 TESTED_VERSIONS = ((3, 8), (3, 9))
 """The oldest and the newest Prefect that this package is tested with (`make test-compat`)."""
 
-MOST_ROWS = 200
+MAX_PAGE_ROWS = 200
 """Prefect's default limit of a page; a server may set a lower one."""
 
-PAGE_BYTES = 2 * 2**20
+TARGET_PAGE_BYTES = 2 * 2**20
 """What a page should weigh."""
 
-MOST_PAGE_BYTES = 4 * PAGE_BYTES
+MAX_PAGE_BYTES = 4 * TARGET_PAGE_BYTES
 """What a page may weigh; a heavier one is asked for again in smaller pieces."""
 
-MOST_IDS = 1_000
+MAX_IDS_PER_REQUEST = 1_000
 """Ids or keys in one request; databases limit the parameters of a statement."""
 
-MOST_UNREADABLE = 20
+MAX_UNREADABLE_ROWS = 20
 """Rows of a listing that the server may fail to show, one by one; more mean that the server itself is broken."""
 
-NOT_FOUND = 404
-REFUSED = 422
-BROKEN = 500
+HTTP_NOT_FOUND = 404
+HTTP_UNPROCESSABLE = 422
+HTTP_SERVER_ERROR = 500
 
-MOST_TOGETHER_BYTES = 64 * 2**20
+MAX_COMBINED_LISTING_BYTES = 64 * 2**20
 """What the versions of several keys may weigh together: for each page of them, SQLite sorts them all with their payloads.
 Those of a single key come by an index."""
 
-FIRST_BATCH_KEYS = 20
-MOST_BATCH_KEYS = 2_000
-BATCH_ROWS = (2_000, 20_000)
+FIRST_LISTING_KEYS = 20
+MAX_LISTING_KEYS = 2_000
+LISTING_ROWS = (2_000, 20_000)
 """Versions that one batch of keys should have, at first and at most: each batch costs a count and a page that is not full."""
 
-MOST_SHOWN = 40
+MAX_QUOTED_CHARS = 40
 """Characters of an answer that is quoted."""
 
-UNKEYED = {"key": {"exists_": False}, "type": {"not_any_": [RESULT]}}
+UNKEYED_FILTER = {"key": {"exists_": False}, "type": {"not_any_": [RESULT]}}
 """Artifacts without a key that somebody published: those without a type are of no type that differs."""
 
 _TESTED = " to ".join(dict.fromkeys(".".join(map(str, version)) for version in TESTED_VERSIONS))
-TERMINAL = frozenset(state.value for state in TERMINAL_STATES)
+TERMINAL_STATE_TYPES = frozenset(state.value for state in TERMINAL_STATES)
 NO_METADATA: Mapping[str, str] = {}
 
 Item = TypeVar("Item")
@@ -105,7 +105,7 @@ class ApiStore:
         self._page_rows = 25
         self._row_bytes = 0
         """Of an artifact in the last page of some."""
-        self._most_rows = MOST_ROWS
+        self._max_page_rows = MAX_PAGE_ROWS
 
     async def now(self) -> datetime:
         """Read the server's clock."""
@@ -113,7 +113,7 @@ class ApiStore:
 
     async def count_unkeyed(self) -> int:
         """Count the artifacts without a key, but for those in which Prefect keeps the results of runs."""
-        return await self._count("/artifacts", UNKEYED)
+        return await self._count("/artifacts", UNKEYED_FILTER)
 
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[Collection]:
         """List the collections of these exact keys.
@@ -126,8 +126,8 @@ class ApiStore:
                 Without it, such a collection is an error.
         """
         found: dict[str, Collection] = {}
-        for chunk in _chunks(list(dict.fromkeys(keys)), MOST_IDS):
-            missing = set(chunk)
+        for part in _slices(list(dict.fromkeys(keys)), MAX_IDS_PER_REQUEST):
+            missing = set(part)
             for _attempt in range(3):
                 passed_over: list[str | None] = []
                 only = {"key": {"any_": sorted(missing)}}
@@ -172,17 +172,17 @@ class ApiStore:
     async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
         """List the versions of many keys, some keys at a time, in the order given; a key without any has an empty history."""
         rows_seen = keys_seen = 0
-        size = FIRST_BATCH_KEYS
+        size = FIRST_LISTING_KEYS
         start = 0
         while start < len(keys):
             batch = keys[start : start + size]
             start += size
-            async for histories in self._batch(batch):
+            async for histories in self._list_together(batch):
                 rows_seen += sum(len(history.versions) for history in histories)
                 yield histories
             keys_seen += len(batch)
-            target = min(max(BATCH_ROWS[0], rows_seen // 4), BATCH_ROWS[1])
-            size = min(max(1, target * keys_seen // max(1, rows_seen)), MOST_BATCH_KEYS)
+            target = min(max(LISTING_ROWS[0], rows_seen // 4), LISTING_ROWS[1])
+            size = min(max(1, target * keys_seen // max(1, rows_seen)), MAX_LISTING_KEYS)
 
     async def history(self, key: str, expected: int = 0) -> History:
         """List the versions of one key.
@@ -199,32 +199,32 @@ class ApiStore:
             expected = 0
         return History(key, Versions.of(versions), complete=False)
 
-    async def _batch(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
+    async def _list_together(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
         """List the versions of some keys together, or in halves, down to the one key whose versions cannot be listed."""
         pending = [list(keys)]
         while pending:
             batch = pending.pop()
             if len(batch) == 1:
-                yield [await self._alone(batch[0])]
-            elif histories := await self._together(batch):
+                yield [await self._list_single(batch[0])]
+            elif histories := await self._list_combined(batch):
                 yield histories
             else:
                 half = len(batch) // 2
                 pending += [batch[half:], batch[:half]]
 
-    async def _alone(self, key: str) -> History:
+    async def _list_single(self, key: str) -> History:
         try:
             return await self.history(key)
         except StoreError as error:
-            if error.status != BROKEN:
+            if error.status != HTTP_SERVER_ERROR:
                 raise
             return History(key, Versions.of(()), complete=False, error=str(error))
 
-    async def _together(self, keys: Sequence[str]) -> list[History] | None:
+    async def _list_combined(self, keys: Sequence[str]) -> list[History] | None:
         """List the versions of some keys; None if they are too much, shift too much, or the server fails to show one."""
         together = {"key": {"any_": keys}}
         expected = await self._count("/artifacts", together)
-        if expected > 2 * BATCH_ROWS[1] or self._too_heavy(expected):
+        if expected > 2 * LISTING_ROWS[1] or self._too_heavy(expected):
             return None
         try:
             versions: dict[UUID, Version] = {}
@@ -234,7 +234,7 @@ class ApiStore:
                 if self._too_heavy(expected):
                     return None
         except StoreError as error:
-            if error.status != BROKEN:
+            if error.status != HTTP_SERVER_ERROR:
                 raise
             return None
         if len(versions) < expected:
@@ -255,12 +255,12 @@ class ApiStore:
             unreadable: Gains one item for each artifact that the server fails to show.
         """
         start = random.randrange(max(1, expected))  # noqa: S311 - any place will do
-        async for page in self._pages("/artifacts/filter", UNKEYED, "ID_DESC", start=start, unreadable=unreadable):
+        async for page in self._pages("/artifacts/filter", UNKEYED_FILTER, "ID_DESC", start=start, unreadable=unreadable):
             yield [_version(row) for row in page]
         if not start:
             return
         left = start + len(unreadable)
-        async for page in self._pages("/artifacts/filter", UNKEYED, "ID_DESC", unreadable=unreadable):
+        async for page in self._pages("/artifacts/filter", UNKEYED_FILTER, "ID_DESC", unreadable=unreadable):
             yield [_version(row) for row in page]
             left -= len(page)
             if left <= len(unreadable):
@@ -272,8 +272,8 @@ class ApiStore:
 
     async def all_exist(self, ids: Sequence[UUID]) -> bool:
         """Tell whether all of these versions still exist."""
-        for chunk in _chunks(ids, MOST_IDS):
-            if await self._count("/artifacts", _any_of(chunk)) < len(chunk):
+        for part in _slices(ids, MAX_IDS_PER_REQUEST):
+            if await self._count("/artifacts", _any_of(part)) < len(part):
                 return False
         return True
 
@@ -287,7 +287,7 @@ class ApiStore:
         runs = await self._existing("flow_runs", flow_runs, _run) + await self._existing("task_runs", task_runs, _run)
         return {run_id: since for run_id, since, finished in runs if not finished}
 
-    async def tune(self, flow_name: str) -> None:
+    async def detect_concurrency(self, flow_name: str) -> None:
         """Let several requests be under way at once from now on, if the server is not on SQLite.
 
         Nothing of Prefect's API says so. But it hands the patterns of its filters to LIKE as they are, where PostgreSQL takes
@@ -300,35 +300,35 @@ class ApiStore:
         only = {"name": {"any_": [flow_name], "like_": f"\\{flow_name}"}}
         with suppress(StoreError):
             if self.connection.is_cloud or await self._count("/flows", only, body_field="flows"):
-                self.connection.allow_several()
+                self.connection.allow_concurrency()
 
     async def delete(
         self,
         version_id: UUID,
         *,
         is_latest: bool = False,  # noqa: ARG002 - the server deletes what it is told
-        may_send: Callable[[], bool] | None = None,
+        start_attempt: Callable[[], bool] | None = None,
     ) -> bool:
         """Delete one version. True if this deleted it, False if it had already gone.
 
         "Not found" is believed once the version is not counted either: a proxy may say it, too.
 
         Raises:
-            StaleLookError: It may not be sent, or not again: the version may have become the latest, or may be held.
+            OutdatedSnapshotError: It may not be sent, or not again: the version may have become the latest, or may be held.
         """
         attempts: list[float] = []
         try:
-            await self.connection.request("DELETE", f"/artifacts/{version_id}", attempts=attempts, may_send=may_send)
+            await self.connection.request("DELETE", f"/artifacts/{version_id}", attempts=attempts, start_attempt=start_attempt)
         except StoreError as error:
-            if error.status != NOT_FOUND or await self._count("/artifacts", _any_of([version_id])):
+            if error.status != HTTP_NOT_FOUND or await self._count("/artifacts", _any_of([version_id])):
                 raise
             # Not found by a second attempt means that the first did its work and its answer was lost.
             return len(attempts) > 1
         return True
 
-    def in_a_row(self) -> AbstractAsyncContextManager[None]:
+    def reserve_slot(self) -> AbstractAsyncContextManager[None]:
         """Let no request of this context wait for others: what is looked at in it is as fresh as can be."""
-        return self.connection.in_a_row()
+        return self.connection.reserve_slot()
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
         """Tell which of these collections name a latest version that does not exist, or that a mending should have removed.
@@ -338,15 +338,15 @@ class ApiStore:
         suspects = list(keys)
         for _look in range(2):
             collections = await self.collections(suspects)
-            half_mended = [each.key for each in collections if each.is_mended and await self._has_others(each)]
-            latest = {each.latest_id: each.key for each in collections if each.key not in half_mended}
-            for chunk in _chunks(list(latest), MOST_IDS):
-                if await self._count("/artifacts", _any_of(chunk)) == len(chunk):
-                    for version_id in chunk:
+            half_repaired = [each.key for each in collections if each.is_placeholder and await self._has_others(each)]
+            latest = {each.latest_id: each.key for each in collections if each.key not in half_repaired}
+            for part in _slices(list(latest), MAX_IDS_PER_REQUEST):
+                if await self._count("/artifacts", _any_of(part)) == len(part):
+                    for version_id in part:
                         del latest[version_id]
             for version in await self.versions(list(latest)):
                 del latest[version.id]
-            suspects = [*half_mended, *latest.values()]
+            suspects = [*half_repaired, *latest.values()]
         return suspects
 
     async def _has_others(self, collection: Collection) -> bool:
@@ -364,14 +364,14 @@ class ApiStore:
             return False
         collection = _collection(row)
         if await self._count("/artifacts", _any_of([collection.latest_id])):
-            if half_mended := collection.is_mended and await self._has_others(collection):
+            if half_repaired := collection.is_placeholder and await self._has_others(collection):
                 await self.delete(collection.latest_id)
-            return half_mended
+            return half_repaired
         others = await self._count("/artifacts", {"key": {"any_": [key]}})
         wire = {field: row[field] for field in ("key", "type", "description", "data", "flow_run_id", "task_run_id")}
-        metadata = {name: value for name, value in (_metadata(row) or {}).items() if name != COPY_OF}
+        metadata = {name: value for name, value in (_metadata(row) or {}).items() if name != PLACEHOLDER_OF}
         # Only a copy that is to go again is marked as one.
-        wire["metadata_"] = (metadata | {COPY_OF: str(collection.latest_id)}) if others else (metadata or None)
+        wire["metadata_"] = (metadata | {PLACEHOLDER_OF: str(collection.latest_id)}) if others else (metadata or None)
         posted = self.connection.json(await self.connection.request("POST", "/artifacts/", wire))
         if others:
             await self.delete(UUID(posted["id"]))
@@ -390,7 +390,7 @@ class ApiStore:
             return f"the server does not say which version of Prefect it runs; {tested}"
         if TESTED_VERSIONS[0] <= (int(numbers[1]), int(numbers[2])) <= TESTED_VERSIONS[1]:
             return ""
-        return f"the server runs Prefect {printable(told[:MOST_SHOWN])}; {tested}"
+        return f"the server runs Prefect {printable(told[:MAX_QUOTED_CHARS])}; {tested}"
 
     async def expiry(self) -> Expiry | None:
         """What the server's own `db_vacuum` deletes; None if the server does not tell."""
@@ -412,23 +412,23 @@ class ApiStore:
                 return row
         return None
 
-    async def last_changed(self, most: int) -> list[Collection]:
+    async def last_changed(self, limit: int) -> list[Collection]:
         """Read the collections that changed last."""
-        body = {"artifacts": {}, "sort": "UPDATED_DESC", "limit": most}
+        body = {"artifacts": {}, "sort": "UPDATED_DESC", "limit": limit}
         return [_collection(row) for row in await self.connection.ask("/artifacts/latest/filter", body)]
 
-    async def newest_rows(self, key: str, most: int, *, sort: str = "CREATED_DESC") -> list[dict[str, Any]]:
+    async def newest_rows(self, key: str, limit: int, *, sort: str = "CREATED_DESC") -> list[dict[str, Any]]:
         """Read the newest (or last updated) versions of one key as the server has them, payloads included."""
         rows: list[dict[str, Any]] = []
-        self._page_rows = min(self._page_rows, most)
+        self._page_rows = min(self._page_rows, limit)
         async for page in self._pages("/artifacts/filter", {"key": {"any_": [key]}}, sort):
             rows += page
-            if len(rows) >= most:
+            if len(rows) >= limit:
                 break
-        return rows[:most]
+        return rows[:limit]
 
     def _too_heavy(self, rows: int) -> bool:
-        return rows * self._row_bytes > MOST_TOGETHER_BYTES
+        return rows * self._row_bytes > MAX_COMBINED_LISTING_BYTES
 
     async def _versions(self, only: object, sort: str) -> list[Version]:
         """List versions; a row that a shifting page repeats counts once."""
@@ -445,8 +445,8 @@ class ApiStore:
         that were not found are counted, and asked for again.
         """
         found: list[Item] = []
-        for chunk in _chunks(sorted(set(ids)), MOST_IDS):
-            missing = set(chunk)
+        for part in _slices(sorted(set(ids)), MAX_IDS_PER_REQUEST):
+            missing = set(part)
             for _attempt in range(3):
                 async for page in self._pages(f"/{kind}/filter", _any_of(missing), "ID_DESC", body_field=kind):
                     rows = {UUID(row["id"]): row for row in page}
@@ -485,18 +485,18 @@ class ApiStore:
         offset = start
         last_key: str | None = None
         while True:
-            limit = min(self._page_rows, self._most_rows)
+            limit = min(self._page_rows, self._max_page_rows)
             body = {body_field: only, "sort": sort, "limit": limit, "offset": offset}
             try:
-                response = await self.connection.request("POST", path, body, most_bytes=MOST_PAGE_BYTES if limit > 1 else 0)
+                response = await self.connection.request("POST", path, body, max_bytes=MAX_PAGE_BYTES if limit > 1 else 0)
             except ResponseTooLargeError:
                 self._page_rows = max(1, limit // 4)
                 continue
             except StoreError as error:
-                if error.status == REFUSED and limit > 1:
+                if error.status == HTTP_UNPROCESSABLE and limit > 1:
                     # Most likely because an administrator lowered the limit.
-                    self._most_rows = max(1, limit // 2)
-                elif error.status != BROKEN or unreadable is None or len(unreadable) == MOST_UNREADABLE:
+                    self._max_page_rows = max(1, limit // 2)
+                elif error.status != HTTP_SERVER_ERROR or unreadable is None or len(unreadable) == MAX_UNREADABLE_ROWS:
                     raise
                 elif limit > 1:
                     self._page_rows = max(1, limit // 4)
@@ -510,7 +510,7 @@ class ApiStore:
             got = len(rows)
             row_bytes = len(response.content) // max(1, got)
             del response
-            self._page_rows = max(1, min(PAGE_BYTES // max(1, row_bytes), limit * 4))
+            self._page_rows = max(1, min(TARGET_PAGE_BYTES // max(1, row_bytes), limit * 4))
             if rows:
                 last_key = rows[-1].get("key")
                 self._row_bytes = row_bytes if body_field == "artifacts" else self._row_bytes
@@ -520,7 +520,7 @@ class ApiStore:
             offset += got
 
 
-def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+def _slices(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
@@ -535,7 +535,7 @@ def _as_known(read: Callable[[Mapping[str, Any]], Item]) -> Callable[[Mapping[st
         try:
             return read(row)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            what = f"{type(error).__name__} {str(error)[:MOST_SHOWN]}"
+            what = f"{type(error).__name__} {str(error)[:MAX_QUOTED_CHARS]}"
             raise StoreError(f"the server lists what cannot be read as a row of Prefect {_TESTED}: {what}") from error
 
     return read_known
@@ -544,7 +544,7 @@ def _as_known(read: Callable[[Mapping[str, Any]], Item]) -> Callable[[Mapping[st
 @_as_known
 def _run(row: Mapping[str, Any]) -> tuple[UUID, datetime, bool]:
     """Of a run: its id, since when it exists, and whether it has ended."""
-    return UUID(row["id"]), datetime.fromisoformat(row["created"]), row["state_type"] in TERMINAL
+    return UUID(row["id"]), datetime.fromisoformat(row["created"]), row["state_type"] in TERMINAL_STATE_TYPES
 
 
 @_as_known
@@ -553,7 +553,7 @@ def _flow_run(row: Mapping[str, Any]) -> FlowRun:
         id=UUID(row["id"]),
         name=row["name"],
         started=datetime.fromisoformat(row["start_time"] or row["created"]),
-        finished=row["state_type"] in TERMINAL,
+        finished=row["state_type"] in TERMINAL_STATE_TYPES,
         parameters=row["parameters"],
     )
 
@@ -561,8 +561,8 @@ def _flow_run(row: Mapping[str, Any]) -> FlowRun:
 @_as_known
 def _collection(row: Mapping[str, Any]) -> Collection:
     metadata = _metadata(row) or {}
-    is_mended = metadata.get(COPY_OF) is not None and metadata.get(HOLD) is None
-    return Collection(row["key"], UUID(row["latest_id"]), row["type"], is_mended)
+    is_placeholder = metadata.get(PLACEHOLDER_OF) is not None and metadata.get(HOLD) is None
+    return Collection(row["key"], UUID(row["latest_id"]), row["type"], is_placeholder)
 
 
 @_as_known

@@ -20,26 +20,26 @@ from typing import TypeVar
 import anyio
 
 LEVELS: tuple[int, ...] = (1, 2, 4)
-MOST_AT_ONCE = LEVELS[-1]
+MAX_CONCURRENT_REQUESTS = LEVELS[-1]
 
-FIRST = 200
+FIRST_LEVEL_REQUESTS = 200
 """Requests at the highest level before it is compared: in a run that has no more, that would not pay."""
 
-TURNS = 3
+TURNS_PER_LEVEL = 3
 """Of each of two levels, one after the other. The quickest counts: others have looks in between, or open connections."""
 
-WINDOW = 24
+TIMED_REQUESTS_PER_TURN = 24
 """Requests that are timed in a turn."""
 
-HOLD = 2_000
+SETTLED_REQUESTS = 2_000
 """Requests for which the run stays at a level, before any are compared again."""
 
-GAIN = 1.07
+MIN_GAIN_FACTOR = 1.07
 """A higher level is stayed at if it is faster by this factor: a lower one leaves more of the server to others."""
 
 Item = TypeVar("Item")
 
-_HELD: ContextVar[int | None] = ContextVar("_HELD", default=None)
+_RESERVED_TURN: ContextVar[int | None] = ContextVar("_HELD", default=None)
 """The turn of the slot that is kept for what is going on."""
 
 
@@ -53,17 +53,17 @@ class AdaptiveConcurrency:
         self._levels = LEVELS[:1]
         self._seconds = dict[int, float]()
         self._turns = deque[int]()
-        self._go_on(LEVELS[0], HOLD)
+        self._go_on(LEVELS[0], SETTLED_REQUESTS)
 
     @property
     def level(self) -> int:
         """Requests that may be under way at once."""
         return int(self._slots.total_tokens)
 
-    def allow_several(self) -> None:
+    def allow_concurrency(self) -> None:
         """Have several requests under way at once from now on: the server bears it."""
         self._levels = LEVELS
-        self._settle(LEVELS[-1], FIRST)
+        self._settle(LEVELS[-1], FIRST_LEVEL_REQUESTS)
 
     @asynccontextmanager
     async def slot(self, *, is_timed: bool) -> AsyncIterator[int]:
@@ -75,7 +75,7 @@ class AdaptiveConcurrency:
         Yields:
             The turn that the request belongs to, to be told to `back_off`.
         """
-        if (held := _HELD.get()) is not None:
+        if (held := _RESERVED_TURN.get()) is not None:
             yield held
             return
         async with self._slots:
@@ -85,14 +85,14 @@ class AdaptiveConcurrency:
                 self._count()
 
     @asynccontextmanager
-    async def in_a_row(self) -> AsyncIterator[None]:
+    async def reserve_slot(self) -> AsyncIterator[None]:
         """Take one slot for all requests until the context ends: none of them waits for others."""
         async with self.slot(is_timed=False) as turn:
-            token = _HELD.set(turn)
+            token = _RESERVED_TURN.set(turn)
             try:
                 yield
             finally:
-                _HELD.reset(token)
+                _RESERVED_TURN.reset(token)
 
     def back_off(self, turn: int) -> None:
         """Take note that the server said to a request of this turn that it is busy: the run goes on with the level below."""
@@ -106,7 +106,7 @@ class AdaptiveConcurrency:
         self._counted = 0
         self._last = requests
 
-    def _settle(self, level: int, requests: int = HOLD) -> None:
+    def _settle(self, level: int, requests: int = SETTLED_REQUESTS) -> None:
         """Stay at a level for so many requests, until it is time to try them all anew."""
         self._seconds.clear()
         self._turns.clear()
@@ -119,16 +119,16 @@ class AdaptiveConcurrency:
             return
         pair = (level, self._levels[self._levels.index(level) - 1])
         self._seconds = dict.fromkeys(pair, inf)
-        self._turns = deque(pair * TURNS)
+        self._turns = deque(pair * TURNS_PER_LEVEL)
         self._next_turn()
 
     def _next_turn(self) -> None:
         if self._turns:
             level = self._turns.popleft()
-            self._go_on(level, level + WINDOW)
+            self._go_on(level, level + TIMED_REQUESTS_PER_TURN)
             return
         (higher, higher_seconds), (lower, lower_seconds) = self._seconds.items()
-        if lower_seconds >= GAIN * higher_seconds:
+        if lower_seconds >= MIN_GAIN_FACTOR * higher_seconds:
             self._settle(higher)
         else:
             self._compare(lower)

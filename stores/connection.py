@@ -22,40 +22,40 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.policies.words import printable
+from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.stores.concurrency import AdaptiveConcurrency
-from prefect_artifact_retention.stores.store import StaleLookError
+from prefect_artifact_retention.stores.store import OutdatedSnapshotError
 
 CLOUD_REQUESTS_PER_MINUTE = 150
 """The smallest Cloud plan allows 625 a minute for the whole account, and the account has other work."""
 
-MOST_RETRY_AFTER = 120
+MAX_RETRY_AFTER_SECONDS = 120
 """Seconds. A server may ask for an absurd pause, and Prefect's client would sleep through the night."""
 
-MOST_LOST = 3
+MAX_LOST_REQUESTS = 3
 """Requests in a row that fail with all their attempts; those under way at the same time count as one. After them the server is
 taken to be out of reach and nothing more is sent: a run over many keys would wait for each of them anew."""
 
-PASSING = (408, 429, 502, 503)
+RETRIED_STATUSES = (408, 429, 502, 503)
 """What Prefect's client tries again; as the last word of a request, it means that the server is out of reach."""
 
-MOST_DETAIL = 200
+MAX_DETAIL_CHARS = 200
 """Characters of what a server says about an error."""
 
-BUSY = 503
-TOO_MANY = 429
-FIRST_RETRY = 0.02
-RETRY_FACTOR = 6
-LONGEST_RETRY = 20
+HTTP_UNAVAILABLE = 503
+HTTP_TOO_MANY_REQUESTS = 429
+FIRST_BUSY_RETRY_SECONDS = 0.02
+BUSY_RETRY_FACTOR = 6
+MAX_BUSY_RETRY_SECONDS = 20
 """A server on SQLite answers 503 at once when another write holds its database, for milliseconds: Prefect's client would first
 sleep 2 seconds. Five retries still add up to 25 seconds."""
 
-UNCUT_SECONDS = 2
+SHIELD_SECONDS = 2
 """How long a request that is under way may still take when the run is told to end."""
 
 FORBIDDEN_CHARACTER = "a credential holds a character that HTTP forbids, such as a line break"
 
-_FORBIDDEN = (401, 403)
+HTTP_CREDENTIALS_REFUSED = (401, 403)
 
 Answer = TypeVar("Answer")
 
@@ -89,8 +89,8 @@ class Connection:
         body: object = None,
         *,
         attempts: list[float] | None = None,
-        most_bytes: int = 0,
-        may_send: Callable[[], bool] | None = None,
+        max_bytes: int = 0,
+        start_attempt: Callable[[], bool] | None = None,
     ) -> httpx.Response:
         """Send one request, retried by Prefect's client on passing faults.
 
@@ -99,22 +99,24 @@ class Connection:
             path: The path below the API's address.
             body: What to send as JSON.
             attempts: Gains one item for each time the request is sent.
-            most_bytes: Refuse a response whose announced length is above this; 0 is any.
-            may_send: Asked right before each attempt.
+            max_bytes: Refuse a response whose announced length is above this; 0 is any.
+            start_attempt: Asked right before each attempt.
 
         Raises:
-            ResponseTooLargeError: The response is longer than `most_bytes`.
-            StaleLookError: It may not be sent, or not again; what an attempt before has done is unknown.
+            ResponseTooLargeError: The response is longer than `max_bytes`.
+            OutdatedSnapshotError: It may not be sent, or not again; what an attempt before has done is unknown.
             StoreError: The server is out of reach, refuses us, or answers with an error.
         """
         content = None if body is None else orjson.dumps(body)
         headers = self._headers | ({"Content-Type": "application/json"} if content else {})
         async with self._concurrency.slot(is_timed=method == "DELETE") as turn:
             lost_before = self._lost
-            if lost_before >= MOST_LOST:
-                raise StoreError(f"the Prefect server at {self.address} is out of reach: {MOST_LOST} requests in a row failed")
+            if lost_before >= MAX_LOST_REQUESTS:
+                raise StoreError(
+                    f"the Prefect server at {self.address} is out of reach: {MAX_LOST_REQUESTS} requests in a row failed"
+                )
             try:
-                response = await uncut(
+                response = await shielded(
                     self.client.request(
                         method,  # type: ignore[arg-type]  # a Literal of the HTTP methods
                         path,  # type: ignore[arg-type]  # a Literal of all of Prefect's own paths
@@ -122,16 +124,18 @@ class Connection:
                         headers=headers,
                         extensions={
                             "attempts": [] if attempts is None else attempts,
-                            "most_bytes": most_bytes,
-                            "may_send": may_send,
+                            "max_bytes": max_bytes,
+                            "start_attempt": start_attempt,
                             "turn": turn,
                         },
                     )
                 )
             except _LateError:
-                raise StaleLookError(f"the Prefect server at {self.address} did not take {method} {path} in time") from None
+                raise OutdatedSnapshotError(
+                    f"the Prefect server at {self.address} did not take {method} {path} in time"
+                ) from None
             except PrefectHTTPStatusError as error:
-                self._lost = self._one_more(lost_before) if error.response.status_code in PASSING else 0
+                self._lost = self._one_more(lost_before) if error.response.status_code in RETRIED_STATUSES else 0
                 # Not "from error": that one names the address with its password, and a traceback would show it.
                 raise self._refused(error.response, f"{method} {path}") from None
             except httpx.RequestError as error:
@@ -140,13 +144,13 @@ class Connection:
             self._lost = 0
             return response
 
-    def allow_several(self) -> None:
+    def allow_concurrency(self) -> None:
         """Have several requests under way at once from now on, as many as the server does best with."""
-        self._concurrency.allow_several()
+        self._concurrency.allow_concurrency()
 
-    def in_a_row(self) -> AbstractAsyncContextManager[None]:
+    def reserve_slot(self) -> AbstractAsyncContextManager[None]:
         """Take one slot for all requests of this context: none of them waits for others."""
-        return self._concurrency.in_a_row()
+        return self._concurrency.reserve_slot()
 
     async def ask(self, path: str, body: object) -> Any:  # noqa: ANN401 - JSON
         """Send a POST request and return the JSON of its answer."""
@@ -184,7 +188,7 @@ class Connection:
 
     def _refused(self, response: httpx.Response, what: str) -> StoreError:
         status = response.status_code
-        if status in _FORBIDDEN:
+        if status in HTTP_CREDENTIALS_REFUSED:
             message = f"refuses our credentials ({status}): check PREFECT_API_KEY or PREFECT_API_AUTH_STRING"
         else:
             message = f"answers {what} with {status} {response.reason_phrase}{_detail(response)}"
@@ -208,12 +212,14 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
         attempts = request.extensions.setdefault("attempts", [])
         if limiter:
             await limiter.acquire()
-        if (may_send := request.extensions.get("may_send")) and not may_send():
+        if (start_attempt := request.extensions.get("start_attempt")) and not start_attempt():
             raise _LateError
         attempts.append(asyncio.get_running_loop().time())
 
     async def after(response: httpx.Response) -> None:
-        if response.status_code in (TOO_MANY, BUSY) and (turn := response.request.extensions.get("turn")):
+        if response.status_code in (HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE) and (
+            turn := response.request.extensions.get("turn")
+        ):
             concurrency.back_off(turn)
         _check(response)
 
@@ -235,7 +241,7 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
         raise StoreError(f"cannot reach the Prefect server at {address}: {reason(error)}") from None
 
 
-async def uncut(request: Coroutine[Any, Any, Answer]) -> Answer:
+async def shielded(request: Coroutine[Any, Any, Answer]) -> Answer:
     """Await a request or a transaction; if that is cancelled meanwhile, let it come to its end all the same, if that is soon.
 
     A server may go on with a request though its client has hung up, and what it does then would come after the run's last
@@ -245,7 +251,7 @@ async def uncut(request: Coroutine[Any, Any, Answer]) -> Answer:
     try:
         return await asyncio.shield(sending)
     except asyncio.CancelledError:
-        await asyncio.wait([sending], timeout=UNCUT_SECONDS)
+        await asyncio.wait([sending], timeout=SHIELD_SECONDS)
         if not sending.cancel():
             sending.exception()
         raise
@@ -278,15 +284,19 @@ def _limiter(per_minute: int) -> AsyncLimiter:
 def _check(response: httpx.Response) -> None:
     # With this header, Prefect's client would try again without end.
     response.headers.pop("Prefect-Maintenance", None)
-    most_bytes = response.request.extensions.get("most_bytes") or 0
+    max_bytes = response.request.extensions.get("max_bytes") or 0
     length = response.headers.get("Content-Length", "")
-    if most_bytes and response.is_success and length.isdigit() and int(length) > most_bytes:
+    if max_bytes and response.is_success and length.isdigit() and int(length) > max_bytes:
         raise ResponseTooLargeError
     if (retry_after := response.headers.get("Retry-After")) is not None:
-        response.headers["Retry-After"] = str(min(_seconds(retry_after, response.headers.get("Date", "")), MOST_RETRY_AFTER))
-    elif response.status_code == BUSY:
+        response.headers["Retry-After"] = str(
+            min(_seconds(retry_after, response.headers.get("Date", "")), MAX_RETRY_AFTER_SECONDS)
+        )
+    elif response.status_code == HTTP_UNAVAILABLE:
         attempt = len(response.request.extensions.get("attempts", [1]))
-        response.headers["Retry-After"] = str(min(FIRST_RETRY * RETRY_FACTOR ** min(attempt - 1, 9), LONGEST_RETRY))
+        response.headers["Retry-After"] = str(
+            min(FIRST_BUSY_RETRY_SECONDS * BUSY_RETRY_FACTOR ** min(attempt - 1, 9), MAX_BUSY_RETRY_SECONDS)
+        )
 
 
 def _seconds(retry_after: str, now: str) -> float:
@@ -306,4 +316,4 @@ def _detail(response: httpx.Response) -> str:
         detail = orjson.loads(response.content)["detail"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return ""
-    return f": {printable(str(detail)[:MOST_DETAIL])}"
+    return f": {printable(str(detail)[:MAX_DETAIL_CHARS])}"

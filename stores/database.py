@@ -39,9 +39,9 @@ import asyncpg  # type: ignore[import-untyped]
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, read_control
+from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.model import RESULT, Versions
-from prefect_artifact_retention.policies.words import printable
-from prefect_artifact_retention.stores.api import NO_METADATA, TERMINAL, ApiStore, control_metadata
+from prefect_artifact_retention.stores.api import NO_METADATA, TERMINAL_STATE_TYPES, ApiStore, control_metadata
 from prefect_artifact_retention.stores.schema import (
     ARTIFACT,
     COLLECTION,
@@ -53,7 +53,7 @@ from prefect_artifact_retention.stores.schema import (
     read_ids,
     read_times,
 )
-from prefect_artifact_retention.stores.store import COPY_OF, History, KeptVersionError, Mark
+from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, History, KeptVersionError, Mark
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -65,36 +65,36 @@ DRIVERS = {
     "sqlite+aiosqlite": "sqlite+aiosqlite",
 }
 
-CONNECTIONS = 4
-READERS = 2
-WRITERS = 2
+MAX_CONNECTIONS = 4
+MAX_READERS = 2
+MAX_WRITERS = 2
 """Transactions that read or delete at once on PostgreSQL, where each has a process of its own; SQLite has one writer."""
 
-LOCK_MILLISECONDS = 500
-WRITE_SECONDS = 30
-READ_SECONDS = 300
-BUSY_SECONDS = 10
+LOCK_TIMEOUT_MILLISECONDS = 500
+WRITE_TIMEOUT_SECONDS = 30
+READ_TIMEOUT_SECONDS = 300
+BUSY_TIMEOUT_SECONDS = 10
 """How long SQLite waits for its one writer, and a VACUUM of PostgreSQL for the table."""
 
-MOST_ATTEMPTS = 6
-FIRST_PAUSE = 0.05
-PASSING = frozenset({"40001", "40P01", "55P03"})
+MAX_TRANSACTION_ATTEMPTS = 6
+FIRST_RETRY_PAUSE_SECONDS = 0.05
+TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
 """PostgreSQL's codes of what an attempt later may not meet: a concurrent change, a deadlock, a lock not had in time."""
 
-TIMED_OUT = "57014"
+STATEMENT_TIMEOUT_SQLSTATE = "57014"
 """PostgreSQL's code of a statement that was ended by `statement_timeout`."""
 
-MOST_KEYS = 10_000
-MOST_ROWS = 20_000
+MAX_KEYS_PER_QUERY = 10_000
+MAX_ROWS_PER_QUERY = 20_000
 """Versions read at a time, unless a single key has more."""
 
-ROWS_AT_ONCE = 1_000
+METADATA_ROWS_PER_FETCH = 1_000
 """Rows with metadata of any size read at a time."""
 
-PREFIX = "retention-"
+METADATA_PREFIX = "retention-"
 """What the entries of the metadata that we look at have in common."""
 
-SAMPLE = 10
+COMPARED_COLLECTIONS = 10
 """Collections that are looked for in the database to tell that it is the server's."""
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
+class KeyDeletion:
     """Versions of one key to delete if the key is still as it was judged.
 
     Attributes:
@@ -129,19 +129,19 @@ class DatabaseStore:
     Every method raises `StoreError` where the database is out of reach, refuses us or does not answer in time.
     """
 
-    def __init__(self, engine: AsyncEngine, most_per_second: int) -> None:
+    def __init__(self, engine: AsyncEngine, max_per_second: int) -> None:
         self.engine = engine
         self.is_sqlite = engine.dialect.name == "sqlite"
-        self.readers = 1 if self.is_sqlite else READERS
-        self.writers = 1 if self.is_sqlite else WRITERS
+        self.readers = 1 if self.is_sqlite else MAX_READERS
+        self.writers = 1 if self.is_sqlite else MAX_WRITERS
         host = f" at {engine.url.host}" if engine.url.host else ""
         self.address = f"the {'SQLite' if self.is_sqlite else 'PostgreSQL'} database {engine.url.database}{host}"
         writing = {"begin": "IMMEDIATE"} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         self._fingerprint = _CONTENT if self.is_sqlite else _WRITER
         self._writer = engine.execution_options(**writing)
-        self._slots = asyncio.Semaphore(CONNECTIONS)
-        self.most_per_second = most_per_second
-        self._may_delete_at = 0.0
+        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self.max_per_second = max_per_second
+        self._next_deletion_at = 0.0
 
     async def check(self, server: ApiStore, own_runs: Collection[UUID], *, deletes: bool) -> None:
         """Make sure that this is the database of that server, and that its tables are as we know them.
@@ -164,8 +164,8 @@ class DatabaseStore:
             if set(own_runs) != set(await self._present(FLOW_RUN.c.id, own_runs)):
                 raise StoreError(f"{missing}: the present flow run is not in it; {WAY_OUT}")
             return
-        for _look in range(3):
-            latest = await server.last_changed(SAMPLE)
+        for _attempt in range(3):
+            latest = await server.last_changed(COMPARED_COLLECTIONS)
             present = await self.collections([each.key for each in latest])
             # On a busy server, some change again between the two looks.
             agreed = len(set(latest) & set(present)) * 2 > len(latest)
@@ -176,7 +176,7 @@ class DatabaseStore:
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[ArtifactCollection]:  # noqa: ARG002
         """List the collections of these exact keys."""
         async with self._reading() as connection:
-            return [each for chunk in _chunks(keys) for each in await self._collections(connection, chunk)]
+            return [each for part in _slices(keys) for each in await self._collections(connection, part)]
 
     async def all_collections(self, unreadable: list[str | None]) -> tuple[list[ArtifactCollection], int]:  # noqa: ARG002
         """List all collections in the order of their keys; none is unseen."""
@@ -186,11 +186,11 @@ class DatabaseStore:
 
     async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
         """List the versions of many keys, some keys at a time, in the order given; a key without any has an empty history."""
-        for chunk in _chunks(keys):
-            counted = sa.select(ARTIFACT.c.key, sa.func.count()).where(self._among(ARTIFACT.c.key, chunk))
+        for part in _slices(keys):
+            counted = sa.select(ARTIFACT.c.key, sa.func.count()).where(self._among(ARTIFACT.c.key, part))
             async with self._reading() as connection:
                 counts = dict((await connection.execute(counted.group_by(ARTIFACT.c.key))).tuples().all())
-            async with aclosing(_ahead(_portions(chunk, counts), self._read_histories, self.readers)) as listing:
+            async with aclosing(_ahead(_pages(part, counts), self._read_histories, self.readers)) as listing:
                 async for histories in listing:
                     yield histories
 
@@ -211,7 +211,7 @@ class DatabaseStore:
     async def unkeyed(self, expected: int, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:  # noqa: ARG002
         """List the artifacts that `count_unkeyed` counts, some at a time."""
         async with self._reading() as connection:
-            listing = self._versions().where(_IS_UNKEYED).execution_options(yield_per=MOST_ROWS)
+            listing = self._versions().where(_IS_UNKEYED).execution_options(yield_per=MAX_ROWS_PER_QUERY)
             async for rows in (await connection.stream(listing)).partitions():
                 yield [_version(row) for row in rows]
 
@@ -220,8 +220,8 @@ class DatabaseStore:
         async with self._reading() as connection:
             return [
                 _version(row)
-                for chunk in _chunks(list(ids))
-                for row in await connection.execute(self._versions().where(self._among(ARTIFACT.c.id, chunk)))
+                for part in _slices(list(ids))
+                for row in await connection.execute(self._versions().where(self._among(ARTIFACT.c.id, part)))
             ]
 
     async def all_exist(self, ids: Sequence[UUID]) -> bool:
@@ -232,13 +232,13 @@ class DatabaseStore:
         """Tell which of these runs exist and are not in a terminal state, and since when they exist."""
         found: dict[UUID, datetime] = {}
         for table, ids in ((FLOW_RUN, list(flow_runs)), (TASK_RUN, list(task_runs))):
-            for chunk in _chunks(ids):
-                lasting = sa.select(table.c.id, table.c.created).where(self._among(table.c.id, chunk), _is_unfinished(table))
+            for part in _slices(ids):
+                lasting = sa.select(table.c.id, table.c.created).where(self._among(table.c.id, part), _is_unfinished(table))
                 async with self._reading() as connection:
                     found.update((await connection.execute(lasting)).tuples().all())
         return found
 
-    def in_a_row(self) -> AbstractAsyncContextManager[None]:
+    def reserve_slot(self) -> AbstractAsyncContextManager[None]:
         """Do nothing: what a deletion depends on is read in its transaction."""
         return nullcontext()
 
@@ -247,7 +247,7 @@ class DatabaseStore:
         version_id: UUID,
         *,
         is_latest: bool = False,
-        may_send: Callable[[], bool] | None = None,  # noqa: ARG002 - a transaction is as fresh as can be
+        start_attempt: Callable[[], bool] | None = None,  # noqa: ARG002 - a transaction is as fresh as can be
     ) -> bool:
         """Delete one version. True if this deleted it, False if it had already gone.
 
@@ -260,7 +260,7 @@ class DatabaseStore:
         await self.pace(1)
         return bool(await self._write(partial(self._delete, version_id=version_id, is_latest=is_latest)))
 
-    async def delete_unchanged(self, portions: Sequence[Portion]) -> dict[str, Mark | None]:
+    async def delete_unchanged(self, deletions: Sequence[KeyDeletion]) -> dict[str, Mark | None]:
         """Delete what is condemned of keys in which nothing has changed since they were judged, in one transaction.
 
         A key is passed over if anything of it has changed, if somebody is changing it now, or if a run that wrote one of the
@@ -272,14 +272,14 @@ class DatabaseStore:
         Returns:
             The keys of which the portion has gone, with their mark from now on where more is to follow.
         """
-        delete = partial(self._delete_unchanged, portions=portions)
+        delete = partial(self._delete_unchanged, deletions=deletions)
         try:
             try:
-                return await self._write(partial(delete, spare_in_use=False))
+                return await self._write(partial(delete, skip_in_use=False))
             except KeptVersionError:
                 # Mostly for a run that has come to life; to ask for each is slower than to find out like this.
-                return await self._write(partial(delete, spare_in_use=True))
-        except (_PassingError, _SlowError):
+                return await self._write(partial(delete, skip_in_use=True))
+        except (_TransientError, _SlowError):
             return {}
 
     async def delete_unkeyed(self, ids: Sequence[UUID]) -> set[UUID]:
@@ -290,28 +290,28 @@ class DatabaseStore:
         """
         try:
             return await self._write(lambda connection: self._delete_unkeyed(connection, ids))
-        except (_PassingError, _SlowError):
+        except (_TransientError, _SlowError):
             return set()
 
     async def pace(self, deletions: int) -> None:
         """Pause so that as many deletions agree with the rate that is allowed."""
-        if self.most_per_second and deletions:
+        if self.max_per_second and deletions:
             clock = asyncio.get_running_loop().time
-            self._may_delete_at = max(self._may_delete_at, clock()) + deletions / self.most_per_second
-            await asyncio.sleep(self._may_delete_at - clock())
+            self._next_deletion_at = max(self._next_deletion_at, clock()) + deletions / self.max_per_second
+            await asyncio.sleep(self._next_deletion_at - clock())
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
         """Tell which of these collections name a latest version that does not exist, or that a mending should have removed."""
         exists = sa.exists().where(ARTIFACT.c.id == COLLECTION.c.latest_id)
         others = sa.exists().where(ARTIFACT.c.key == COLLECTION.c.key, ARTIFACT.c.id != COLLECTION.c.latest_id)
-        is_amiss = sa.or_(~exists, sa.and_(_IS_MENDED, others))
+        needs_repair = sa.or_(~exists, sa.and_(_IS_PLACEHOLDER, others))
         async with self._reading() as connection:
             return [
                 key
-                for chunk in _chunks(keys)
+                for part in _slices(keys)
                 for key in await connection.scalars(
                     sa.select(COLLECTION.c.key)
-                    .where(self._among(COLLECTION.c.key, chunk), is_amiss)
+                    .where(self._among(COLLECTION.c.key, part), needs_repair)
                     .order_by(COLLECTION.c.key)
                 )
             ]
@@ -339,14 +339,14 @@ class DatabaseStore:
         if not self.is_sqlite and not await self._read_scalar(sa.text(_MAY_VACUUM)):
             # PostgreSQL would only warn.
             raise StoreError(f"{self.address}: the role {self.engine.url.username} may not vacuum the table artifact")
-        with self._in_words():
+        with self._translated_errors():
             outside = {"begin": ""} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
             async with self.engine.execution_options(**outside).connect() as connection:
                 if self.is_sqlite:
                     await connection.exec_driver_sql("VACUUM")
                     return
                 # Whoever creates an index, or vacuums already, may take hours.
-                await connection.exec_driver_sql(f"SET lock_timeout = {BUSY_SECONDS * 1000}")
+                await connection.exec_driver_sql(f"SET lock_timeout = {BUSY_TIMEOUT_SECONDS * 1000}")
                 try:
                     await connection.exec_driver_sql("VACUUM (ANALYZE) artifact")
                 finally:
@@ -363,9 +363,9 @@ class DatabaseStore:
 
     async def _delete(self, connection: AsyncConnection, version_id: UUID, *, is_latest: bool) -> int:
         this = ARTIFACT.c.id == version_id
-        row = sa.select(ARTIFACT.c.key, ARTIFACT.c.metadata_, sa.and_(*_is_free())).where(this)
-        key, metadata, is_free = (await connection.execute(row)).one_or_none() or (None, None, True)
-        if not is_free or (metadata and await self._is_held(connection, metadata)):
+        row = sa.select(ARTIFACT.c.key, ARTIFACT.c.metadata_, sa.and_(*_runs_have_ended())).where(this)
+        key, metadata, runs_have_ended = (await connection.execute(row)).one_or_none() or (None, None, True)
+        if not runs_have_ended or (metadata and await self._is_held(connection, metadata)):
             raise KeptVersionError(f"{version_id} is held, or the run that wrote it has not finished")
         collections = [] if key is None else await self._collections(connection, [key], lock=True)
         if any(each.latest_id == version_id for each in collections):
@@ -379,43 +379,43 @@ class DatabaseStore:
         return bool(control.held or control.unreadable)
 
     async def _delete_unchanged(
-        self, connection: AsyncConnection, portions: Sequence[Portion], *, spare_in_use: bool
+        self, connection: AsyncConnection, deletions: Sequence[KeyDeletion], *, skip_in_use: bool
     ) -> dict[str, Mark | None]:
-        keys = [each.collection.key for each in portions]
+        keys = [each.collection.key for each in deletions]
         locked = set(await self._collections(connection, keys, lock=True, skip_locked=True))
         marks = await self._marks(connection, [each.key for each in locked])
-        going = [each for each in portions if each.collection in locked and marks.get(each.collection.key) == each.mark]
-        if spare_in_use:
+        going = [each for each in deletions if each.collection in locked and marks.get(each.collection.key) == each.mark]
+        if skip_in_use:
             in_use = await self._keys_in_use(connection, [version_id for each in going for version_id in each.ids])
             going = [each for each in going if each.collection.key not in in_use]
         await self._delete_all_of(connection, going)
         left = await self._marks(connection, [each.collection.key for each in going if not each.is_last])
         return {each.collection.key: left.get(each.collection.key) for each in going}
 
-    async def _delete_all_of(self, connection: AsyncConnection, portions: Sequence[Portion]) -> None:
+    async def _delete_all_of(self, connection: AsyncConnection, deletions: Sequence[KeyDeletion]) -> None:
         """Delete all versions of these portions, and collections of which nothing stays.
 
         Raises:
             KeptVersionError: One must stay, whatever is condemned: it is the latest while there is its collection, or its run
                 has not finished. The transaction has to be undone; a savepoint in it would cost SQLite a copy of each page.
         """
-        ids = [version_id for each in portions for version_id in each.ids]
+        ids = [version_id for each in deletions for version_id in each.ids]
         if not ids:
             return
-        if emptied := [each.collection.key for each in portions if each.is_whole]:
+        if emptied := [each.collection.key for each in deletions if each.is_whole]:
             await connection.execute(sa.delete(COLLECTION).where(self._among(COLLECTION.c.key, emptied)))
-        keys = [each.collection.key for each in portions]
+        keys = [each.collection.key for each in deletions]
         latest = sa.select(COLLECTION.c.latest_id).where(self._among(COLLECTION.c.key, keys))
         is_stale = self._among(ARTIFACT.c.key, keys), ARTIFACT.c.id.not_in(latest)
-        these = sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, ids), *is_stale, *_is_free())
+        these = sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, ids), *is_stale, *_runs_have_ended())
         if (await connection.execute(these)).rowcount != len(ids):
             raise KeptVersionError(f"{self.address} would not delete what was condemned; nothing of it has gone")
 
     async def _delete_unkeyed(self, connection: AsyncConnection, ids: Sequence[UUID]) -> set[UUID]:
         metadata = sa.cast(ARTIFACT.c.metadata_, sa.Text)
         these = self._among(ARTIFACT.c.id, ids)
-        plain = sa.or_(metadata.is_(None), ~metadata.contains(PREFIX))
-        free = sa.select(ARTIFACT.c.id).where(these, _IS_UNKEYED, plain, *_is_free())
+        plain = sa.or_(metadata.is_(None), ~metadata.contains(METADATA_PREFIX))
+        free = sa.select(ARTIFACT.c.id).where(these, _IS_UNKEYED, plain, *_runs_have_ended())
         going = set(await connection.scalars(free))
         await connection.execute(sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, going)))
         return going
@@ -426,7 +426,7 @@ class DatabaseStore:
             return False
         is_latest = ARTIFACT.c.id == collections[0].latest_id
         if await connection.scalar(_count(ARTIFACT).where(is_latest)):
-            others = collections[0].is_mended and await connection.scalar(
+            others = collections[0].is_placeholder and await connection.scalar(
                 _count(ARTIFACT).where(ARTIFACT.c.key == key, ~is_latest)
             )
             if not others:
@@ -489,7 +489,7 @@ class DatabaseStore:
             return {}
         text = self._control_text()
         rows = sa.select(ARTIFACT.c.id, text).where(self._among(ARTIFACT.c.key, keys), text.is_not(None))
-        stream = await connection.stream(rows.execution_options(yield_per=ROWS_AT_ONCE))
+        stream = await connection.stream(rows.execution_options(yield_per=METADATA_ROWS_PER_FETCH))
         return {version_id: _control(metadata) async for version_id, metadata in stream}
 
     def _listed(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
@@ -513,7 +513,7 @@ class DatabaseStore:
 
     async def _keys_in_use(self, connection: AsyncConnection, ids: Collection[UUID]) -> set[str]:
         """The keys of those versions whose runs have not finished."""
-        in_use = sa.select(ARTIFACT.c.key).where(self._among(ARTIFACT.c.id, ids), ~sa.and_(*_is_free())).distinct()
+        in_use = sa.select(ARTIFACT.c.key).where(self._among(ARTIFACT.c.id, ids), ~sa.and_(*_runs_have_ended())).distinct()
         return set(await connection.scalars(in_use))
 
     async def _present(self, column: sa.Column[UUID], ids: Collection[UUID]) -> Sequence[UUID]:
@@ -529,31 +529,33 @@ class DatabaseStore:
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[AsyncConnection]:
         async with self._slots:
-            with self._in_words():
+            with self._translated_errors():
                 async with self.engine.begin() as connection:
-                    await self._bound(connection, statement_timeout=READ_SECONDS * 1000)
+                    await self._bound(connection, statement_timeout=READ_TIMEOUT_SECONDS * 1000)
                     yield connection
 
     async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Do some work in a transaction that sees one state of the database, again if that changes under it.
 
         Raises:
-            StoreError: The database is out of reach or refuses us; a `_PassingError` if it went on changing.
+            StoreError: The database is out of reach or refuses us; a `_TransientError` if it went on changing.
         """
-        pause = FIRST_PAUSE
-        for _attempt in range(MOST_ATTEMPTS - 1):
+        pause = FIRST_RETRY_PAUSE_SECONDS
+        for _attempt in range(MAX_TRANSACTION_ATTEMPTS - 1):
             try:
                 return await self._write_once(work)
-            except _PassingError:
+            except _TransientError:
                 await asyncio.sleep(pause)
                 pause *= 2
         return await self._write_once(work)
 
     async def _write_once(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         async with self._slots:
-            with self._in_words():
+            with self._translated_errors():
                 async with self._writer.begin() as connection:
-                    await self._bound(connection, statement_timeout=WRITE_SECONDS * 1000, lock_timeout=LOCK_MILLISECONDS)
+                    await self._bound(
+                        connection, statement_timeout=WRITE_TIMEOUT_SECONDS * 1000, lock_timeout=LOCK_TIMEOUT_MILLISECONDS
+                    )
                     return await work(connection)
 
     async def _bound(self, connection: AsyncConnection, **milliseconds: int) -> None:
@@ -561,14 +563,16 @@ class DatabaseStore:
             await connection.exec_driver_sql(f"SET LOCAL {name} = {value}")
 
     @contextmanager
-    def _in_words(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         """Put errors into words that hold no password and no data: the libraries quote whole statements."""
         try:
             yield
         except sa.exc.DBAPIError as error:
             code = getattr(error.orig, "sqlstate", None)
-            kind = _PassingError if code in PASSING or "database is locked" in str(error.orig) else StoreError
-            raise (_SlowError if code == TIMED_OUT else kind)(f"{self.address}: {self._reason(error.orig)}") from None
+            kind = _TransientError if code in TRANSIENT_SQLSTATES or "database is locked" in str(error.orig) else StoreError
+            raise (_SlowError if code == STATEMENT_TIMEOUT_SQLSTATE else kind)(
+                f"{self.address}: {self._reason(error.orig)}"
+            ) from None
         except (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise StoreError(f"cannot use {self.address}: {self._reason(error)}") from None
 
@@ -595,7 +599,7 @@ class DatabaseStore:
     def _control_text(self) -> sa.ColumnElement[str | None]:
         """The metadata of a version that may say how long it is kept; NULL of any other."""
         text = sa.cast(ARTIFACT.c.metadata_, sa.Text)
-        return sa.case((text.contains(PREFIX), text))
+        return sa.case((text.contains(METADATA_PREFIX), text))
 
     def _plain_columns(self) -> tuple[sa.ColumnElement[Any], ...]:
         """What a `Version` is made of, in its order, but for the key and the metadata."""
@@ -615,7 +619,7 @@ class DatabaseStore:
         )
 
 
-class _PassingError(StoreError):
+class _TransientError(StoreError):
     """Somebody else changes or locks the same rows just now."""
 
 
@@ -645,19 +649,19 @@ FROM pg_class WHERE oid = 'artifact'::regclass
 
 
 @asynccontextmanager
-async def open_database(url: str, most_per_second: int = 0) -> AsyncIterator[DatabaseStore]:
+async def open_database(url: str, max_per_second: int = 0) -> AsyncIterator[DatabaseStore]:
     """Open the database of a Prefect server.
 
     Args:
         url: As Prefect's own `PREFECT_API_DATABASE_CONNECTION_URL`; without a driver, too.
-        most_per_second: Versions deleted in a second at most; 0 is no limit.
+        max_per_second: Versions deleted in a second at most; 0 is no limit.
 
     Raises:
         StoreError: It is no address of a PostgreSQL or SQLite database. That it cannot be reached is told by the first use.
     """
     engine = _engine(url)
     try:
-        yield DatabaseStore(engine, most_per_second)
+        yield DatabaseStore(engine, max_per_second)
     finally:
         await engine.dispose()
 
@@ -684,14 +688,14 @@ def _engine(text: str) -> AsyncEngine:
 
 
 def _pooled(url: sa.URL, **connect_args: object) -> AsyncEngine:
-    return create_async_engine(url, connect_args=connect_args, pool_size=CONNECTIONS, max_overflow=0)
+    return create_async_engine(url, connect_args=connect_args, pool_size=MAX_CONNECTIONS, max_overflow=0)
 
 
 def _sqlite_engine(url: sa.URL) -> AsyncEngine:
     # SQLite creates what is not there.
     if not url.database or not Path(url.database).is_file():
         raise StoreError(f"there is no SQLite database {url.database}; {WAY_OUT}")
-    engine = _pooled(url, timeout=BUSY_SECONDS)
+    engine = _pooled(url, timeout=BUSY_TIMEOUT_SECONDS)
 
     @sa.event.listens_for(engine.sync_engine, "connect")
     def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401 - the adapter of a driver
@@ -716,13 +720,13 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
 _IS_UNKEYED = sa.and_(ARTIFACT.c.key.is_(None), ARTIFACT.c.type != RESULT)
 """Somebody published it without a key: what has no type is of no type that differs."""
 
-_IS_MENDED = sa.and_(
-    COLLECTION.c.metadata_[COPY_OF].as_string().is_not(None), COLLECTION.c.metadata_[HOLD].as_string().is_(None)
+_IS_PLACEHOLDER = sa.and_(
+    COLLECTION.c.metadata_[PLACEHOLDER_OF].as_string().is_not(None), COLLECTION.c.metadata_[HOLD].as_string().is_(None)
 )
 
 
 def _collections() -> sa.Select[tuple[str, UUID, str | None, bool]]:
-    return sa.select(COLLECTION.c.key, COLLECTION.c.latest_id, COLLECTION.c.type, _IS_MENDED)
+    return sa.select(COLLECTION.c.key, COLLECTION.c.latest_id, COLLECTION.c.type, _IS_PLACEHOLDER)
 
 
 def _count(table: sa.Table) -> sa.Select[tuple[int]]:
@@ -731,10 +735,10 @@ def _count(table: sa.Table) -> sa.Select[tuple[int]]:
 
 def _is_unfinished(table: sa.Table) -> sa.ColumnElement[bool]:
     state = sa.cast(table.c.state_type, sa.Text)
-    return sa.or_(state.is_(None), state.not_in(sorted(TERMINAL)))
+    return sa.or_(state.is_(None), state.not_in(sorted(TERMINAL_STATE_TYPES)))
 
 
-def _is_free() -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+def _runs_have_ended() -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
     """That the flow run and the task run that wrote an artifact have finished."""
     return (
         ~sa.exists().where(FLOW_RUN.c.id == ARTIFACT.c.flow_run_id, _is_unfinished(FLOW_RUN)),
@@ -772,19 +776,19 @@ async def _ahead(items: Iterable[T], read: Callable[[T], Coroutine[Any, Any, R]]
         await asyncio.gather(*reading, return_exceptions=True)
 
 
-def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[start : start + MOST_KEYS] for start in range(0, len(items), MOST_KEYS))
+def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + MAX_KEYS_PER_QUERY] for start in range(0, len(items), MAX_KEYS_PER_QUERY))
 
 
-def _portions(keys: Sequence[str], counts: Mapping[str, int]) -> Iterator[list[str]]:
-    """Part keys so that no portion has more than `MOST_ROWS` versions, unless it is a single key."""
-    portion: list[str] = []
+def _pages(keys: Sequence[str], counts: Mapping[str, int]) -> Iterator[list[str]]:
+    """Part keys so that no portion has more than `MAX_ROWS_PER_QUERY` versions, unless it is a single key."""
+    page: list[str] = []
     rows = 0
     for key in keys:
         rows += counts.get(key, 0)
-        if portion and rows > MOST_ROWS:
-            yield portion
-            portion, rows = [], counts.get(key, 0)
-        portion.append(key)
-    if portion:
-        yield portion
+        if page and rows > MAX_ROWS_PER_QUERY:
+            yield page
+            page, rows = [], counts.get(key, 0)
+        page.append(key)
+    if page:
+        yield page

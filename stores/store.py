@@ -12,7 +12,7 @@ from uuid import UUID
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.model import Versions
 
-COPY_OF = "artifact-retention-copy-of"
+PLACEHOLDER_OF = "artifact-retention-copy-of"
 """In the metadata of a version that was posted to be deleted at once, so that the server names another latest one: the id of
 the vanished one, of which it is a copy."""
 
@@ -28,13 +28,13 @@ class Collection:
         key: Their key.
         latest_id: The latest of them.
         type: Its type.
-        is_mended: It is a copy of a vanished one, made to be deleted again: beside other versions, a mending is not finished.
+        is_placeholder: It is a copy of a vanished one, made to be deleted again: beside other versions, a mending is not finished.
     """
 
     key: str
     latest_id: UUID
     type: str | None
-    is_mended: bool = False
+    is_placeholder: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class KeptVersionError(StoreError):
     """The version has to stay by now, as the latest with others left, for a hold or for its run; it was not deleted."""
 
 
-class StaleLookError(StoreError):
+class OutdatedSnapshotError(StoreError):
     """What a deletion rests on is too old by now to send it, or to send it again. What became of it is unknown."""
 
 
@@ -115,21 +115,23 @@ class Store(Protocol):
         """Tell which of these runs exist and are not in a terminal state, and since when they exist."""
         ...
 
-    def in_a_row(self) -> AbstractAsyncContextManager[None]:
+    def reserve_slot(self) -> AbstractAsyncContextManager[None]:
         """Let nothing that is asked in this context wait for what else the run asks."""
         ...
 
-    async def delete(self, version_id: UUID, *, is_latest: bool = False, may_send: Callable[[], bool] | None = None) -> bool:
+    async def delete(
+        self, version_id: UUID, *, is_latest: bool = False, start_attempt: Callable[[], bool] | None = None
+    ) -> bool:
         """Delete one version. True if this deleted it, False if it had already gone.
 
         Args:
             version_id: The version.
             is_latest: It is the latest of its key, was condemned as such, and may go if it is the last one.
-            may_send: Asked right before each attempt to delete it by a request.
+            start_attempt: Asked right before each attempt to delete it by a request.
 
         Raises:
             KeptVersionError: It has come to be kept since it was judged; only a store with transactions is able to tell.
-            StaleLookError: It may not be sent, or not again.
+            OutdatedSnapshotError: It may not be sent, or not again.
         """
         ...
 

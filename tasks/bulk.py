@@ -13,19 +13,19 @@ from itertools import accumulate
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.stores.connection import uncut
-from prefect_artifact_retention.stores.database import DatabaseStore, Portion
+from prefect_artifact_retention.stores.connection import shielded
+from prefect_artifact_retention.stores.database import DatabaseStore, KeyDeletion
 from prefect_artifact_retention.stores.store import Mark
 from prefect_artifact_retention.tasks.rendering import size
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
-BATCH = 5_000
+MAX_TRANSACTION_VERSIONS = 5_000
 """Versions deleted in one transaction: for the fifth of a second that it takes, writers to the same keys wait."""
 
-MOST_BYTES = 32 * 2**20
+MAX_TRANSACTION_BYTES = 32 * 2**20
 """Of their data, unless a single version has more: to delete a megabyte takes a database as long as to delete 200 versions."""
 
-Batch = Mapping[str, tuple[KeyPlan, Portion]]
+Batch = Mapping[str, tuple[KeyPlan, KeyDeletion]]
 
 
 async def prune_unchanged(run: Run, store: DatabaseStore) -> None:
@@ -37,23 +37,23 @@ async def prune_unchanged(run: Run, store: DatabaseStore) -> None:
     Raises:
         StoreError: The database is out of reach, refuses us, or does not answer in time.
     """
-    most = min(BATCH, store.most_per_second or BATCH)
+    limit = min(MAX_TRANSACTION_VERSIONS, store.max_per_second or MAX_TRANSACTION_VERSIONS)
     pending = [plan for plan in reversed(run.plans) if plan.key is not None]
     # Whose number is bounded go one after the other, or more would be begun than are allowed.
-    at_once = 1 if run.limits.max_deletions or store.most_per_second else store.writers
-    working = (_prune_pending(run, store, pending, most) for _ in range(at_once))
+    at_once = 1 if run.limits.max_deletions or store.max_per_second else store.writers
+    working = (_prune_pending(run, store, pending, limit) for _ in range(at_once))
     for error in await asyncio.gather(*working, return_exceptions=True):
         if error:
             raise error
     for plan in run.plans:
         if plan.key is None:
-            await _prune_unkeyed(run, store, plan, most)
+            await _prune_unkeyed(run, store, plan, limit)
 
 
-async def _prune_pending(run: Run, store: DatabaseStore, pending: list[KeyPlan], most: int) -> None:
+async def _prune_pending(run: Run, store: DatabaseStore, pending: list[KeyPlan], limit: int) -> None:
     """Take plans from the end of a list that others take from, too, until none is left; an error leaves nothing to anybody."""
     try:
-        while pending and (room := int(min(most, run.room()))):
+        while pending and (room := int(min(limit, run.room()))):
             if batch := _next_batch(pending, room):
                 pending += reversed(await _prune_batch(run, store, batch))
     except BaseException:
@@ -66,18 +66,18 @@ def _next_batch(pending: list[KeyPlan], room: int) -> Batch:
 
     Those of whole keys are not parted; one that has more than a batch may have is left for the prune by key.
     """
-    batch: dict[str, tuple[KeyPlan, Portion]] = {}
-    space = MOST_BYTES
+    batch: dict[str, tuple[KeyPlan, KeyDeletion]] = {}
+    space = MAX_TRANSACTION_BYTES
     while pending and room and (collection := pending[-1].collection):
         plan = pending[-1]
         number = _fitting(plan.sizes[:room], space, at_least=0 if batch else 1)
-        is_last = number == len(plan.condemned)
+        is_last = number == len(plan.stale)
         is_fitting = number > 0 if plan.report.kept else is_last
         if batch and not is_fitting:
             break
         pending.pop()
         if plan.mark and is_fitting:
-            batch[collection.key] = plan, Portion(collection, plan.mark, plan.condemned[:number], is_last)
+            batch[collection.key] = plan, KeyDeletion(collection, plan.mark, plan.stale[:number], is_last)
             room -= number
             space -= sum(plan.sizes[:number])
     return batch
@@ -90,49 +90,49 @@ def _fitting(sizes: Sequence[int], space: int, *, at_least: int) -> int:
 
 async def _prune_batch(run: Run, store: DatabaseStore, batch: Batch) -> list[KeyPlan]:
     """Delete a batch, and return the plans of which more is to be deleted alike."""
-    await run.tell_of_deleting()
+    await run.notify_deleting()
     run.touched |= batch.keys()
-    run.is_unsettled |= any(plan.takes_successor and portion.is_last for plan, portion in batch.values())
+    run.is_unsettled |= any(plan.takes_successor and deletion.is_last for plan, deletion in batch.values())
 
-    portions = [portion for _plan, portion in batch.values()]
+    deletions = [deletion for _plan, deletion in batch.values()]
 
     async def delete() -> Mapping[str, Mark | None]:
-        marks = await store.delete_unchanged(portions)
+        marks = await store.delete_unchanged(deletions)
         for key, mark in marks.items():
-            plan, portion = batch[key]
-            number = len(portion.ids)
+            plan, deletion = batch[key]
+            number = len(deletion.ids)
             _account(run, plan, number, sum(plan.sizes[:number]))
-            plan.condemned, plan.sizes, plan.mark = plan.condemned[number:], plan.sizes[number:], mark
+            plan.stale, plan.sizes, plan.mark = plan.stale[number:], plan.sizes[number:], mark
         return marks
 
     # Counted with the deletion, also when the run is told to end meanwhile.
-    marks = await uncut(delete())
-    await run.tell_of_deleting()
-    await store.pace(sum(len(portion.ids) for portion in portions if portion.collection.key in marks))
+    marks = await shielded(delete())
+    await run.notify_deleting()
+    await store.pace(sum(len(deletion.ids) for deletion in deletions if deletion.collection.key in marks))
     return [batch[key][0] for key, mark in marks.items() if mark]
 
 
-async def _prune_unkeyed(run: Run, store: DatabaseStore, plan: KeyPlan, most: int) -> None:
+async def _prune_unkeyed(run: Run, store: DatabaseStore, plan: KeyPlan, limit: int) -> None:
     """Delete artifacts without a key; those that their metadata or a run could keep are left."""
-    ids, sizes = plan.condemned, plan.sizes
+    ids, sizes = plan.stale, plan.sizes
     left: list[UUID] = []
     start = 0
-    while start < len(ids) and (room := int(min(most, run.room()))):
-        await run.tell_of_deleting()
-        number = _fitting(sizes[start : start + room], MOST_BYTES, at_least=1)
-        portion = dict(zip(ids[start : start + number], sizes[start : start + number], strict=True))
+    while start < len(ids) and (room := int(min(limit, run.room()))):
+        await run.notify_deleting()
+        number = _fitting(sizes[start : start + room], MAX_TRANSACTION_BYTES, at_least=1)
+        deletion = dict(zip(ids[start : start + number], sizes[start : start + number], strict=True))
 
-        async def delete(portion: Mapping[UUID, int] = portion) -> set[UUID]:
-            deleted = await store.delete_unkeyed(list(portion))
-            _account(run, plan, len(deleted), sum(portion[version_id] for version_id in deleted))
+        async def delete(deletion: Mapping[UUID, int] = deletion) -> set[UUID]:
+            deleted = await store.delete_unkeyed(list(deletion))
+            _account(run, plan, len(deleted), sum(deletion[version_id] for version_id in deleted))
             return deleted
 
-        deleted = await uncut(delete())
-        left += portion.keys() - deleted
-        start += len(portion)
-        await run.tell_of_deleting()
+        deleted = await shielded(delete())
+        left += deletion.keys() - deleted
+        start += len(deletion)
+        await run.notify_deleting()
         await store.pace(len(deleted))
-    plan.condemned = [*left, *ids[start:]]
+    plan.stale = [*left, *ids[start:]]
 
 
 def _account(run: Run, plan: KeyPlan, number: int, freed: int) -> None:

@@ -14,8 +14,8 @@ from html import escape
 from prefect_artifact_retention.tasks.rendering import label, size
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport
 
-MOST_BARS = 10
-MOST_RUNS = 30
+MAX_BARS = 10
+MAX_RUNS = 30
 
 WIDTH = 760
 MARGIN = 20
@@ -26,7 +26,7 @@ PLOT = 130
 NUMBERS = 130
 """Pixels; NUMBERS is the room for the numbers behind a bar."""
 
-MOST_NAME = 26
+MAX_NAME_CHARS = 26
 """Characters of a key that fit before its bar."""
 
 STYLE = """\
@@ -75,7 +75,7 @@ class Picture:
 
 def keys_chart(report: CleanupReport) -> Picture | None:
     """Draw versions and bytes before and after, for the keys with the most stale versions; None if nothing is stale."""
-    stale = sorted((key for key in report.key_reports if key.planned), key=lambda key: key.planned, reverse=True)[:MOST_BARS]
+    stale = sorted((key for key in report.key_reports if key.planned), key=lambda key: key.planned, reverse=True)[:MAX_BARS]
     if not stale:
         return None
     deletes = report.mode == "delete"
@@ -100,7 +100,7 @@ def trend_chart(versions: Sequence[Bar], amounts: Sequence[Bar]) -> Picture | No
     """Draw versions and bytes before and after each of the last runs, the oldest first; None for fewer than two runs."""
     if len(versions) < 2:  # noqa: PLR2004 - one run is no trend
         return None
-    panels = [Panel("versions", versions[-MOST_RUNS:], str), Panel("size of their data", amounts[-MOST_RUNS:], size)]
+    panels = [Panel("versions", versions[-MAX_RUNS:], str), Panel("size of their data", amounts[-MAX_RUNS:], size)]
     runs = panels[0].bars
     parts = [_text(MARGIN, 28, f"The last {len(runs)} runs", "title"), *_legend("left", "deleted")]
     width = (WIDTH - 3 * MARGIN) // len(panels)
@@ -156,7 +156,7 @@ def _legend(left: str, gone: str) -> Iterator[str]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= MOST_NAME else name[: MOST_NAME - 1] + "…"
+    return name if len(name) <= MAX_NAME_CHARS else name[: MAX_NAME_CHARS - 1] + "…"
 
 
 def _text(x: float, y: float, words: str, kind: str = "") -> str:

@@ -7,8 +7,8 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 
 from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.policies.formatting import count, days
 from prefect_artifact_retention.policies.loading import OWN_KEYS, OWN_POLICY
-from prefect_artifact_retention.policies.words import count, days
 from prefect_artifact_retention.stores.store import Collection
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run, as_task

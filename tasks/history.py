@@ -9,8 +9,8 @@ from typing import Annotated
 
 import httpx
 from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.loading import HISTORY_KEY
-from prefect_artifact_retention.policies.words import count, printable
 from prefect_artifact_retention.stores.connection import reason
 from prefect_artifact_retention.tasks.charts import Bar
 from prefect_artifact_retention.tasks.publish import create
@@ -19,15 +19,15 @@ from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.run import Run
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-MOST_ROWS = 200
+MAX_HISTORY_ROWS = 200
 """More than half a year of nights."""
 
-VERSIONS_READ = 5
+HISTORY_VERSIONS_READ = 5
 """As many runs may end in the same instant, and none loses its row."""
 
 Amount = Annotated[int, Field(ge=0, le=10**15, strict=True)]
-MOST_WORDS = 500
-Words = Annotated[str, Field(max_length=MOST_WORDS), AfterValidator(printable)]
+MAX_TEXT_CHARS = 500
+ShortText = Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(printable)]
 """Anybody may write a history."""
 
 
@@ -36,11 +36,11 @@ class Row(BaseModel):
 
     model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True)
 
-    when: Words = Field(alias="when (UTC)")
-    run: Words
-    mode: Words
-    scope: Words
-    outcome: Words
+    when: ShortText = Field(alias="when (UTC)")
+    run: ShortText
+    mode: ShortText
+    scope: ShortText
+    outcome: ShortText
     keys_seen: Amount = Field(alias="keys")
     versions_before: Amount = Field(alias="versions before")
     stale: Amount
@@ -49,7 +49,7 @@ class Row(BaseModel):
     bytes_before: Amount = Field(alias="bytes before")
     bytes_after: Amount = Field(alias="bytes after")
     seconds: float = Field(ge=0, allow_inf_nan=False)
-    link: Words = ""
+    link: ShortText = ""
 
 
 async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> list[Row]:
@@ -66,9 +66,9 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
     Raises:
         StoreError: The server is out of reach, or does not take it.
     """
-    versions = await run.server.newest_rows(HISTORY_KEY, VERSIONS_READ)
+    versions = await run.server.newest_rows(HISTORY_KEY, HISTORY_VERSIONS_READ)
     before = _merged([_rows(version.get("data")) for version in versions])
-    rows = [_row(run.report, run_name, links), *before][:MOST_ROWS]
+    rows = [_row(run.report, run_name, links), *before][:MAX_HISTORY_ROWS]
     description = with_links(
         f"{count(len(rows), 'run')}, the newest first. The last: {headline(run.report)}", links, "Reports"
     )
@@ -83,7 +83,7 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
 
 def trend(rows: Sequence[Row], report: CleanupReport) -> tuple[list[Bar], list[Bar]]:
     """The delete runs over the same keys as bars, the oldest first: of versions, and of bytes."""
-    scope = scope_label(report.scope)[:MOST_WORDS]
+    scope = scope_label(report.scope)[:MAX_TEXT_CHARS]
     runs = [row for row in reversed(rows) if row.scope == scope and row.mode == "delete" and row.versions_before]
     return (
         [Bar(label(row.when), row.versions_before, row.versions_after) for row in runs],
@@ -94,9 +94,9 @@ def trend(rows: Sequence[Row], report: CleanupReport) -> tuple[list[Bar], list[B
 def _row(report: CleanupReport, run_name: str, links: Mapping[str, str]) -> Row:
     return Row(
         when=f"{report.now:%Y-%m-%d %H:%M}",
-        run=printable(run_name)[:MOST_WORDS],
+        run=printable(run_name)[:MAX_TEXT_CHARS],
         mode=report.mode,
-        scope=scope_label(report.scope)[:MOST_WORDS],
+        scope=scope_label(report.scope)[:MAX_TEXT_CHARS],
         outcome=report.outcome,
         keys_seen=len(report.key_reports),
         versions_before=report.versions_seen,

@@ -13,9 +13,9 @@ from uuid import UUID
 
 from prefect_artifact_retention.policies import RetentionPolicy, Verdict, Version
 from prefect_artifact_retention.policies.evaluation import Judgement, judge
+from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.policies.loading import OWN_POLICY, select_policy
 from prefect_artifact_retention.policies.model import Versions
-from prefect_artifact_retention.policies.words import count
 from prefect_artifact_retention.stores.store import Collection, History
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.report import KeyReport, PolicyReport
@@ -70,15 +70,15 @@ async def _plan_rounds(
     first_round = [each.key for each in run.collections[: run.first_round] if each.key in managed]
     second_round = list(managed)[len(first_round) :]
     done, total = 0, len(managed) + (unkeyed_policy is not None)
-    await run.tell("planning", done, total)
+    await run.notify("planning", done, total)
     for keys in (first_round, second_round):
         planned = 0
         async with aclosing(run.store.histories(keys)) as listing:
             async for histories in listing:
                 await _plan_keys(run, [(history, *managed[history.key]) for history in histories])
                 planned += len(histories)
-                await run.tell("planning", done + planned, total)
-                if planned < len(keys) and not run.may_plan_on():
+                await run.notify("planning", done + planned, total)
+                if planned < len(keys) and not run.has_planning_time():
                     _stop_before(run, keys[planned])
                     return
         done += planned
@@ -86,8 +86,8 @@ async def _plan_rounds(
             if unkeyed_policy:
                 await _plan_unkeyed(run, unkeyed_policy)
                 done += 1
-                await run.tell("planning", done, total)
-            if second_round and not run.may_plan_on():
+                await run.notify("planning", done, total)
+            if second_round and not run.has_planning_time():
                 _stop_before(run, second_round[0])
                 return
 
@@ -109,7 +109,7 @@ def subject(history: History, collection: Collection, policy: RetentionPolicy) -
     A copy that mended the collection and should have gone at once is no version: nothing goes before it does.
     """
     versions = history.versions
-    if collection.is_mended and len(versions) > 1:
+    if collection.is_placeholder and len(versions) > 1:
         versions = Versions.of(version for version in versions if version.id != collection.latest_id)
     return versions, policy, collection.latest_id
 
@@ -120,7 +120,7 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
     Through the API, which shows few at a time, those found stale until the time for planning is over are the plan.
     """
     plan = KeyPlan(None, policy, [], KeyReport(key=None, policy=policy.name))
-    condemned: dict[UUID, tuple[datetime, int]] = {}
+    stale: dict[UUID, tuple[datetime, int]] = {}
     unreadable: list[str | None] = []
     seen: set[UUID] = set()
     expected = await run.store.count_unkeyed()
@@ -132,22 +132,22 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
             for judgement in await judge_unkeyed(run, new, policy):
                 _count(run, plan.report, judgement)
                 these = judgement.versions
-                for place in judgement.condemned:
-                    condemned[these.ids[place]] = these.created[place], these.sizes[place]
+                for index in judgement.stale:
+                    stale[these.ids[index]] = these.created[index], these.sizes[index]
             is_partial = len(seen) + len(unreadable) < expected
-            if run.store is run.server and condemned and is_partial and not run.may_plan_on():
+            if run.store is run.server and stale and is_partial and not run.has_planning_time():
                 run.report.outcome = "unfinished"
                 run.report.warn(f"time to plan was over after {len(seen)} of {expected} artifacts without a key")
                 break
         else:
             if len(seen) + len(unreadable) < expected:
                 run.report.warn("artifacts without a key went while they were listed; some may have to wait for the next run")
-    plan.condemned = sorted(condemned, key=lambda version_id: condemned[version_id])
-    plan.sizes = array("q", (condemned[version_id][1] for version_id in plan.condemned))
+    plan.stale = sorted(stale, key=lambda version_id: stale[version_id])
+    plan.sizes = array("q", (stale[version_id][1] for version_id in plan.stale))
     if unreadable:
         plan.report.error = f"{count(len(unreadable), 'artifact')} left alone, because the server fails to show them (500)"
     run.report.key_reports.append(plan.report)
-    if plan.condemned:
+    if plan.stale:
         run.add_plan(plan)
 
 
@@ -158,7 +158,7 @@ async def judge_all(run: Run, subjects: Sequence[tuple[Versions, RetentionPolicy
     """
     now = run.report.now
     judgements = [judge(versions, policy, now=now, latest_id=latest_id) for versions, policy, latest_id in subjects]
-    wrote = [each.condemned_runs() for each in judgements]
+    wrote = [each.stale_runs() for each in judgements]
     flow_runs, task_runs = (set[UUID]().union(*ids) for ids in zip(*wrote, strict=True)) if wrote else (set(), set())
     running = await unfinished_runs(run, flow_runs, task_runs)
     return [
@@ -176,14 +176,12 @@ async def judge_unkeyed(run: Run, versions: Iterable[Version], policy: Retention
     """
     page = Versions.of(versions)
     judgement = judge(page, policy, now=run.report.now)
-    running = await unfinished_runs(run, *judgement.condemned_runs())
-    in_use = {
-        place for place in judgement.condemned if page.flow_run_ids[place] in running or page.task_run_ids[place] in running
-    }
+    running = await unfinished_runs(run, *judgement.stale_runs())
+    in_use = {index for index in judgement.stale if page.flow_run_ids[index] in running or page.task_run_ids[index] in running}
     if not in_use:
         return [judgement]
-    free = (version for place, version in enumerate(page) if place not in in_use)
-    kept = (page[place] for place in in_use)
+    free = (version for index, version in enumerate(page) if index not in in_use)
+    kept = (page[index] for index in in_use)
     return [
         judge(free, policy, now=run.report.now),
         judge(kept, policy, now=run.report.now, running=running),
@@ -246,13 +244,13 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
         run.report.warn(f"{label(history.key)}: no version of it was found, though the server lists it")
     _count(run, report, judgement)
     if report.planned:
-        condemned = judgement.condemned[::-1]
+        stale = judgement.stale[::-1]
         plan = KeyPlan(
             history.key,
             policy,
-            [versions.ids[place] for place in condemned],
+            [versions.ids[index] for index in stale],
             report,
-            sizes=array("q", (versions.sizes[place] for place in condemned)),
+            sizes=array("q", (versions.sizes[index] for index in stale)),
             collection=collection,
             mark=history.mark,
             takes_successor=any(not verdict.keep for verdict in judgement[1:2]),
@@ -265,12 +263,12 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
 
 def _count(run: Run, report: KeyReport, judgement: Judgement) -> None:
     """Account for verdicts in the lines of the report; they are many, and all of a key are counted at once."""
-    sizes, condemned = judgement.versions.sizes, judgement.condemned
+    sizes, stale = judgement.versions.sizes, judgement.stale
     report.versions += len(judgement)
-    report.kept += len(judgement) - len(condemned)
-    report.planned += len(condemned)
+    report.kept += len(judgement) - len(stale)
+    report.planned += len(stale)
     report.bytes_seen += sum(sizes)
-    report.bytes += sum(sizes[place] for place in condemned)
+    report.bytes += sum(sizes[index] for index in stale)
     kept_by = judgement.rules(keep=True)
     if "unreadable" in kept_by:
         for verdict in judgement:
@@ -281,9 +279,9 @@ def _count(run: Run, report: KeyReport, judgement: Judgement) -> None:
 
 
 def _warn_of_unreadable(run: Run, report: KeyReport, verdict: Verdict) -> None:
-    for rule, words in zip(verdict.rules, verdict.reasons, strict=True):
+    for rule, text in zip(verdict.rules, verdict.reasons, strict=True):
         if rule == "unreadable":
-            run.report.warn(f"{label(report.key)}: version {verdict.version.id} is kept, because of an {words}")
+            run.report.warn(f"{label(report.key)}: version {verdict.version.id} is kept, because of an {text}")
 
 
 def _policy_reports(run: Run) -> list[PolicyReport]:

@@ -2,7 +2,7 @@
 
 Two delete runs at once are harmless, only wasteful, so the younger gives way. Nothing is locked and no lease is held: a run is
 taken to be at work while its progress artifact says that it deletes and was updated lately, and its flow run has not ended.
-One that was killed, or whose server was restarted in the middle, holds nobody up for longer than `ALIVE`.
+One that was killed, or whose server was restarted in the middle, holds nobody up for longer than `HEARTBEAT_TIMEOUT`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.loading import OWN_KEYS, PROGRESS_KEY
 from prefect_artifact_retention.stores.api import FlowRun
-from prefect_artifact_retention.stores.connection import Connection, uncut
+from prefect_artifact_retention.stores.connection import Connection, shielded
 from prefect_artifact_retention.tasks.publish import create
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run, Step
@@ -28,21 +28,21 @@ from prefect_artifact_retention.tasks.run import Run, Step
 UPDATE_PERCENT = 5
 """Each update of a progress artifact is an event on the server: at most twenty of them a run, and one every two minutes."""
 
-BEAT_SECONDS = 120
+HEARTBEAT_SECONDS = 120
 """A run that is deleting says so at least this often."""
 
-ALIVE = timedelta(minutes=10)
+HEARTBEAT_TIMEOUT = timedelta(minutes=10)
 """How long after its last update a run is taken to be at work."""
 
 PLANNING_PERCENT = 20
 """How much of the whole is planning; deleting takes the rest."""
 
-MOST_DESCRIPTION = 500
+MAX_DESCRIPTION_CHARS = 500
 
 PHASE = "artifact-retention-phase"
 DELETING = "deleting"
 
-ROWS_READ = 50
+PROGRESS_VERSIONS_READ = 50
 """Progress artifacts looked at, the last updated first."""
 
 
@@ -64,7 +64,7 @@ class ProgressArtifact:
         with suppress(httpx.HTTPError, StoreError):
             self._id = await create(self.connection.client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
 
-    async def claim(self) -> None:
+    async def announce_deleting(self) -> None:
         """Say that the run is past its guard and deletes from now on."""
         self._phase = {PHASE: DELETING}
         await self._update(PLANNING_PERCENT, "Step 2/3: deleting")
@@ -73,13 +73,13 @@ class ProgressArtifact:
         """Follow a run: a `Listener`."""
         share = done / total if total else 1.0
         if step == "planning":
-            percent, words = PLANNING_PERCENT * share, f"Step 1/3: planned {done}/{total} keys"
+            percent, description = PLANNING_PERCENT * share, f"Step 1/3: planned {done}/{total} keys"
         else:
             percent = PLANNING_PERCENT + (100 - PLANNING_PERCENT) * share
-            words = f"Step 2/3: deleted {done}/{total}"
+            description = f"Step 2/3: deleted {done}/{total}"
         since = time.monotonic() - self._updated
-        if (percent - self._shown >= UPDATE_PERCENT and percent < 100 and since >= 1) or since >= BEAT_SECONDS:  # noqa: PLR2004
-            await self._update(min(percent, 99.0), words)
+        if (percent - self._shown >= UPDATE_PERCENT and percent < 100 and since >= 1) or since >= HEARTBEAT_SECONDS:  # noqa: PLR2004
+            await self._update(min(percent, 99.0), description)
 
     async def finish(self, description: str, *, complete: bool) -> None:
         """Say how the run ended: 100 % if it did all that it set out to do, or where it stopped."""
@@ -91,12 +91,12 @@ class ProgressArtifact:
             self._shown, self._updated = percent, time.monotonic()
             # An update replaces all metadata.
             change = ArtifactUpdate(
-                data=round(percent, 1), description=description[:MOST_DESCRIPTION], metadata_=dict(self._phase)
+                data=round(percent, 1), description=description[:MAX_DESCRIPTION_CHARS], metadata_=dict(self._phase)
             )
             with suppress(httpx.HTTPError):
                 # In a slot, because a server on SQLite bears no two that write at once.
-                async with self.connection.in_a_row():
-                    await uncut(self.connection.client.update_artifact(self._id, change))
+                async with self.connection.reserve_slot():
+                    await shielded(self.connection.client.update_artifact(self._id, change))
 
 
 async def older_run(run: Run, own_id: UUID) -> str:
@@ -110,7 +110,7 @@ async def older_run(run: Run, own_id: UUID) -> str:
         StoreError: The server is out of reach, or answers what it should not.
     """
     now = await run.server.now()
-    rows = await run.server.newest_rows(PROGRESS_KEY, ROWS_READ, sort="UPDATED_DESC")
+    rows = await run.server.newest_rows(PROGRESS_KEY, PROGRESS_VERSIONS_READ, sort="UPDATED_DESC")
     deleting = {UUID(row["flow_run_id"]) for row in rows if _is_deleting(row, now)} - {own_id}
     if not deleting:
         return ""
@@ -127,7 +127,7 @@ async def older_run(run: Run, own_id: UUID) -> str:
 
 def _is_deleting(row: Mapping[str, Any], now: datetime) -> bool:
     phase = (row.get("metadata_") or {}).get(PHASE)
-    return bool(row["flow_run_id"]) and phase == DELETING and now - datetime.fromisoformat(row["updated"]) <= ALIVE
+    return bool(row["flow_run_id"]) and phase == DELETING and now - datetime.fromisoformat(row["updated"]) <= HEARTBEAT_TIMEOUT
 
 
 def _age(run: FlowRun) -> tuple[datetime, UUID]:

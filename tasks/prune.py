@@ -1,8 +1,8 @@
 """Prune and verify: delete what the plan condemned and a second look still condemns; then make sure of every collection.
 
 The order protects what cannot be undone. The versions of a key are listed and judged again before anything of it goes, those
-of several keys together where they have at most `BATCH` stale versions between them. Its policy and its `latest_id` are read
-again right before each batch, what could hold a version once `BATCH` have gone since, and if anything changed, or a deletion
+of several keys together where they have at most `DELETIONS_PER_CHECK` stale versions between them. Its policy and its `latest_id` are read
+again right before each batch, what could hold a version once `DELETIONS_PER_CHECK` have gone since, and if anything changed, or a deletion
 would have to be sent again after a while, all is fetched and judged anew. The oldest go first, some at once; the one behind
 the latest goes last and alone, after one more look at `latest_id`; an idle key's latest last, too, and only if it is the only
 version left. The server deletes without locks, so what nobody can prevent (a person deleting the latest at the same moment) is
@@ -29,8 +29,8 @@ from prefect_artifact_retention.policies import RetentionError, RetentionPolicy,
 from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.policies.loading import select_policy
 from prefect_artifact_retention.policies.model import Versions
-from prefect_artifact_retention.stores.concurrency import MOST_AT_ONCE, for_each
-from prefect_artifact_retention.stores.store import Collection, History, KeptVersionError, StaleLookError
+from prefect_artifact_retention.stores.concurrency import MAX_CONCURRENT_REQUESTS, for_each
+from prefect_artifact_retention.stores.store import Collection, History, KeptVersionError, OutdatedSnapshotError
 from prefect_artifact_retention.tasks.plan import judge_all, judge_unkeyed, subject, unfinished_runs
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.report import KeyReport
@@ -38,32 +38,32 @@ from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
 Item = TypeVar("Item")
 
-BATCH = 64
+DELETIONS_PER_CHECK = 64
 """Deletions between two looks at what could keep a version."""
 
-FEWEST_IN_TASK = 500
+MIN_TASK_DELETIONS = 500
 """Deletions of a task run with several keys, at least on average: its events and log lines cost the server ten of them."""
 
-MOST_VERSIONS = 2_000
-MOST_BYTES = 16 * 2**20
+MAX_SHARED_VERSIONS = 2_000
+MAX_SHARED_BYTES = 16 * 2**20
 """What the keys that share a look have at most: to read more takes longer than to delete what is stale of it."""
 
-MOST_KEPT = 1_000
+MAX_KEPT_CHECKED = 1_000
 """Versions kept of a key that are looked for again while others of it go."""
 
-SETTLE_SECONDS = 1
+LATE_DELETION_SECONDS = 1
 """A person's deletion that the server began before ours ended may take as long to show."""
 
-MOST_LOOKS = 5
+MAX_REPAIR_ROUNDS = 5
 """Looks at collections that dangle: a repair, too, meets people who delete."""
 
-MOST_STALE_SECONDS = 2
+MAX_RESEND_SECONDS = 2
 """After its first attempt, in which a deletion is sent again; then its key is looked at again first."""
 
-MOST_WAITING_SECONDS = 120
+MAX_SNAPSHOT_AGE_SECONDS = 120
 """After which a deletion that has waited for its turn is not sent on the same look either."""
 
-MOST_STALE = 5
+MAX_DEFERRALS = 5
 """How often in a row a key is looked at again for that, with nothing gone in between; then it fails."""
 
 
@@ -82,14 +82,14 @@ class _Key:
 
 
 @dataclass(slots=True)
-class _Look:
+class _Snapshot:
     """What of a key's plan is still condemned, oldest first, as of a fresh look at the server."""
 
     collection: Collection
     policy: RetentionPolicy
     successor: UUID | None
     """The version that the server would name as the latest if that went."""
-    condemned: Sequence[Version]
+    stale: Sequence[Version]
     present: frozenset[UUID]
     kept: Sequence[UUID]
     """The newest that are kept: if one of them goes, its slot is another's."""
@@ -101,28 +101,28 @@ class _Look:
     @property
     def plain(self) -> Sequence[Version]:
         """What is condemned of it, without the latest version and the one behind that."""
-        return [each for each in self.condemned if each.id not in (self.collection.latest_id, self.successor)]
+        return [each for each in self.stale if each.id not in (self.collection.latest_id, self.successor)]
 
     @property
     def is_of_idle_key(self) -> bool:
         """Whether the whole key is condemned: nothing else condemns a latest version."""
-        return any(each.id == self.collection.latest_id for each in self.condemned)
+        return any(each.id == self.collection.latest_id for each in self.stale)
 
-    def portions(self) -> Iterator[Sequence[Version]]:
+    def batches(self) -> Iterator[Sequence[Version]]:
         """Part what is condemned: the version behind the latest goes last and alone.
 
         An idle key's latest goes only where it is the only version left.
         """
         yield from _batches(self.plain)
-        successor = [each for each in self.condemned if each.id == self.successor]
+        successor = [each for each in self.stale if each.id == self.successor]
         if successor:
             yield successor
         elif len(self.present) == 1:
-            yield self.condemned
+            yield self.stale
 
 
 @dataclass(slots=True)
-class _Patience:
+class _Retries:
     """Bears that deletions of a key are put off, unless that goes on and on with nothing gone in between."""
 
     run: Run
@@ -130,13 +130,13 @@ class _Patience:
     times: int = 0
     settled: int = -1
 
-    def lose(self, error: StaleLookError) -> None:
+    def lose(self, error: OutdatedSnapshotError) -> None:
         """Bear it once more, or raise the error."""
-        self.run.put_off()
+        self.run.defer_deletion()
         settled = self.report.deleted + self.report.already_gone
         self.times = self.times + 1 if settled == self.settled else 1
         self.settled = settled
-        if self.times == MOST_STALE:
+        if self.times == MAX_DEFERRALS:
             raise error
 
 
@@ -146,7 +146,7 @@ class _Sending:
 
     began: float
     """When the first of those that rest on it began."""
-    stale: Sequence[StaleLookError]
+    stale: Sequence[OutdatedSnapshotError]
     """Of those that were put off; then nothing more is sent."""
     first: float | None = None
 
@@ -155,29 +155,29 @@ class _Sending:
         """Whether the server may have acted."""
         return self.first is not None
 
-    def may_send(self) -> bool:
+    def start_attempt(self) -> bool:
         """Tell so right before each attempt."""
         now = time.monotonic()
-        if self.stale or now - self.began > MOST_WAITING_SECONDS:
+        if self.stale or now - self.began > MAX_SNAPSHOT_AGE_SECONDS:
             return False
         self.first = self.first or now
-        return now - self.first <= MOST_STALE_SECONDS
+        return now - self.first <= MAX_RESEND_SECONDS
 
 
-def pack(plans: Sequence[KeyPlan], most: int) -> list[list[KeyPlan]]:
-    """Give each key a group of its own, or pack them into at most `most` groups of about equally many deletions.
+def pack(plans: Sequence[KeyPlan], limit: int) -> list[list[KeyPlan]]:
+    """Give each key a group of its own, or pack them into at most `limit` groups of about equally many deletions.
 
-    Into fewer, where that many would have fewer than `FEWEST_IN_TASK` deletions each.
+    Into fewer, where that many would have fewer than `MIN_TASK_DELETIONS` deletions each.
     """
-    if len(plans) <= most:
+    if len(plans) <= limit:
         return [[plan] for plan in plans]
-    number = max(1, min(most, sum(len(plan.condemned) for plan in plans) // FEWEST_IN_TASK))
+    number = max(1, min(limit, sum(len(plan.stale) for plan in plans) // MIN_TASK_DELETIONS))
     groups: list[list[KeyPlan]] = [[] for _ in range(number)]
     weights = [0] * number
-    for plan in sorted(plans, key=lambda plan: len(plan.condemned), reverse=True):
+    for plan in sorted(plans, key=lambda plan: len(plan.stale), reverse=True):
         lightest = weights.index(min(weights))
         groups[lightest].append(plan)
-        weights[lightest] += len(plan.condemned)
+        weights[lightest] += len(plan.stale)
     return groups
 
 
@@ -200,57 +200,57 @@ async def prune_task(run: Run, group: Sequence[KeyPlan], name: str) -> State[Non
 
 async def prune_keys(run: Run, plans: Sequence[KeyPlan]) -> None:
     """Prune some keys. Those with few stale versions share a look at the server: alone, it would cost more than they do."""
-    for share in _shares(plans):
+    for batch in _key_batches(plans):
         # Before the look, too: there may be thousands of them.
-        if not run.may_go_on():
+        if not run.check_budgets():
             break
-        if len(share) == 1:
-            await prune_key(run, share[0])
+        if len(batch) == 1:
+            await prune_key(run, batch[0])
         else:
-            await _prune_share(run, [_Key(plan.key, plan, set(plan.condemned)) for plan in share if plan.key is not None])
+            await _prune_together(run, [_Key(plan.key, plan, set(plan.stale)) for plan in batch if plan.key is not None])
 
 
-def _shares(plans: Sequence[KeyPlan]) -> Iterator[Sequence[KeyPlan]]:
+def _key_batches(plans: Sequence[KeyPlan]) -> Iterator[Sequence[KeyPlan]]:
     """Part keys so that a look at a share is as fresh for its last deletion as a look at one key is for a batch of its own."""
-    share: list[KeyPlan] = []
+    batch: list[KeyPlan] = []
     for plan in plans:
-        together = [*share, plan]
-        if share and (
-            None in {plan.key, share[0].key}
-            or sum(len(each.condemned) for each in together) > BATCH
-            or sum(each.report.versions for each in together) > MOST_VERSIONS
-            or sum(each.report.bytes_seen for each in together) > MOST_BYTES
+        together = [*batch, plan]
+        if batch and (
+            None in {plan.key, batch[0].key}
+            or sum(len(each.stale) for each in together) > DELETIONS_PER_CHECK
+            or sum(each.report.versions for each in together) > MAX_SHARED_VERSIONS
+            or sum(each.report.bytes_seen for each in together) > MAX_SHARED_BYTES
         ):
-            yield share
+            yield batch
             together = [plan]
-        share = together
-    if share:
-        yield share
+        batch = together
+    if batch:
+        yield batch
 
 
-async def _prune_share(run: Run, keys: Sequence[_Key]) -> None:
+async def _prune_together(run: Run, keys: Sequence[_Key]) -> None:
     """Prune keys that are looked at together, some at once; where that fails, each is looked at alone, and fails alone."""
-    looks: dict[str, _Look] = {}
+    snapshots: dict[str, _Snapshot] = {}
     with suppress(RetentionError):
-        looks = await _look_twice(run, keys)
+        snapshots = await _checked_snapshots(run, keys)
 
     async def prune(key: _Key) -> None:
         async with _failing_alone(key.plan):
-            await _prune_keyed(run, key, looks.get(key.name), at_once=1)
+            await _prune_keyed(run, key, snapshots.get(key.name), at_once=1)
 
-    await for_each(keys, prune, MOST_AT_ONCE)
+    await for_each(keys, prune, MAX_CONCURRENT_REQUESTS)
 
 
-async def _look_twice(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
+async def _checked_snapshots(run: Run, keys: Sequence[_Key]) -> dict[str, _Snapshot]:
     """Look at some keys, and then at their collections; those that have changed are left to a look of their own."""
-    looks = await _first_look(run, keys)
-    plain = {name: look for name, look in looks.items() if look.plain}
+    snapshots = await _first_snapshot(run, keys)
+    plain = {name: snapshot for name, snapshot in snapshots.items() if snapshot.plain}
     collections = {each.key: each for each in await run.store.collections(list(plain))} if plain else {}
-    for name, look in plain.items():
-        look.is_checked = await _may_go(run, look, look.plain, collections.get(name))
-        if not look.is_checked:
-            del looks[name]
-    return looks
+    for name, snapshot in plain.items():
+        snapshot.is_checked = await _still_applies(run, snapshot, snapshot.plain, collections.get(name))
+        if not snapshot.is_checked:
+            del snapshots[name]
+    return snapshots
 
 
 async def prune_key(run: Run, plan: KeyPlan) -> None:
@@ -259,8 +259,8 @@ async def prune_key(run: Run, plan: KeyPlan) -> None:
         if plan.key is None:
             await _prune_unkeyed(run, plan)
         else:
-            key = _Key(plan.key, plan, set(plan.condemned))
-            await _prune_keyed(run, key, (await _first_look(run, [key])).get(key.name))
+            key = _Key(plan.key, plan, set(plan.stale))
+            await _prune_keyed(run, key, (await _first_snapshot(run, [key])).get(key.name))
 
 
 @asynccontextmanager
@@ -274,78 +274,78 @@ async def _failing_alone(plan: KeyPlan) -> AsyncIterator[None]:
         plan.report.error = f"unexpected {type(error).__name__}"
 
 
-async def _prune_keyed(run: Run, key: _Key, look: _Look | None, *, at_once: int = MOST_AT_ONCE) -> None:
+async def _prune_keyed(run: Run, key: _Key, snapshot: _Snapshot | None, *, at_once: int = MAX_CONCURRENT_REQUESTS) -> None:
     """Delete what a look condemns; without one, or once anything has changed since, look anew, until nothing is left to do."""
-    look = look or (await _look(run, [key])).get(key.name)
-    patience = _Patience(run, key.plan.report)
-    while look:
-        portions = list(look.portions())
-        if not portions:
+    snapshot = snapshot or (await _take_snapshot(run, [key])).get(key.name)
+    retries = _Retries(run, key.plan.report)
+    while snapshot:
+        batches = list(snapshot.batches())
+        if not batches:
             # What is left is an idle key's latest, and somebody made another version meanwhile, or a version is kept.
             key.plan.report.spared += len(key.pending)
             return
-        for portion in portions:
-            takes_last = any(version.id in (look.successor, look.collection.latest_id) for version in portion)
-            async with run.store.in_a_row() if takes_last else nullcontext():
-                if not await _still_may_go(run, look, portion):
+        for batch in batches:
+            takes_last = any(version.id in (snapshot.successor, snapshot.collection.latest_id) for version in batch)
+            async with run.store.reserve_slot() if takes_last else nullcontext():
+                if not await _recheck(run, snapshot, batch):
                     break
-                look.age += len(portion)
-                run.is_unsettled |= any(version.id == look.successor for version in portion)
+                snapshot.age += len(batch)
+                run.is_unsettled |= any(version.id == snapshot.successor for version in batch)
                 try:
-                    if not await _delete(run, key.plan, portion, key.pending, at_once, latest_id=look.collection.latest_id):
+                    if not await _delete(run, key.plan, batch, key.pending, at_once, latest_id=snapshot.collection.latest_id):
                         return
-                except StaleLookError as error:
-                    patience.lose(error)
+                except OutdatedSnapshotError as error:
+                    retries.lose(error)
                     break
         gone = key.plan.report.already_gone
-        look = (await _look(run, [key])).get(key.name)
-        _settle_put_off(run, key.plan, key.plan.report.already_gone - gone)
+        snapshot = (await _take_snapshot(run, [key])).get(key.name)
+        _settle_deferred(run, key.plan, key.plan.report.already_gone - gone)
 
 
-async def _still_may_go(run: Run, look: _Look, portion: Sequence[Version]) -> bool:
+async def _recheck(run: Run, snapshot: _Snapshot, batch: Sequence[Version]) -> bool:
     """Read a key's collection again, if that was not done just now for several keys; False means: look again."""
-    if look.is_checked:
-        look.is_checked = False
+    if snapshot.is_checked:
+        snapshot.is_checked = False
         return True
-    collections = await run.store.collections([look.collection.key])
-    return await _may_go(run, look, portion, collections[0] if collections else None)
+    collections = await run.store.collections([snapshot.collection.key])
+    return await _still_applies(run, snapshot, batch, collections[0] if collections else None)
 
 
-async def _may_go(run: Run, look: _Look, portion: Sequence[Version], collection: Collection | None) -> bool:
+async def _still_applies(run: Run, snapshot: _Snapshot, batch: Sequence[Version], collection: Collection | None) -> bool:
     """Tell whether nothing has changed since the look that could keep some of these versions.
 
-    What holds versions, whether their runs are at work, and whether those kept are still there, is read again once `BATCH`
+    What holds versions, whether their runs are at work, and whether those kept are still there, is read again once `DELETIONS_PER_CHECK`
     deletions have passed.
     """
-    latest_id = look.collection.latest_id
-    if collection is None or select_policy(run.policies, collection.key, collection.type) != look.policy:
+    latest_id = snapshot.collection.latest_id
+    if collection is None or select_policy(run.policies, collection.key, collection.type) != snapshot.policy:
         return False
     # A version created since the look changes the latest of a busy key all the time, and keeps nothing from going, unless the
     # key was idle until then; but a former latest that was deleted does, because its successor moves up.
     if collection.latest_id != latest_id and (
-        collection.latest_id in look.present or look.is_of_idle_key or not await run.store.versions([latest_id])
+        collection.latest_id in snapshot.present or snapshot.is_of_idle_key or not await run.store.versions([latest_id])
     ):
         return False
-    if look.age + len(portion) <= BATCH:
+    if snapshot.age + len(batch) <= DELETIONS_PER_CHECK:
         return True
-    look.age = 0
-    if not await run.store.all_exist(look.kept):
+    snapshot.age = 0
+    if not await run.store.all_exist(snapshot.kept):
         return False
-    metadata = {version.id: version.metadata for version in await run.store.versions([version.id for version in portion])}
-    if metadata != {version.id: version.metadata for version in portion}:
+    metadata = {version.id: version.metadata for version in await run.store.versions([version.id for version in batch])}
+    if metadata != {version.id: version.metadata for version in batch}:
         return False
-    flow_runs = {version.flow_run_id for version in portion if version.flow_run_id}
-    task_runs = {version.task_run_id for version in portion if version.task_run_id}
+    flow_runs = {version.flow_run_id for version in batch if version.flow_run_id}
+    task_runs = {version.task_run_id for version in batch if version.task_run_id}
     return not await unfinished_runs(run, flow_runs, task_runs)
 
 
-async def _first_look(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
+async def _first_snapshot(run: Run, keys: Sequence[_Key]) -> dict[str, _Snapshot]:
     """List and judge the versions of some keys again, those that have as many as planned, by their collections as planned.
 
-    These are read before anything goes. A key of which a version has come or gone since is left to `_look`: its collection may
+    These are read before anything goes. A key of which a version has come or gone since is left to `_take_snapshot`: its collection may
     be as planned once more by then, and the version that is right behind the latest another.
     """
-    await run.tell_of_deleting()
+    await run.notify_deleting()
     histories = await _histories(run, keys, is_first=True)
     current = {
         key.name: key.plan.collection
@@ -359,7 +359,7 @@ async def _first_look(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
     return await _judge(run, [key for key in keys if key.name in current], current, histories)
 
 
-async def _look(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
+async def _take_snapshot(run: Run, keys: Sequence[_Key]) -> dict[str, _Snapshot]:
     """Fetch and judge some keys anew.
 
     The collections are read before their versions, so that the latest version is among them: one created in between is newer
@@ -368,14 +368,14 @@ async def _look(run: Run, keys: Sequence[_Key]) -> dict[str, _Look]:
     keys = [key for key in keys if key.pending]
     if not keys:
         return {}
-    await run.tell_of_deleting()
+    await run.notify_deleting()
     collections = {each.key: each for each in await run.store.collections([key.name for key in keys])}
     return await _judge(run, keys, collections, await _histories(run, keys))
 
 
 async def _judge(
     run: Run, keys: Sequence[_Key], collections: Mapping[str, Collection], histories: Mapping[str, History]
-) -> dict[str, _Look]:
+) -> dict[str, _Snapshot]:
     """Judge and settle some keys; one of which nothing is condemned any more has no look."""
     subjects: dict[str, tuple[Versions, RetentionPolicy, UUID]] = {}
     for name, history in histories.items():
@@ -384,17 +384,17 @@ async def _judge(
         if collection and policy and history.complete:
             subjects[name] = subject(history, collection, policy)
     judgements = dict(zip(subjects, await judge_all(run, list(subjects.values())), strict=True))
-    looks: dict[str, _Look] = {}
+    snapshots: dict[str, _Snapshot] = {}
     for key in keys:
         judgement = judgements.get(key.name)
-        if key.name not in histories or not (condemned := _settle(run, key, histories[key.name], judgement)) or not judgement:
+        if key.name not in histories or not (stale := _settle(run, key, histories[key.name], judgement)) or not judgement:
             continue
         versions, policy, latest_id = subjects[key.name]
         successor = next((version_id for version_id in versions.ids if version_id != latest_id), None)
-        kept = [versions.ids[place] for place in islice(judgement.kept(), MOST_KEPT)]
+        kept = [versions.ids[index] for index in islice(judgement.kept(), MAX_KEPT_CHECKED)]
         present = frozenset(versions.ids)
-        looks[key.name] = _Look(collections[key.name], policy, successor, condemned, present, kept)
-    return looks
+        snapshots[key.name] = _Snapshot(collections[key.name], policy, successor, stale, present, kept)
+    return snapshots
 
 
 async def _histories(run: Run, keys: Sequence[_Key], *, is_first: bool = False) -> dict[str, History]:
@@ -407,42 +407,42 @@ async def _histories(run: Run, keys: Sequence[_Key], *, is_first: bool = False) 
 
 def _settle(run: Run, key: _Key, history: History, judgement: Judgement | None) -> list[Version]:
     """Account for what of a key has gone or is kept now, and return what is still condemned, oldest first."""
-    condemned: list[Version] = []
+    stale: list[Version] = []
     if judgement:
         if judgement.is_dangling:
             run.dangling.add(key.name)
         versions = judgement.versions
-        condemned = [versions[place] for place in reversed(judgement.condemned) if versions.ids[place] in key.pending]
+        stale = [versions[index] for index in reversed(judgement.stale) if versions.ids[index] in key.pending]
     gone = key.pending.difference(history.versions.ids) if history.complete else set()
-    spared = key.pending - gone - {version.id for version in condemned}
+    spared = key.pending - gone - {version.id for version in stale}
     key.plan.report.already_gone += len(gone)
     key.plan.report.spared += len(spared)
     key.pending -= gone | spared
-    return condemned
+    return stale
 
 
 async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
     """Delete artifacts without a key: nothing hangs on them, but their runs, holds and ages are looked at again."""
-    patience = _Patience(run, plan.report)
-    for ids in _batches(plan.condemned):
+    retries = _Retries(run, plan.report)
+    for ids in _batches(plan.stale):
         pending = set(ids)
         while pending:
-            await run.tell_of_deleting()
+            await run.notify_deleting()
             versions = [version for version in await run.store.versions(pending) if version.key is None]
-            _settle_put_off(run, plan, len(pending) - len(versions))
+            _settle_deferred(run, plan, len(pending) - len(versions))
             judgements = await judge_unkeyed(run, versions, plan.policy)
-            condemned = [each.versions[place] for each in judgements for place in reversed(each.condemned)]
+            stale = [each.versions[index] for each in judgements for index in reversed(each.stale)]
             plan.report.already_gone += len(pending) - len(versions)
-            plan.report.spared += len(versions) - len(condemned)
-            pending = {version.id for version in condemned}
+            plan.report.spared += len(versions) - len(stale)
+            pending = {version.id for version in stale}
             try:
-                if not await _delete(run, plan, condemned, pending, MOST_AT_ONCE):
+                if not await _delete(run, plan, stale, pending, MAX_CONCURRENT_REQUESTS):
                     return
-            except StaleLookError as error:
-                patience.lose(error)
+            except OutdatedSnapshotError as error:
+                retries.lose(error)
 
 
-def _settle_put_off(run: Run, plan: KeyPlan, gone: int) -> None:
+def _settle_deferred(run: Run, plan: KeyPlan, gone: int) -> None:
     """Account for deletions that were put off, once it is known what has become of them: some may have gone."""
     run.deletions_started -= max(0, plan.report.failed - gone)
     plan.report.failed = 0
@@ -461,15 +461,15 @@ async def _delete(  # noqa: PLR0913 - what is deleted, and how
 
     Raises:
         StoreError: A deletion failed; whether the server has deleted that version is then unknown. No other is begun after it,
-            and those under way are waited for and counted. A `StaleLookError`, if all that failed may be judged anew.
+            and those under way are waited for and counted. A `OutdatedSnapshotError`, if all that failed may be judged anew.
     """
     waiting = deque(versions)
     failures: list[Exception] = []
-    stale: list[StaleLookError] = []
+    stale: list[OutdatedSnapshotError] = []
     began = time.monotonic()
 
     def begun() -> Iterator[Version]:
-        while waiting and not (failures or stale) and run.may_delete():
+        while waiting and not (failures or stale) and run.take_deletion():
             yield waiting.popleft()
 
     async def delete(version: Version) -> None:
@@ -477,12 +477,14 @@ async def _delete(  # noqa: PLR0913 - what is deleted, and how
             run.touched.add(plan.key)
         sending = _Sending(began, stale)
         try:
-            deleted = await run.store.delete(version.id, is_latest=version.id == latest_id, may_send=sending.may_send)
+            deleted = await run.store.delete(
+                version.id, is_latest=version.id == latest_id, start_attempt=sending.start_attempt
+            )
         except KeptVersionError:
             pending.discard(version.id)
             plan.report.spared += 1
             return
-        except StaleLookError as error:
+        except OutdatedSnapshotError as error:
             plan.report.failed += sending.is_sent
             run.deletions_started -= not sending.is_sent
             stale.append(error)
@@ -497,7 +499,7 @@ async def _delete(  # noqa: PLR0913 - what is deleted, and how
             plan.report.bytes_freed += version.size
         else:
             plan.report.already_gone += 1
-        await run.tell_of_deletion()
+        await run.notify_deletion()
 
     await for_each(begun(), delete, min(at_once, len(versions)))
     for error in (*failures, *stale):
@@ -506,7 +508,7 @@ async def _delete(  # noqa: PLR0913 - what is deleted, and how
 
 
 def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
+    return (items[start : start + DELETIONS_PER_CHECK] for start in range(0, len(items), DELETIONS_PER_CHECK))
 
 
 async def verify(run: Run) -> None:
@@ -516,9 +518,9 @@ async def verify(run: Run) -> None:
     server had begun may show a moment later.
     """
     if run.is_unsettled:
-        await asyncio.sleep(SETTLE_SECONDS)
-    mended, dangling = await _mend(run, sorted(run.touched | run.dangling))
-    for key, problem in mended.items():
+        await asyncio.sleep(LATE_DELETION_SECONDS)
+    repaired, dangling = await _repair(run, sorted(run.touched | run.dangling))
+    for key, problem in repaired.items():
         run.report.repaired.append(key)
         if problem:
             run.report.warn(f"{label(key)}: mended, but a copy of its last version may be left: {problem}")
@@ -529,7 +531,7 @@ async def verify(run: Run) -> None:
             report.error = f"its latest version has vanished{how}"
 
 
-async def _mend(run: Run, keys: Sequence[str]) -> tuple[dict[str, str], dict[str | None, str]]:
+async def _repair(run: Run, keys: Sequence[str]) -> tuple[dict[str, str], dict[str | None, str]]:
     """Mend what dangles, some times over: a repair, too, meets people who delete.
 
     Returns:
@@ -537,7 +539,7 @@ async def _mend(run: Run, keys: Sequence[str]) -> tuple[dict[str, str], dict[str
     """
     problems: dict[str, str] = {}
     suspects = keys
-    for _look in range(MOST_LOOKS):
+    for _take_snapshot in range(MAX_REPAIR_ROUNDS):
         suspects = await run.store.dangling(suspects)
         for key in suspects:
             try:
@@ -546,8 +548,8 @@ async def _mend(run: Run, keys: Sequence[str]) -> tuple[dict[str, str], dict[str
             except RetentionError as error:
                 problems[key] = str(error)
     dangling = await run.store.dangling(suspects)
-    mended = {key: problem for key, problem in problems.items() if key not in dangling}
-    return mended, {key: problems.get(key, "") for key in dangling}
+    repaired = {key: problem for key, problem in problems.items() if key not in dangling}
+    return repaired, {key: problems.get(key, "") for key in dangling}
 
 
 verify_task = as_task(verify, "verify")

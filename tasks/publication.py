@@ -18,10 +18,10 @@ from prefect_artifact_retention.tasks.run import Run, as_task
 
 SCOPE = "artifact-retention-scope"
 RESUME_AT = "artifact-retention-resume-at"
-MOST_METADATA = 500
+MAX_METADATA_CHARS = 500
 """Characters; the server cuts metadata there."""
 
-REPORTS_READ = 30
+REPORT_VERSIONS_READ = 30
 """As many reports as the package keeps."""
 
 
@@ -43,7 +43,9 @@ async def publish_report(run: Run) -> None:
         return
     pictures = [picture for picture in (keys_chart(report), trend_chart(*trend(rows, report))) if picture]
     metadata = (
-        {SCOPE: scope_digest(report.scope), RESUME_AT: report.stopped_at[:MOST_METADATA]} if report.mode == "delete" else {}
+        {SCOPE: scope_digest(report.scope), RESUME_AT: report.stopped_at[:MAX_METADATA_CHARS]}
+        if report.mode == "delete"
+        else {}
     )
     try:
         await create(
@@ -72,7 +74,7 @@ def links() -> Mapping[str, str]:
 
 async def read_resume_key(run: Run) -> str:
     """Read where the last delete run over the same keys stopped; empty if it did not, or if there was none lately."""
-    for row in await run.server.newest_rows(REPORT_KEY, REPORTS_READ):
+    for row in await run.server.newest_rows(REPORT_KEY, REPORT_VERSIONS_READ):
         metadata = row.get("metadata_") or {}
         if metadata.get(SCOPE) == scope_digest(run.report.scope):
             return str(metadata.get(RESUME_AT, ""))

@@ -13,8 +13,8 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.policies.control import HOLD, MOST_TTL_DAYS, TTL_DAYS
-from prefect_artifact_retention.stores.connection import uncut
+from prefect_artifact_retention.policies.control import HOLD, MAX_TTL_DAYS, TTL_DAYS
+from prefect_artifact_retention.stores.connection import shielded
 
 
 async def publish_artifact(  # noqa: PLR0913 - the fields of an artifact
@@ -43,8 +43,8 @@ async def publish_artifact(  # noqa: PLR0913 - the fields of an artifact
     if hold:
         metadata[HOLD] = "true" if hold is True else date(hold.year, hold.month, hold.day).isoformat()
     if ttl_days is not None:
-        if not 0 < ttl_days <= MOST_TTL_DAYS:
-            raise ValueError(f"ttl_days = {ttl_days!r} is not between 0 and {MOST_TTL_DAYS}")
+        if not 0 < ttl_days <= MAX_TTL_DAYS:
+            raise ValueError(f"ttl_days = {ttl_days!r} is not between 0 and {MAX_TTL_DAYS}")
         metadata[TTL_DAYS] = format(ttl_days, "f").rstrip("0").rstrip(".") if isinstance(ttl_days, float) else str(ttl_days)
     async with get_client() as client:
         return await create(client, data, type=type, key=key, description=description, metadata=metadata)
@@ -78,6 +78,6 @@ async def create(  # noqa: PLR0913 - the fields of an artifact
         ),
     )
     try:
-        return (await uncut(client.create_artifact(artifact))).id
+        return (await shielded(client.create_artifact(artifact))).id
     except ValueError as error:
         raise StoreError("the server's answer to a new artifact cannot be read") from error

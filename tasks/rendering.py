@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from prefect_artifact_retention.policies.words import count
+from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.tasks.report import CleanupReport, RuleCount
 
-TOP_KEYS = 20
-MOST_LISTED = 20
-UNKEYED = "(without a key)"
+MAX_STALE_KEYS_LISTED = 20
+MAX_KEYS_LISTED = 20
+UNKEYED_LABEL = "(without a key)"
 UNITS = ("kB", "MB", "GB", "TB")
 NO_BREAK = "\u00a0"
 NO_LINKS: Mapping[str, str] = {}
@@ -22,7 +22,7 @@ _LINK = re.compile(r"(?<=[a-z])(?=://)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
 WORD_JOINER = "\u2060"
 _LIST_NUMBER = re.compile(r"^([0-9]+)\.")
 _SIZE = re.compile(rf"[0-9.]+ (B|{'|'.join(UNITS)})")
-_SHOWN_KEY = 80
+_MAX_LABEL_CHARS = 80
 
 
 def headline(report: CleanupReport) -> str:
@@ -60,9 +60,9 @@ def size(amount: int) -> str:
 def label(key: str | None) -> str:
     """A key as one short printable line."""
     if key is None:
-        return UNKEYED
+        return UNKEYED_LABEL
     text = key if key and key.isprintable() else repr(key)
-    return text if len(text) <= _SHOWN_KEY else f"{text[:_SHOWN_KEY]}… ({len(key)} characters)"
+    return text if len(text) <= _MAX_LABEL_CHARS else f"{text[:_MAX_LABEL_CHARS]}… ({len(key)} characters)"
 
 
 def scope_label(keys: Iterable[str]) -> str:
@@ -157,10 +157,10 @@ def _keys(report: CleanupReport) -> str:
             size(key.bytes),
             *([size(key.bytes_freed)] if report.mode == "delete" else []),
         )
-        for key in stale[:TOP_KEYS]
+        for key in stale[:MAX_STALE_KEYS_LISTED]
     ]
     title = f"## Keys\n\n{count(len(stale), 'key')} with stale versions"
-    title += f"; the {TOP_KEYS} with the most:" if len(stale) > TOP_KEYS else ":"
+    title += f"; the {MAX_STALE_KEYS_LISTED} with the most:" if len(stale) > MAX_STALE_KEYS_LISTED else ":"
     deleted, freed = (["Deleted"], ["Freed"]) if report.mode == "delete" else ([], [])
     header = ("Key", "Policy", "Versions", "Kept", "Stale", *deleted, "Size", "Stale size", *freed)
     return f"{title}\n\n{_table(header, rows)}"
@@ -174,8 +174,8 @@ def _rules(title: str, counts: Sequence[RuleCount]) -> str:
 
 
 def _unmanaged(report: CleanupReport) -> str:
-    lines = [label(key) for key in report.unmanaged[:MOST_LISTED]]
-    if (more := len(report.unmanaged) - MOST_LISTED) > 0:
+    lines = [label(key) for key in report.unmanaged[:MAX_KEYS_LISTED]]
+    if (more := len(report.unmanaged) - MAX_KEYS_LISTED) > 0:
         lines.append(f"and {count(more, 'key')} more")
     if report.unmanaged_unkeyed:
         lines.append(count(report.unmanaged_unkeyed, "artifact") + " without a key")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, computed_field
 Mode = Literal["preview", "delete"]
 Outcome = Literal["completed", "unfinished", "refused", "skipped", "failed"]
 
-MOST_WARNINGS = 50
+MAX_WARNINGS = 50
 
 
 class KeyReport(BaseModel):
@@ -161,9 +161,9 @@ class CleanupReport(BaseModel):
         """Add a warning; the first fifty are kept once each, more would bury them."""
         if text in self.warnings:
             return
-        if len(self.warnings) < MOST_WARNINGS:
+        if len(self.warnings) < MAX_WARNINGS:
             self.warnings.append(text)
-        elif len(self.warnings) == MOST_WARNINGS:
+        elif len(self.warnings) == MAX_WARNINGS:
             self.warnings.append("There are more warnings than are shown here.")
 
     def _total(self, field: str) -> int:

@@ -24,12 +24,12 @@ Step = Literal["planning", "deleting"]
 Listener = Callable[[Step, int, int], Awaitable[None]]
 """Told of each step how much of it is done, of how much."""
 
-MOST_STALLED = 15
-STALLED_SECONDS = 60
+MAX_DEFERRED_DELETIONS = 15
+MIN_STALL_SECONDS = 60
 """A server that puts off as many deletions, for as long, and takes none in between, takes none: something holds its database,
 say. A run over many keys would look at each of them again and again."""
 
-FEWEST_DELETIONS = 10
+MIN_DELETIONS = 10
 """What a run deletes even where its time budget is over by then: under any budget, runs get ahead."""
 
 
@@ -63,7 +63,7 @@ class KeyPlan:
 
     key: str | None
     policy: RetentionPolicy
-    condemned: Sequence[UUID]
+    stale: Sequence[UUID]
     report: KeyReport
     sizes: Sequence[int] = ()
     collection: ArtifactCollection | None = None
@@ -88,10 +88,10 @@ class RuleTally:
         self.counts.update(rules)
         for rule in rules.keys() - self.examples.keys():
             self.examples[rule] = next(
-                words
+                text
                 for verdict in judgement
                 if verdict.keep == keep
-                for name, words in zip(verdict.rules, verdict.reasons, strict=True)
+                for name, text in zip(verdict.rules, verdict.reasons, strict=True)
                 if name == rule
             )
 
@@ -146,8 +146,8 @@ class Run:
         self.deletions_settled = 0
         self._listeners = list(listeners)
         self._began = time.monotonic()
-        self._put_off = 0
-        self._put_off_since = 0.0
+        self._deferred = 0
+        self._deferred_since = 0.0
         self._settled = -1
 
     def reconnect(self, server: ApiStore) -> None:
@@ -167,71 +167,71 @@ class Run:
         minutes = self.limits.time_budget_minutes
         return timedelta(minutes=minutes).total_seconds() if minutes else float("inf")
 
-    def may_plan_on(self) -> bool:
+    def has_planning_time(self) -> bool:
         """Whether planning still has time: half of the budget, so that there is time to delete what is planned."""
         return self.seconds < self.budget_seconds / 2
 
-    def may_go_on(self) -> bool:
+    def check_budgets(self) -> bool:
         """Whether the budgets of time and number still allow a deletion; if not, the run is unfinished.
 
         Nor does it go on where the server takes no deletions; then it has failed.
         """
         if self.is_stalled:
             return False
-        most = self.limits.max_deletions
-        late = self.seconds >= self.budget_seconds and self.deletions_started >= FEWEST_DELETIONS
-        if late or (most and self.deletions_started >= most):
+        limit = self.limits.max_deletions
+        late = self.seconds >= self.budget_seconds and self.deletions_started >= MIN_DELETIONS
+        if late or (limit and self.deletions_started >= limit):
             self.report.outcome = "unfinished"
             return False
         return True
 
     def room(self) -> float:
         """How many deletions the budgets of time and number still allow; if none, the run is unfinished."""
-        if not self.may_go_on():
+        if not self.check_budgets():
             return 0
-        most = self.limits.max_deletions
-        return most - self.deletions_started if most else float("inf")
+        limit = self.limits.max_deletions
+        return limit - self.deletions_started if limit else float("inf")
 
-    def may_delete(self) -> bool:
+    def take_deletion(self) -> bool:
         """Take one deletion from the budgets of time and number; False once one is used up."""
-        if not self.may_go_on():
+        if not self.check_budgets():
             return False
         self.deletions_started += 1
         return True
 
-    def put_off(self) -> None:
+    def defer_deletion(self) -> None:
         """Take note of a deletion that was put off, and give the run up where that goes on with nothing gone in between."""
         settled = sum(plan.report.deleted + plan.report.already_gone for plan in self.plans)
         if settled != self._settled:
-            self._settled, self._put_off, self._put_off_since = settled, 0, time.monotonic()
-        self._put_off += 1
-        stalled_for = time.monotonic() - self._put_off_since
-        if self._put_off >= MOST_STALLED and stalled_for >= STALLED_SECONDS and not self.is_stalled:
+            self._settled, self._deferred, self._deferred_since = settled, 0, time.monotonic()
+        self._deferred += 1
+        stalled_for = time.monotonic() - self._deferred_since
+        if self._deferred >= MAX_DEFERRED_DELETIONS and stalled_for >= MIN_STALL_SECONDS and not self.is_stalled:
             self.is_stalled = True
             self.report.errors.append(f"the Prefect server took no deletion for {stalled_for:.0f} seconds")
 
     def add_plan(self, plan: KeyPlan) -> None:
         """Take up the stale versions of one more key."""
         self.plans.append(plan)
-        self.planned += len(plan.condemned)
+        self.planned += len(plan.stale)
 
     def listen(self, listener: Listener) -> None:
         """Tell this listener, too, how far the run is."""
         self._listeners.append(listener)
 
-    async def tell(self, step: Step, done: int, total: int) -> None:
+    async def notify(self, step: Step, done: int, total: int) -> None:
         """Tell every listener how far the run is."""
         for listener in self._listeners:
             await listener(step, done, total)
 
-    async def tell_of_deletion(self) -> None:
+    async def notify_deletion(self) -> None:
         """Count one more version that has gone, and tell every listener."""
         self.deletions_settled += 1
-        await self.tell_of_deleting()
+        await self.notify_deleting()
 
-    async def tell_of_deleting(self) -> None:
+    async def notify_deleting(self) -> None:
         """Tell every listener that the run is still at it, though it may look for long before anything goes."""
-        await self.tell("deleting", self.deletions_settled, self.planned)
+        await self.notify("deleting", self.deletions_settled, self.planned)
 
 
 P = ParamSpec("P")

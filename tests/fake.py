@@ -69,7 +69,7 @@ class FakeServer:
 
     Attributes:
         address: Of its API, without the `/api`.
-        bears_several: It answers as a server on PostgreSQL does where clients ask whether it bears several requests at once.
+        takes_several: It answers as a server on PostgreSQL does where clients ask whether it bears several requests at once.
         limit: The most rows in a page.
         version: The version of Prefect that it says it is.
         expiry: What `/admin/settings` tells of the server's own expiry.
@@ -77,9 +77,9 @@ class FakeServer:
 
     store: Literal["api"] = "api"
 
-    def __init__(self, *, bears_several: bool = False, seed: int = 0) -> None:
+    def __init__(self, *, takes_several: bool = False, seed: int = 0) -> None:
         self.address = f"http://fake-{next(_NUMBERS)}.invalid"
-        self.bears_several = bears_several
+        self.takes_several = takes_several
         self.limit = DEFAULT_LIMIT
         self.version = prefect.__version__
         self.expiry: dict[str, object] = {"enabled": ["events"], "retention_period": 7_776_000.0}
@@ -229,7 +229,7 @@ class FakeServer:
         if not name or name.any_ is None or not name.like_ or name.like_[0] != "\\":
             raise UnknownRequestError(body)
         # PostgreSQL takes the backslash for an escape, and SQLite for a character like any other.
-        like = (name.like_[1:] if self.bears_several else name.like_).lower()
+        like = (name.like_[1:] if self.takes_several else name.like_).lower()
         return sum(like in flow.lower() for flow in self.database.flows if flow in name.any_)
 
     def _create_flow(self, body: Body) -> dict[str, Any]:

@@ -36,7 +36,7 @@ SETTLE_SECONDS = 2
 UNHURRIED_SECONDS = 7
 """The same for a server with its own settings."""
 
-MOST_LOOKS = 20
+MAX_POLLS = 20
 
 LOWERED_LIMIT = 37
 """What an administrator allows in a page of the PostgreSQL server of the integration tests; the other has the default."""
@@ -114,7 +114,7 @@ async def count_rows(server: Server, settle_seconds: float = SETTLE_SECONDS) -> 
     """The rows of every table, once the server has written all that it was told."""
     drain()
     rows = await server.database.count_all_rows()
-    for _look in range(MOST_LOOKS):
+    for _look in range(MAX_POLLS):
         await asyncio.sleep(settle_seconds)
         before, rows = rows, await server.database.count_all_rows()
         if rows == before:

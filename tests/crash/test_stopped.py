@@ -25,7 +25,7 @@ STALL_SECONDS = 10
 A Prefect server on SQLite holds all its writes up for a minute, about once in a thousand while two write at once.
 """
 
-MOST_STALLS = 3
+MAX_STALLS = 3
 
 
 async def latest(server: Server, key: str) -> Any:  # noqa: ANN401 - a row
@@ -45,7 +45,7 @@ async def until(server: Server, words: str) -> None:
     raise AssertionError(f"progress never said {words!r}")
 
 
-async def check_last_words(server: Server, estate: Estate) -> set[UUID]:
+async def check_final_report(server: Server, estate: Estate) -> set[UUID]:
     """The progress is honest, the report is there, nothing kept is gone."""
     data, description, metadata = await latest(server, "progress")
     assert description.startswith("Stopped. Deleted"), description
@@ -76,7 +76,7 @@ async def test_a_stopped_run_says_how_far_it_came(server: Server, forge: Forge, 
             break
     assert seconds < STALL_SECONDS
     assert code in (130, -signal.SIGTERM)
-    left = await check_last_words(server, estate)
+    left = await check_final_report(server, estate)
     assert left > estate.kept
     assert await asyncio.to_thread(lambda: end(forge.start(server))) == 0
     assert (await estate.left(server.database))[0] == estate.kept
@@ -89,7 +89,7 @@ async def test_a_run_stopped_while_it_plans_has_deleted_nothing(server: Server, 
     process = await asyncio.to_thread(forge.start, server, per_minute=SLOWLY // 5)
     await until(server, "Step 1/3")
     await asyncio.to_thread(end, process, signal.SIGTERM)
-    left = await check_last_words(server, estate)
+    left = await check_final_report(server, estate)
     assert left == {row.id for row in estate.rows}
 
 
@@ -123,4 +123,4 @@ async def test_wherever_sigterm_hits_the_run_stops(server: Server, forge: Forge,
         f"SIGTERM: 15 runs on {database}, seed {SEED}, {unfinished} with work left; they took {max(times):.1f} s to end at "
         f"most, the median {statistics.median(times):.1f} s; the server held its writes up {stalls} times"
     )
-    assert stalls <= MOST_STALLS * server.database.is_sqlite
+    assert stalls <= MAX_STALLS * server.database.is_sqlite

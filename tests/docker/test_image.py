@@ -18,7 +18,7 @@ import pytest
 from platforms import ROOT, Platform, before_you_start, checkout, end, platform, shell_block, wait_for
 
 BASE_IMAGE = "python:3.12-slim"
-MOST_MEGABYTES = 400
+MAX_MEGABYTES = 400
 """Of which Prefect and what it needs are more than half."""
 
 pytestmark = pytest.mark.docker
@@ -98,7 +98,7 @@ def test_the_image_is_labelled_and_small(image: str) -> None:
     inspected = json.loads(docker("image", "inspect", image))[0]
     assert inspected["Config"]["Labels"]["org.opencontainers.image.version"] == "1.2.3"
     base = json.loads(docker("image", "inspect", BASE_IMAGE))[0]
-    assert inspected["Size"] - base["Size"] < MOST_MEGABYTES * 10**6
+    assert inspected["Size"] - base["Size"] < MAX_MEGABYTES * 10**6
 
 
 def test_the_image_loads_the_flow_by_its_entrypoint(image: str) -> None:

@@ -194,14 +194,14 @@ def test_a_cancelled_run_stops_at_once_and_says_how_far_it_came(deployed: Platfo
     ended = deployed.wait(run)
     assert ended["state_type"] == "CANCELLED"
 
-    def last_words() -> str | None:
+    def final_report() -> str | None:
         rows = deployed.ask("POST", "/artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})
         (progress,) = (row for row in rows if row["key"] == "artifact-retention-progress")
         assert progress["data"] < 100
         report = any(row["key"] == "artifact-retention-report" for row in rows)
         return progress["description"] if report and progress["description"].startswith("Stopped. Deleted") else None
 
-    wait_for("the last words of the run", last_words)
+    wait_for("the last words of the run", final_report)
     assert deployed.left() > kept
     again = deployed.run("nightly")
     assert again["state"]["name"] == "Completed"

@@ -33,7 +33,7 @@ def without_key(made: Platform, rows: Collection[Row]) -> list[Row]:
     return [row for row in rows if row.id in left]
 
 
-def test_two_workers_delete_their_shares_at_once_and_nightly_the_rest(tmp_path: Path) -> None:
+def test_two_workers_delete_their_keys_at_once_and_nightly_the_rest(tmp_path: Path) -> None:
     """Neither waits for the other; `nightly` is skipped meanwhile, and afterwards takes what belongs to no share."""
     with platform(tmp_path, policies=POLICIES + UNKEYED) as made:
         kept = made.fill([key for keys in SHARES.values() for key in keys], VERSIONS)

@@ -18,9 +18,9 @@ import anyio.lowlevel
 import httpx
 import prefect.client.base
 import pytest
-from prefect_artifact_retention.stores.connection import MOST_RETRY_AFTER
+from prefect_artifact_retention.stores.connection import MAX_RETRY_AFTER_SECONDS
 
-LONGEST_PAUSE = MOST_RETRY_AFTER * 1.2
+MAX_PAUSE_SECONDS = MAX_RETRY_AFTER_SECONDS * 1.2
 """Seconds; Prefect's client adds up to a fifth."""
 
 Send = Callable[[httpx.Request], Awaitable[httpx.Response]]

@@ -112,10 +112,10 @@ async def fill(database: AnyDatabase, made: Scenario) -> None:
 
 def small_and_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few rows take as many requests, of every kind, as many rows do; and wait for no person, for there is none."""
-    monkeypatch.setattr(api, "MOST_ROWS", 4)
-    monkeypatch.setattr(api, "FIRST_BATCH_KEYS", 4)
-    monkeypatch.setattr(prune, "BATCH", 3)
-    monkeypatch.setattr(prune, "SETTLE_SECONDS", 0)
+    monkeypatch.setattr(api, "MAX_PAGE_ROWS", 4)
+    monkeypatch.setattr(api, "FIRST_LISTING_KEYS", 4)
+    monkeypatch.setattr(prune, "DELETIONS_PER_CHECK", 3)
+    monkeypatch.setattr(prune, "LATE_DELETION_SECONDS", 0)
 
 
 async def run_steps(server: Server | FakeServer) -> CleanupReport | None:
@@ -151,12 +151,12 @@ async def problems(database: AnyDatabase, made: Scenario, report: CleanupReport 
     return found
 
 
-async def mending_problems(database: AnyDatabase, made: Scenario, report: CleanupReport | None) -> list[str]:
+async def repair_problems(database: AnyDatabase, made: Scenario, report: CleanupReport | None) -> list[str]:
     """What is wrong after a run over collections that dangle: as above, but a failed run may leave them to the next one."""
     completed = report is not None and report.outcome == "completed"
     found = [problem for problem in await problems(database, made, report) if completed or not problem.startswith("dangling")]
-    mended = {"report-some", "report-none"}
-    nowhere = {version_id for version_id, key in (await database.keys()).items() if key not in mended}
+    repaired = {"report-some", "report-none"}
+    nowhere = {version_id for version_id, key in (await database.keys()).items() if key not in repaired}
     found += [f"came from nowhere: {version_id}" for version_id in nowhere - {row.id for row in made.rows}]
     if completed and await strays(database, made):
         found.append("a copy by which a collection was mended is left")

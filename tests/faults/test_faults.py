@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 from fake import FakeServer
-from injection import FAULTS, LONGEST_PAUSE, MAINTENANCE, Fault, line
-from prefect_artifact_retention.stores.connection import MOST_LOST
+from injection import FAULTS, MAINTENANCE, MAX_PAUSE_SECONDS, Fault, line
+from prefect_artifact_retention.stores.connection import MAX_LOST_REQUESTS
 from prefect_artifact_retention.tasks.report import CleanupReport
 from scenario import (
     Scenario,
     dangling_scenario,
     fill,
     flow_problems,
-    mending_problems,
     problems,
+    repair_problems,
     run_flow,
     run_steps,
     scenario,
@@ -31,10 +31,10 @@ from scenario import (
 from servers import Server
 
 SEED = 20261124
-MOST_PAUSES = MOST_LOST * 6 * LONGEST_PAUSE
+MAX_PAUSES = MAX_LOST_REQUESTS * 6 * MAX_PAUSE_SECONDS
 """What a run may spend waiting between attempts, whatever the server says."""
 
-MOST_SECONDS = 150
+MAX_SECONDS = 150
 """What a run may take without these pauses. Now and then, a Prefect server on SQLite holds its own writes up for a minute."""
 
 PARTS = 2
@@ -95,7 +95,7 @@ class Trial:
             await fill(database, made)
             with line(self.monkeypatch, fault, at) as broken:
                 try:
-                    async with asyncio.timeout(MOST_SECONDS):
+                    async with asyncio.timeout(MAX_SECONDS):
                         report = await self.run(self.server)
                 except TimeoutError:
                     last = broken.requests[-1]
@@ -109,7 +109,7 @@ class Trial:
             must = fault.outcome(broken.victim, made.stale) if report and "attempts" in broken.victim.extensions else ""
             if report and must not in ("", report.outcome):
                 found.append(f"the run says {report.outcome}, and must have {must}: {report.errors}")
-            if max(broken.pauses, default=0) > LONGEST_PAUSE or sum(broken.pauses) > MOST_PAUSES:
+            if max(broken.pauses, default=0) > MAX_PAUSE_SECONDS or sum(broken.pauses) > MAX_PAUSES:
                 found.append(f"pauses of {broken.pauses} s")
             await database.age_progress()
             again = await self.run(self.server)
@@ -137,10 +137,12 @@ async def pruning(server: Server | FakeServer, monkeypatch: pytest.MonkeyPatch) 
     return trial, made, await trial.all_cases(made)
 
 
-async def mending(server: Server | FakeServer, monkeypatch: pytest.MonkeyPatch) -> tuple[Trial, Scenario, list[Case]]:
+async def broken_collections(
+    server: Server | FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Trial, Scenario, list[Case]]:
     """The same of a run that finds collections without their latest version."""
     small_and_prompt(monkeypatch)
-    trial, made = Trial(server, monkeypatch, run_steps, mending_problems), dangling_scenario()
+    trial, made = Trial(server, monkeypatch, run_steps, repair_problems), dangling_scenario()
     return trial, made, await trial.all_cases(made)
 
 
@@ -151,7 +153,7 @@ async def whole_runs(server: Server, monkeypatch: pytest.MonkeyPatch, deep: int)
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("prepare", [pruning, mending])
+@pytest.mark.parametrize("prepare", [pruning, broken_collections])
 async def test_every_fault_of_every_request_loses_nothing(
     fake: FakeServer,
     monkeypatch: pytest.MonkeyPatch,

@@ -8,8 +8,8 @@ import pytest
 from database import Row, days, series
 from injection import (
     FAULTS,
-    LONGEST_PAUSE,
     MAINTENANCE,
+    MAX_PAUSE_SECONDS,
     Fault,
     answers,
     in_an_hour,
@@ -21,7 +21,7 @@ from injection import (
 )
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores import concurrency
-from prefect_artifact_retention.stores.connection import MOST_LOST, connect
+from prefect_artifact_retention.stores.connection import MAX_LOST_REQUESTS, connect
 from scenario import fill, problems, run_flow, run_steps, scenario, small_and_prompt, unfinished_run
 from servers import Server
 
@@ -33,11 +33,11 @@ ATTEMPTS = 6
     ("headers", "least", "most"),
     [
         pytest.param(retry_after("7"), 7, 8.4, id="seconds"),
-        pytest.param(in_an_hour, LONGEST_PAUSE / 1.2, LONGEST_PAUSE, id="a date in an hour"),
+        pytest.param(in_an_hour, MAX_PAUSE_SECONDS / 1.2, MAX_PAUSE_SECONDS, id="a date in an hour"),
         pytest.param(retry_after("Wed, 21 Oct 2015 07:28:00 GMT"), 0, 0, id="a date long past"),
         pytest.param(retry_after("Wed, 21 Oct 99999999999999999999 07:28:00 GMT"), 1, 1.2, id="no date"),
-        pytest.param(retry_after("1000000"), LONGEST_PAUSE / 1.2, LONGEST_PAUSE, id="eleven days"),
-        pytest.param(retry_after("inf"), LONGEST_PAUSE / 1.2, LONGEST_PAUSE, id="for ever"),
+        pytest.param(retry_after("1000000"), MAX_PAUSE_SECONDS / 1.2, MAX_PAUSE_SECONDS, id="eleven days"),
+        pytest.param(retry_after("inf"), MAX_PAUSE_SECONDS / 1.2, MAX_PAUSE_SECONDS, id="for ever"),
         pytest.param(retry_after("nan"), 0, 0, id="not a number"),
         pytest.param(retry_after("-5"), 0, 0, id="less than nothing"),
         pytest.param(retry_after("soon"), 1, 1.2, id="words"),
@@ -72,13 +72,13 @@ async def test_a_server_that_is_gone_for_good_ends_the_run(
     with server.active(), line(monkeypatch, fault, at=2) as broken:
         async with connect() as connection:
             await connection.now()
-            for _ in range(MOST_LOST):
+            for _ in range(MAX_LOST_REQUESTS):
                 with pytest.raises(StoreError, match=r"cannot reach|503"):
                     await connection.now()
             for _ in range(20):
                 with pytest.raises(StoreError, match="out of reach"):
                     await connection.now()
-    assert len(broken.requests) == 2 + MOST_LOST * ATTEMPTS
+    assert len(broken.requests) == 2 + MAX_LOST_REQUESTS * ATTEMPTS
 
 
 async def test_requests_lost_here_and_there_end_no_run(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,12 +101,12 @@ async def test_requests_that_are_lost_together_count_as_one(server: Server, monk
     with server.active(), line(monkeypatch, Fault("503", answers(503), outage=True), at=2) as broken:
         async with connect() as connection:
             await connection.now()
-            for _ in range(MOST_LOST):
+            for _ in range(MAX_LOST_REQUESTS):
                 lost = await asyncio.gather(*(connection.now() for _ in range(4)), return_exceptions=True)
                 assert ["503" in str(error) for error in lost] == [True] * 4
             with pytest.raises(StoreError, match="out of reach"):
                 await connection.now()
-    assert len(broken.requests) == 2 + MOST_LOST * 4 * ATTEMPTS
+    assert len(broken.requests) == 2 + MAX_LOST_REQUESTS * 4 * ATTEMPTS
 
 
 async def test_a_run_that_listings_hide_is_not_taken_for_one_that_has_ended(
@@ -151,7 +151,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-async def mend(server: Server) -> None:
+async def repair(server: Server) -> None:
     """Make all data JSON again."""
     await server.database.run("UPDATE artifact SET data = '\"x\"' WHERE data = '{'")
     await server.database.run("UPDATE artifact_collection SET data = '\"x\"' WHERE data = '{'")
@@ -172,7 +172,7 @@ async def test_versions_that_the_server_cannot_show_fail_their_key_and_no_other(
         assert failed.key == "report"
         assert "500" in failed.error
         assert await server.database.ids() == made.kept | report_rows
-    await mend(server)
+    await repair(server)
     assert (await run_steps(server)).outcome == "completed"
     assert await server.database.ids() == made.kept
 
@@ -190,7 +190,7 @@ async def test_a_latest_version_that_the_server_cannot_show_fails_its_key_and_no
     assert report.outcome == "failed"
     assert report.errors == ["the key after other: nothing deleted, because the server fails to show it (500)"]
     assert await server.database.ids() == made.kept | {row.id for row in made.rows if row.key == "report"}
-    await mend(server)
+    await repair(server)
     assert (await run_steps(server)).outcome == "completed"
     assert await server.database.ids() == made.kept
 
@@ -210,7 +210,7 @@ async def test_an_artifact_without_a_key_that_the_server_cannot_show_is_left_alo
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_whole_run_tells_of_a_key_that_the_server_cannot_show(server: Server) -> None:
+async def test_a_whole_run_reports_a_key_that_the_server_cannot_show(server: Server) -> None:
     """It is Failed, and has pruned the others."""
     made = scenario(await unfinished_run(server))
     await fill(server.database, made)

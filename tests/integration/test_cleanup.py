@@ -25,7 +25,7 @@ from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
 from prefect_artifact_retention.stores.api import ApiStore, Expiry
 from prefect_artifact_retention.stores.connection import connect
-from prefect_artifact_retention.stores.store import COPY_OF
+from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
 from prefect_artifact_retention.tasks import prune
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
@@ -37,7 +37,7 @@ KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 @pytest.fixture(params=["api", "database"])
 def server(server: Server, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Server:
     """A server without artifacts, whose versions are reached through its API or in its database, as many at a time."""
-    monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.BATCH", prune.BATCH)
+    monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.MAX_TRANSACTION_VERSIONS", prune.DELETIONS_PER_CHECK)
     return replace(server, store=request.param)
 
 
@@ -172,7 +172,7 @@ async def test_a_row_of_the_history_that_another_run_wrote_over_is_back_in_the_n
 
 async def test_the_history_is_bounded(api_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest row goes."""
-    monkeypatch.setattr("prefect_artifact_retention.tasks.history.MOST_ROWS", 2)
+    monkeypatch.setattr("prefect_artifact_retention.tasks.history.MAX_HISTORY_ROWS", 2)
     for keep in (1, 2, 3):
         await api_server.database.insert(series(f"report-{keep}", [1, 2, 3, 4]))
         await api_server.cleanup([RetentionPolicy(name="p", keep_last=keep)], mode="delete", keys=[f"report-{keep}"])
@@ -539,7 +539,7 @@ async def test_of_versions_created_at_the_same_moment_the_latest_stays(server: S
         assert await server.database.ids(f"key = 'twins-{number}'") == {rows[number % 3].id}
 
 
-async def test_a_collection_whose_latest_does_not_exist_is_mended_and_nothing_of_it_deleted(server: Server) -> None:
+async def test_a_collection_whose_latest_does_not_exist_is_repaired_and_nothing_of_it_deleted(server: Server) -> None:
     """The newest version that is left becomes its latest; its neighbour is pruned all the same."""
     broken = await server.database.insert(series("broken", [1, 2, 3]), latest={"broken": uuid4()})
     sound = await server.database.insert(series("sound", [1, 2, 3]))
@@ -551,7 +551,7 @@ async def test_a_collection_whose_latest_does_not_exist_is_mended_and_nothing_of
     assert [UUID(str(row[0])) for row in rows] == [broken[0].id]
 
 
-async def test_a_collection_without_any_version_is_mended_whenever_it_is_found(server: Server) -> None:
+async def test_a_collection_without_any_version_is_repaired_whenever_it_is_found(server: Server) -> None:
     """Also if the run in which it lost them was killed: its last version is back, as the collection has it."""
     (row,) = await server.database.insert([Row("ghost", days(1), data="boo", metadata={"a": "b"})])
     await server.database.run("UPDATE artifact_collection SET metadata_ = (SELECT metadata_ FROM artifact)")
@@ -581,11 +581,11 @@ async def test_a_collection_without_any_version_is_left_to_a_server_that_deletes
     assert await server.database.ids() == set()
 
 
-async def test_a_copy_that_a_killed_run_has_left_counts_for_no_version(server: Server) -> None:
+async def test_a_placeholder_that_a_killed_run_has_left_counts_for_no_version(server: Server) -> None:
     """The collection was mended with it, and it was to go at once: nothing of the key goes before it does."""
-    copy = Row("broken", days(0.1), metadata={COPY_OF: str(uuid4()), "a": "b"})
+    copy = Row("broken", days(0.1), metadata={PLACEHOLDER_OF: str(uuid4()), "a": "b"})
     rows = await server.database.insert([copy, *series("broken", [1, 2, 3])])
-    (alone,) = await server.database.insert([Row("alone", days(1), metadata={COPY_OF: str(uuid4())})])
+    (alone,) = await server.database.insert([Row("alone", days(1), metadata={PLACEHOLDER_OF: str(uuid4())})])
     await server.database.run(
         "UPDATE artifact_collection SET metadata_ = (SELECT metadata_ FROM artifact WHERE id = latest_id)"
     )
@@ -598,9 +598,10 @@ async def test_a_copy_that_a_killed_run_has_left_counts_for_no_version(server: S
 
 
 @pytest.mark.parametrize(
-    "metadata", [{"note": COPY_OF}, {COPY_OF.upper(): "x"}, {COPY_OF: str(uuid4()), "retention-hold": "true"}]
+    "metadata",
+    [{"note": PLACEHOLDER_OF}, {PLACEHOLDER_OF.upper(): "x"}, {PLACEHOLDER_OF: str(uuid4()), "retention-hold": "true"}],
 )
-async def test_a_version_that_only_looks_like_a_copy_or_is_held_stays(server: Server, metadata: dict[str, str]) -> None:
+async def test_a_version_that_only_looks_like_a_placeholder_or_is_held_stays(server: Server, metadata: dict[str, str]) -> None:
     """It is a version like any other."""
     rows = await server.database.insert([Row("report", days(0.1), metadata=metadata), *series("report", [1, 2])])
     copied = "(SELECT metadata_ FROM artifact WHERE id = latest_id)"
@@ -716,7 +717,7 @@ async def test_an_unreadable_plan_deletes_nothing(server: Server, monkeypatch: p
         ("artifacts/filter", [1, 2, 3], "something else than a list of rows"),
     ],
 )
-async def test_rows_of_an_unknown_shape_fail_the_run_in_words(
+async def test_rows_of_an_unknown_shape_fail_the_run_with_a_message(
     api_server: Server, monkeypatch: pytest.MonkeyPatch, what: str, rows: list[object], words: str
 ) -> None:
     """As another version of Prefect may list them: nothing goes, and there is a report."""
@@ -757,7 +758,7 @@ async def test_an_unforeseen_error_is_reported(server: Server) -> None:
     assert "deleting" not in str(loads(progress[0]))
 
 
-async def test_refused_credentials_are_told_in_words(api_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_credentials_are_reported_as_a_message(api_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a wrong API key is."""
 
     async def refuse(_transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
@@ -791,7 +792,7 @@ async def test_progress_is_updated_seldom_and_a_run_without_work_writes_little(
     assert 1 <= len(updates) <= 5
 
 
-async def test_what_is_told_of_an_artifact_without_a_key_does_not_depend_on_its_page(server: Server) -> None:
+async def test_the_reasons_for_an_artifact_without_a_key_do_not_depend_on_its_page(server: Server) -> None:
     """Both are of a run that goes on, which counts for the one that nothing else keeps, wherever the other is listed."""
     with server.active():
         async with get_client() as client:
@@ -897,7 +898,7 @@ async def test_an_error_never_shows_an_api_key(api_server: Server) -> None:
     assert "pnu_secret" not in str(refused.value)
 
 
-async def test_a_run_that_looks_for_long_before_it_deletes_says_that_it_is_alive(server: Server) -> None:
+async def test_a_run_that_reads_for_long_before_it_deletes_says_that_it_is_alive(server: Server) -> None:
     """A younger run would else take it for dead."""
     await server.database.insert(series("report", [1, 2, 3]))
     told: list[tuple[Step, int]] = []
@@ -914,7 +915,7 @@ async def test_a_run_that_looks_for_long_before_it_deletes_says_that_it_is_alive
 
 
 @pytest.mark.parametrize("what", ["hold", "run"])
-async def test_what_comes_to_hold_a_version_after_the_second_look_keeps_it(server: Server, what: str) -> None:
+async def test_what_comes_to_hold_a_version_after_the_recheck_keeps_it(server: Server, what: str) -> None:
     """A key with many versions is deleted for long; a late one may be held, or its run set going again, meanwhile."""
     with server.active():
         async with get_client() as client:
@@ -979,8 +980,8 @@ async def test_a_key_that_comes_under_another_policy_meanwhile_keeps_what_that_o
 
     with when_deleting(produce):
         report = await server.cleanup([shield, KEEP_2], mode="delete")
-    assert report.deleted == prune.BATCH
-    assert len(await server.database.ids()) == 125 - prune.BATCH
+    assert report.deleted == prune.DELETIONS_PER_CHECK
+    assert len(await server.database.ids()) == 125 - prune.DELETIONS_PER_CHECK
 
 
 async def test_an_idle_key_that_comes_to_life_meanwhile_loses_no_more(server: Server) -> None:

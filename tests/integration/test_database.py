@@ -27,7 +27,7 @@ from prefect_artifact_retention.flows.settings import RetentionSettings, load_se
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError, Version
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import Connection, connect
-from prefect_artifact_retention.stores.database import DatabaseStore, Portion, open_database
+from prefect_artifact_retention.stores.database import DatabaseStore, KeyDeletion, open_database
 from prefect_artifact_retention.stores.schema import ARTIFACT, check_schema
 from prefect_artifact_retention.stores.store import KeptVersionError
 from prefect_artifact_retention.tasks import bulk
@@ -127,7 +127,7 @@ async def test_a_listing_that_is_left_early_leaves_no_connection_behind(server: 
     """Though more has been asked for by then."""
     await server.database.insert([*series("one", [1, 2]), *series("other", [1, 2])])
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("prefect_artifact_retention.stores.database.MOST_ROWS", 1)
+        monkeypatch.setattr("prefect_artifact_retention.stores.database.MAX_ROWS_PER_QUERY", 1)
         async with open_database(server.database.url) as store:
             async with aclosing(store.histories(["one", "other"])) as listing:
                 async for (history,) in listing:
@@ -284,7 +284,7 @@ async def test_jsonb_would_be_refused(server: Server) -> None:
         ("postgresql://user:s3cret@127.0.0.1:99999/db", "cannot connect to the PostgreSQL database db"),
     ],
 )
-async def test_an_address_of_no_database_is_refused_in_words(server: Server, url: str, words: str) -> None:
+async def test_an_address_of_no_database_is_refused_with_a_message(server: Server, url: str, words: str) -> None:
     """Without what may be a password in it."""
     with replace(server, store="api").active(), pytest.raises(StoreError, match=words) as refused:
         await preview(RetentionSettings(database_url=SecretStr(url)), [KEEP_1])
@@ -320,9 +320,7 @@ async def test_a_preview_through_an_address_in_a_block_writes_nothing_at_all(ser
         assert await count_rows(server) == before
 
 
-async def test_a_block_that_the_server_does_not_show_is_an_error_in_words(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_block_that_the_server_does_not_show_is_a_plain_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a traceback, which could quote its address."""
     send = httpx.AsyncHTTPTransport.handle_async_request
 
@@ -366,9 +364,9 @@ async def test_what_has_not_changed_goes_in_bulk_and_the_counts_are_exact(server
     assert await server.database.run("SELECT key FROM artifact_collection WHERE key LIKE 'idle-%'") == []
 
 
-async def test_a_key_of_more_than_a_batch_goes_in_portions(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_key_of_more_than_a_batch_goes_in_several_batches(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """And so do many artifacts without a key; `max_deletions` stops in the middle of a portion, and bytes are exact."""
-    monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.BATCH", 7)
+    monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.MAX_TRANSACTION_VERSIONS", 7)
     rows = await server.database.insert(
         [*series("report", range(1, 31)), *series(None, range(40, 60)), *series("idle", [100] * 9)]
     )
@@ -405,7 +403,7 @@ async def test_a_run_that_lives_again_and_a_hold_keep_artifacts_without_a_key(se
     assert (report.deleted, report.spared) == (1, 2)
 
 
-async def test_the_statement_that_deletes_artifacts_without_a_key_spares_results_and_keys(server: Server) -> None:
+async def test_the_statement_that_deletes_artifacts_without_a_key_keeps_results_and_keys(server: Server) -> None:
     """Whatever it is given."""
     kinds = [Row(None, days(40)), Row(None, days(40), type="result"), Row("report", days(40)), Row(None, days(40), type=None)]
     rows = await server.database.insert(kinds)
@@ -439,13 +437,13 @@ async def test_a_deletion_rate_is_kept(server: Server) -> None:
 
 async def test_a_batch_has_few_of_large_versions(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writers wait for a transaction, and its time goes by bytes; a whole key of more than that goes one by one."""
-    monkeypatch.setattr(bulk, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(bulk, "MAX_TRANSACTION_BYTES", 10_000)
     batches: list[int] = []
     delete_unchanged, delete_unkeyed = DatabaseStore.delete_unchanged, DatabaseStore.delete_unkeyed
 
-    async def count(store: DatabaseStore, portions: list[Portion]) -> Any:  # noqa: ANN401 - as it answers
-        batches.append(sum(len(portion.ids) for portion in portions))
-        return await delete_unchanged(store, portions)
+    async def count(store: DatabaseStore, deletions: list[KeyDeletion]) -> Any:  # noqa: ANN401 - as it answers
+        batches.append(sum(len(deletion.ids) for deletion in deletions))
+        return await delete_unchanged(store, deletions)
 
     async def count_unkeyed(store: DatabaseStore, ids: list[UUID]) -> Any:  # noqa: ANN401 - as it answers
         batches.append(len(ids))
@@ -476,7 +474,7 @@ async def test_what_takes_too_long_in_a_batch_goes_one_by_one(server: Server, mo
     """A slow disk does not stop a run for good."""
     if server.database.is_sqlite:
         pytest.skip("SQLite knows no timeout of a statement")
-    monkeypatch.setattr("prefect_artifact_retention.stores.database.WRITE_SECONDS", 1)
+    monkeypatch.setattr("prefect_artifact_retention.stores.database.WRITE_TIMEOUT_SECONDS", 1)
     await server.database.insert([row for key in ("report", None) for row in series(key, range(1, 31))])
     await server.database.run(
         "CREATE FUNCTION take_time() RETURNS trigger AS 'BEGIN PERFORM pg_sleep(0.06); RETURN OLD; END' LANGUAGE plpgsql"
@@ -510,7 +508,7 @@ async def test_a_vacuum_does_not_wait_for_ever(server: Server, monkeypatch: pyte
     """Whoever holds the table may do so for hours: the report says that nothing was vacuumed, and what is stale has gone."""
     if server.database.is_sqlite:
         pytest.skip("no other session can hold a table of SQLite and let it be written to")
-    monkeypatch.setattr("prefect_artifact_retention.stores.database.BUSY_SECONDS", 1)
+    monkeypatch.setattr("prefect_artifact_retention.stores.database.BUSY_TIMEOUT_SECONDS", 1)
     await server.database.insert(series("report", [1, 2, 3]))
     async with server.database.engine.begin() as other:
         await other.execute(sa.text("LOCK TABLE artifact IN SHARE UPDATE EXCLUSIVE MODE"))
@@ -640,11 +638,11 @@ async def test_a_repaired_collection_has_the_data_of_its_newest_version(server: 
     report = await server.cleanup([KEEP_1], mode="delete")
     assert report.repaired == ["broken"]
     columns = "type, CAST(data AS TEXT), CAST(metadata_ AS TEXT), created, updated, flow_run_id"
-    (mended,) = await server.database.run(f"SELECT latest_id, {columns} FROM artifact_collection WHERE key = 'broken'")
+    (repaired,) = await server.database.run(f"SELECT latest_id, {columns} FROM artifact_collection WHERE key = 'broken'")
     (newest,) = await server.database.run(
         f"SELECT id, {columns} FROM artifact WHERE key = 'broken' ORDER BY created DESC LIMIT 1"
     )
-    assert mended == newest
+    assert repaired == newest
 
 
 async def test_a_latest_version_is_not_deleted_while_others_are_left(server: Server) -> None:
@@ -686,25 +684,25 @@ async def test_nothing_is_deleted_of_a_key_that_somebody_is_writing_to(server: S
     await server.database.insert([*series("busy", [1, 2]), *series("quiet", [1, 2])])
     async with open_database(server.database.url) as store, server.database.engine.connect() as producer:
         collections = {each.key: each for each in await store.collections(["busy", "quiet"])}
-        portions = []
+        deletions = []
         for key, collection in collections.items():
             history = await store.history(key)
             stale = [version.id for version in history.versions if version.id != collection.latest_id]
             assert history.mark
-            portions.append(Portion(collection, history.mark, stale, is_last=True))
+            deletions.append(KeyDeletion(collection, history.mark, stale, is_last=True))
         await producer.execute(sa.text("UPDATE artifact_collection SET latest_id = latest_id WHERE key = 'busy'"))
-        assert await store.delete_unchanged(portions) == {"quiet": None}
+        assert await store.delete_unchanged(deletions) == {"quiet": None}
         await producer.rollback()
-        assert await store.delete_unchanged(portions) == {"busy": None}
+        assert await store.delete_unchanged(deletions) == {"busy": None}
 
 
-async def portion_of(store: DatabaseStore, key: str, *, stays: int) -> Portion:
+async def deletion_of(store: DatabaseStore, key: str, *, stays: int) -> KeyDeletion:
     """What would delete all versions of a key but the newest few."""
     (collection,) = await store.collections([key])
     history = await store.history(key)
     assert history.mark
     newest_first = sorted(history.versions, key=lambda version: version.created, reverse=True)
-    return Portion(collection, history.mark, [version.id for version in newest_first[stays:]], is_last=True)
+    return KeyDeletion(collection, history.mark, [version.id for version in newest_first[stays:]], is_last=True)
 
 
 async def test_a_key_whose_run_has_not_finished_is_passed_over_and_the_rest_of_its_batch_goes(server: Server) -> None:
@@ -717,20 +715,20 @@ async def test_a_key_whose_run_has_not_finished_is_passed_over_and_the_rest_of_i
         rows[2].flow_run_id = run_id
         await server.database.insert(rows)
         async with open_database(server.database.url) as store:
-            portions = [await portion_of(store, key, stays=stays) for key in ("alive", "over")]
-            assert await store.delete_unchanged(portions) == {"over": None}
+            deletions = [await deletion_of(store, key, stays=stays) for key in ("alive", "over")]
+            assert await store.delete_unchanged(deletions) == {"over": None}
             assert [each.key for each in await store.collections(["alive", "over"])] == ["alive", "over"][: 1 + stays]
         assert await server.database.ids() == {row.id for row in rows[: 3 + stays]}
         await server.database.clear()
 
 
-async def test_a_batch_that_condemns_a_latest_version_deletes_nothing(server: Server) -> None:
+async def test_a_batch_with_a_latest_version_deletes_nothing(server: Server) -> None:
     """Whoever asks for it: the store looks for itself."""
     rows = await server.database.insert([*series("report", [1, 2]), *series("other", [1, 2])])
     async with open_database(server.database.url) as store:
-        wrong = replace(await portion_of(store, "report", stays=1), ids=[rows[0].id])
+        wrong = replace(await deletion_of(store, "report", stays=1), ids=[rows[0].id])
         with pytest.raises(StoreError, match="would not delete what was condemned; nothing of it has gone"):
-            await store.delete_unchanged([await portion_of(store, "other", stays=1), wrong])
+            await store.delete_unchanged([await deletion_of(store, "other", stays=1), wrong])
     assert await server.database.ids() == {row.id for row in rows}
 
 

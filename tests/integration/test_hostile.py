@@ -118,7 +118,7 @@ SEEN = [("log", "message"), ("flow_run_state", "message"), ("task_run_state", "m
 """What the user interface shows of a run as it is."""
 
 
-async def test_a_run_over_hostile_artifacts_that_fails_with_hostile_words_publishes_and_logs_plain_text(
+async def test_a_run_over_hostile_artifacts_that_fails_with_hostile_text_publishes_and_logs_plain_text(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The report, its charts, the history, the progress, every state and every log line; and what is kept is kept."""

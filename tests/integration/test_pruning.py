@@ -58,7 +58,7 @@ async def keys(server: Server, *names: str, versions: int) -> dict[str, list[Row
     return rows
 
 
-async def test_keys_with_one_stale_version_share_their_looks(server: Server) -> None:
+async def test_keys_with_one_stale_version_share_their_snapshots(server: Server) -> None:
     """A run over a hundred of them sends fewer other requests than deletions."""
     rows = await keys(server, *(f"key-{number}" for number in range(100)), versions=3)
     requests: Counter[str] = Counter()
@@ -75,7 +75,7 @@ async def test_keys_with_one_stale_version_share_their_looks(server: Server) -> 
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-async def test_a_successor_stays_when_a_person_deletes_the_latest_after_a_shared_look(server: Server, keep: int) -> None:
+async def test_a_successor_stays_when_a_person_deletes_the_latest_after_a_shared_snapshot(server: Server, keep: int) -> None:
     """Its neighbours in the look lose what they should."""
     rows = await keys(server, "a", "b", "c", versions=keep + 1)
     planned: list[bool] = []
@@ -143,7 +143,7 @@ async def test_a_version_that_came_and_went_since_the_plan_does_not_hide_the_one
     assert not await server.database.dangling()
 
 
-async def test_a_key_that_cannot_be_looked_at_fails_alone(server: Server) -> None:
+async def test_a_key_that_cannot_be_read_fails_alone(server: Server) -> None:
     """The keys that would have shared the look with it are pruned all the same."""
     rows = await keys(server, "a", "bad", "c", versions=3)
     planned: list[bool] = []
@@ -200,7 +200,7 @@ async def test_a_server_on_postgresql_gets_several_deletions_at_once_and_one_on_
     with transport(watch(set(), seen)):
         report = await server.cleanup([KEEP_2], mode="delete")
     assert report.deleted == 294
-    most = 1 if server.database.is_sqlite else concurrency.MOST_AT_ONCE
+    most = 1 if server.database.is_sqlite else concurrency.MAX_CONCURRENT_REQUESTS
     assert max(others for _, others in seen) == most - 1
 
 
@@ -231,11 +231,11 @@ async def test_the_kind_of_a_server_is_told_by_any_flow(server: Server, name: st
         async with get_client() as client:
             await client.create_flow_from_name(name)
         async with connect() as connection:
-            bears: list[bool] = []
+            allowed: list[bool] = []
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(connection, "allow_several", lambda: bears.append(True))
-                await ApiStore(connection).tune(name)
-    assert bears == ([] if server.database.is_sqlite or "\\" in name[1:] else [True])
+                patch.setattr(connection, "allow_concurrency", lambda: allowed.append(True))
+                await ApiStore(connection).detect_concurrency(name)
+    assert allowed == ([] if server.database.is_sqlite or "\\" in name[1:] else [True])
 
 
 @pytest.mark.usefixtures("at_once")
@@ -275,7 +275,7 @@ async def test_a_deletion_that_fails_ends_its_key_and_those_under_way_are_counte
 @pytest.fixture
 def soon_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take a server for stalled after two seconds."""
-    monkeypatch.setattr(run, "STALLED_SECONDS", 2)
+    monkeypatch.setattr(run, "MIN_STALL_SECONDS", 2)
 
 
 def busy(seconds: float, request: httpx.Request) -> httpx.Response:
@@ -302,7 +302,7 @@ def putting_off(rows: Sequence[Row], meanwhile: Callable[[str], Awaitable[None]]
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a look be too old for another attempt after less than a second."""
-    monkeypatch.setattr(prune, "MOST_STALE_SECONDS", 0.05)
+    monkeypatch.setattr(prune, "MAX_RESEND_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -333,7 +333,7 @@ async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(server
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("key", ["report", None])
-async def test_a_deletion_that_had_to_wait_is_done_after_another_look(server: Server, key: str | None) -> None:
+async def test_a_deletion_that_had_to_wait_is_done_after_another_snapshot(server: Server, key: str | None) -> None:
     """Whether the server has acted before or not, it is told as it is."""
     rows = await server.database.insert(series(key, range(1, 9)))
 
@@ -368,7 +368,7 @@ async def test_a_deletion_that_has_to_wait_again_and_again_fails_its_key(server:
     report = failed.value.report
     assert (report.deleted, report.failed, report.remaining) == (1, 1, 1)
     assert [each.key for each in report.failures()] == [key]
-    assert len(attempts) == prune.MOST_STALE
+    assert len(attempts) == prune.MAX_DEFERRALS
     assert {row.id for row in rows} <= await server.database.ids()
 
 
@@ -389,7 +389,7 @@ async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_
     report = failed.value.report
     assert (report.outcome, report.deleted, report.remaining) == ("failed", 0, 400)
     assert [error.partition(" for ")[0] for error in report.errors] == ["the Prefect server took no deletion"]
-    assert run.MOST_STALLED <= len(attempts) < 100
+    assert run.MAX_DEFERRED_DELETIONS <= len(attempts) < 100
     assert await server.database.ids() == {row.id for each in rows.values() for row in each}
 
 
@@ -419,7 +419,7 @@ async def test_kept_versions_that_go_while_a_long_key_is_pruned_leave_their_slot
     async def interfere(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
         if request.method == "DELETE":
             gone.append(request.url.path)
-            if len(gone) == prune.BATCH:
+            if len(gone) == prune.DELETIONS_PER_CHECK:
                 for row in rows[1:3]:
                     await server.database.delete_version(row.id)
         return await send(transport, request)
@@ -430,7 +430,7 @@ async def test_kept_versions_that_go_while_a_long_key_is_pruned_leave_their_slot
     assert await server.database.ids() == {rows[0].id, rows[3].id, rows[4].id}
 
 
-async def test_a_mending_whose_answer_is_lost_leaves_no_copy(server: Server) -> None:
+async def test_a_repair_whose_answer_is_lost_leaves_no_placeholder(server: Server) -> None:
     """The server has made two of it; were one of them left, it would take a slot of the others."""
     rows = (await keys(server, "report", versions=4))["report"]
     await server.database.delete_version(rows[0].id)
@@ -456,7 +456,7 @@ async def test_a_mending_whose_answer_is_lost_leaves_no_copy(server: Server) -> 
 
 
 @pytest.mark.usefixtures("impatient", "one_at_once")
-async def test_what_waits_behind_a_deletion_that_is_put_off_is_looked_at_again_too(server: Server) -> None:
+async def test_what_waits_behind_a_deferred_deletion_is_checked_again_too(server: Server) -> None:
     """Of the same key: nothing more of it is sent on the old look."""
     rows = (await keys(server, "report", versions=8))["report"]
 
@@ -470,7 +470,7 @@ async def test_what_waits_behind_a_deletion_that_is_put_off_is_looked_at_again_t
 
 
 @pytest.mark.usefixtures("one_at_once")
-async def test_the_look_right_before_a_successor_goes_is_not_held_up_by_another_key(server: Server) -> None:
+async def test_the_check_right_before_a_successor_goes_is_not_held_up_by_another_key(server: Server) -> None:
     """Its deletion follows at once, whoever else waits: a person's deletion of the latest in the meantime is seen."""
     rows = await keys(server, "a", "b", versions=2)
     successors = {str(rows[name][1].id): name for name in rows}

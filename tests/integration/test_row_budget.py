@@ -9,7 +9,7 @@ from prefect_artifact_retention.policies import RetentionPolicy
 from servers import LOWERED_LIMIT, Server, count_rows
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
-MOST_TASK_RUNS = 25
+MAX_TASK_RUNS = 25
 """The package's own default of `max_task_runs`."""
 
 TASK_RUNS_BESIDES = 4
@@ -31,14 +31,14 @@ async def test_a_run_without_work_writes_at_most_200_rows(server: Server) -> Non
     assert 0 < written.total() <= 200, written
 
 
-@pytest.mark.parametrize("keys", [MOST_TASK_RUNS, 100])
+@pytest.mark.parametrize("keys", [MAX_TASK_RUNS, 100])
 async def test_a_run_with_work_writes_as_many_rows_as_its_task_runs_allow(server: Server, keys: int) -> None:
     """Twenty for each prune task that it may start and three hundred more: as many keys as these, or many more."""
     await server.database.insert([row for number in range(keys) for row in series(f"key-{number}", [1, 2, 3, 4])])
     written = await rows_written(server)
     prunes = written["task_run"] - TASK_RUNS_BESIDES
-    assert prunes == keys if keys == MOST_TASK_RUNS else 0 < prunes < MOST_TASK_RUNS, written
-    assert prunes < written.total() <= MOST_TASK_RUNS * 20 + 300, written
+    assert prunes == keys if keys == MAX_TASK_RUNS else 0 < prunes < MAX_TASK_RUNS, written
+    assert prunes < written.total() <= MAX_TASK_RUNS * 20 + 300, written
 
 
 async def test_a_run_without_work_sends_few_requests(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

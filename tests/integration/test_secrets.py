@@ -73,7 +73,7 @@ def test_right_credentials_work_and_are_neither_printed_nor_stored(guarded: Serv
 
 
 @pytest.mark.parametrize("how", ["string", "address", "key alone"])
-def test_wrong_credentials_are_refused_in_words_without_them(guarded: Server, tmp_path: Path, how: str) -> None:
+def test_wrong_credentials_are_refused_with_a_message_without_them(guarded: Server, tmp_path: Path, how: str) -> None:
     """One line, no traceback, nothing deleted."""
     credentials = {
         "string": by_string(WRONG),
@@ -125,7 +125,7 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_an_address_that_is_none_is_told_without_what_stands_in_it(guarded: Server, tmp_path: Path, address: str) -> None:
+def test_an_invalid_address_is_reported_without_its_contents(guarded: Server, tmp_path: Path, address: str) -> None:
     """A password with a slash, a question mark or a hash passes for a port."""
     done = call(guarded, tmp_path, {"PREFECT_API_URL": address, "PREFECT_CLIENT_MAX_RETRIES": "0"}, "preview", "--json")
     assert done.returncode == 1

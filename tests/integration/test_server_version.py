@@ -71,7 +71,7 @@ async def test_a_version_that_is_not_tested_is_warned_of_once(
 
 
 @pytest.mark.parametrize("version", ["4.0.1", "no version", None])
-async def test_a_server_on_which_prefect_runs_no_flow_is_told_of_in_one_line(
+async def test_a_server_on_which_prefect_runs_no_flow_is_reported_in_one_line(
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

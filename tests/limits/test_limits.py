@@ -8,7 +8,7 @@ from command import measure
 from filling import Size, fill
 from servers import Server, started
 
-MOST_MEGABYTES = 400
+MAX_MEGABYTES = 400
 BUDGET_MINUTES = 1.5
 GRACE_SECONDS = 15
 """What the whole command may take beyond its budget: to start, to end the request under way, to verify and to report."""
@@ -55,6 +55,6 @@ async def test_memory_and_time_stay_bounded(server: Server, size: Size, tell: Ca
         assert report["outcome"] in ("completed", "unfinished")
         assert report["deleted"] > 100 or report["deleted"] == stale
         assert measured.seconds < BUDGET_MINUTES * 60 + GRACE_SECONDS
-        assert measured.megabytes < MOST_MEGABYTES
+        assert measured.megabytes < MAX_MEGABYTES
         stale -= report["deleted"]
     assert len(await server.database.ids()) == size.keys + stale

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 import pytest
-from prefect_artifact_retention.tasks.charts import MOST_BARS, MOST_RUNS, Bar, Picture, keys_chart, trend_chart
+from prefect_artifact_retention.tasks.charts import MAX_BARS, MAX_RUNS, Bar, Picture, keys_chart, trend_chart
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, Mode
 from test_rendering import HOSTILE, NOW
 
@@ -69,7 +69,7 @@ def test_only_keys_with_stale_versions_are_drawn_and_only_the_first_of_many() ->
     """Those with the most."""
     keys = [key(f"key-{number}", 30, number) for number in range(20)]
     shown = words(keys_chart(report(keys)))
-    assert [each for each in shown if each.startswith("key-")] == [f"key-{19 - number}" for number in range(MOST_BARS)]
+    assert [each for each in shown if each.startswith("key-")] == [f"key-{19 - number}" for number in range(MAX_BARS)]
     assert keys_chart(report([key("a", 5, 0)])) is None
 
 
@@ -77,7 +77,7 @@ def test_the_trend_shows_the_last_runs_and_needs_two() -> None:
     """The oldest first."""
     runs = [Bar(f"2026-11-{number:02}", 100 + number, 100) for number in range(1, 29)] + [Bar("2026-12-01", 1, 1)] * 5
     picture = trend_chart(runs, runs)
-    assert f"The last {MOST_RUNS} runs" in words(picture)
+    assert f"The last {MAX_RUNS} runs" in words(picture)
     assert words(picture).count("2026-11-04") == 2
     assert "2026-11-03" not in words(picture)
     assert trend_chart(runs[:1], runs[:1]) is None

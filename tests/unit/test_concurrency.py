@@ -4,21 +4,27 @@ import asyncio
 from collections.abc import Mapping
 
 import pytest
-from prefect_artifact_retention.stores.concurrency import FIRST, HOLD, LEVELS, AdaptiveConcurrency, for_each
+from prefect_artifact_retention.stores.concurrency import (
+    FIRST_LEVEL_REQUESTS,
+    LEVELS,
+    SETTLED_REQUESTS,
+    AdaptiveConcurrency,
+    for_each,
+)
 
 
 class ServerModel:
     """Answers requests one by one, at a speed that depends on how many are under way; time is what it takes for them."""
 
-    def __init__(self, speeds: Mapping[int, float], most: int = LEVELS[-1], *, bears_several: bool = True) -> None:
+    def __init__(self, speeds: Mapping[int, float], most: int = LEVELS[-1], *, takes_several: bool = True) -> None:
         self.speeds = speeds
         self.most = most
         self.seconds = 0.0
         self.levels: list[int] = []
         self.waiting: list[asyncio.Future[None]] = []
         self.concurrency = AdaptiveConcurrency(clock=lambda: self.seconds)
-        if bears_several:
-            self.concurrency.allow_several()
+        if takes_several:
+            self.concurrency.allow_concurrency()
 
     async def request(self, _number: int = 0) -> None:
         """A deletion; a server with more under way than it bears says that it is busy before it answers."""
@@ -65,60 +71,60 @@ async def test_a_run_goes_on_at_the_lowest_level_about_as_fast_as_the_fastest(sp
     assert set(server.levels[600:900]) == {best}
 
 
-async def test_a_short_run_has_as_many_under_way_as_the_server_is_known_to_bear() -> None:
+async def test_a_short_run_has_as_many_under_way_as_the_server_is_known_to_take() -> None:
     """Trying others would not pay."""
     server = ServerModel(SQLITE)
-    await server.serve(FIRST)
-    assert set(server.levels[: FIRST - LEVELS[-1]]) == {LEVELS[-1]}
+    await server.serve(FIRST_LEVEL_REQUESTS)
+    assert set(server.levels[: FIRST_LEVEL_REQUESTS - LEVELS[-1]]) == {LEVELS[-1]}
 
 
-async def test_one_request_is_under_way_at_a_time_where_the_server_is_not_known_to_bear_several() -> None:
+async def test_one_request_is_under_way_at_a_time_where_the_server_is_not_known_to_take_several() -> None:
     """So a server on SQLite never gets two that write at once."""
-    server = ServerModel(POSTGRESQL, bears_several=False)
-    await server.serve(3 * HOLD)
+    server = ServerModel(POSTGRESQL, takes_several=False)
+    await server.serve(3 * SETTLED_REQUESTS)
     assert set(server.levels) == {1}
 
 
 async def test_no_level_is_tried_below_one_that_is_slower_and_that_one_seldom() -> None:
     """So trying costs a server on PostgreSQL hardly anything."""
     server = ServerModel(POSTGRESQL)
-    await server.serve(10 * HOLD)
-    assert server.levels.count(1) < FIRST / 10
-    assert 0 < server.levels.count(2) < 0.06 * 10 * HOLD
+    await server.serve(10 * SETTLED_REQUESTS)
+    assert server.levels.count(1) < FIRST_LEVEL_REQUESTS / 10
+    assert 0 < server.levels.count(2) < 0.06 * 10 * SETTLED_REQUESTS
 
 
 async def test_a_server_that_is_busy_gets_fewer_at_once_for_a_good_while() -> None:
     """Though it would be faster with more; the level at which it said so is left at once."""
     server = ServerModel(POSTGRESQL, most=2)
-    await server.serve(FIRST)
+    await server.serve(FIRST_LEVEL_REQUESTS)
     assert server.concurrency.level == 2
     server.levels.clear()
-    await server.serve(HOLD - 2 * FIRST)
+    await server.serve(SETTLED_REQUESTS - 2 * FIRST_LEVEL_REQUESTS)
     assert set(server.levels) == {2, 1}
     assert server.levels.count(1) == 1  # the last one
     server.most = LEVELS[-1]
-    await server.serve(2 * HOLD)
+    await server.serve(2 * SETTLED_REQUESTS)
     assert server.concurrency.level == LEVELS[-1]
 
 
 async def test_a_server_that_is_busy_while_levels_are_compared_is_not_compared_on() -> None:
     """Not with the level below either: nothing is known of that."""
     server = ServerModel(SQLITE)
-    await server.serve(FIRST + 45)
+    await server.serve(FIRST_LEVEL_REQUESTS + 45)
     assert server.concurrency.level == 2
     server.most = 1
     await server.serve(20)
     assert server.concurrency.level == 1
     server.most, server.speeds = LEVELS[-1], POSTGRESQL
     server.levels.clear()
-    await server.serve(HOLD - 100)
+    await server.serve(SETTLED_REQUESTS - 100)
     assert set(server.levels) == {1}
 
 
 async def test_a_server_that_is_busy_with_any_number_gets_one_at_a_time() -> None:
     """And that one always: it waits for its turn, and is not refused by us."""
     server = ServerModel(POSTGRESQL, most=0)
-    await server.serve(FIRST)
+    await server.serve(FIRST_LEVEL_REQUESTS)
     assert server.concurrency.level == 1
     assert set(server.levels[20:]) == {1}
 
@@ -126,10 +132,10 @@ async def test_a_server_that_is_busy_with_any_number_gets_one_at_a_time() -> Non
 async def test_levels_are_tried_anew_when_a_server_has_become_faster() -> None:
     """Somebody else was at work, and has finished."""
     server = ServerModel(SQLITE)
-    await server.serve(HOLD)
+    await server.serve(SETTLED_REQUESTS)
     assert server.concurrency.level == 1
     server.speeds = POSTGRESQL
-    await server.serve(2 * HOLD)
+    await server.serve(2 * SETTLED_REQUESTS)
     assert server.concurrency.level == 4
 
 

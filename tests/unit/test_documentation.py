@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cyclopts import CycloptsError
 from prefect_artifact_retention.flows.cli import app
-from prefect_artifact_retention.flows.settings import PREFIX, RetentionSettings, load_settings, resolve_policies
+from prefect_artifact_retention.flows.settings import ENV_PREFIX, RetentionSettings, load_settings, resolve_policies
 from prefect_artifact_retention.policies import RetentionPolicy, load_policies
 
 ROOT = Path(__file__).parents[2]
@@ -121,14 +121,14 @@ def test_the_readme_lists_every_setting_with_its_default() -> None:
     fields = {
         name: field for name, field in RetentionSettings.model_fields.items() if name not in ("policies", "database_url")
     }
-    assert rows == [(name, PREFIX + name.upper(), str(field.default) or "none") for name, field in fields.items()]
-    assert f"| never: it is a secret | `{PREFIX}DATABASE_URL` | none |" in section("Settings")
+    assert rows == [(name, ENV_PREFIX + name.upper(), str(field.default) or "none") for name, field in fields.items()]
+    assert f"| never: it is a secret | `{ENV_PREFIX}DATABASE_URL` | none |" in section("Settings")
 
 
 def test_every_variable_that_the_readme_names_exists() -> None:
     """A misspelt one would be refused."""
-    known = {PREFIX + name.upper() for name in (*RetentionSettings.model_fields, "config")}
-    assert set(re.findall(rf"{PREFIX}\w+", README)) == known
+    known = {ENV_PREFIX + name.upper() for name in (*RetentionSettings.model_fields, "config")}
+    assert set(re.findall(rf"{ENV_PREFIX}\w+", README)) == known
 
 
 def test_the_readme_lists_every_field_of_a_policy() -> None:

@@ -203,14 +203,14 @@ def test_what_is_counted_is_what_each_verdict_says(case: Case) -> None:
     judgement = judge(case.versions, case.policy, now=case.now, latest_id=case.latest_id, running=case.running)
     verdicts = case.verdicts()
     assert tuple(judgement) == tuple(judgement[:]) == verdicts
-    condemned = [verdict.version for verdict in verdicts if not verdict.keep]
-    assert [judgement.versions[place] for place in judgement.condemned] == condemned
+    stale = [verdict.version for verdict in verdicts if not verdict.keep]
+    assert [judgement.versions[place] for place in judgement.stale] == stale
     for keep in (True, False):
         told = Counter(chain.from_iterable(verdict.rules for verdict in verdicts if verdict.keep == keep))
         assert judgement.rules(keep=keep) == told
-    flow_runs, task_runs = judgement.condemned_runs()
-    assert flow_runs == {version.flow_run_id for version in condemned} - {None}
-    assert task_runs == {version.task_run_id for version in condemned} - {None}
+    flow_runs, task_runs = judgement.stale_runs()
+    assert flow_runs == {version.flow_run_id for version in stale} - {None}
+    assert task_runs == {version.task_run_id for version in stale} - {None}
 
 
 def test_versions_by_columns_are_the_versions_they_are_made_of() -> None:
@@ -392,7 +392,7 @@ def test_a_future_version_decides_over_no_other(case: Case) -> None:
 
 
 @given(cases(known_latest=True), st.data())
-def test_a_version_missing_from_the_listing_condemns_no_other(case: Case, data: st.DataObject) -> None:
+def test_a_version_missing_from_the_listing_makes_no_other_stale(case: Case, data: st.DataObject) -> None:
     """A listing that loses a version may keep too much, never delete what it should keep."""
     others = [v for v in case.versions if v.id != case.latest_id]
     assume(others)
@@ -436,8 +436,8 @@ def test_planning_ends_after_two_rounds_even_where_a_key_becomes_idle(case: Case
 def test_interrupted_deletions_end_in_the_same_state(case: Case, done: int) -> None:
     """Oldest first, killed after any number of deletions: the rerun keeps what the undisturbed run keeps."""
     survivors = case.kept()
-    condemned = sorted((v for v in case.versions if v.id not in survivors), key=lambda v: (v.created, v.id))
-    gone = {v.id for v in condemned[:done]}
+    stale = sorted((v for v in case.versions if v.id not in survivors), key=lambda v: (v.created, v.id))
+    gone = {v.id for v in stale[:done]}
     assert case._replace(versions=[v for v in case.versions if v.id not in gone]).kept() == survivors
 
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks.charts import svg, words
+from benchmarks.charts import format_number, svg
 from benchmarks.page import BEGIN, END, measured, write
 from benchmarks.results import Chart, Figure, Results
 
@@ -82,7 +82,7 @@ def test_a_plot_has_every_point_inside_its_axes(points: list[tuple[float, float]
 @pytest.mark.parametrize(("number", "text"), [(1_234_567, "1,234,567"), (99.94, "99.9"), (0.01234, "0.0123"), (3, "3")])
 def test_numbers_have_three_digits_that_count(number: float, text: str) -> None:
     """Or all that there are before the point."""
-    assert words(number) == text
+    assert format_number(number) == text
 
 
 def test_the_page_has_its_markers_and_shows_only_pictures_that_exist() -> None:

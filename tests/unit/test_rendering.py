@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from prefect_artifact_retention.policies import ConfigurationError, StoreError
-from prefect_artifact_retention.policies.words import printable
-from prefect_artifact_retention.stores.connection import MOST_DETAIL, _detail
+from prefect_artifact_retention.policies.formatting import printable
+from prefect_artifact_retention.stores.connection import MAX_DETAIL_CHARS, _detail
 from prefect_artifact_retention.tasks.history import _row
 from prefect_artifact_retention.tasks.prune import group_label, pack
 from prefect_artifact_retention.tasks.rendering import (
@@ -168,7 +168,7 @@ def test_a_deletion_says_how_it_ended(outcome: str, fields: dict[str, object], l
     assert headline(deletion(outcome=outcome, **fields)) == line
 
 
-def test_what_is_already_gone_or_spared_does_not_remain() -> None:
+def test_what_is_already_gone_or_kept_on_recheck_does_not_remain() -> None:
     """What failed does: the next run tries it again."""
     keys = [KeyReport(key="a", policy="p", versions=9, planned=8, deleted=1, already_gone=2, spared=1, failed=1)]
     assert headline(deletion(outcome="unfinished", key_reports=keys)).endswith("; unfinished, 4 remain")
@@ -315,7 +315,7 @@ def test_without_stale_versions_there_is_no_table_of_keys() -> None:
     assert rows(text, "Keys") == []
 
 
-def test_policies_and_rules_are_listed_with_their_words() -> None:
+def test_policies_and_rules_are_listed_with_their_descriptions() -> None:
     """The sentence of each policy, and an example of each rule."""
     text = markdown(
         report(
@@ -462,7 +462,7 @@ def test_what_a_server_says_about_an_error_is_one_short_line(text: str) -> None:
     """Whatever it quotes."""
     detail = _detail(Response(500, content=json.dumps({"detail": text})))
     assert detail.isprintable()
-    assert len(detail) < 10 * MOST_DETAIL
+    assert len(detail) < 10 * MAX_DETAIL_CHARS
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -480,8 +480,8 @@ def test_a_policys_sentence_and_the_name_of_a_run_are_printable(text: str) -> No
 
 def plan(number: int, stale: int) -> KeyPlan:
     """A key with so many stale versions."""
-    condemned = [UUID(int=index) for index in range(stale)]
-    return KeyPlan(f"key-{number}", policy(keep_last=1), condemned, KeyReport(key=f"key-{number}", policy="test"))
+    stale = [UUID(int=index) for index in range(stale)]
+    return KeyPlan(f"key-{number}", policy(keep_last=1), stale, KeyReport(key=f"key-{number}", policy="test"))
 
 
 def names(group: list[KeyPlan]) -> list[str | None]:
@@ -509,7 +509,7 @@ def test_groups_are_complete_balanced_and_at_most_as_many_as_allowed(stale: list
     assert len(groups) <= most
     assert all(groups)
     assert sorted(str(member.key) for group in groups for member in group) == sorted(str(member.key) for member in plans)
-    weights = [sum(len(member.condemned) for member in group) for group in groups]
+    weights = [sum(len(member.stale) for member in group) for group in groups]
     if len(plans) > most:
         assert max(weights) - min(weights) <= max(stale)
 
