@@ -8,7 +8,7 @@ from html import escape
 
 from benchmarks.results import Chart
 
-CHART_WIDTH, HEIGHT = 760, 420
+CHART_WIDTH, CHART_HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 80, 730, 60, 310
 """Pixels: the picture, and the plot inside it."""
 
@@ -46,8 +46,9 @@ def svg(chart: Chart) -> str:
         parts += _line(f"s{number}", [(across(x), up(y)) for x, y in line])
         parts += _legend(number, name)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{CHART_WIDTH}" height="{HEIGHT}" viewBox="0 0 {CHART_WIDTH} {HEIGHT}">'
-        f'<style>{CHART_STYLE}</style><rect x="0.5" y="0.5" width="{CHART_WIDTH - 1}" height="{HEIGHT - 1}" rx="8" class="card"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{CHART_WIDTH}" height="{CHART_HEIGHT}" '
+        f'viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}"><style>{CHART_STYLE}</style>'
+        f'<rect x="0.5" y="0.5" width="{CHART_WIDTH - 1}" height="{CHART_HEIGHT - 1}" rx="8" class="card"/>'
         f"{''.join(parts)}</svg>\n"
     )
 

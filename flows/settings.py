@@ -174,8 +174,8 @@ def _sources(file: Path, table: dict[str, Any]) -> dict[str, str]:
     _refuse_unknown(str(file), table, fields)
     if "database_url" in table:
         raise ConfigurationError(
-            f"{file}: database_url is a secret, and such files get into images and repositories: set {ENV_PREFIX}DATABASE_URL, "
-            "or name a Secret block of the server with database_block"
+            f"{file}: database_url is a secret, and such files get into images and repositories: "
+            f"set {ENV_PREFIX}DATABASE_URL, or name a Secret block of the server with database_block"
         )
     sources = dict.fromkeys(table, str(file))
     for origin, names in find_variables(ENV_PREFIX, [*fields, "config"]).items():

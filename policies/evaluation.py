@@ -104,8 +104,8 @@ class Judgement(Sequence[Verdict]):
 
     def _verdict(self, index: int) -> Verdict:
         keep, reasons = self._decisions.get(index) or self._rest.decide(index)
-        text, rules = tuple(reason.text for reason in reasons), tuple(reason.rule for reason in reasons)
-        return Verdict(self.versions[index], keep, text, rules)
+        texts, rules = tuple(reason.text for reason in reasons), tuple(reason.rule for reason in reasons)
+        return Verdict(self.versions[index], keep, texts, rules)
 
     def stale_runs(self) -> tuple[set[UUID], set[UUID]]:
         """The flow runs and the task runs that wrote those that go."""

@@ -383,14 +383,14 @@ class ApiStore:
             return ""
         tested = f"this package is tested with Prefect {_TESTED}, and may misread another"
         try:
-            told = str(self.connection.json(await self.connection.request("GET", "/admin/version")))
+            answer = str(self.connection.json(await self.connection.request("GET", "/admin/version")))
         except StoreError:
-            told = ""
-        if not (numbers := re.match(r"([0-9]{1,6})\.([0-9]{1,6})(?![0-9])", told)):
+            answer = ""
+        if not (numbers := re.match(r"([0-9]{1,6})\.([0-9]{1,6})(?![0-9])", answer)):
             return f"the server does not say which version of Prefect it runs; {tested}"
         if TESTED_VERSIONS[0] <= (int(numbers[1]), int(numbers[2])) <= TESTED_VERSIONS[1]:
             return ""
-        return f"the server runs Prefect {printable(told[:MAX_QUOTED_CHARS])}; {tested}"
+        return f"the server runs Prefect {printable(answer[:MAX_QUOTED_CHARS])}; {tested}"
 
     async def expiry(self) -> Expiry | None:
         """What the server's own `db_vacuum` deletes; None if the server does not tell."""

@@ -39,7 +39,7 @@ MIN_GAIN_FACTOR = 1.07
 
 Item = TypeVar("Item")
 
-_RESERVED_TURN: ContextVar[int | None] = ContextVar("_HELD", default=None)
+_RESERVED_TURN: ContextVar[int | None] = ContextVar("_RESERVED_TURN", default=None)
 """The turn of the slot that is kept for what is going on."""
 
 
@@ -75,8 +75,8 @@ class AdaptiveConcurrency:
         Yields:
             The turn that the request belongs to, to be told to `back_off`.
         """
-        if (held := _RESERVED_TURN.get()) is not None:
-            yield held
+        if (reserved := _RESERVED_TURN.get()) is not None:
+            yield reserved
             return
         async with self._slots:
             turn = self._turn

@@ -267,7 +267,7 @@ class DatabaseStore:
         versions has not finished. So are all if that goes on, or if the deletion takes too long.
 
         Args:
-            portions: At most one of each key.
+            deletions: At most one of each key.
 
         Returns:
             The keys of which the portion has gone, with their mark from now on where more is to follow.

@@ -28,7 +28,7 @@ class Collection:
         key: Their key.
         latest_id: The latest of them.
         type: Its type.
-        is_placeholder: It is a copy of a vanished one, made to be deleted again: beside other versions, a mending is not finished.
+        is_placeholder: Its latest version was posted by a repair to be deleted at once; beside others, it is left over.
     """
 
     key: str

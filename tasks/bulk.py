@@ -120,16 +120,16 @@ async def _prune_unkeyed(run: Run, store: DatabaseStore, plan: KeyPlan, limit: i
     while start < len(ids) and (room := int(min(limit, run.room()))):
         await run.notify_deleting()
         number = _fitting(sizes[start : start + room], MAX_TRANSACTION_BYTES, at_least=1)
-        deletion = dict(zip(ids[start : start + number], sizes[start : start + number], strict=True))
+        batch = dict(zip(ids[start : start + number], sizes[start : start + number], strict=True))
 
-        async def delete(deletion: Mapping[UUID, int] = deletion) -> set[UUID]:
-            deleted = await store.delete_unkeyed(list(deletion))
-            _account(run, plan, len(deleted), sum(deletion[version_id] for version_id in deleted))
+        async def delete(batch: Mapping[UUID, int] = batch) -> set[UUID]:
+            deleted = await store.delete_unkeyed(list(batch))
+            _account(run, plan, len(deleted), sum(batch[version_id] for version_id in deleted))
             return deleted
 
         deleted = await shielded(delete())
-        left += deletion.keys() - deleted
-        start += len(deletion)
+        left += batch.keys() - deleted
+        start += len(batch)
         await run.notify_deleting()
         await store.pace(len(deleted))
     plan.stale = [*left, *ids[start:]]

@@ -52,7 +52,7 @@ class Panel:
 
     unit: str
     bars: Sequence[Bar]
-    words: Callable[[int], str]
+    format: Callable[[int], str]
 
     @property
     def highest(self) -> int:
@@ -91,9 +91,9 @@ def keys_chart(report: CleanupReport) -> Picture | None:
     width = (WIDTH - 2 * MARGIN - NAMES) // len(panels)
     for column, panel in enumerate(panels):
         parts += _across(panel, MARGIN + NAMES + column * width, width)
-    told = "; ".join(f"{bar.name}: {bar.before} versions before, {bar.after} after" for bar in panels[0].bars[:3])
+    summary = "; ".join(f"{bar.name}: {bar.before} versions before, {bar.after} after" for bar in panels[0].bars[:3])
     height = TITLE + 20 + len(stale) * ROW + MARGIN
-    return Picture(_svg(height, parts), f"Bar chart of versions and bytes before and after, by key. {told}")
+    return Picture(_svg(height, parts), f"Bar chart of versions and bytes before and after, by key. {summary}")
 
 
 def trend_chart(versions: Sequence[Bar], amounts: Sequence[Bar]) -> Picture | None:
@@ -127,14 +127,14 @@ def _across(panel: Panel, x: float, width: float) -> Iterator[str]:
         y = TITLE + 20 + row * ROW
         yield _rect(x, y, scale * bar.before, 16, "gone")
         yield _rect(x, y, scale * bar.after, 16, "kept")
-        yield _text(x + scale * bar.before + 6, y + 13, f"{panel.words(bar.before)} → {panel.words(bar.after)}", "soft")
+        yield _text(x + scale * bar.before + 6, y + 13, f"{panel.format(bar.before)} → {panel.format(bar.after)}", "soft")
 
 
 def _upright(panel: Panel, x: float, width: float) -> Iterator[str]:
     """One bar to a column, above an axis with the first and the last name."""
     bottom = TITLE + 20 + PLOT
     step = width / len(panel.bars)
-    yield _text(x, TITLE + 8, f"{panel.unit}, at most {panel.words(panel.highest)}", "soft")
+    yield _text(x, TITLE + 8, f"{panel.unit}, at most {panel.format(panel.highest)}", "soft")
     wide = min(step * 0.8, 40)
     for column, bar in enumerate(panel.bars):
         for amount, kind in ((bar.before, "gone"), (bar.after, "kept")):
@@ -147,9 +147,9 @@ def _upright(panel: Panel, x: float, width: float) -> Iterator[str]:
 
 def _legend(left: str, gone: str) -> Iterator[str]:
     x = float(WIDTH - MARGIN)
-    for words, kind in ((gone, "gone"), (left, "kept")):
-        x -= 7 * len(words)
-        yield _text(x, 28, words, "soft")
+    for text, kind in ((gone, "gone"), (left, "kept")):
+        x -= 7 * len(text)
+        yield _text(x, 28, text, "soft")
         x -= 18
         yield _rect(x, 18, 12, 12, kind)
         x -= 16

@@ -1,12 +1,17 @@
-"""Prune and verify: delete what the plan condemned and a second look still condemns; then make sure of every collection.
+"""Prune and verify: delete the versions that the plan found stale and a fresh check still does, then verify the collections.
 
-The order protects what cannot be undone. The versions of a key are listed and judged again before anything of it goes, those
-of several keys together where they have at most `DELETIONS_PER_CHECK` stale versions between them. Its policy and its `latest_id` are read
-again right before each batch, what could hold a version once `DELETIONS_PER_CHECK` have gone since, and if anything changed, or a deletion
-would have to be sent again after a while, all is fetched and judged anew. The oldest go first, some at once; the one behind
-the latest goes last and alone, after one more look at `latest_id`; an idle key's latest last, too, and only if it is the only
-version left. The server deletes without locks, so what nobody can prevent (a person deleting the latest at the same moment) is
-found and repaired afterwards.
+A deletion cannot be undone, so its grounds are checked again as late as the API allows:
+
+- Before anything of a key goes, its versions are listed and judged again (a snapshot). Keys that have at most
+  `DELETIONS_PER_CHECK` stale versions between them share one snapshot.
+- Before each batch, the key's policy and `latest_id` are read again; after `DELETIONS_PER_CHECK` deletions, so are holds, the
+  states of runs and the versions kept. If anything has changed, or the server did not take a deletion for
+  `MAX_RESEND_SECONDS`, a new snapshot is taken.
+- The oldest versions go first, several at once. The version behind the latest goes last and alone, after one more read of
+  `latest_id`. The latest of an idle key goes last too, and only if it is the only version left.
+
+The server deletes without locks. A collection left without its latest version, because a person deleted that at the same
+moment, is found and repaired by `verify`.
 """
 
 from __future__ import annotations
@@ -130,7 +135,7 @@ class _Retries:
     times: int = 0
     settled: int = -1
 
-    def lose(self, error: OutdatedSnapshotError) -> None:
+    def record_deferral(self, error: OutdatedSnapshotError) -> None:
         """Bear it once more, or raise the error."""
         self.run.defer_deletion()
         settled = self.report.deleted + self.report.already_gone
@@ -141,13 +146,13 @@ class _Retries:
 
 
 @dataclass(slots=True)
-class _Sending:
+class _Attempts:
     """A deletion on its way: whether it may be sent, or sent again, on the look that it rests on."""
 
     began: float
     """When the first of those that rest on it began."""
-    stale: Sequence[OutdatedSnapshotError]
-    """Of those that were put off; then nothing more is sent."""
+    outdated: Sequence[OutdatedSnapshotError]
+    """The errors of deletions that were deferred; once there is one, nothing more is sent."""
     first: float | None = None
 
     @property
@@ -155,10 +160,10 @@ class _Sending:
         """Whether the server may have acted."""
         return self.first is not None
 
-    def start_attempt(self) -> bool:
+    def start(self) -> bool:
         """Tell so right before each attempt."""
         now = time.monotonic()
-        if self.stale or now - self.began > MAX_SNAPSHOT_AGE_SECONDS:
+        if self.outdated or now - self.began > MAX_SNAPSHOT_AGE_SECONDS:
             return False
         self.first = self.first or now
         return now - self.first <= MAX_RESEND_SECONDS
@@ -295,7 +300,7 @@ async def _prune_keyed(run: Run, key: _Key, snapshot: _Snapshot | None, *, at_on
                     if not await _delete(run, key.plan, batch, key.pending, at_once, latest_id=snapshot.collection.latest_id):
                         return
                 except OutdatedSnapshotError as error:
-                    retries.lose(error)
+                    retries.record_deferral(error)
                     break
         gone = key.plan.report.already_gone
         snapshot = (await _take_snapshot(run, [key])).get(key.name)
@@ -314,7 +319,7 @@ async def _recheck(run: Run, snapshot: _Snapshot, batch: Sequence[Version]) -> b
 async def _still_applies(run: Run, snapshot: _Snapshot, batch: Sequence[Version], collection: Collection | None) -> bool:
     """Tell whether nothing has changed since the look that could keep some of these versions.
 
-    What holds versions, whether their runs are at work, and whether those kept are still there, is read again once `DELETIONS_PER_CHECK`
+    Holds, the states of runs, and whether the versions kept are still there, are read again once `DELETIONS_PER_CHECK`
     deletions have passed.
     """
     latest_id = snapshot.collection.latest_id
@@ -342,8 +347,8 @@ async def _still_applies(run: Run, snapshot: _Snapshot, batch: Sequence[Version]
 async def _first_snapshot(run: Run, keys: Sequence[_Key]) -> dict[str, _Snapshot]:
     """List and judge the versions of some keys again, those that have as many as planned, by their collections as planned.
 
-    These are read before anything goes. A key of which a version has come or gone since is left to `_take_snapshot`: its collection may
-    be as planned once more by then, and the version that is right behind the latest another.
+    These are read before anything goes. A key of which a version has come or gone since is left to `_take_snapshot`: its
+    collection may be as planned once more by then, and the version that is right behind the latest another.
     """
     await run.notify_deleting()
     histories = await _histories(run, keys, is_first=True)
@@ -439,7 +444,7 @@ async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
                 if not await _delete(run, plan, stale, pending, MAX_CONCURRENT_REQUESTS):
                     return
             except OutdatedSnapshotError as error:
-                retries.lose(error)
+                retries.record_deferral(error)
 
 
 def _settle_deferred(run: Run, plan: KeyPlan, gone: int) -> None:
@@ -465,29 +470,27 @@ async def _delete(  # noqa: PLR0913 - what is deleted, and how
     """
     waiting = deque(versions)
     failures: list[Exception] = []
-    stale: list[OutdatedSnapshotError] = []
+    outdated: list[OutdatedSnapshotError] = []
     began = time.monotonic()
 
     def begun() -> Iterator[Version]:
-        while waiting and not (failures or stale) and run.take_deletion():
+        while waiting and not (failures or outdated) and run.take_deletion():
             yield waiting.popleft()
 
     async def delete(version: Version) -> None:
         if plan.key is not None:
             run.touched.add(plan.key)
-        sending = _Sending(began, stale)
+        attempts = _Attempts(began, outdated)
         try:
-            deleted = await run.store.delete(
-                version.id, is_latest=version.id == latest_id, start_attempt=sending.start_attempt
-            )
+            deleted = await run.store.delete(version.id, is_latest=version.id == latest_id, start_attempt=attempts.start)
         except KeptVersionError:
             pending.discard(version.id)
             plan.report.spared += 1
             return
         except OutdatedSnapshotError as error:
-            plan.report.failed += sending.is_sent
-            run.deletions_started -= not sending.is_sent
-            stale.append(error)
+            plan.report.failed += attempts.is_sent
+            run.deletions_started -= not attempts.is_sent
+            outdated.append(error)
             return
         except Exception as error:  # noqa: BLE001 - raised below, once the others have been counted
             plan.report.failed += 1
@@ -502,7 +505,7 @@ async def _delete(  # noqa: PLR0913 - what is deleted, and how
         await run.notify_deletion()
 
     await for_each(begun(), delete, min(at_once, len(versions)))
-    for error in (*failures, *stale):
+    for error in (*failures, *outdated):
         raise error
     return not waiting
 

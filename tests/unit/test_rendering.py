@@ -480,8 +480,8 @@ def test_a_policys_sentence_and_the_name_of_a_run_are_printable(text: str) -> No
 
 def plan(number: int, stale: int) -> KeyPlan:
     """A key with so many stale versions."""
-    stale = [UUID(int=index) for index in range(stale)]
-    return KeyPlan(f"key-{number}", policy(keep_last=1), stale, KeyReport(key=f"key-{number}", policy="test"))
+    ids = [UUID(int=index) for index in range(stale)]
+    return KeyPlan(f"key-{number}", policy(keep_last=1), ids, KeyReport(key=f"key-{number}", policy="test"))
 
 
 def names(group: list[KeyPlan]) -> list[str | None]:
