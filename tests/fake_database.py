@@ -31,7 +31,7 @@ class FakeDatabase:
 
     def __init__(self, now: Callable[[], datetime], seed: int) -> None:
         self.now = now
-        self._chance = random.Random(seed)
+        self._chance = random.Random(f"ids of the server {seed}")
         self.artifacts: dict[UUID, Artifact] = {}
         self.collections: dict[str, Artifact] = {}
         self.flows: dict[str, UUID] = {}
