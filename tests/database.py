@@ -108,6 +108,16 @@ class Database:
         for table, column in (("artifact", "id"), ("artifact_collection", "latest_id")):
             await self.run(f"UPDATE {table} SET data = CAST(:data AS {self.json_type}) WHERE {column} = :id", [values])
 
+    async def break_data(self, version_id: UUID) -> None:
+        """Let a version's data, and its collection's copy of it, be no JSON, which a server on SQLite cannot show."""
+        for table, column in (("artifact", "id"), ("artifact_collection", "latest_id")):
+            await self.run(f"UPDATE {table} SET data = '{{' WHERE {column} = :id", [{"id": self._id(version_id)}])
+
+    async def mend_data(self) -> None:
+        """Make all data JSON again."""
+        for table in ("artifact", "artifact_collection"):
+            await self.run(f"UPDATE {table} SET data = '\"x\"' WHERE data = '{{'")
+
     async def delete_version(self, version_id: UUID) -> None:
         """Remove a version, and leave its collection as it is."""
         await self.run("DELETE FROM artifact WHERE id = :id", [{"id": self._id(version_id)}])

@@ -87,6 +87,11 @@ class FakeServer:
         self._settings: tuple[SettingsContext, SettingsContext] | None = None
         self.database = FakeDatabase(self.now, seed)
 
+    @property
+    def local(self) -> FakeServer:
+        """What knows the address, as of a real server."""
+        return self
+
     def now(self) -> datetime:
         """The server's clock."""
         return datetime.now(UTC) + self.ahead

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -133,6 +133,16 @@ class FakeDatabase:
             (each for each in self.artifacts.values() if each["key"] == key),
             key=lambda each: (each["created"], each["id"]),
             reverse=True,
+        )
+
+    def fingerprint(self) -> Hashable:
+        """All that there is but this package's own artifacts: the same for the same."""
+        rows = (*self.artifacts.values(), *self.collections.values())
+        same = ("id", "latest_id", "key", "type", "data", "metadata_", "flow_run_id", "task_run_id")
+        return frozenset(
+            repr([row.get(field) for field in (same if "latest_id" not in row else same[1:])])
+            for row in rows
+            if not (row["key"] or "").startswith(OWN)
         )
 
     def create(self, artifact: actions.ArtifactCreate) -> Artifact:

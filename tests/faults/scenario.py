@@ -122,7 +122,7 @@ async def run_steps(server: Server | FakeServer) -> CleanupReport | None:
     """A delete run without Prefect's engine. None: it could not even begin, and said so."""
     try:
         with server.active():
-            return await steps.cleanup(POLICIES, mode="delete")
+            return await steps.cleanup(POLICIES, mode="delete", max_task_runs=1)
     except CleanupFailed as error:
         return error.report
     except RetentionError:
