@@ -77,15 +77,16 @@ class FakeServer:
 
     store: Literal["api"] = "api"
 
-    def __init__(self, *, takes_several: bool = False, seed: int = 0) -> None:
+    def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.address = f"http://fake-{next(_NUMBERS)}.invalid"
-        self.takes_several = takes_several
+        self.takes_several = False
         self.limit = DEFAULT_LIMIT
         self.version = prefect.__version__
         self.expiry: dict[str, object] = {"enabled": ["events"], "retention_period": 7_776_000.0}
-        self.ahead = timedelta()
+        self._clock = clock
+        self._ahead = timedelta()
         self._settings: tuple[SettingsContext, SettingsContext] | None = None
-        self.database = FakeDatabase(self.now, seed)
+        self.database = FakeDatabase(self.now)
 
     @property
     def local(self) -> FakeServer:
@@ -94,11 +95,26 @@ class FakeServer:
 
     def now(self) -> datetime:
         """The server's clock."""
-        return datetime.now(UTC) + self.ahead
+        return self._clock() + self._ahead
 
     def pass_time(self, duration: timedelta) -> None:
         """Let time pass, for the server."""
-        self.ahead += duration
+        self._ahead += duration
+
+    def reset(self) -> None:
+        """Be as new."""
+        self._ahead = timedelta()
+        self.database = FakeDatabase(self.now)
+
+    def start_run(self) -> UUID:
+        """Let a flow run begin, and go on until it is ended."""
+        flow_id = self._create_flow({"name": "somebodys-flow"})["id"]
+        run_id: UUID = self._create_run("flow_runs", {"flow_id": str(flow_id), "state": {"type": "RUNNING"}})["id"]
+        return run_id
+
+    def end_run(self, run_id: UUID) -> None:
+        """Let a flow run end."""
+        self._set_state(run_id, {"state": {"type": "COMPLETED"}})
 
     @contextmanager
     def listening(self) -> Iterator[FakeServer]:

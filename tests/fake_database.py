@@ -29,9 +29,9 @@ class BrokenDataError(Exception):
 class FakeDatabase:
     """What the server has, reached behind its back; as `database.Database` reaches into a real one."""
 
-    def __init__(self, now: Callable[[], datetime], seed: int) -> None:
+    def __init__(self, now: Callable[[], datetime]) -> None:
         self.now = now
-        self._chance = random.Random(f"ids of the server {seed}")
+        self._chance = random.Random("ids of the server")
         self.artifacts: dict[UUID, Artifact] = {}
         self.collections: dict[str, Artifact] = {}
         self.flows: dict[str, UUID] = {}
