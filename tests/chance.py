@@ -1,7 +1,7 @@
-"""What the tests leave to chance is the same in every run, and another with another seed: `TEST_SEED=7` in the environment.
+"""Chance: the same in every run of the tests, and another with another seed in the environment, such as `TEST_SEED=7`.
 
-It seeds hypothesis, the faults, crashes and races of the long suites, and whatever else draws by chance. A test that fails shows
-its seed.
+It seeds hypothesis, the faults, crashes and races of the long suites, and whatever else draws by chance. A test that fails
+shows its seed.
 """
 
 import os

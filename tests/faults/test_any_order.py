@@ -36,6 +36,7 @@ POLICIES = (
 )
 KEYS = ("load-1", "load-2", "audit", "daily", "personal", "graceful", "report", "report-2", "unmanaged", None)
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+DELETING = b'"artifact-retention-phase":"deleting"'
 HOLD, TTL = "retention-hold", "retention-ttl-days"
 METADATA = st.sampled_from([None, {}, {HOLD: "true"}, {HOLD: "2026-11-26"}, {HOLD: "??"}, {TTL: "2"}, {TTL: "0.5"}])
 PLACES = st.integers(0, 10**6)
@@ -158,10 +159,11 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(fault=st.sampled_from(FAULTS), at=st.integers(0, 70), tasks=st.sampled_from([1, 25]))
     def clean_up_with_a_fault(self, fault: Fault, at: int, tasks: int) -> None:
         """A run that meets a fault loses nothing that is kept, and its report is honest."""
-        kept, before = self._kept(), self._mine()
+        kept, before, dangling = self._kept(), self._mine(), self._dangling()
         with line(self.monkeypatch, fault, at):
             report = self._run(max_task_runs=tasks)
         self._judge(report, kept, before)
+        assert self._dangling() <= dangling
 
     @rule(
         what=st.sampled_from(["produce", "change_metadata", "delete", "delete_latest", "lose_latest", "start_run"]),
@@ -182,13 +184,24 @@ class AnyOrder(RuleBasedStateMachine):
             "start_run": self.start_run,
         }
 
+        now = self.server.now()
+        kept_then: set[UUID] = set()
+
         async def meanwhile(request: httpx.Request, send: Send) -> httpx.Response:
             doing[what]()
+            kept_then.update(self._kept(now))
             return await send(request)
 
-        with line(self.monkeypatch, Fault(what, meanwhile), at):
+        dangling = self._dangling()
+        with line(self.monkeypatch, Fault(what, meanwhile), at) as disturbed:
             report = self._run(max_task_runs=tasks)
         self._judge(report, kept, before)
+        assert not kept_then - before - self._mine() - self.deleted_by_people, "what came meanwhile has gone"
+        assert what == "lose_latest" or self._dangling() <= dangling
+        # Each key is judged anew once the run has said that it deletes.
+        claim = next((n for n, request in enumerate(disturbed.requests) if DELETING in request.content), None)
+        if claim is not None and disturbed.victim in disturbed.requests[: claim + 1]:
+            assert not kept_then - self._mine(), "what was kept before anything went has gone"
 
     # --- what is there, and what must be
 
@@ -218,7 +231,7 @@ class AnyOrder(RuleBasedStateMachine):
         random.seed(SEED)
         return self.loop.run(run())
 
-    def _kept(self) -> set[UUID]:
+    def _kept(self, now: datetime | None = None) -> set[UUID]:
         """The versions that the oracle keeps: of each key by the policy that is for it, or all."""
         kept: set[UUID] = set()
         latest = {row["key"]: row["latest_id"] for row in self._collections()}
@@ -229,7 +242,7 @@ class AnyOrder(RuleBasedStateMachine):
                 kept_ids(
                     versions,
                     policy,
-                    now=self.server.now(),
+                    now=now or self.server.now(),
                     latest_id=latest.get(key),
                     running=frozenset(self.runs),
                 )
