@@ -8,10 +8,9 @@ INSTALLED := .venv/.installed
 help:
 	@echo "make demo   see it work on a Prefect server of its own, apart from yours"
 	@echo "make ui     look at the demo in Prefect's own user interface"
-	@echo "make test   run all tests (real servers: SQLite and PostgreSQL)"
-	@echo "make test-faults   run the long fault, crash and race suites (minutes)"
+	@echo "make test   run the tests (real servers: SQLite and PostgreSQL); minutes"
+	@echo "make test-all   run them and the thorough ones: browser, image, wheel, long faults, crashes and races, all combinations"
 	@echo "make test-compat   run the flow's tests with the oldest and the newest Prefect, and against an oldest server"
-	@echo "make test-docker   test the image, on the Docker engine that DOCKER_HOST names"
 	@echo "make docs   build the documentation as a site, in site/"
 	@echo "make bench  measure the speed beside the limits of the API and of the databases, and renew docs/performance.md"
 	@echo "make lint   check style, formatting, types and the workflow of CI"
@@ -36,20 +35,20 @@ demo: $(INSTALLED)
 ui: $(INSTALLED)
 	@$(BIN)/artifact-retention demo --ui
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal -rfEs
+
 .PHONY: test
 test: $(INSTALLED)
 	@echo "Running the tests on real Prefect servers of their own ..."
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -rfEs -m "not docker and not faults"
+	@$(PYTEST) -m "not thorough and not docker"
 
-.PHONY: test-faults
-test-faults: $(INSTALLED)
-	@echo "Faults, crashes and races on real Prefect servers; this takes minutes ..."
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m faults -rfEs
+.PHONY: test-all
+test-all: test test-thorough
 
-.PHONY: test-docker
-test-docker: $(INSTALLED)
-	@echo "Building the image, and running it on a Docker work pool ..."
-	@$(BIN)/python -m pytest -m docker -rs
+# The tests of the image need the Docker engine that DOCKER_HOST names, those of the user interface a Chromium; else they are skipped.
+.PHONY: test-thorough
+test-thorough: $(INSTALLED)
+	@$(PYTEST) -m "thorough or docker"
 
 # Environments of their own, in which the package is installed as its users have it. Only the oldest needs a pin.
 COMPAT := tests/integration/test_cleanup.py tests/integration/test_pruning.py tests/integration/test_server_expiry.py tests/integration/test_server_version.py
