@@ -71,7 +71,7 @@ MAX_CONNECTIONS = 4
 
 MAX_READERS = 2
 MAX_WRITERS = 2
-"""Concurrent transactions on PostgreSQL; more leave less of its processors to the server. On SQLite, there is one at a time."""
+"""Concurrent transactions on PostgreSQL; more leave less of it to the server. On SQLite, there is one at a time."""
 
 LOCK_TIMEOUT_MILLISECONDS = 500
 """How long a deletion waits for a lock. From 1000 on, it may end the transactions of others by a deadlock."""
@@ -729,7 +729,7 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
 
 
 _IS_UNKEYED = sa.and_(ARTIFACT.c.key.is_(None), ARTIFACT.c.type != RESULT)
-"""Selects artifacts without a key, except results of runs: their type is `result`, or NULL, which SQL never finds unequal."""
+"""Selects artifacts without a key, except results of runs: of type `result`, or NULL, which SQL never finds unequal."""
 
 _IS_PLACEHOLDER = sa.and_(
     COLLECTION.c.metadata_[PLACEHOLDER_OF].as_string().is_not(None), COLLECTION.c.metadata_[HOLD].as_string().is_(None)
