@@ -64,7 +64,7 @@ MAX_QUOTED_CHARS = 40
 """A longer answer is cut off in messages."""
 
 UNKEYED_FILTER = {"key": {"exists_": False}, "type": {"not_any_": [RESULT]}}
-"""Selects artifacts without a key, except results of runs: their type is `result`, or NULL, which SQL never finds unequal."""
+"""Selects artifacts without a key, except results of runs: of type `result`, or NULL, which SQL never finds unequal."""
 
 _TESTED = " to ".join(dict.fromkeys(".".join(map(str, version)) for version in TESTED_VERSIONS))
 TERMINAL_STATE_TYPES = frozenset(state.value for state in TERMINAL_STATES)

@@ -729,7 +729,7 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
 
 
 _IS_UNKEYED = sa.and_(ARTIFACT.c.key.is_(None), ARTIFACT.c.type != RESULT)
-"""Selects artifacts without a key, except results of runs: their type is `result`, or NULL, which SQL never finds unequal."""
+"""Selects artifacts without a key, except results of runs: of type `result`, or NULL, which SQL never finds unequal."""
 
 _IS_PLACEHOLDER = sa.and_(
     COLLECTION.c.metadata_[PLACEHOLDER_OF].as_string().is_not(None), COLLECTION.c.metadata_[HOLD].as_string().is_(None)

@@ -1,4 +1,4 @@
-"""The report's pictures: well-formed, themed, with the numbers in words beside them."""
+"""The report's pictures: well-formed, themed, with the formatted numbers beside them."""
 
 import base64
 from collections.abc import Sequence

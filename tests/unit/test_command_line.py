@@ -209,7 +209,7 @@ def test_policies_check_reads_the_file_that_the_flag_names(folder: Path, call: C
 
 
 def test_a_mistake_as_json_is_one_document_and_nothing_else(folder: Path, call: Call) -> None:
-    """The error is the document; stderr has it in words, every problem of it."""
+    """The error is the document; stderr has its message, with every problem."""
     (folder / "retention.toml").write_text('[[policies]]\nname = "a"\nkeep_last = -1\nkeep_lst = 2\n', encoding="utf-8")
     outcome = call("policies", "check", "--json")
     assert outcome.code == 2

@@ -27,7 +27,7 @@ class ServerModel:
             self.concurrency.allow_concurrency()
 
     async def request(self, _number: int = 0) -> None:
-        """A deletion; a server with more under way than it bears says that it is busy before it answers."""
+        """A deletion; a server with more under way than it can take says that it is busy before it answers."""
         async with self.concurrency.slot(is_timed=True) as turn:
             answer = asyncio.get_running_loop().create_future()
             self.waiting.append(answer)

@@ -435,7 +435,7 @@ def test_a_held_version_keeps_its_slot() -> None:
 
 
 def test_other_metadata_is_nobodys_business() -> None:
-    """Only the two retention- entries are looked at."""
+    """Only the two retention- entries are read."""
     versions = [days_old(0), days_old(9, metadata={"hold": "true", "ttl": "99", "retention-holds": "true"})]
     assert judged(versions, policy(keep_last=1))[-1].startswith("9d DELETE")
 
