@@ -353,9 +353,9 @@ async def test_runs_are_shown_with_their_states(server: AnyServer, api: Api) -> 
 async def test_a_server_tells_whether_it_takes_several_requests_at_once(server: AnyServer) -> None:
     """One on PostgreSQL does; the fake is told what to say."""
     is_fake = isinstance(server, FakeServer)
-    for bears in (False, True) if is_fake else (not server.database.is_sqlite,):
+    for allowed in (False, True) if is_fake else (not server.database.is_sqlite,):
         if isinstance(server, FakeServer):
-            server.takes_several = bears
+            server.takes_several = allowed
         with server.active():
             async with get_client() as client, connect() as connection:
                 await client.create_flow(writer)
@@ -363,7 +363,7 @@ async def test_a_server_tells_whether_it_takes_several_requests_at_once(server: 
                 await store.detect_concurrency("nobody")
                 assert connection._concurrency.level == 1  # noqa: SLF001 - what it found
                 await store.detect_concurrency(writer.name)
-                assert (connection._concurrency.level > 1) == bears  # noqa: SLF001
+                assert (connection._concurrency.level > 1) == allowed  # noqa: SLF001
     if isinstance(server, FakeServer):
         server.takes_several = False
 

@@ -1,4 +1,4 @@
-"""A cleanup is told to end, by SIGTERM or Ctrl-C: it stops at once, says so, and holds up nobody."""
+"""A cleanup is shut down by SIGTERM or Ctrl-C: it stops at once, reports that, and blocks no other run."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ SLOWLY = 600
 """Requests a minute: a run takes ten seconds, enough for something to happen meanwhile."""
 
 STALL_SECONDS = 10
-"""More than a run takes to end, unless the server holds up its last words, too.
+"""More than a run takes to shut down, unless the server delays its final report, too.
 
 A Prefect server on SQLite holds all its writes up for a minute, about once in a thousand while two write at once.
 """

@@ -213,7 +213,7 @@ def test_a_cancelled_run_stops_at_once_and_says_how_far_it_came(deployed: Platfo
         report = any(row["key"] == "artifact-retention-report" for row in rows)
         return progress["description"] if report and progress["description"].startswith("Stopped. Deleted") else None
 
-    wait_for("the last words of the run", final_report)
+    wait_for("the final report of the run", final_report)
     assert deployed.left() > kept
     again = deployed.run("nightly")
     assert again["state"]["name"] == "Completed"

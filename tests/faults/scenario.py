@@ -43,7 +43,7 @@ POLICIES = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """The versions, the one that is the latest though not the newest, which of them the policies condemn, and which vanish."""
+    """The versions, the one that is the latest though not the newest, which of them are stale, and which vanish."""
 
     rows: Sequence[Row]
     latest: dict[str, UUID]
@@ -159,7 +159,7 @@ async def repair_problems(database: AnyDatabase, made: Scenario, report: Cleanup
     nowhere = {version_id for version_id, key in (await database.keys()).items() if key not in repaired}
     found += [f"came from nowhere: {version_id}" for version_id in nowhere - {row.id for row in made.rows}]
     if completed and await strays(database, made):
-        found.append("a copy by which a collection was mended is left")
+        found.append("a placeholder of a repair is left")
     return found
 
 

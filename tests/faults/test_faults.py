@@ -97,7 +97,7 @@ class Trial:
         return sorted(cases, key=lambda _case: chance.random())
 
     async def meet(self, made: Scenario, cases: Sequence[Case], *, most: int = sys.maxsize) -> Figures:
-        """Let each fault happen to a run of its own, until `most` have; look at what is left, and run again without."""
+        """Let each fault happen to a run of its own, until `most` have; check the database, and run again without."""
         figures = Figures()
         database = self.server.database
         for fault, at in cases:

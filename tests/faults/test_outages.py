@@ -160,7 +160,7 @@ async def repair(server: Server) -> None:
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("broken", [1, 30], ids=lambda number: f"{number} broken")
 async def test_versions_that_the_server_cannot_show_fail_their_key_and_no_other(server: Server, broken: int) -> None:
-    """The key is left alone and reported as failed, by every run; once it is mended, a run does the rest."""
+    """The key is left alone and reported as failed, by every run; once it is repaired, a run does the rest."""
     made = scenario(await unfinished_run(server), deep=60)
     await fill(server.database, made)
     report_rows = {row.id for row in made.rows if row.key == "report"}

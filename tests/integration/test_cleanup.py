@@ -294,7 +294,7 @@ async def test_runs_over_different_keys_do_not_wait_for_each_other(server: Serve
 
 
 async def test_runs_over_different_keys_at_once_each_delete_theirs_and_share_the_packages_own(server: Server) -> None:
-    """Neither run fails, or warns, for what the other has deleted of the keys that both look at."""
+    """Neither run fails or warns because the other has deleted versions of the keys of both."""
     rows = {name: await server.database.insert(series(name, range(1, 31))) for name in ("apples", "pears")}
     for name in ("report", "history", "progress"):
         await server.database.insert(series(f"artifact-retention-{name}", range(1, 71)))
@@ -581,7 +581,7 @@ async def test_a_collection_without_any_version_is_left_to_a_server_that_deletes
 
 
 async def test_a_placeholder_that_a_killed_run_has_left_counts_for_no_version(server: Server) -> None:
-    """The collection was mended with it, and it was to go at once: nothing of the key goes before it does."""
+    """It was to be deleted at once: no version of the key is deleted before it."""
     copy = Row("broken", days(0.1), metadata={PLACEHOLDER_OF: str(uuid4()), "a": "b"})
     rows = await server.database.insert([copy, *series("broken", [1, 2, 3])])
     (alone,) = await server.database.insert([Row("alone", days(1), metadata={PLACEHOLDER_OF: str(uuid4())})])
@@ -692,7 +692,7 @@ async def test_an_answer_lost_after_the_deletion_counts_as_deleted(server: Serve
 
 
 async def test_an_unreadable_plan_deletes_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A truncated answer is an error in words, and no version goes."""
+    """A truncated answer is reported as an error, and no version is deleted."""
     rows = await server.database.insert(series("report", [1, 2, 3]))
     send = httpx.AsyncHTTPTransport.handle_async_request
 
@@ -804,7 +804,7 @@ async def test_the_reasons_for_an_artifact_without_a_key_do_not_depend_on_its_pa
 
 
 async def test_the_packages_own_keys_stay_bounded(server: Server) -> None:
-    """Thirty versions of each, also where runs look at other keys only."""
+    """Thirty versions of each are kept, also by runs over other keys only."""
     for key in ("artifact-retention-report", "artifact-retention-progress"):
         await server.database.insert(series(key, [number / 24 for number in range(1, 41)]))
     await server.database.insert(series("report", [1, 2, 3]))
@@ -845,7 +845,7 @@ async def test_a_deletion_rate_limit_holds_over_all_tasks(server: Server) -> Non
 async def test_a_successor_stays_when_a_person_deletes_the_latest_before_the_first_deletion(
     server: Server, monkeypatch: pytest.MonkeyPatch, keep: int
 ) -> None:
-    """After the second look at the key, and before anything of it goes."""
+    """After the re-check of the key, and before its first deletion."""
     rows = await server.database.insert(series("report", [1, *range(2, keep + 2)]))
     send = httpx.AsyncHTTPTransport.handle_async_request
     planned: list[bool] = []

@@ -151,7 +151,7 @@ async def estate(server: Server) -> tuple[list[Row], dict[str, UUID]]:
         key = f"{kind}-{number:03}{chance.choice(['', '', '-shield'])}" if kind else None
         ages = {chance.randint(1, 900) for _ in range(chance.randint(1, 6))}
         versions = [
-            # Half an hour away from where an age in words, or a verdict, would change between two runs.
+            # Half an hour away from where the text of an age, or a verdict, would change between two runs.
             Row(key, timedelta(hours=age + 0.5), chance.choice(["x", [1, "é"], None]), chance.choice(["table", "markdown"]))
             for age in sorted(ages)
         ]
@@ -353,7 +353,7 @@ async def test_what_has_not_changed_goes_in_bulk_and_the_counts_are_exact(server
 
 
 async def test_a_key_of_more_than_a_batch_goes_in_several_batches(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And so do many artifacts without a key; `max_deletions` stops in the middle of a portion, and bytes are exact."""
+    """And so do many artifacts without a key; `max_deletions` stops in the middle of a batch, and bytes are exact."""
     monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.MAX_TRANSACTION_VERSIONS", 7)
     rows = await server.database.insert(
         [*series("report", range(1, 31)), *series(None, range(40, 60)), *series("idle", [100] * 9)]
@@ -583,7 +583,7 @@ async def test_the_report_says_what_space_was_freed_or_why_none_was(server: Serv
 
 
 async def test_a_successor_pruned_while_a_person_deletes_the_latest_comes_back(server: Server) -> None:
-    """The server read which version follows, we deleted it, and the server named it the latest: the copy is put back."""
+    """The server read which version follows, we deleted it, and the server named it the latest: it is created again."""
     if server.database.is_sqlite:
         pytest.skip("SQLite refuses the server's transaction")
     first, second = await server.database.insert(
@@ -634,7 +634,7 @@ async def test_a_repaired_collection_has_the_data_of_its_newest_version(server: 
 
 
 async def test_a_latest_version_is_not_deleted_while_others_are_left(server: Server) -> None:
-    """The store itself refuses, also the last one where it was not condemned as such; that takes its collection with it."""
+    """The store itself refuses, also for the only version if `is_latest` is not set; with it, the collection goes, too."""
     rows = await server.database.insert(series("report", [1, 2]))
     async with open_database(server.database.url) as store:
         for is_latest in (False, True):
@@ -724,7 +724,7 @@ async def test_a_batch_with_a_latest_version_deletes_nothing(server: Server) -> 
 
 
 async def test_the_documented_grants_are_enough_and_no_more_than_needed(server: Server) -> None:
-    """A run deletes, mends and drops an idle key as that role; without any of the grants it would not.
+    """A run deletes, repairs and drops an idle key as that role; without any of the grants it would not.
 
     It also does without what it only reports: the vacuum, and the size on disk. Where it may change nothing, it says so.
     """

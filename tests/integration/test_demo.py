@@ -19,7 +19,7 @@ def run_demo(folder: Path, home: Path, *flags: str) -> str:
 
 
 def test_the_demo_deletes_what_it_says_and_works_twice(tmp_path: Path) -> None:
-    """It never looks at the user's own Prefect, where nothing answers here."""
+    """It never uses the user's own Prefect, where nothing answers here."""
     folder, home = tmp_path / "demo", tmp_path / "home"
     home.mkdir()
     text = run_demo(folder, home)

@@ -1,4 +1,4 @@
-"""Keys that share a look at the server, and deletions under way together: as safe as one key, one version at a time."""
+"""Keys that share a snapshot, and concurrent deletions: as safe as one key, one version at a time."""
 
 import asyncio
 from collections import Counter
@@ -47,7 +47,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a run have one request under way at a time, whatever the server bears: others wait behind it."""
+    """Let a run have one request under way at a time, whatever the server can take: others wait behind it."""
     monkeypatch.setattr(concurrency, "LEVELS", (1,))
 
 
@@ -78,7 +78,7 @@ async def test_keys_with_one_stale_version_share_their_snapshots(server: Server)
 @on(*BY_FAKE)
 @pytest.mark.parametrize("keep", [1, 2])
 async def test_a_successor_stays_when_a_person_deletes_the_latest_after_a_shared_snapshot(server: Server, keep: int) -> None:
-    """Its neighbours in the look lose what they should."""
+    """The other keys of its snapshot are pruned as planned."""
     rows = await keys(server, "a", "b", "c", versions=keep + 1)
     planned: list[bool] = []
     deleted: list[bool] = []
@@ -110,7 +110,7 @@ async def test_a_version_that_came_and_went_since_the_plan_does_not_hide_the_one
 ) -> None:
     """The latest is then the one planned again; when a person deletes that one, too, the version behind it stays.
 
-    Also where the key had as many versions as planned when it was looked at, because an old one had gone.
+    Also where the key had as many versions as planned in its first snapshot, because an old one had gone.
     """
     rows = (await keys(server, "report", versions=8))["report"]
     created: list[str] = []
@@ -148,7 +148,7 @@ async def test_a_version_that_came_and_went_since_the_plan_does_not_hide_the_one
 
 @on(*BY_FAKE)
 async def test_a_key_that_cannot_be_read_fails_alone(server: Server) -> None:
-    """The keys that would have shared the look with it are pruned all the same."""
+    """The keys that would have shared its snapshot are pruned all the same."""
     rows = await keys(server, "a", "bad", "c", versions=3)
     planned: list[bool] = []
 
@@ -319,7 +319,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("what", ["becomes the latest", "is held"])
 async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(server: Server, what: str) -> None:
-    """The deletion is not sent again before the version has been looked at again."""
+    """The deletion is not sent again before a new snapshot is taken."""
     rows = (await keys(server, "report", versions=2))["report"]
     attempts: list[str] = []
 
@@ -410,7 +410,7 @@ async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_
 @on(*BY_FAKE)
 @pytest.mark.usefixtures("impatient", "soon_stalled")
 async def test_a_server_that_takes_deletions_and_says_so_late_is_asked_for_all(server: Server) -> None:
-    """As behind a proxy that waits for less long: another look finds each gone."""
+    """As behind a proxy that waits for less long: the next snapshot finds each gone."""
     rows = await keys(server, *(f"key-{number}" for number in range(20)), versions=3)
 
     async def delay(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
@@ -498,7 +498,7 @@ async def test_the_check_right_before_a_successor_goes_is_not_held_up_by_another
     async def interfere(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
         name = successors.get(request.url.path.rpartition("/")[2])
         if request.method == "DELETE" and name and not deleted:
-            # Whichever comes first is put off; meanwhile, a person deletes the latest of the other one.
+            # Whichever comes first is deferred; meanwhile, a person deletes the latest of the other one.
             (other,) = set(rows) - {name}
             deleted.append(other)
             async with get_client() as person:
