@@ -19,6 +19,8 @@ from collections.abc import AsyncIterator, Callable  # noqa: E402 - Prefect read
 import pytest  # noqa: E402
 from servers import Server  # noqa: E402
 
+pytest_plugins = ["chance"]
+
 MEASURED = "measured"
 
 

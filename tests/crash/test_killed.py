@@ -1,7 +1,6 @@
 """A cleanup is killed at any moment: every collection stays valid, nothing kept is gone, and a rerun does the rest."""
 
 import asyncio
-import os
 import random
 import signal
 import time
@@ -9,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
+from chance import SEED
 from crashes import MOMENTS, Death, Estate, Forge, StillAliveError, end
 from servers import Server
 
-SEED = int(os.environ.get("FAULT_SEED", "4"))
 SETTLE_SECONDS = 0.2
 """In which the server answers what the dead process sent last."""
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import random
 import signal
 import statistics
@@ -12,10 +11,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from chance import SEED
 from crashes import Estate, Forge, end
 from servers import Server
 
-SEED = int(os.environ.get("FAULT_SEED", "4"))
 SLOWLY = 600
 """Requests a minute: a run takes ten seconds, enough for something to happen meanwhile."""
 
