@@ -28,7 +28,8 @@ import pytest  # noqa: E402
 from fake import FakeServer  # noqa: E402
 from servers import EACH_ONCE, Server, started_when_asked  # noqa: E402
 
-pytest_plugins = ("chance",)
+pytest_plugins = ["chance"]
+
 MEASURED = "measured"
 
 

@@ -66,7 +66,9 @@ class Api(httpx.AsyncClient):
 @asynccontextmanager
 async def api_of(server: AnyServer) -> AsyncIterator[Api]:
     """Talk to a server."""
-    async with Api(base_url=f"{server.local.address}/api", headers={"Accept-Encoding": "identity"}) as api:
+    # Uvicorn closes a connection after an error of its application.
+    headers = {"Accept-Encoding": "identity", "Connection": "close"}
+    async with Api(base_url=f"{server.local.address}/api", headers=headers) as api:
         yield api
 
 

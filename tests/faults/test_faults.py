@@ -195,6 +195,20 @@ async def test_every_fault_of_every_request_loses_nothing(
     assert figures.faults.total() >= 0.95 * len(cases)
 
 
+@pytest.mark.parametrize(("prepare", "most"), [(pruning, 4), (broken_collections, 2)])
+async def test_a_fault_on_the_way_to_a_real_server_loses_nothing(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    prepare: Callable[..., Awaitable[tuple[Trial, Scenario, list[Case]]]],
+    most: int,
+) -> None:
+    """As on the fake, at requests of chance."""
+    trial, made, cases = await prepare(server, monkeypatch)
+    figures = await trial.meet(made, cases, most=most)
+    assert figures.wrong == []
+    assert figures.faults.total() == most
+
+
 async def test_a_fault_in_a_whole_run_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefect's own requests, the report, the history and the progress included; what the server shows is honest, too."""
     trial, made, cases = await whole_runs(server, monkeypatch, 7)

@@ -1,11 +1,12 @@
 """A server that is out of reach, asks for absurd pauses, hides rows or cannot show some: bounded, told, nothing lost."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import httpx
 import pytest
-from database import Row, days, series
+from database import days, series
+from fake import FakeServer
 from injection import (
     FAULTS,
     MAINTENANCE,
@@ -44,10 +45,10 @@ ATTEMPTS = 6
     ],
 )
 async def test_a_pause_is_as_long_as_the_server_asks_for_within_reason(
-    server: Server, monkeypatch: pytest.MonkeyPatch, headers: Callable[[], dict[str, str]], least: float, most: float
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, headers: Callable[[], dict[str, str]], least: float, most: float
 ) -> None:
     """Two minutes at most, and a fifth that Prefect's client adds."""
-    with server.active(), line(monkeypatch, Fault("429", answers(429, headers), lasting=True), at=1) as broken:
+    with fake.active(), line(monkeypatch, Fault("429", answers(429, headers), lasting=True), at=1) as broken:
         async with connect() as connection:
             with pytest.raises(StoreError, match="429"):
                 await connection.now()
@@ -66,10 +67,10 @@ async def test_a_pause_is_as_long_as_the_server_asks_for_within_reason(
     ids=lambda fault: fault.name,
 )
 async def test_a_server_that_is_gone_for_good_ends_the_run(
-    server: Server, monkeypatch: pytest.MonkeyPatch, fault: Fault
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     """After three requests with all their attempts, however many keys are left: then nothing is sent any more."""
-    with server.active(), line(monkeypatch, fault, at=2) as broken:
+    with fake.active(), line(monkeypatch, fault, at=2) as broken:
         async with connect() as connection:
             await connection.now()
             for _ in range(MAX_LOST_REQUESTS):
@@ -81,10 +82,10 @@ async def test_a_server_that_is_gone_for_good_ends_the_run(
     assert len(broken.requests) == 2 + MAX_LOST_REQUESTS * ATTEMPTS
 
 
-async def test_requests_lost_here_and_there_end_no_run(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_lost_here_and_there_end_no_run(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only three in a row are an outage."""
     for at in range(2, 8):
-        with server.active(), line(monkeypatch, Fault("503", answers(503), lasting=True), at) as broken:
+        with fake.active(), line(monkeypatch, Fault("503", answers(503), lasting=True), at) as broken:
             async with connect() as connection:
                 lost = 0
                 for _ in range(8):
@@ -95,10 +96,10 @@ async def test_requests_lost_here_and_there_end_no_run(server: Server, monkeypat
         assert (lost, len(broken.requests)) == (1, 1 + 8 + ATTEMPTS - 1)
 
 
-async def test_requests_that_are_lost_together_count_as_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_that_are_lost_together_count_as_one(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """With four under way, one moment of bad luck is no outage; three such moments in a row are."""
     monkeypatch.setattr(concurrency, "LEVELS", (4,))
-    with server.active(), line(monkeypatch, Fault("503", answers(503), outage=True), at=2) as broken:
+    with fake.active(), line(monkeypatch, Fault("503", answers(503), outage=True), at=2) as broken:
         async with connect() as connection:
             await connection.now()
             for _ in range(MAX_LOST_REQUESTS):
@@ -110,112 +111,88 @@ async def test_requests_that_are_lost_together_count_as_one(server: Server, monk
 
 
 async def test_a_run_that_listings_hide_is_not_taken_for_one_that_has_ended(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody deletes many flow runs while we ask for theirs, from the plan to the last look: its version stays."""
 
     def of_flow_runs(request: httpx.Request) -> bool:
         return is_listing(request) and "/flow_runs/" in request.url.path
 
-    made = scenario(await unfinished_run(server))
-    await fill(server.database, made)
+    made = scenario(await unfinished_run(fake))
+    await fill(fake.database, made)
     with line(monkeypatch) as undisturbed:
-        await run_steps(server)
+        await run_steps(fake)
     first = next(at for at, request in enumerate(undisturbed.requests) if of_flow_runs(request))
-    await fill(server.database, made)
+    await fill(fake.database, made)
     with line(monkeypatch, Fault("hidden", shifts(1), outage=True, of=of_flow_runs), first) as broken:
-        report = await run_steps(server)
+        report = await run_steps(fake)
     assert broken.victim
     assert report.outcome == "failed"
     assert "does not list" in report.errors[0]
-    assert await problems(server.database, made, report) == []
+    assert await problems(fake.database, made, report) == []
 
 
 # --- rows that the server has and cannot show: it answers 500 to every page that they are on
 
 
-async def break_versions(server: Server, *rows: Row) -> None:
-    """Let the data of versions be no JSON, with the copy that their collection has, and make sure of what that does."""
-    for row in rows:
-        await server.database.run("UPDATE artifact SET data = '{' WHERE id = :id", [{"id": str(row.id)}])
-        await server.database.run("UPDATE artifact_collection SET data = '{' WHERE latest_id = :id", [{"id": str(row.id)}])
-    async with httpx.AsyncClient(base_url=f"{server.local.address}/api") as client:
-        response = await client.post("/artifacts/filter", json={"artifacts": {"id": {"any_": [str(rows[0].id)]}}})
-        assert response.status_code == 500
-
-
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No pause before a retry: after each 500, the server also drops the connection, and Prefect's client waits 2 seconds."""
-    with line(monkeypatch):
-        yield
-
-
-async def repair(server: Server) -> None:
-    """Make all data JSON again."""
-    await server.database.run("UPDATE artifact SET data = '\"x\"' WHERE data = '{'")
-    await server.database.run("UPDATE artifact_collection SET data = '\"x\"' WHERE data = '{'")
-
-
-@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("broken", [1, 30], ids=lambda number: f"{number} broken")
-async def test_versions_that_the_server_cannot_show_fail_their_key_and_no_other(server: Server, broken: int) -> None:
+async def test_versions_that_the_server_cannot_show_fail_their_key_and_no_other(fake: FakeServer, broken: int) -> None:
     """The key is left alone and reported as failed, by every run; once it is repaired, a run does the rest."""
-    made = scenario(await unfinished_run(server), deep=60)
-    await fill(server.database, made)
+    made = scenario(await unfinished_run(fake), deep=60)
+    await fill(fake.database, made)
     report_rows = {row.id for row in made.rows if row.key == "report"}
-    await break_versions(server, *made.rows[5 : 5 + broken])
+    for row in made.rows[5 : 5 + broken]:
+        await fake.database.break_data(row.id)
     for deleted in (len(made.stale - report_rows), 0):
-        report = await run_steps(server)
+        report = await run_steps(fake)
         assert (report.outcome, report.deleted, report.failed, report.errors) == ("failed", deleted, 0, [])
         (failed,) = report.failures()
         assert failed.key == "report"
         assert "500" in failed.error
-        assert await server.database.ids() == made.kept | report_rows
-    await repair(server)
-    assert (await run_steps(server)).outcome == "completed"
-    assert await server.database.ids() == made.kept
+        assert await fake.database.ids() == made.kept | report_rows
+    await fake.database.mend_data()
+    assert (await run_steps(fake)).outcome == "completed"
+    assert await fake.database.ids() == made.kept
 
 
-@pytest.mark.usefixtures("hasty")
 async def test_a_latest_version_that_the_server_cannot_show_fails_its_key_and_no_other(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its collection cannot be listed either, so that its name is known only by its neighbour."""
     small_and_prompt(monkeypatch)
-    made = scenario(await unfinished_run(server))
-    await fill(server.database, made)
-    await break_versions(server, made.rows[1])
-    report = await run_steps(server)
+    made = scenario(await unfinished_run(fake))
+    await fill(fake.database, made)
+    await fake.database.break_data(made.rows[1].id)
+    report = await run_steps(fake)
     assert report.outcome == "failed"
     assert report.errors == ["the key after other: nothing deleted, because the server fails to show it (500)"]
-    assert await server.database.ids() == made.kept | {row.id for row in made.rows if row.key == "report"}
-    await repair(server)
-    assert (await run_steps(server)).outcome == "completed"
-    assert await server.database.ids() == made.kept
+    assert await fake.database.ids() == made.kept | {row.id for row in made.rows if row.key == "report"}
+    await fake.database.mend_data()
+    assert (await run_steps(fake)).outcome == "completed"
+    assert await fake.database.ids() == made.kept
 
 
-@pytest.mark.usefixtures("hasty")
-async def test_an_artifact_without_a_key_that_the_server_cannot_show_is_left_alone(server: Server) -> None:
+async def test_an_artifact_without_a_key_that_the_server_cannot_show_is_left_alone(fake: FakeServer) -> None:
     """Its neighbours are pruned all the same."""
-    made = scenario(await unfinished_run(server))
-    await fill(server.database, made)
+    made = scenario(await unfinished_run(fake))
+    await fill(fake.database, made)
     (row,) = [row for row in made.rows if row.key is None and row.age == days(40)]
-    await break_versions(server, row)
-    report = await run_steps(server)
+    await fake.database.break_data(row.id)
+    report = await run_steps(fake)
     (failed,) = report.failures()
     assert (report.outcome, failed.key, failed.deleted) == ("failed", None, 1)
     assert failed.error == "1 artifact left alone, because the server fails to show them (500)"
-    assert await server.database.ids() == made.kept | {row.id}
+    assert await fake.database.ids() == made.kept | {row.id}
 
 
-@pytest.mark.usefixtures("hasty")
-async def test_a_whole_run_reports_a_key_that_the_server_cannot_show(server: Server) -> None:
+async def test_a_whole_run_reports_a_key_that_the_server_cannot_show(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is Failed, and has pruned the others."""
     made = scenario(await unfinished_run(server))
     await fill(server.database, made)
-    await break_versions(server, made.rows[4])
-    report = await run_flow(server)
+    await server.database.break_data(made.rows[4].id)
+    # No pause before a retry: after each 500, the server also drops the connection, and Prefect's client waits 2 seconds.
+    with line(monkeypatch):
+        report = await run_flow(server)
     assert report
     assert (report.outcome, [failed.key for failed in report.failures()]) == ("failed", ["report"])
     assert await server.database.ids() == made.kept | {row.id for row in made.rows if row.key == "report"}
@@ -223,16 +200,16 @@ async def test_a_whole_run_reports_a_key_that_the_server_cannot_show(server: Ser
     assert "its versions cannot be read" in shown[0]
 
 
-async def test_a_server_that_can_show_nothing_fails_the_run_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_can_show_nothing_fails_the_run_at_once(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing goes, and it is not asked for each row."""
-    await server.database.clear()
-    rows = await server.database.insert([row for number in range(300) for row in series(f"key-{number}", [1, 2])])
+    await fake.database.clear()
+    rows = await fake.database.insert([row for number in range(300) for row in series(f"key-{number}", [1, 2])])
     everything = Fault("500", answers(500), outage=True, of=is_listing)
     with line(monkeypatch, everything, at=3) as broken:
-        report = await run_steps(server)
+        report = await run_steps(fake)
     assert report.outcome == "failed"
     assert len(broken.requests) < 50
-    assert await server.database.ids() == {row.id for row in rows}
+    assert await fake.database.ids() == {row.id for row in rows}
 
 
 def test_every_kind_of_fault_has_a_name_of_its_own() -> None:
