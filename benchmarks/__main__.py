@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks [--only NAME] [--small]`, with `tests` on the path. `make bench` runs all of them."""
+"""The command line: `python -m benchmarks [--only NAME] [--small]`, with `tests` on the path. `make bench` runs all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUIET = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PYTHONWARNINGS":
 
 
 def main() -> int:
-    """Read the command line and run, away from the user's own Prefect. Returns 0 if every target is met, else 1."""
+    """Run benchmarks, isolated from the user's own Prefect. Return 0 if every target is met, else 1."""
     parser = ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="NAME", action="append", help="run this benchmark, and print its figures only")
     parser.add_argument("--small", action="store_true", help="run at the size that the tests use, and print the figures only")

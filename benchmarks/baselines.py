@@ -1,4 +1,4 @@
-"""What this package is measured against: the limits of the API and of the database, and what people write without it."""
+"""The baselines of the benchmarks: bare clients of the API and of the database, and the script that people write."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WHERE rank > {keep_last}
 """
 
 STATEMENT_VERSIONS = 5_000
-"""Rows in one transaction of the batched DELETE."""
+"""Rows in one transaction of the batched DELETE, as in the database store."""
 
 SCRIPT_PAGE_ROWS = 200
 """Rows in a page of the usual script, the most that Prefect's server gives."""
@@ -47,12 +47,12 @@ Delete = Callable[[UUID], Awaitable[object]]
 
 
 async def stale_ids(database: Database, keep_last: int) -> list[UUID]:
-    """The versions beyond the newest of each key, the oldest first."""
+    """Return the ids of the stale versions, the oldest first."""
     return [UUID(str(row[0])) for row in await database.run(f"{STALE.format(keep_last=keep_last)} ORDER BY created")]
 
 
 async def rate(ids: Sequence[UUID], delete: Delete, at_once: int) -> float:
-    """Delete versions, so many at once. Returns deletions per second."""
+    """Delete versions, `at_once` concurrently, and return the deletions per second."""
     pending = iter(ids)
 
     async def work() -> None:
@@ -65,7 +65,7 @@ async def rate(ids: Sequence[UUID], delete: Delete, at_once: int) -> float:
 
 
 async def _until_gone(version_id: UUID, delete: Delete) -> None:
-    """Delete a version, however often a server on SQLite says 503 or drops the connection when it is asked too much."""
+    """Delete a version, retried as often as a server on SQLite answers 503 or drops the connection."""
     for attempt in range(MAX_REQUEST_ATTEMPTS):
         try:
             await delete(version_id)
@@ -86,7 +86,7 @@ async def _until_gone(version_id: UUID, delete: Delete) -> None:
 
 
 async def bare_client(address: str, ids: Sequence[UUID], at_once: int) -> float:
-    """Send DELETE requests and nothing else, as an HTTP client can at best. Returns deletions per second."""
+    """Send DELETE requests by a bare HTTP client, and return the deletions per second."""
     async with httpx.AsyncClient(base_url=address, timeout=REQUEST_SECONDS) as client:
 
         async def delete(version_id: UUID) -> None:
@@ -97,13 +97,13 @@ async def bare_client(address: str, ids: Sequence[UUID], at_once: int) -> float:
 
 
 async def fixed_client(ids: Sequence[UUID], at_once: int) -> float:
-    """The same by Prefect's own client as this package opens it, at a fixed number of requests at once."""
+    """Send DELETE requests by Prefect's client as this package opens it, at a fixed concurrency."""
     async with connect() as connection:
         return await rate(ids, connection.client.delete_artifact, at_once)
 
 
 async def adaptive_client(ids: Sequence[UUID]) -> float:
-    """The same through the API store, which finds out by itself how many requests at once are best."""
+    """Delete through the API store, with its adaptive concurrency."""
     async with connect() as connection:
         store = ApiStore(connection)
         await store.detect_concurrency(artifact_cleanup.name)
@@ -111,9 +111,9 @@ async def adaptive_client(ids: Sequence[UUID]) -> float:
 
 
 async def usual_script(keep_last: int) -> int:
-    """Page through all artifacts by offset and delete the old ones on the way. Returns the number of rows deleted.
+    """Page through all artifacts by offset, delete the old ones on the way, and return the number of rows deleted.
 
-    Each deletion shifts the rows behind it, so the next page begins too late and some stale rows are never seen.
+    Each deletion shifts the rows behind it, so the next page begins too late, and some stale rows are skipped.
     """
     seen: Counter[str | None] = Counter()
     deleted = offset = 0
@@ -129,7 +129,7 @@ async def usual_script(keep_last: int) -> int:
 
 
 async def batched_delete(database: Database, keep_last: int) -> int:
-    """SELECT what is stale and DELETE it in batches, by the driver of the database. Returns the number of rows deleted.
+    """SELECT the stale rows and DELETE them in batches, by the driver of the database. Return the number of rows deleted.
 
     As the package does, it deletes over as many connections as the database gains by, leaves no state of a run that points to
     what has gone, and waits as little for the disk.

@@ -1,4 +1,4 @@
-"""The plots: lines on logarithmic axes, as SVG that follows the reader's light or dark theme."""
+"""Draws line charts on logarithmic axes, as SVG that follows the reader's light or dark theme."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.results import Chart
 
 CHART_WIDTH, CHART_HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 80, 730, 60, 310
-"""Pixels: the picture, and the plot inside it."""
+"""Pixels: the size of the picture, and the area of the plot in it."""
 
 LEGEND = 366
 LEGEND_ROW = 24
@@ -27,7 +27,7 @@ polyline{fill:none;stroke-width:2}.s0{stroke:#2563eb;color:#2563eb}.s1{stroke:#d
 .s2{stroke:#34d399;color:#34d399}.s3{stroke:#c084fc;color:#c084fc}}"""
 
 MAX_DECADES = 2
-"""Above so many, only powers of ten have a line of the grid."""
+"""On an axis of more decades, only powers of ten have a grid line; with a higher number, the labels overlap."""
 
 
 def svg(chart: Chart) -> str:
@@ -54,12 +54,12 @@ def svg(chart: Chart) -> str:
 
 
 def format_number(number: float) -> str:
-    """A number with three digits that count, and no more."""
+    """Format a number with three significant digits."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"  # noqa: PLR2004 - three digits
 
 
 def _axis(values: Sequence[float], start: float, end: float) -> tuple[list[float], Callable[[float], float]]:
-    """The ticks of a logarithmic axis around these values, and where on it a value is."""
+    """Return the ticks of a logarithmic axis around these values, and the function that maps a value to its position."""
     first = math.floor(math.log10(min(values)))
     last = math.ceil(math.log10(max(values)))
     steps = (1,) if last - first > MAX_DECADES else (1, 2, 5)

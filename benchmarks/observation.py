@@ -1,4 +1,4 @@
-"""One run of the cleanup flow, observed from outside: its phases, its requests, and what it leaves in the database."""
+"""Observes a run of the cleanup flow: the time of its phases, its requests, and the rows that it writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Store = Literal["api", "database"]
 
 @dataclass(frozen=True)
 class Observed:
-    """One run: its report, what it took as a whole, while planning and while pruning, and the requests that it sent."""
+    """One run: its report, the seconds that it took in all, for planning and for pruning, and the number of its requests."""
 
     report: CleanupReport
     seconds: float
@@ -30,7 +30,7 @@ class Observed:
 
 
 class _Requests(logging.Handler):
-    """Counts each request that httpx sends, ours and Prefect's own; it logs one line for each."""
+    """Counts the requests of httpx, ours and Prefect's own, by its log, which has one line for each."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -41,7 +41,7 @@ class _Requests(logging.Handler):
 
 
 class _Phases:
-    """When planning began, when the plan stood, and when the last version went."""
+    """The times at which planning began, planning ended, and the last version was deleted."""
 
     def __init__(self) -> None:
         self.began = self.planned = self.pruned = 0.0

@@ -1,4 +1,4 @@
-"""The measured part of docs/performance.md, between two markers, with its plots and the numbers behind them."""
+"""Writes the measured part of docs/performance.md, between two markers, with its charts and their numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ END = "<!-- end of what was measured -->"
 
 
 def write(results: Results, page: Path) -> None:
-    """Renew the measured part of the page, its plots beside it, and the numbers as JSON."""
+    """Write the measured part of the page, its charts, and the numbers as JSON."""
     head, rest = page.read_text(encoding="utf-8").split(BEGIN)
     _, tail = rest.split(END)
     page.write_text(f"{head}{BEGIN}\n\n{measured(results)}\n{END}{tail}", encoding="utf-8")
@@ -26,7 +26,7 @@ def write(results: Results, page: Path) -> None:
 
 
 def measured(results: Results) -> str:
-    """The machine, the table of figures, and each plot with its numbers, in markdown."""
+    """Format the machine, the table of figures, and each chart with its numbers as markdown."""
     lines = ["; ".join(f"{name}: {value}" for name, value in results.machine.items()) + ".", "", *table(results.figures)]
     for name, chart in results.charts.items():
         lines += ["", f"### {chart.title}", "", f"![{_alt(chart)}]({_picture(name)})", "", *_numbers(chart)]
@@ -34,7 +34,7 @@ def measured(results: Results) -> str:
 
 
 def table(figures: Sequence[Figure]) -> Iterator[str]:
-    """The figures beside their targets, the databases side by side."""
+    """Format the figures with their targets as a table, with a column for each database."""
     yield "| figure | server on | target | measured | met | from |"
     yield "|---|---|---|---|---|---|"
     for figure in sorted(figures, key=lambda figure: _first(figures, figure.name)):

@@ -1,4 +1,4 @@
-"""What the benchmarks found: figures beside their targets, and the lines of the plots."""
+"""The results of the benchmarks: figures with their targets, and the lines of the charts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Figure:
         backend: The database behind the server.
         measured: The number.
         unit: Its unit; a ratio has none.
-        target: What it shall be at least, or at most; None where it is there to be known.
+        target: The lower or upper bound of the number; None without one.
         at_most: Whether the target is an upper bound.
-        detail: What it comes from, in words.
+        detail: The numbers behind it, as text.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Figure:
 
     @property
     def is_met(self) -> bool:
-        """Whether the number is as good as its target; true without one."""
+        """Whether the number meets its target; True without one."""
         if self.target is None:
             return True
         return self.measured <= self.target if self.at_most else self.measured >= self.target
@@ -52,12 +52,12 @@ class Chart:
 
 @dataclass
 class Results:
-    """All that one run of the benchmarks found."""
+    """All figures and charts of one run of the benchmarks."""
 
     machine: Mapping[str, str]
     figures: list[Figure] = field(default_factory=list)
     charts: dict[str, Chart] = field(default_factory=dict)
 
     def chart(self, name: str, title: str, x: str, y: str) -> Chart:
-        """The chart of this name, which both databases share."""
+        """Return the chart of this name, which both databases share."""
         return self.charts.setdefault(name, Chart(title, x, y))

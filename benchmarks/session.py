@@ -1,4 +1,4 @@
-"""All benchmarks in one go: on a server on SQLite, then on one on PostgreSQL."""
+"""Runs the benchmarks: on a server on SQLite, then on one on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ BACKENDS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
 
 def run_all(folder: Path, *, only: Collection[str], small: bool) -> int:
-    """Run the benchmarks and print their figures; all of them in full size also renew docs/performance.md.
+    """Run the benchmarks and print their figures. If all ran in full size, write docs/performance.md, too.
 
     Args:
-        folder: Where the servers live meanwhile.
+        folder: The folder of the servers.
         only: Names of the benchmarks to run; empty means all.
         small: Run at the size that the tests use.
 
     Returns:
-        0 if every target is met, else 1. In small size nothing can be said about targets, so 0.
+        0 if every target is met, else 1. Targets do not apply to the small size, which returns 0.
     """
     if unknown := set(only) - set(BENCHMARKS):
         sys.stderr.write(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}\n")

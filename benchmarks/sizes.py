@@ -1,4 +1,4 @@
-"""How much each benchmark does: in full, and small enough for the tests."""
+"""The sizes of the benchmarks: in full, and small enough for the tests."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class Sizes:
     """The sizes of all benchmarks.
 
     Attributes:
-        rounds: How often each side is measured, in turns, where deletions are compared; the median counts.
-        run_rounds: The same where whole runs are, and for the levels.
-        levels: Numbers of requests at once that the fixed clients are tried with.
-        pruning: What is pruned down to one version a key, by the API.
-        script: What the usual script and the API store clean up to ten versions a key.
-        idle: What a run without work looks at.
-        batched: What the database store and a batched DELETE clean up to a tenth.
-        scale: What a run without work looks at in a process of its own; the database store cleans the last up to a tenth.
-        api_scale: How many of these sizes the API store gets, too.
+        rounds: Rounds in which deletions are compared, each side in turn; the median counts.
+        run_rounds: Rounds in which whole runs, or levels of concurrency, are compared.
+        levels: The fixed concurrencies of the bare clients.
+        pruning: The artifacts of which the API store keeps one version a key.
+        script: The artifacts of which the usual script and the API store keep ten versions a key.
+        idle: The artifacts of a run without work.
+        batched: The artifacts of which the database store and a batched DELETE keep a tenth.
+        scale: The artifacts of a process without work; of the last, the database store then keeps a tenth.
+        api_scale: How many of these sizes the API store is measured with, too.
         keys: Numbers of keys for the cost of a key.
         versions: Numbers of versions a key for the cost of a version.
         bytes: Sizes of a version's data for the cost of a byte.

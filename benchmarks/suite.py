@@ -1,4 +1,4 @@
-"""The benchmarks themselves. Each fills the database, measures, and adds its figures and the points of its plots."""
+"""The benchmarks. Each fills the database, measures, and adds figures and points of charts to the results."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from benchmarks.sizes import Sizes
 
 STORES: dict[Store, str] = {"api": "API store", "database": "database store"}
 KEPT = 10
-"""Versions of each key that stay, of a hundred mostly."""
+"""Versions kept of each key, of a hundred in most benchmarks. With more, there is less to delete."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where a benchmark runs, how much it does, and where its results go."""
+    """The server, the sizes and the results of the benchmarks on one database."""
 
     server: Server
     backend: str
@@ -43,7 +43,7 @@ class Bench:
         at_most: float | None = None,
         detail: str = "",
     ) -> None:
-        """Add a figure, with its target where it has one."""
+        """Add a figure, with a target or without."""
         target = at_least if at_most is None else at_most
         figure = Figure(name, self.backend, measured, unit, target, at_most is not None, detail)
         self.results.figures.append(figure)
@@ -53,12 +53,12 @@ class Bench:
         await fill(self.server.database, size)
 
     async def stale(self, size: Size, keep_last: int) -> list[UUID]:
-        """Replace all artifacts, and name the stale ones among the new."""
+        """Replace all artifacts, and return the ids of the stale ones."""
         await self.fill(size)
         return await stale_ids(self.server.database, keep_last)
 
     async def left(self) -> int:
-        """The versions that are there, without those of this package."""
+        """Count the versions, without those of this package."""
         return len(await self.server.database.ids())
 
     def delete(self, store: Store, keep_last: int) -> Measured:
@@ -69,7 +69,7 @@ class Bench:
 
 
 async def pruning(bench: Bench) -> None:
-    """Deletions per second through the API: this package, the bare clients, and the adaptive concurrency by itself."""
+    """Measure deletions per second through the API: this package, bare clients, and the adaptive concurrency alone."""
     size = bench.sizes.pruning
     address = bench.server.local.address
     levels = await _levels(bench, size)
@@ -105,7 +105,7 @@ async def pruning(bench: Bench) -> None:
 
 
 async def _levels(bench: Bench, size: Size) -> dict[int, float]:
-    """The bare client's deletions a second by its number of requests at once."""
+    """Measure the bare client's deletions per second by its number of concurrent requests."""
     levels, address = bench.sizes.levels, bench.server.local.address
     await bare_client(address, await bench.stale(size, 1), 1)  # a server's first requests are slow
     rates: dict[int, list[float]] = {level: [] for level in levels}
@@ -117,7 +117,7 @@ async def _levels(bench: Bench, size: Size) -> dict[int, float]:
 
 
 async def script(bench: Bench) -> None:
-    """Seconds for each row deleted, of a whole run: this package, and the usual script."""
+    """Measure rows deleted per second of a whole run: this package, and the usual script."""
     size = bench.sizes.script
     stale = size.keys * (size.versions - KEPT)
     ours: list[float] = []
@@ -149,7 +149,7 @@ async def script(bench: Bench) -> None:
 
 
 async def idle(bench: Bench) -> None:
-    """What a run without work costs the server, and one with a stale version in each key."""
+    """Measure the requests and rows of a run without work, and of one with a stale version in each key."""
     size = bench.sizes.idle
     for store, name in STORES.items():
         await bench.fill(size)
@@ -171,7 +171,7 @@ async def idle(bench: Bench) -> None:
 
 
 async def batched(bench: Bench) -> None:
-    """Rows deleted a second, planning included: the database store, and a bare batched DELETE with its SELECT."""
+    """Measure rows deleted per second, planning included: the database store, and a bare SELECT with a batched DELETE."""
     size = bench.sizes.batched
     ours: list[float] = []
     whole: list[float] = []
@@ -194,7 +194,7 @@ async def batched(bench: Bench) -> None:
 
 
 async def growth(bench: Bench) -> None:
-    """Seconds of a whole run that deletes a tenth of the versions, by keys, by versions a key and by their size."""
+    """Measure a whole run that deletes a tenth of the versions, by keys, by versions a key, and by their size."""
     sizes = bench.sizes
     lines = (
         ("keys", "The cost of keys, of 10 versions each", "keys", [Size(keys, 10) for keys in sizes.keys]),
@@ -217,7 +217,7 @@ async def growth(bench: Bench) -> None:
 
 
 async def scale(bench: Bench) -> None:
-    """Seconds and memory of a whole process without work, up to a million versions; and of one that deletes most of them."""
+    """Measure time and memory of a process without work, up to a million versions, and of one that deletes most of them."""
     seconds = bench.results.chart("scale", "A run without work", "versions", "seconds of a run")
     memory = bench.results.chart("memory", "Memory of a run without work", "versions", "MB at the peak of the process")
     for number, size in enumerate(bench.sizes.scale):
@@ -237,7 +237,7 @@ async def scale(bench: Bench) -> None:
 
 
 def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median of the ratios of each round: what slows the machine down for a while slows both sides."""
+    """Return the median of the ratios of the rounds: a slower machine slows both sides of a round."""
     return median(one / other for one, other in zip(ours, theirs, strict=True))
 
 
@@ -247,7 +247,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Awaitable[None]]] = {
 
 
 def run(bench: Bench, name: str) -> float:
-    """Run one benchmark. Returns the seconds that it took."""
+    """Run one benchmark, and return the seconds that it took."""
     began = time.monotonic()
     asyncio.run(_named(BENCHMARKS[name], bench))
     return time.monotonic() - began

@@ -1,1 +1,1 @@
-"""What runs: the cleanup flow, the command line, the demo. Orchestration only."""
+"""The cleanup flow, the command line and the demo. Orchestration only: the work is done in `tasks`."""

@@ -1,6 +1,6 @@
-"""The alarm: an automation on the Prefect server that tells people when no cleanup has succeeded for a day.
+"""The alarm: an automation on the Prefect server that notifies people when no cleanup has succeeded for a day.
 
-A nightly run that does not start at all leaves no failed run behind, so nothing else would tell.
+A nightly run that never starts leaves no failed run behind, so an alarm on failed runs would not notice it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pydantic import BaseModel, Field
 
 NAME = "artifact-retention-alarm"
 MIN_HOURS = 10 / 3600
-"""Prefect's servers look for missing events every few seconds."""
+"""Ten seconds. Prefect's server checks for missing events every few seconds, so a shorter time would make false alarms."""
 
 
 class Alarm(BaseModel):
-    """What was set up, or changed."""
+    """The alarm that was created or changed."""
 
     name: str = Field(description="The automation.")
     block: str = Field(description="The block that is called.")
@@ -36,22 +36,22 @@ class Alarm(BaseModel):
     renewed: bool = Field(description="Whether the automation was there before.")
 
     def describe(self) -> str:
-        """Say in one line when it goes off, and whom it tells."""
+        """Describe in one line when the alarm goes off, and which block it calls."""
         how = "changed" if self.renewed else "set up"
         return f"{self.name}: {how}; calls {self.block} when no cleanup of {self.scope} succeeds for {self.hours:g} hours"
 
 
 async def set_up_alarm(block: str, hours: float, keys: Sequence[str] = ()) -> Alarm:
-    """Create the automation, or change the one that is there.
+    """Create the automation, or change the existing one.
 
     Args:
-        block: Whom it tells: a block of the server, as TYPE/NAME, such as `slack-webhook/ops` or `webhook/pager`.
-        hours: How long no cleanup may have succeeded.
-        keys: The globs of the cleanups watched, as those are started; none means the cleanups of all keys.
+        block: The block to call, as TYPE/NAME, such as `slack-webhook/ops` or `webhook/pager`.
+        hours: The time without a successful cleanup after which the alarm goes off.
+        keys: The parameter `keys` of the cleanups that are watched; empty for cleanups of all keys.
 
     Raises:
-        ConfigurationError: There is no such block, or it cannot tell anybody anything; or the hours cannot be meant.
-        StoreError: The server cannot be reached or refuses us.
+        ConfigurationError: There is no such block, it is no notification or webhook, or `hours` is out of bounds.
+        StoreError: The server cannot be reached, or refuses a request.
     """
     if not MIN_HOURS <= hours <= 24 * 365:
         raise ConfigurationError(f"command line: hours = {hours:g}: must be between 10 seconds and a year")
@@ -81,15 +81,15 @@ async def set_up_alarm(block: str, hours: float, keys: Sequence[str] = ()) -> Al
 
 
 def _slugs(block: str) -> tuple[str, str]:
-    """The name and the type of a block, in the order in which Prefect's client takes them."""
+    """Return the name and the type of a block, in the order of the arguments of Prefect's client."""
     kind, _, name = block.partition("/")
     if not kind or not name:
-        raise ConfigurationError(f"{block} names no block: TYPE/NAME is meant, such as slack-webhook/ops")
+        raise ConfigurationError(f"{block} names no block: it must be TYPE/NAME, such as slack-webhook/ops")
     return name, kind
 
 
 def _action(block: BlockDocument, name: str, scope: str, hours: float) -> CallWebhook | SendNotification:
-    message = f"No cleanup of {scope} has succeeded for {hours:g} hours. Look at the runs of the flow artifact-cleanup."
+    message = f"No cleanup of {scope} has succeeded for {hours:g} hours. Check the runs of the flow artifact-cleanup."
     if block.block_type and block.block_type.slug == "webhook":
         return CallWebhook(block_document_id=block.id, payload=message)
     if block.block_schema and "notify" in block.block_schema.capabilities:
@@ -98,10 +98,10 @@ def _action(block: BlockDocument, name: str, scope: str, hours: float) -> CallWe
 
 
 def _trigger(digest: str, within: timedelta) -> CompoundTrigger:
-    """Two triggers, any of which tells: the time since the last success, and no success at all in a while.
+    """Combine two triggers: no success for `within` after a success, and no success in a window of `within`.
 
-    The first begins with a success, so by itself it would never tell of a cleanup that has never worked; the second looks at
-    fixed windows of time, so by itself it would tell up to a window late.
+    The first starts with a success, so alone it would miss a cleanup that has never worked. The second uses fixed windows, so
+    alone it could go off up to a window late.
     """
     overdue, never = (
         EventTrigger(

@@ -1,12 +1,13 @@
-"""The cleanup flow: discover, plan, guard, prune, verify, report. Deployed, scheduled, run from the Prefect UI, or by hand.
+"""The cleanup flow: discover, plan, guard, prune, verify, report.
 
-`mode="preview"`, the default everywhere, changes nothing but for the report artifacts that it writes. `python
-flows/cleanup.py` previews.
+`mode="preview"`, the default everywhere, deletes nothing; it writes only the package's own artifacts. `python
+flows/cleanup.py` previews without writing anything.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -44,34 +45,40 @@ from prefect_artifact_retention.tasks.bulk import bulk_task, measure_disk, recla
 from prefect_artifact_retention.tasks.discover import discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
-from prefect_artifact_retention.tasks.prune import group_label, pack, prune_task, verify, verify_task
+from prefect_artifact_retention.tasks.prune import group_label, pack, prune_keys, prune_task, verify, verify_task
 from prefect_artifact_retention.tasks.publication import links, publish_report, read_resume_key, report_task
 from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label, with_links
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, Mode, Outcome, scope_digest
-from prefect_artifact_retention.tasks.run import KeyPlan, Limits, Listener, Run
+from prefect_artifact_retention.tasks.run import KeyPlan, Limits, Listener, Run, in_flow_run
+
+LOGGER = logging.getLogger(__name__)
+"""Of a run that is none of Prefect's, and has no log there."""
 
 LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
-"""Who else follows the runs of this context; the command line's progress bar does."""
+"""A further listener of the runs in this context: the progress bar of the command line."""
 
 EVENT = "artifact-retention.cleanup"
-"""What the events of delete runs are about, and how their names begin."""
+"""The resource of the events of delete runs, and the beginning of their names."""
 
 SCOPE_LABEL = "artifact-retention.scope"
-"""The label of that resource which tells the scopes of runs apart: a digest, because automations take a glob for a pattern."""
+"""The label with the scope of the run: a digest, because automations would read a glob as a pattern."""
 
 SUCCESSES = {f"{EVENT}.{outcome}" for outcome in ("completed", "unfinished")}
-"""A run that a limit has stopped did what it should; the next one goes on."""
+"""The events of successful runs. An unfinished run counts, because it stopped at a limit as configured."""
 
 EVENT_FIELDS = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "keys_seen", "versions_seen"}
-"""What of the report goes into those events."""
+"""The fields of the report in the events of delete runs."""
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
+"""A larger difference between the server's clock and this machine's is reported."""
 
 MAX_CONCURRENT_GROUPS = 4
-"""While some prune tasks look at their keys, others delete. With more, a look would be old by the time of its deletions."""
+"""Prune tasks that run concurrently: while some take snapshots, others delete. With more, snapshots are older when their
+deletions are sent."""
 
 FINAL_REPORT_SECONDS = 6
-"""What a run that is told to end may take to report: containers are killed 10 seconds after SIGTERM, workers' runs 30."""
+"""The time for the final report at shutdown. Docker kills a container 10 seconds after SIGTERM, a worker a run after 30, so
+with more, the report may be cut off."""
 
 
 @asynccontextmanager
@@ -82,16 +89,16 @@ async def open_run(
     keys: Sequence[str],
     own_runs: Collection[UUID] = frozenset(),
 ) -> AsyncIterator[Run]:
-    """Connect to the server, read its clock, and have all that the steps of one run need.
+    """Open a run: resolve its policies, connect to the server and the database, and read the server's clock.
 
     Raises:
-        ConfigurationError: The policies cannot be meant, or there are none to delete by.
-        StoreError: The server cannot be reached or refuses us.
+        ConfigurationError: The policies are invalid, or there are none in a delete run.
+        StoreError: The server or the database cannot be reached, or refuses a request.
     """
     all_policies, source = resolve_policies(policies, settings, mode)
     async with connect(settings.max_requests_per_minute) as connection, AsyncExitStack() as stack:
         server = ApiStore(connection)
-        # The server's clock, by which it dates versions; it tells first whether the server is there at all.
+        # First, because it also shows whether the server can be reached at all.
         now = await connection.now()
         store: Store = server
         if url := await _database_url(settings, connection.client):
@@ -99,9 +106,9 @@ async def open_run(
             await database.check(server, own_runs, deletes=mode == "delete")
         report = CleanupReport(mode=mode, now=now, scope=list(keys), policy_source=source, policy_digest=digest(all_policies))
         if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:
-            report.warn(f"the server's clock says {now:%Y-%m-%d %H:%M} UTC, unlike this machine's; the server's counts")
+            report.warn(f"the server's clock, which counts, differs from this machine's: it says {now:%Y-%m-%d %H:%M} UTC")
         if connection.shows_credentials:
-            # "View at http://user:password@..." in the log of the process, and no event gets through to a guarded server.
+            # Prefect logs "View at http://user:password@...", and its events do not reach such a server.
             report.warn("PREFECT_API_URL has credentials in it, which Prefect itself prints: use PREFECT_API_AUTH_STRING")
         limits = Limits(
             max_deletions=settings.max_deletions,
@@ -114,18 +121,18 @@ async def open_run(
 
 
 async def _database_url(settings: RetentionSettings, client: PrefectClient) -> str:
-    """The address of the server's database, out of a setting or of a block of the server; empty to go through the API.
+    """Read the address of the server's database from the settings or from a block; empty to use the API.
 
     Raises:
         ConfigurationError: There is no such block.
-        StoreError: The server does not show it.
+        StoreError: The block cannot be read.
     """
     url = settings.database_url.get_secret_value()
     name = settings.database_block
     if url or not name:
         return url
     try:
-        # Not Secret.load, of which Prefect emits events: a preview writes nothing to the server.
+        # Not Secret.load, which emits an event: a preview writes nothing to the server.
         document = await client.read_block_document_by_name(name, "secret")
     except ObjectNotFound:
         raise ConfigurationError(f"{settings.source('database_block')}: the server has no Secret block {name}") from None
@@ -135,10 +142,10 @@ async def _database_url(settings: RetentionSettings, client: PrefectClient) -> s
 
 
 async def reach_server() -> None:
-    """Make sure that a server answers, before Prefect itself tries to.
+    """Check that the server answers, for a clearer error than Prefect's own.
 
     Raises:
-        StoreError: It cannot be reached or refuses us, or Prefect runs no flow on a server of its version.
+        StoreError: The server cannot be reached, refuses the credentials, or has a version on which Prefect runs no flow.
     """
     async with connect() as connection:
         await connection.now()
@@ -151,11 +158,11 @@ async def reach_server() -> None:
 async def preview(
     settings: RetentionSettings, policies: Sequence[RetentionPolicy] = (), keys: Sequence[str] = ()
 ) -> CleanupReport:
-    """Plan without Prefect's tasks, so that nothing at all is written to the server.
+    """Plan without a flow run and its tasks, so that nothing at all is written to the server.
 
     Raises:
-        ConfigurationError: The policies cannot be meant.
-        StoreError: The server cannot be reached or refuses us.
+        ConfigurationError: The policies are invalid.
+        StoreError: The server cannot be reached, or refuses a request.
     """
     async with open_run(settings, "preview", policies, keys) as run:
         await discover(run)
@@ -185,9 +192,9 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
 
     Args:
         mode: preview reports what would be deleted; delete deletes it.
-        policies: Instead of all configured ones, for this run; configured keep_all policies stay in force. Empty: as
+        policies: Used instead of the configured ones, except that configured keep_all policies stay in force. Empty: as
             configured (retention.toml or environment).
-        keys: Globs of the keys to look at, such as report-*. Empty: all keys, and the artifacts without a key.
+        keys: Globs of the keys to clean up, such as report-*. Empty: all keys, and the artifacts without a key.
         max_deletions: Delete at most this many versions; the next run goes on. 0: as configured, else no limit.
         time_budget_minutes: Stop after this time; the next run goes on. 0: as configured, else no limit.
         refuse_above_percent: Delete nothing if more than this share of the versions would go, of the whole run or of any one
@@ -200,9 +207,9 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         The report, also published as the artifact `artifact-retention-report`.
 
     Raises:
-        CleanupFailed: The run was refused, or something failed; carries the report.
-        ConfigurationError: A policy or setting cannot be meant; nothing has run.
-        StoreError: The server cannot be reached or refuses us.
+        CleanupFailed: The run was refused or failed; carries the report.
+        ConfigurationError: A policy or setting is invalid; nothing has run.
+        StoreError: The server cannot be reached, or refuses a request.
     """
     given = {
         "max_deletions": max_deletions,
@@ -213,16 +220,16 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     }
     try:
         settings = load_settings().model_copy(update={name: value for name, value in given.items() if value})
-        report = await _clean_up(settings, mode, policies, keys)
+        report = await _open_and_clean_up(settings, mode, policies, keys)
     except RetentionError as error:
         if mode == "delete":
             _announce("failed", keys, {"error": str(error)})
-        # A state with the error as its data raises it for the caller; raising it here would log a traceback as well.
+        # The caller raises the error that is the data of the state. Raised here, it would be logged with a traceback.
         return Failed(message=str(error), data=error)  # type: ignore[return-value]
     return _final_state(report)  # type: ignore[return-value]
 
 
-async def _clean_up(
+async def _open_and_clean_up(
     settings: RetentionSettings, mode: Mode, policies: Sequence[RetentionPolicy], keys: Sequence[str]
 ) -> CleanupReport:
     own_runs = {UUID(runtime.flow_run.id)}
@@ -230,7 +237,7 @@ async def _clean_up(
         progress = ProgressArtifact(run.server.connection)
         run.listen(progress.listen)
         try:
-            await cancel_on_sigterm(_steps_and_report(run, progress, vacuum=settings.reclaim == "vacuum"))
+            await cancel_on_sigterm(clean_up(run, progress, vacuum=settings.reclaim == "vacuum"))
         except (TerminationSignal, asyncio.CancelledError):
             await _final_report(run, progress)
             raise
@@ -239,21 +246,32 @@ async def _clean_up(
         return run.report
 
 
-async def _steps_and_report(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
+async def clean_up(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
+    """Do all steps of a run, and leave its report: as Prefect tasks in a flow run, as plain functions elsewhere.
+
+    Args:
+        run: The run; its report says how it ended, whatever goes wrong.
+        progress: Where people see how far it is.
+        vacuum: Whether to give the space of what went back to the file system, if the database is ours to reach.
+    """
     try:
         await _steps(run, progress, vacuum=vacuum)
     except RetentionError as error:
         run.report.errors.append(str(error))
-    except Exception as error:  # noqa: BLE001 - whatever it is, people get a report; its traceback is in the log
+    except Exception as error:  # noqa: BLE001 - the report is published after any error; Prefect logs the traceback
         run.report.errors.append(f"unexpected {type(error).__name__}")
     await _publish(run, progress)
+
+
+def _logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
+    return get_run_logger() if in_flow_run() else LOGGER
 
 
 async def _publish(run: Run, progress: ProgressArtifact) -> None:
     report = run.report
     report.outcome = _outcome(report)
     report.duration_seconds = run.seconds
-    get_run_logger().info(outcome_message(report))
+    _logger().info(outcome_message(report))
     description = with_links(headline(report), links(), "Reports", "History")
     try:
         await report_task(run)
@@ -264,19 +282,18 @@ async def _publish(run: Run, progress: ProgressArtifact) -> None:
 
 
 async def _final_report(run: Run, progress: ProgressArtifact) -> None:
-    """Report a run that was told to end, by SIGTERM or a cancellation, in the middle of whatever it was doing.
+    """Write the final report of a run that is shut down by SIGTERM or a cancellation.
 
-    That may have been a request, so the last words have a connection of their own; and there is little time, so they are plain
-    functions, no tasks. What does not get done the next run does. Prefect decides on the state of the flow run: Cancelled or
-    Crashed.
+    It uses a connection of its own, because the run's may be in the middle of a request, and plain functions instead of tasks,
+    because there is little time. The next run does what is left. Prefect sets the state of the flow run: Cancelled or Crashed.
     """
     report = run.report
     report.outcome = "unfinished"
     report.outcome = _outcome(report)
     report.duration_seconds = run.seconds
-    report.warn("The run was told to end before its time; deletions that were under way then may not be counted.")
+    report.warn("The run was shut down before it was finished; deletions in flight at that time may not be counted.")
     description = with_links(f"Stopped. {headline(report)}", links(), "Reports", "History")
-    get_run_logger().warning(f"Stopped. {outcome_message(report)}")
+    _logger().warning(f"Stopped. {outcome_message(report)}")
     with suppress(RetentionError, TimeoutError):
         async with asyncio.timeout(FINAL_REPORT_SECONDS), connect() as connection:
             run.reconnect(ApiStore(connection))
@@ -287,7 +304,7 @@ async def _final_report(run: Run, progress: ProgressArtifact) -> None:
             with suppress(RetentionError):
                 if run.touched:
                     await verify(run)
-            # Once more: an update that was under way when the run was told to end may have come after the one above.
+            # Once more: an update that was in flight at the shutdown may have overwritten the one above.
             await progress.finish(description, complete=False)
     if report.mode == "delete":
         _announce("stopped", report.scope, report.model_dump(mode="json", include=EVENT_FIELDS))
@@ -306,14 +323,14 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     await progress.announce_deleting()
     if await _skip_for_older_run(run):
         return
-    get_run_logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
+    _logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
     database = run.store if isinstance(run.store, DatabaseStore) else None
     on_disk = await measure_disk(run, database) if database else None
     try:
         if database:
             await bulk_task(run, database)
         else:
-            await run.server.detect_concurrency(runtime.flow_run.flow_name)
+            await run.server.detect_concurrency(runtime.flow_run.flow_name or artifact_cleanup.name)
         groups = pack([plan for plan in run.plans if plan.stale], run.limits.max_task_runs)
         await for_each(groups, partial(_prune, run), MAX_CONCURRENT_GROUPS)
     except RetentionError as error:
@@ -329,8 +346,11 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
 
 
 async def _prune(run: Run, group: Sequence[KeyPlan]) -> None:
-    """Run the prune task of some keys in the flow's own event loop: mapped tasks have one each, and cannot share a client."""
+    """Run the prune task of a group of keys. It is not mapped, because mapped tasks have their own event loops and clients."""
     if not run.check_budgets():
+        return
+    if not in_flow_run():
+        await prune_keys(run, group)
         return
     # Prefect types a call of an async task as its result.
     state: State[None] = await prune_task(run, group, group_label(group), return_state=True)  # type: ignore[misc]
@@ -339,16 +359,19 @@ async def _prune(run: Run, group: Sequence[KeyPlan]) -> None:
 
 
 async def _skip_for_older_run(run: Run) -> bool:
-    """Skip a delete run when an older one is deleting some of the same keys.
+    """Skip a delete run, and return True, if an older one is deleting some of the same keys.
 
-    Asked before planning, which spares the work, and again once other runs can see that this one deletes: of two that start
+    Called before planning, to save the work, and again in the deleting phase, which other runs can see: of two runs that start
     together, at least one sees the other.
     """
-    if run.report.mode != "delete" or not (other := await older_run(run, UUID(runtime.flow_run.id))):
+    if run.report.mode != "delete":
         return False
-    run.report.outcome = "skipped"
-    run.report.refusals.append(other)
-    return True
+    for own_id in run.own_runs:
+        if other := await older_run(run, own_id):
+            run.report.outcome = "skipped"
+            run.report.refusals.append(other)
+            return True
+    return False
 
 
 def _outcome(report: CleanupReport) -> Outcome:
@@ -358,7 +381,7 @@ def _outcome(report: CleanupReport) -> Outcome:
 
 
 def _announce(ending: Outcome | Literal["stopped"], scope: Sequence[str], payload: Mapping[str, Any]) -> None:
-    """Emit the event of a delete run: `artifact-retention.cleanup.completed`, or how else it ended."""
+    """Emit the event of a delete run, such as `artifact-retention.cleanup.completed`."""
     emit_event(
         event=f"{EVENT}.{ending}",
         resource={

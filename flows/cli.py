@@ -1,4 +1,4 @@
-"""The command line. Prefect is imported only by the commands that talk to a server: its start takes seconds.
+"""The command line. Only commands that need a server import Prefect, because that takes seconds.
 
 Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 refused, 4 unfinished or skipped, 130 interrupted.
 """
@@ -36,7 +36,7 @@ Keys = Annotated[
 KeepLast = Annotated[int, Parameter(name="--keep-last", help="For these keys and this call: keep the N newest. Needs --key.")]
 KeepWithinDays = Annotated[
     float,
-    Parameter(name="--keep-within-days", help="For these keys and this call: keep what is this young. Needs --key."),
+    Parameter(name="--keep-within-days", help="For these keys and this call: keep versions of at most this age. Needs --key."),
 ]
 Config = Annotated[
     Path | None, Parameter(name="--config", help="The configuration file. Default: retention.toml, if there is one.")
@@ -49,7 +49,7 @@ app = App(
     version=lambda: version("prefect-artifact-retention"),
     help_flags=["--help", "-h"],
 )
-policies_app = App(name="policies", help="Look at the policies.")
+policies_app = App(name="policies", help="Inspect the policies.")
 app.command(policies_app)
 
 
@@ -89,7 +89,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
         time_budget_minutes=time_budget_minutes,
         refuse_above_percent=refuse_above_percent,
     )
-    # Prefect's log goes to the server as ever; on the terminal, this command speaks for itself.
+    # Prefect's log goes to the server only; on the terminal, this command prints the report.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     from prefect_artifact_retention.flows import cleanup  # noqa: PLC0415
     from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
@@ -141,7 +141,7 @@ def alarm(
     hours: Annotated[float, Parameter(help="How long no cleanup may have succeeded.")] = 26,
     as_json: Json = False,
 ) -> int:
-    """Let the server tell people when no cleanup has succeeded for a day; run it again to change that.
+    """Set up an alarm that goes off when no cleanup has succeeded for a day. Run it again to change the alarm.
 
     BLOCK is a notification or webhook block of the server, as TYPE/NAME, such as slack-webhook/ops.
     """
@@ -157,7 +157,7 @@ def alarm(
 
 @policies_app.command
 def check(*, config: Config = None, as_json: Json = False) -> int:
-    """Load the policies and say what each of them means. Talks to no server."""
+    """Load the policies and describe each of them. Needs no server."""
     settings, _ = _configure(config)
     if not settings.policies:
         raise ConfigurationError("no policy is configured: write a [[policies]] table into retention.toml")
@@ -189,8 +189,8 @@ def schema() -> int:
 @app.command
 def demo(
     *,
-    folder: Annotated[Path, Parameter(help="Where the demo's own server lives.")] = Path(".demo"),
-    ui: Annotated[bool, Parameter(help="Keep that server running, to look at its user interface.", negative=())] = False,
+    folder: Annotated[Path, Parameter(help="The folder of the demo's own server.")] = Path(".demo"),
+    ui: Annotated[bool, Parameter(help="Run that server, to see the demo in its user interface.", negative=())] = False,
     as_json: Json = False,
 ) -> int:
     """Show it all on a Prefect server of its own, apart from yours: create artifacts, preview, delete, report."""
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the output has gone, as `head` does. Without this, Python would fail to write the rest of it at its end.
+        # The reader of the output has closed it, as `head` does. Without this, Python fails again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     return code
@@ -232,7 +232,7 @@ def _run(tokens: Sequence[str]) -> int:
 
 
 def _refuse_undecodable(tokens: Sequence[str]) -> None:
-    """Refuse arguments that are no text: bytes that cannot be decoded, which no server and no file could be asked for."""
+    """Refuse arguments with bytes that cannot be decoded: they can be sent to no server."""
     for token in tokens:
         try:
             token.encode()
@@ -250,11 +250,11 @@ def _fail(error: RetentionError, tokens: Sequence[str], code: int) -> int:
 def _configure(
     config: Path | None, keys: Sequence[str] = (), keep_last: int = 0, keep_within_days: float = 0
 ) -> tuple[RetentionSettings, tuple[RetentionPolicy, ...]]:
-    """Read the settings, and let the flags' rules stand in for the configured ones of these keys."""
+    """Read the settings, and the policies of these keys with the rules that the flags give."""
     from prefect_artifact_retention.flows.settings import CONFIG_VARIABLE, load_settings  # noqa: PLC0415
 
     if config:
-        # The flow reads its settings by itself, wherever it runs; here it shall find this file.
+        # The flow reads the settings again, and must find the same file.
         os.environ[CONFIG_VARIABLE] = str(config)
     settings = load_settings(config)
     if not keep_last and not keep_within_days:
@@ -274,7 +274,7 @@ def _configure(
 def _check_limits(**limits: float) -> None:
     from prefect_artifact_retention.flows.settings import RetentionSettings  # noqa: PLC0415
 
-    # The settings themselves would look into the environment first, and find nothing wrong with a flag.
+    # Not RetentionSettings itself, in which the environment would override the flags.
     fields = {name: (field.annotation, field) for name, field in RetentionSettings.model_fields.items() if name in limits}
     try:
         create_model("Flags", **fields).model_validate(limits)  # type: ignore[call-overload]
@@ -283,7 +283,7 @@ def _check_limits(**limits: float) -> None:
 
 
 def _follow(run: Callable[[], Coroutine[Any, Any, CleanupReport]], *, quiet: bool) -> CleanupReport:
-    """Run to the end, or to SIGTERM or Ctrl-C, with a progress bar on a terminal and plain lines otherwise, on stderr."""
+    """Run with a progress bar (plain lines if stderr is no terminal), and turn SIGTERM into KeyboardInterrupt."""
     from prefect.exceptions import TerminationSignal  # noqa: PLC0415
     from prefect_artifact_retention.flows.cleanup import LISTENER  # noqa: PLC0415
     from prefect_artifact_retention.flows.progress import progress_display  # noqa: PLC0415

@@ -1,7 +1,6 @@
 """The demo: a Prefect server of its own, a year of artifacts, a preview, a deletion, and the report.
 
-Everything lives in one folder and runs in processes that see nothing of the user's own Prefect. What it runs are this
-package's own commands, as a user would type them.
+It runs this package's own commands, in one folder and in processes that see nothing of the user's own Prefect.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ YEAR = timedelta(days=365)
 
 @dataclass(frozen=True)
 class Series:
-    """One key of the demo: what it holds, and how many versions over how long."""
+    """One key of the demo: its type, and the number and ages of its versions."""
 
     key: str | None
     type: str
@@ -70,7 +69,7 @@ class Series:
     newest: timedelta = timedelta(hours=3)
 
     def ages(self) -> Iterator[timedelta]:
-        """The age of each version, the oldest first."""
+        """Iterate over the ages of the versions, the oldest first."""
         for index in range(self.versions):
             share = 1 - index / max(1, self.versions - 1)
             yield self.newest + (self.span - self.newest) * share
@@ -94,7 +93,7 @@ SERIES = (
 
 
 def run(folder: Path, *, as_json: bool = False) -> int:
-    """Run the whole demo; every run starts from a server without artifacts.
+    """Run the whole demo. Each run starts with a server without artifacts.
 
     Returns:
         The exit code of the deletion.
@@ -113,14 +112,14 @@ def run(folder: Path, *, as_json: bool = False) -> int:
         steps.communicate(b"go\n")
     if steps.returncode == 0:
         where = "" if folder == Path(".demo").resolve() else f" --folder {shlex.quote(str(folder))}"
-        _say(f"\nTo look at it in Prefect's own UI: make ui, or artifact-retention demo --ui{where}", as_json=as_json)
+        _say(f"\nTo see it in Prefect's own UI: make ui, or artifact-retention demo --ui{where}", as_json=as_json)
     return steps.returncode
 
 
 def _steps(config: str, *, as_json: bool) -> int:
     """Run the demo's commands in this process, which sees the demo's server and nothing of the user's own Prefect.
 
-    Prefect is imported while the server starts; a line on stdin says that it has, none that it never will.
+    Prefect is imported while the server starts; a line on stdin says that the server answers, and none that it never will.
     """
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     from prefect_artifact_retention.flows import cleanup, cli, explanation  # noqa: F401, PLC0415
@@ -146,10 +145,10 @@ def _say(text: str, *, as_json: bool = False) -> None:
 
 
 def serve(folder: Path) -> int:
-    """Keep the demo's server running until interrupted, and say where its user interface is.
+    """Run the demo's server until interrupted, and print the address of its user interface.
 
     Raises:
-        RetentionError: There is no demo to look at yet.
+        RetentionError: The demo has not been run in this folder.
     """
     prefect_home = folder.resolve() / "prefect"
     if not (prefect_home / "prefect.db").is_file():
@@ -166,7 +165,7 @@ def serve(folder: Path) -> int:
 
 
 async def _fill() -> str:
-    """Create the artifacts through the real client, then backdate them over the year."""
+    """Create the artifacts through Prefect's client, then backdate them over a year."""
     from prefect import flow  # noqa: PLC0415
     from prefect.states import Running  # noqa: PLC0415
     from prefect_artifact_retention.policies.control import HOLD, TTL_DAYS  # noqa: PLC0415
@@ -215,7 +214,7 @@ def _sqlite_time(moment: datetime) -> str:
 
 
 def _content(series: Series, number: int) -> object:
-    """Some content of the right type, of a few kilobytes where the type has any."""
+    """Return content for an artifact of the type of a series."""
     rng = random.Random(f"{series.key} {number}")  # noqa: S311 - the same content in every demo
     match series.type:
         case "table":

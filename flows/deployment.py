@@ -1,4 +1,4 @@
-"""What differs from place to place in a deployment: read from variables when `prefect deploy` runs, so nobody edits a file.
+"""The variables of a deployment, read when `prefect deploy` runs, so that its files need no edits.
 
 `prefect.yaml` and the files in `deployments/` call `variables` as their first build step, and name its results as
 `{{ variables.cron }}` and so on.
@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DESCRIPTION = Path("deployments/description.md")
-"""Beside the file that is deployed, as `prefect deploy` runs at the top of the checkout."""
+"""The description of the deployments, relative to the top of the checkout, where `prefect deploy` runs."""
 
 
 class DeploymentSettings(BaseSettings):
@@ -83,7 +83,7 @@ def variables(required: Sequence[str] = ()) -> dict[str, object]:
         Prefect's user interface.
 
     Raises:
-        SystemExit: A variable is missing, unknown, or cannot be meant. Prefect would show any other error as a traceback.
+        SystemExit: A variable is missing, unknown or invalid. Prefect would show any other error as a traceback.
     """
     try:
         settings = _read(required)
@@ -109,7 +109,7 @@ def _read(required: Sequence[str]) -> DeploymentSettings:
 
 
 def _check_policies() -> None:
-    """Refuse what the first night would find broken; the worker may have policies where this machine has none."""
+    """Refuse invalid policies before the first nightly run. No policies are a warning: the worker may have its own."""
     settings = load_settings()
     if settings.policies:
         resolve_policies((), settings, "delete")
@@ -118,7 +118,7 @@ def _check_policies() -> None:
 
 
 def _description() -> str:
-    """The page that people see of a deployment; on Prefect Cloud, the user interface of a workspace is not at the root."""
+    """Read the description, with absolute links: on Prefect Cloud, the user interface of a workspace is not at the root."""
     try:
         text = DESCRIPTION.read_text(encoding="utf-8")
     except OSError as error:

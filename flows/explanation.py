@@ -1,4 +1,4 @@
-"""Explain one key: every version with its verdict and all the reasons."""
+"""Explains one key: every version with its verdict and all the reasons."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ExplainedVersion(BaseModel):
 
 
 class Explanation(BaseModel):
-    """One key: its policy, and the verdicts in the order in which versions rank."""
+    """One key: its policy, and its versions with their verdicts, the latest first."""
 
     key: str
     now: datetime
@@ -46,7 +46,7 @@ class Explanation(BaseModel):
 
 
 async def explain(settings: RetentionSettings, key: str) -> Explanation:
-    """Judge every version of one key, exactly as a run would.
+    """Evaluate every version of one key as a run would.
 
     Raises:
         StoreError: There is no such key, or the server cannot be reached.

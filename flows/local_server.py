@@ -1,7 +1,7 @@
-"""A Prefect server of our own in a folder of our own: for the demo and the tests, apart from the user's Prefect.
+"""Runs a Prefect server in a folder of its own, isolated from the user's Prefect: for the demo and the tests.
 
-It inherits no `PREFECT_` or `ARTIFACT_RETENTION_` variable, has its own home, profile and database, runs in its own folder (so
-that no `.env` or `prefect.toml` of the user is read) and listens on loopback only.
+The server inherits no `PREFECT_` or `ARTIFACT_RETENTION_` variable, has its own home, profile and database, runs in its own
+folder (so that it reads no `.env` or `prefect.toml` of the user), and listens on loopback only.
 """
 
 from __future__ import annotations
@@ -23,12 +23,19 @@ from prefect_artifact_retention.policies import RetentionError
 from prefect_artifact_retention.policies.formatting import printable
 
 MAX_START_SECONDS = 120
+"""How long a server may take to start; the first start of a folder takes half a minute, and longer on a busy machine."""
 LOG = "server.log"
 
 
 @dataclass(frozen=True)
 class LocalServer:
-    """A server that has been started: its folder, and the address of its user interface."""
+    """A server that was started.
+
+    Attributes:
+        folder: The folder with its home, database and log.
+        address: The address of its user interface; the API is at /api.
+        process: Its process.
+    """
 
     folder: Path
     address: str
@@ -36,14 +43,14 @@ class LocalServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment in which a process sees this server and nothing of the user's own Prefect."""
+        """The environment of a process that uses this server, and nothing of the user's own Prefect."""
         return isolated_environment(self.folder) | {"PREFECT_API_URL": f"{self.address}/api"}
 
     def wait(self) -> None:
-        """Wait until it answers; the first start of a folder creates its database, which takes half a minute.
+        """Wait until the server answers. The first start of a folder creates its database, which takes half a minute.
 
         Raises:
-            RetentionError: It does not answer within two minutes, or has ended, as it does where its libraries are too new.
+            RetentionError: The server does not answer within two minutes, or has ended, as with libraries that are too new.
         """
         deadline = time.monotonic() + MAX_START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -63,7 +70,7 @@ class LocalServer:
 
 
 def isolated_environment(folder: Path) -> dict[str, str]:
-    """The present environment without anything of Prefect's or ours, with its Prefect home in `folder`."""
+    """Return the environment with `folder` as Prefect's home, and without other variables of Prefect or this package."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "ARTIFACT_RETENTION_"))}
     return inherited | {
         "PREFECT_HOME": str(folder),
@@ -77,13 +84,13 @@ def isolated_environment(folder: Path) -> dict[str, str]:
 def local_server(
     folder: Path, *, database_url: str = "", port: int = 0, python: str = sys.executable, **settings: str
 ) -> Iterator[LocalServer]:
-    """Run a server until the context ends. It is given back at once, for work to be done while it starts: `wait` for it.
+    """Run a server until the context ends. The context begins before the server answers: call `wait` on it.
 
     Args:
-        folder: Where its home, database and log go; created if missing.
-        database_url: A database to use; by default SQLite in `folder`.
+        folder: The folder of its home, database and log; created if missing.
+        database_url: Its database; by default SQLite in `folder`.
         port: The port to listen on; by default a free one.
-        python: The interpreter whose Prefect it runs; by default this one.
+        python: The interpreter of the server; by default this one.
         settings: Further environment variables of the server.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +103,7 @@ def local_server(
         "PREFECT_UI_API_URL": f"{address}/api",
         **settings,
     }
-    # As `prefect server start` does in the end, without importing all of Prefect twice.
+    # The command that `prefect server start` runs, without importing all of Prefect twice.
     app = ["--factory", "prefect.server.api.server:create_app"]
     command = [
         python,
@@ -132,7 +139,7 @@ def _free_port() -> int:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server with all that it started: first politely, then for good."""
+    """Terminate the server and its child processes, and kill them if that takes too long."""
     for ending, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
         try:
             os.killpg(process.pid, ending)

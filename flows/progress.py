@@ -1,4 +1,4 @@
-"""How far a run is, on stderr: a bar on a terminal, plain lines otherwise."""
+"""Shows the progress of a run on stderr: a bar on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 MAX_PLAIN_LINES = 10
-"""Plain lines for each step, at most."""
+"""Plain lines for each step, at most; more fill the log."""
 
 
 @contextmanager
 def progress_display(*, quiet: bool) -> Iterator[Listener]:
-    """Give a listener that shows progress until the context ends; `quiet` shows it on a terminal only."""
+    """Yield a listener that shows the progress; with `quiet`, on a terminal only."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _silent if quiet else _PlainLines().listen

@@ -1,6 +1,6 @@
-"""Settings: from the environment, `.env` and `retention.toml`, in this order; a flow parameter or flag goes before all.
+"""The settings: from the environment, `.env` and `retention.toml`, in this order. A flow parameter or flag overrides all.
 
-Every mistake is a `ConfigurationError` that names where it stands. A misspelt name is refused, not ignored: a limit that
+Every mistake is a `ConfigurationError` that names its source. A misspelt name is refused instead of ignored: a limit that
 silently does not apply is worse than none.
 """
 
@@ -29,7 +29,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 ENV_PREFIX = "ARTIFACT_RETENTION_"
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 DEPLOY_PREFIX = f"{ENV_PREFIX}DEPLOY_"
-"""The variables that `prefect deploy` reads, not the run."""
+"""The prefix of the variables that `prefect deploy` reads; a run ignores them."""
 DEFAULT_FILE = "retention.toml"
 DOTENV = ".env"
 
@@ -78,11 +78,11 @@ class RetentionSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # The file's content comes in as the arguments, so those go last.
+        # The arguments are the content of the file, so they have the lowest priority.
         return env_settings, dotenv_settings, init_settings
 
     def source(self, field: str) -> str:
-        """Where the value of a field was set: a file, a variable, or "default"."""
+        """Return where a field was set: a file, a variable, or "default"."""
         return self._sources.get(field, "default")
 
 
@@ -94,7 +94,7 @@ def load_settings(config: Path | None = None) -> RetentionSettings:
             `retention.toml` in the working directory if there is one.
 
     Raises:
-        ConfigurationError: A file is missing or does not parse, or a name or a value cannot be meant.
+        ConfigurationError: A file is missing or does not parse, or a name or a value is invalid.
     """
     named = config or _configured_file()
     file = named or Path(DEFAULT_FILE)
@@ -115,18 +115,16 @@ def load_settings(config: Path | None = None) -> RetentionSettings:
 def resolve_policies(
     given: Sequence[RetentionPolicy], settings: RetentionSettings, mode: Mode
 ) -> tuple[tuple[RetentionPolicy, ...], str]:
-    """Decide which policies a run has, and say where they come from.
-
-    The package's own policy, for the keys that it writes itself, goes before them.
+    """Return the policies of a run and their source. The first one is that of the package's own keys.
 
     Args:
-        given: Policies as a parameter or flags give them; empty means not given. They replace the configured ones, but for
-            those with `keep_all`: what these shield stays shielded.
+        given: Policies from a parameter or flags; empty means not given. They replace the configured ones, except that keys
+            with a configured `keep_all` policy stay protected by it.
         settings: The settings.
-        mode: A preview without any policy is served by a built-in one; a deletion is not.
+        mode: Without any policy, a preview uses a built-in one, and a deletion fails.
 
     Raises:
-        ConfigurationError: The policies cannot be meant, or there are none to delete by.
+        ConfigurationError: The policies are invalid, or there are none in a delete run.
     """
     configured = load_policies(settings.policies, source=settings.source("policies"))
     if given:
@@ -171,7 +169,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _sources(file: Path, table: dict[str, Any]) -> dict[str, str]:
-    """Where each field is set, the first source winning; refuses names that no field has."""
+    """Return the source of each field: the environment, else `.env`, else the file. Unknown names are an error."""
     fields = RetentionSettings.model_fields
     _refuse_unknown(str(file), table, fields)
     if "database_url" in table:
@@ -186,13 +184,13 @@ def _sources(file: Path, table: dict[str, Any]) -> dict[str, str]:
 
 
 def find_variables(prefix: str, fields: Iterable[str]) -> dict[str, list[str]]:
-    """Find the variables with a prefix, in `.env` and then in the environment.
+    """Find the variables with a prefix in `.env` and in the environment.
 
     Returns:
-        Their names by where they stand; the later place wins.
+        The names by source, in ascending priority.
 
     Raises:
-        ConfigurationError: One is not the prefix and the name of a field, or `.env` cannot be read.
+        ConfigurationError: A variable names no field, or `.env` cannot be read.
     """
     known = [prefix + field.upper() for field in fields]
     found = {}

@@ -1,7 +1,7 @@
-"""SIGTERM ends a run in an orderly way: as a cancellation of its work.
+"""Turns SIGTERM into a cancellation of the run, so that it shuts down in order.
 
-Prefect has SIGTERM raise an exception in whatever Python code is at work just then. That may be a callback of the event loop
-or a library's clean-up, which swallow it, and the run would go on until somebody kills it.
+Prefect's handler of SIGTERM raises an exception in the Python code that is executing. If that is a callback of the event loop
+or the clean-up of a library, the exception is swallowed, and the run goes on until it is killed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ async def cancel_on_sigterm(work: Coroutine[Any, Any, Result]) -> Result:
     """Await some work; SIGTERM cancels it.
 
     Raises:
-        TerminationSignal: SIGTERM has come, wherever Prefect's own exception went.
+        TerminationSignal: SIGTERM was received, whether or not Prefect's own exception was swallowed.
     """
     task = asyncio.ensure_future(work)
     is_terminated = False
@@ -47,10 +47,10 @@ async def cancel_on_sigterm(work: Coroutine[Any, Any, Result]) -> Result:
 
 @contextmanager
 def _at_sigterm(on_sigterm: Callable[[], None]) -> Iterator[None]:
-    """Have the event loop told of SIGTERM, too, until the context ends; in a thread and on Windows that cannot be had.
+    """Call `on_sigterm` in the event loop at SIGTERM, until the context ends; not possible in a thread or on Windows.
 
-    Prefect's own handler stays where it is: a worker takes a run for one that can be cancelled by that. Python writes each
-    signal to the loop's pipe as well, whatever handler there is, once the loop has asked for it.
+    Prefect's own handler stays installed, because a worker recognizes by it that the run can be cancelled. Python notifies the
+    loop of each signal besides calling the handler, once the loop has registered for it.
     """
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         yield

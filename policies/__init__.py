@@ -1,7 +1,11 @@
-"""What is kept, and why. Pure: no I/O, no clock, nothing of Prefect.
+"""Retention policies and their evaluation. Pure: no I/O, no clock, no import of Prefect.
 
-`model` has the value types, `evaluation` the planner, `periods` the calendar, `control` the per-artifact metadata, `loading`
-the way from configuration to policies with every error a user can make.
+- `model`: the value types `Version`, `Versions`, `Verdict` and `RetentionPolicy`.
+- `evaluation`: `evaluate`, which decides for each version of a key whether it is kept, and why.
+- `periods`: the calendar periods of `keep_hourly` to `keep_yearly`.
+- `control`: holds and TTLs in an artifact's metadata.
+- `loading`: reads policies from configuration, and reports every mistake in them.
+- `formatting`: numbers, durations and text from outside, as they are shown.
 """
 
 from prefect_artifact_retention.policies.errors import ConfigurationError, RetentionError, StoreError

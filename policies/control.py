@@ -1,7 +1,7 @@
-"""Per-artifact control: what a producer says about one version in its metadata.
+"""Holds and TTLs: the entries by which a producer controls the retention of one version, in its metadata.
 
-`retention-hold` is "true" or a date (UTC, inclusive); `retention-ttl-days` a number of days. A value that cannot be read as
-meant keeps the version and is reported: holds fail closed, because a deletion cannot be undone.
+`retention-hold` is "true" or a date (UTC, inclusive); `retention-ttl-days` is a number of days. An invalid value keeps the
+version and is reported: holds fail closed, because a deletion cannot be undone.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ from datetime import UTC, date, datetime, timedelta
 HOLD = "retention-hold"
 TTL_DAYS = "retention-ttl-days"
 MAX_TTL_DAYS = 36_525
+"""A hundred years. A longer TTL counts as invalid, and so keeps its version."""
 
 _DAYS = re.compile(r"[0-9]+(\.[0-9]+)?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _MAX_QUOTED_CHARS = 40
+"""A longer value is cut off in messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the metadata of one version asks for.
+    """The hold and the TTL of one version.
 
     Attributes:
-        held: Why a hold keeps the version, in words.
-        ttl: Its own time to live.
-        has_ttl: Whether it asks for a TTL, readable or not; such a version takes no slot of a keep rule.
-        unreadable: The entries that could not be read as meant, in words; each keeps the version.
+        held: The reason for which a hold keeps the version, such as "held until 2026-12-31"; None without a hold in force.
+        ttl: The time to live; None without a valid one.
+        has_ttl: Whether there is a TTL, valid or not; such a version takes no slot of a keep rule.
+        unreadable: A message for each invalid entry; each keeps the version.
     """
 
     held: str | None = None
@@ -41,7 +43,7 @@ NO_CONTROL = Control()
 
 
 def read_control(metadata: Mapping[str, str], now: datetime) -> Control:
-    """Read the hold and the TTL of one version as of `now`."""
+    """Read the hold and the TTL in the metadata of one version, as of `now`."""
     if HOLD not in metadata and TTL_DAYS not in metadata:
         return NO_CONTROL
     unreadable = []

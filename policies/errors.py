@@ -1,8 +1,8 @@
-"""The errors that a user can meet, drawn once.
+"""The error hierarchy: every error that is meant for the user.
 
-RetentionError            every error below; its text is one clear message, fit to be shown as it is
-├── ConfigurationError    a policy, setting or flag that cannot be meant; nothing has run
-├── StoreError            the server or database does not answer as it should
+RetentionError            base class; its message can be shown as it is
+├── ConfigurationError    a policy, setting or flag is invalid; nothing has run
+├── StoreError            the server or the database cannot be reached, or refuses or fails a request
 └── CleanupFailed         a run was refused or failed; carries its report (tasks/report.py)
 """
 
@@ -10,21 +10,21 @@ from prefect_artifact_retention.policies.formatting import printable
 
 
 class RetentionError(Exception):
-    """Base of all errors with a message for the user, of printable lines whatever it quotes."""
+    """Base of all errors with a message for the user. Characters that are not printable are escaped in it."""
 
     def __init__(self, message: str) -> None:
         super().__init__("\n".join(printable(line) for line in message.split("\n")))
 
 
 class ConfigurationError(RetentionError, ValueError):
-    """A policy, setting or flag that cannot be meant. Names the source, the policy, the field and the value."""
+    """A policy, setting or flag is invalid. The message names the source, the policy, the field and the value."""
 
 
 class StoreError(RetentionError):
-    """The server or database is out of reach, refuses us, or answers what it should not.
+    """The server or the database cannot be reached, refuses a request, or sends an unexpected answer.
 
     Attributes:
-        status: The HTTP status, where there was one.
+        status: The HTTP status of the answer; None without one.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:

@@ -1,10 +1,11 @@
-"""The planner: which versions of one collection stay, which go, and why. Pure; the clock is an argument.
+"""Evaluates a policy: decides for each version of one collection whether it is kept or stale, with all the reasons.
 
-Who decides, first that applies: `keep_all`, `expire_after_days`, the version's own TTL, the keep rules. The keep rules are a
-union, as in restic's `ApplyPolicy`: a version goes only if none of them keeps it. Protections come last, beat everything and
-change no slot of a rule: the latest version, a hold, a run that has not finished, a version newer than `now`, and what nobody
-published: Prefect's server keeps the result of a run in an artifact without key and type (`Artifact.from_result` in its
-`server/schemas/core.py`).
+The first of these that applies decides: `keep_all`, `expire_after_days`, the version's own TTL, the keep rules. The keep rules
+are a union, as in restic's `ApplyPolicy`: a version is stale only if no rule keeps it.
+
+Protections come last, override every rule and use none of its slots: the latest version; a hold; an unfinished run; a version
+newer than `now`; a result of a run, which Prefect's server stores in an artifact without a key and without a type
+(`Artifact.from_result` in its `server/schemas/core.py`).
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from prefect_artifact_retention.policies.periods import CALENDAR, Period
 ONE_DAY = timedelta(days=1)
 ONE_HOUR = timedelta(hours=1)
 CACHED_REASONS = 10_000
-"""Words that are made once and serve again."""
+"""How many reasons of `keep_last` are cached. With fewer, a large `keep_last` formats the same texts anew for each key."""
 
 
 class Reason(NamedTuple):
-    """Why a version stays or goes: the rule's name, and the words that a person reads."""
+    """One reason of a verdict: the name of the rule, and the text that is shown."""
 
     rule: str
     text: str
 
 
 Decision = tuple[bool, tuple[Reason, ...]]
-"""Whether a version stays, and why."""
+"""Whether a version is kept, and the reasons."""
 
 
 def evaluate(
@@ -48,36 +49,36 @@ def evaluate(
     latest_id: UUID | None = None,
     running: Collection[UUID] = frozenset(),
 ) -> tuple[Verdict, ...]:
-    """Judge all versions of one collection, or any number of artifacts without a key.
+    """Evaluate a policy on all versions of one collection, or on any number of artifacts without a key.
 
     Args:
-        versions: The versions of one key, complete, in any order; or artifacts whose key is None.
+        versions: All versions of one key in any order, or artifacts whose key is None.
         policy: The policy of that key.
         now: The server's clock.
-        latest_id: The version that the collection names as its latest. None protects the newest version of a key.
+        latest_id: The `latest_id` of the collection. None protects the newest version of a key instead.
         running: Ids of the flow runs and task runs that are not in a terminal state.
 
     Returns:
         One verdict per version, the latest first, then by (created, id) descending.
 
     Raises:
-        ValueError: The versions are of more than one key.
+        ValueError: The versions have more than one key.
     """
     return tuple(judge(versions, policy, now=now, latest_id=latest_id, running=running))
 
 
 class Judgement(Sequence[Verdict]):
-    """The verdicts of `evaluate`, each made when it is looked at: of a million, most are only counted.
+    """The verdicts of `evaluate` as a sequence that builds each one when it is accessed: most are only counted.
 
     Attributes:
         versions: The versions, the newest first.
-        condemned: The places among them of those that go, in the order of the verdicts.
+        stale: The indexes into `versions` of the stale ones, in the order of the verdicts.
     """
 
     __slots__ = ("_decisions", "_order", "_rest", "stale", "versions")
 
     def __init__(self, case: _Case, decisions: Mapping[int, Decision], rest: _Rest) -> None:
-        """Take the decisions on single versions, in the order of the verdicts, and the one on all others."""
+        """Store the decisions on single versions, in the order of the verdicts, and the decision on the rest."""
         self.versions = case.versions
         self._order = case.order
         self._decisions = decisions
@@ -108,7 +109,7 @@ class Judgement(Sequence[Verdict]):
         return Verdict(self.versions[index], keep, texts, rules)
 
     def stale_runs(self) -> tuple[set[UUID], set[UUID]]:
-        """The flow runs and the task runs that wrote those that go."""
+        """Return the flow runs and the task runs that wrote the stale versions."""
         flow_runs, task_runs = self.versions.flow_run_ids, self.versions.task_run_ids
         return (
             {run_id for index in self.stale if (run_id := flow_runs[index])},
@@ -116,17 +117,17 @@ class Judgement(Sequence[Verdict]):
         )
 
     def kept(self) -> Iterator[int]:
-        """The places of those that stay, in the order of the verdicts."""
+        """Iterate over the indexes of the versions that are kept, in the order of the verdicts."""
         stale = set(self.stale)
         return (index for index in self._order if index not in stale)
 
     @property
     def is_dangling(self) -> bool:
-        """Whether the collection names a latest version that is not among them; all stay then."""
+        """Whether `latest_id` names none of the versions; all of them are kept then."""
         return self._rest.rule == "dangling"
 
     def rules(self, *, keep: bool) -> Counter[str]:
-        """How many of those that stay, or of those that go, each rule has kept or condemned."""
+        """Count by rule the reasons for which versions are kept, or for which they are stale."""
         rules = Counter(reason.rule for stays, reasons in self._decisions.values() if stays == keep for reason in reasons)
         if self._rest.stays == keep:
             expired = len(self) - self._rest.unexpired - sum(index >= self._rest.unexpired for index in self._decisions)
@@ -136,13 +137,13 @@ class Judgement(Sequence[Verdict]):
 
 
 class _Rest(NamedTuple):
-    """The decision on all versions of a key of which none is made by itself.
+    """The one decision on all versions of a key that have no decision of their own.
 
     Attributes:
-        stays: Whether they stay.
-        rule: The rule behind that, for the newer ones.
-        unexpired: How many are newer; the others go because of `expire_after_days`.
-        decide: Gives the reasons in words.
+        stays: Whether they are kept.
+        rule: The rule that decided, for those that `expire_after_days` does not apply to.
+        unexpired: How many versions `expire_after_days` does not apply to; they are the newest.
+        decide: Returns the decision, with its reasons, for an index.
     """
 
     stays: bool
@@ -159,7 +160,7 @@ def judge(
     latest_id: UUID | None = None,
     running: Collection[UUID] = frozenset(),
 ) -> Judgement:
-    """Do what `evaluate` does, for those that count more verdicts than they read."""
+    """Evaluate like `evaluate`, but without building the verdicts; for callers that mostly count them."""
     case = _Case(Versions.of(versions), policy, now, latest_id, running)
     if case.latest is None and case.versions.key is not None and case.versions:
         return _alike(case, Reason("dangling", "the collection's latest_id names no version that was read"), stays=True)
@@ -182,19 +183,19 @@ def judge(
 
 
 def _alike(case: _Case, reason: Reason, *, stays: bool) -> Judgement:
-    """Decide alike on all versions of a key."""
-    return Judgement(case, {}, _Rest(stays, reason.rule, len(case.versions), lambda _place: (stays, (reason,))))
+    """Return the same decision on all versions of a key."""
+    return Judgement(case, {}, _Rest(stays, reason.rule, len(case.versions), lambda _index: (stays, (reason,))))
 
 
 class _Case:
-    """One collection and its policy, with what is derived from them once. A version is named by its place, the newest is 0.
+    """The evaluation of one policy on one collection. Versions are referred to by their index, the newest by 0.
 
     Attributes:
-        latest: The place of the latest version; None if there is none.
-        order: All places, the latest's first, even where others are newer by `created`.
-        future: How many were created after `now`; they are the first.
-        unexpired: How many `expire_after_days` does not condemn; they are the first, too.
-        controls: What the metadata of those that have any asks for.
+        latest: The index of the latest version; None if there is none.
+        order: All indexes in the order of the verdicts: the latest first, even where others have a later `created`.
+        future: How many versions were created after `now`; they have the lowest indexes.
+        unexpired: How many versions `expire_after_days` does not apply to; they, too, have the lowest indexes.
+        controls: The holds and TTLs, by index.
     """
 
     def __init__(
@@ -227,7 +228,7 @@ class _Case:
         return self.versions.ids.index(latest_id) if latest_id in self.versions.ids else None
 
     def _number_within(self, limit: float) -> int:
-        """How many are at most so many days old; they are the first."""
+        """Count the versions that are at most `limit` days old; they have the lowest indexes."""
         since = self.now - limit * ONE_DAY
         return _first(self.created, lambda moment: moment < since)
 
@@ -235,13 +236,13 @@ class _Case:
         return self.now - self.created[index]
 
     def _superseded_for(self, index: int) -> timedelta | None:
-        """The time since the next newer version was created; None while nothing supersedes it."""
+        """Return the time since the next newer version was created; None for a version that nothing supersedes."""
         if index <= self.future or index == self.latest or self.versions.key is None:
             return None
         return self._age(index - 1)
 
     def decide(self, index: int, kept_by: Sequence[Reason] = ()) -> Decision:
-        """Apply the first of keep_all, the hard limit, the version's own TTL and the keep rules that has a say."""
+        """Decide by the first that applies: keep_all, expire_after_days, the version's own TTL, the rules that keep it."""
         if self.policy.keep_all:
             return True, (Reason("keep_all", "keep all"),)
         if index >= self.unexpired:
@@ -259,7 +260,7 @@ class _Case:
         return False, (Reason("unclaimed", f"superseded {_format_age(superseded_for)} ago, outside every keep rule"),)
 
     def protections(self) -> Mapping[int, list[Reason]]:
-        """What keeps versions whatever else is decided."""
+        """Return the reasons that keep versions whatever the rules decide, by index."""
         found: defaultdict[int, list[Reason]] = defaultdict(list)
         if self.latest is not None:
             found[self.latest].append(LATEST)
@@ -284,7 +285,7 @@ class _Case:
         return [index for index, kind in enumerate(self.versions.types) if kind in {None, RESULT}]
 
     def idle(self, protections: Mapping[int, Sequence[Reason]]) -> Reason | None:
-        """Why the whole key goes, if it has gone idle and nothing in it is held, running, future or within its TTL."""
+        """Return why the whole key is stale: it is idle, and no version of it is held, running, future or within its TTL."""
         limit = self.policy.drop_idle_keys_after_days
         if not limit or not self.versions or self._age(0) <= limit * ONE_DAY:
             return None
@@ -295,10 +296,10 @@ class _Case:
         return Reason("drop_idle_keys_after_days", text)
 
     def kept_by(self) -> Mapping[int, list[Reason]]:
-        """What the keep rules claim.
+        """Return the keep rules that keep each version, by index.
 
-        Slots go to the latest first, then to the newest. Versions with a TTL of their own take none (the latest excepted), and
-        versions newer than `now` stand outside every ranking: what does not count among the kept must not push others out.
+        The latest version takes the first slot of a rule, then the newest do. Versions with a TTL of their own (except the
+        latest) and versions newer than `now` take no slot: they are not kept by a rule, and must not push out one that is.
         """
         outside = {index for index, control in self.controls.items() if control.has_ttl and index != self.latest}
         outside.update(range(self.future))
@@ -345,7 +346,7 @@ class _Case:
                 text = f"superseded {_format_age(superseded_for)} ago, within {days(grace)} of grace"
                 yield index, Reason("grace_days", text)
             else:
-                # All others have been superseded for longer.
+                # All older versions were superseded earlier.
                 return
 
 
@@ -358,11 +359,11 @@ def _last(rank: int, limit: int) -> Reason:
 
 
 def _first(created: Sequence[datetime], applies: Callable[[datetime], bool]) -> int:
-    """The first place, the newest being 0, for which something applies that applies to all behind it, too."""
+    """Return the lowest index for which a condition applies that applies to all higher indexes, too."""
     return bisect_left(created, True, key=applies)  # noqa: FBT003 - the value sought
 
 
 def _format_age(age: timedelta) -> str:
-    """An age in words, rounded down: whole days, or hours below two days."""
+    """Format an age, rounded down to whole days, or to hours below two days."""
     hours = age // ONE_HOUR
     return count(hours // 24, "day") if hours >= 48 else count(hours, "hour")  # noqa: PLR2004 - two days

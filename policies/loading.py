@@ -1,4 +1,4 @@
-"""From configuration to policies: every mistake is one message that names the source, the policy, the field and the value."""
+"""Reads policies from configuration; each mistake is one message that names source, policy, field and value."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ REPORT_KEY = "artifact-retention-report"
 HISTORY_KEY = "artifact-retention-history"
 PROGRESS_KEY = "artifact-retention-progress"
 OWN_KEYS = (REPORT_KEY, HISTORY_KEY, PROGRESS_KEY)
-"""The keys that this package writes itself."""
+"""The keys of the artifacts that this package writes."""
 
 OWN_POLICY = RetentionPolicy(name="artifact-retention (built in)", match_keys=list(OWN_KEYS), keep_last=30)
-"""Keeps this package from accumulating what it is there to remove. Goes before all others."""
+"""The policy of the package's own keys, which every cleanup adds a version to. It comes before all other policies."""
 
 PREVIEW_POLICY = RetentionPolicy(name="preview (built in)", keep_last=10, keep_within_days=30)
-"""Serves a preview where no policy is configured; never a deletion."""
+"""The policy of a preview where none is configured; nothing is ever deleted by it."""
 
 
 def load_policies(tables: Sequence[Mapping[str, Any]], *, source: str) -> tuple[RetentionPolicy, ...]:
@@ -28,10 +28,10 @@ def load_policies(tables: Sequence[Mapping[str, Any]], *, source: str) -> tuple[
 
     Args:
         tables: One mapping of field names to values per policy, as TOML or JSON gives them.
-        source: Where they stand (a file, a variable), for the messages.
+        source: The file or variable that they come from, for the messages.
 
     Raises:
-        ConfigurationError: A policy, or two of them together, cannot be meant. Lists every problem, one to a line.
+        ConfigurationError: A policy is invalid, or two contradict each other. Lists every problem, one to a line.
     """
     policies, problems = [], []
     for number, table in enumerate(tables, start=1):
@@ -49,7 +49,7 @@ def load_policies(tables: Sequence[Mapping[str, Any]], *, source: str) -> tuple[
 
 
 def check_policies(policies: Sequence[RetentionPolicy], *, source: str) -> None:
-    """Refuse policies that cannot be meant together.
+    """Refuse policies that contradict each other.
 
     Raises:
         ConfigurationError: Two have the same name, or one can never apply because of another.
@@ -64,10 +64,9 @@ def select_policy(policies: Sequence[RetentionPolicy], key: str | None, latest_t
 
 
 def stand_in(policies: Sequence[RetentionPolicy], override: RetentionPolicy) -> tuple[RetentionPolicy, ...]:
-    """Let the rules of `override` stand in for those of every keyed policy but the `keep_all` ones.
+    """Replace the rules of every keyed policy by those of `override`, except where a policy has `keep_all`.
 
-    A key goes on to have the policy that selects it, so what `keep_all` shields stays shielded, and keys without any get
-    `override` itself.
+    The selectors stay, so keys with `keep_all` stay protected by it. Keys that no policy selects get `override` itself.
     """
     rules = override.model_dump(exclude={"name", *SELECTORS})
     replaced = [
@@ -84,13 +83,13 @@ def stand_in(policies: Sequence[RetentionPolicy], override: RetentionPolicy) -> 
 
 
 def digest(policies: Sequence[RetentionPolicy]) -> str:
-    """Twelve hexadecimal digits that change with any field of any policy, or with their order."""
+    """Return twelve hexadecimal digits that change with any field of any policy, or with their order."""
     text = "\n".join(policy.model_dump_json() for policy in policies)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def describe_validation_error(error: ValidationError) -> Iterator[str]:
-    """Put each problem that pydantic found into one line: field = value: what is wrong."""
+    """Format each problem that pydantic found as one line: field = value: problem."""
     for problem in error.errors(include_url=False):
         message = problem["msg"].removeprefix("Value error, ")
         field = ".".join(str(part) for part in problem["loc"])

@@ -1,4 +1,4 @@
-"""The value types: one artifact row, all those of a key, one policy, one verdict."""
+"""The value types: `Version` (one artifact row), `Versions` (all of one key), `Verdict` and `RetentionPolicy`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prefect_artifact_retention.policies.periods import CALENDAR
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 RESULT = "result"
-"""The type of the artifacts without a key in which Prefect 2 kept the results of runs; Prefect 3 gives them none."""
+"""The type of artifacts without a key in which Prefect 2 kept the results of runs; those of Prefect 3 have no type."""
 
 
 class Version(NamedTuple):
@@ -31,7 +31,7 @@ class Version(NamedTuple):
         size: Bytes of its data as Prefect stores it: as JSON, as Python's `json.dumps` writes it.
         flow_run_id: The flow run that wrote it.
         task_run_id: The task run that wrote it.
-        metadata: What its producer set; only the `retention-` entries are looked at.
+        metadata: The metadata that its producer set; a store may leave out all but the `retention-` entries.
     """
 
     id: UUID
@@ -52,23 +52,23 @@ class Version(NamedTuple):
 
 
 class Versions(Sequence[Version]):
-    """The versions of one key (or artifacts without one) by columns, each once, the newest first: by (created, id).
+    """The distinct versions of one key (or artifacts without a key), the newest first by (created, id), stored by columns.
 
-    There are millions in a large run. A `Version` is made of one when it is looked at, as most never are.
+    A large run has millions of them and looks at few, so a `Version` is built only when it is accessed.
 
     Attributes:
-        key: Their key.
-        ids: As the attribute of a `Version`, and so are the other columns.
-        controlled: The places of those that have metadata.
+        key: The key of all of them.
+        ids: The `id` of each; the other columns are likewise attributes of `Version`.
+        controlled: The indexes of those that have metadata.
     """
 
     __slots__ = ("_columns", "controlled", "created", "flow_run_ids", "ids", "key", "sizes", "task_run_ids", "types")
 
     def __init__(self, key: str | None, columns: Sequence[Sequence[Any]]) -> None:
-        """Take the columns of different versions in any order; they are those of a `Version`, but for its key.
+        """Sort the columns of distinct versions: those of a `Version`, in its order, without the key.
 
         Raises:
-            ValueError: They are not of one length.
+            ValueError: The columns differ in length.
         """
         ids, created, *_ = columns
         if any(len(column) != len(ids) for column in columns):
@@ -89,10 +89,10 @@ class Versions(Sequence[Version]):
 
     @classmethod
     def of(cls, versions: Iterable[Version]) -> Versions:
-        """Take versions in any order. A listing that shifts while it is read may repeat one; it counts once.
+        """Sort versions, and drop duplicates: a listing that shifts while it is read may repeat a version.
 
         Raises:
-            ValueError: They are of more than one key.
+            ValueError: The versions have more than one key.
         """
         if isinstance(versions, Versions):
             return versions
@@ -118,7 +118,7 @@ class Versions(Sequence[Version]):
         return Version(version_id, self.key, *others)
 
     def metadata(self, index: int) -> Mapping[str, str]:
-        """The metadata of one of them."""
+        """Return the metadata of the version at an index."""
         metadata: Mapping[str, str] = self._columns[7][index]
         return metadata
 
@@ -129,7 +129,7 @@ class Verdict(NamedTuple):
     Attributes:
         version: The version judged.
         keep: Whether it stays.
-        reasons: All the reasons, in words; the same words in the log, the report and the command line.
+        reasons: All the reasons as text, the same in the log, the report and the command line.
         rules: The name of the rule behind each reason, in the same order (a policy field, or `latest`, `hold`, ...).
     """
 
@@ -140,7 +140,7 @@ class Verdict(NamedTuple):
 
 
 def refuse_bool(value: object) -> object:
-    """Refuse true and false for a number: bool is an int in Python, and never meant as one here."""
+    """Refuse true and false where a number is expected: bool is an int in Python."""
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic reports ValueErrors
     return value
@@ -148,6 +148,7 @@ def refuse_bool(value: object) -> object:
 
 MAX_COUNT = 1_000_000
 MAX_DAYS = 36_525
+"""A higher number in a policy is taken for a mistake."""
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT, strict=True), BeforeValidator(refuse_bool)]
 Days = Annotated[float, Field(ge=0, le=MAX_DAYS, strict=True, allow_inf_nan=False), BeforeValidator(refuse_bool)]
@@ -156,12 +157,12 @@ Days = Annotated[float, Field(ge=0, le=MAX_DAYS, strict=True, allow_inf_nan=Fals
 class RetentionPolicy(BaseModel):
     """Which versions of which keys are kept. A number of 0 switches its rule off.
 
-    The keep rules form a union: a version goes only if no rule keeps it. The latest version of a key, held versions, those
-    of unfinished runs, those newer than the run itself, and results of runs always stay (docs of the semantics: README, "How a
-    verdict is reached").
+    The keep rules form a union: a version is deleted only if no rule keeps it. The latest version of a key, held versions,
+    versions of unfinished runs, versions newer than the cleanup, and results of runs are always kept (README, "How a verdict
+    is reached").
 
     Raises:
-        pydantic.ValidationError: A value is out of bounds, or the policy contradicts itself.
+        pydantic.ValidationError: A value is out of bounds, or two fields contradict each other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -206,7 +207,7 @@ class RetentionPolicy(BaseModel):
     expire_after_days: Days = Field(
         default=0,
         title="Expire after days",
-        description="Hard limit: older versions go even if a keep rule claims them (the latest stays). 0 is off.",
+        description="Hard limit: older versions go even if a keep rule keeps them (the latest stays). 0 is off.",
     )
     drop_idle_keys_after_days: Days = Field(
         default=0,
@@ -237,7 +238,7 @@ class RetentionPolicy(BaseModel):
         return self
 
     def _contradictions(self) -> Iterator[str]:
-        """Say what in this policy cannot be meant together, naming each field and its value."""
+        """Describe each contradiction between fields, with their values."""
         given = {name: value for name, value in self if value != type(self).model_fields[name].default}
         if self.keep_all:
             yield from _beside(given, "keep_all = true", allowed=("name", "keep_all", *SELECTORS))
@@ -260,7 +261,7 @@ class RetentionPolicy(BaseModel):
             yield f"keep_oldest = true contradicts expire_after_days = {self.expire_after_days:g}"
 
     def matches(self, key: str | None, latest_type: str | None) -> bool:
-        """Whether this policy is for the collection `key` (None: the artifacts without a key)."""
+        """Whether this policy selects the collection `key` (None: the artifacts without a key)."""
         if key is None or self.unkeyed:
             return key is None and self.unkeyed
         return (
@@ -270,7 +271,7 @@ class RetentionPolicy(BaseModel):
         )
 
     def keeps_beyond(self, age_days: float) -> bool:
-        """Whether it keeps anything but latest and protected versions for longer than `age_days`."""
+        """Whether a rule of this policy keeps versions for longer than `age_days`; latest and protected versions aside."""
         if self.keep_all:
             return True
         bounded = self.expire_after_days and self.expire_after_days <= age_days
@@ -278,7 +279,7 @@ class RetentionPolicy(BaseModel):
         return not bounded and bool(by_rank or max(self.keep_within_days, self.grace_days) > age_days)
 
     def describe(self) -> str:
-        """Say in one sentence what this policy keeps and for which keys."""
+        """Describe in one sentence which keys this policy selects and which versions it keeps."""
         return f"{self._subject()}: {self._rules()}."
 
     def _subject(self) -> str:
@@ -331,7 +332,7 @@ def _beside(given: Mapping[str, object], switch: str, *, allowed: tuple[str, ...
 
 
 def _excludes(glob: str, pattern: str) -> bool:
-    """Whether `glob` takes all that `pattern` can match; certain for equal globs, plain keys and `prefix*`."""
+    """Whether `glob` matches every key that `pattern` matches; decided for equal globs, plain keys and `prefix*` only."""
     if glob.endswith("*") and not WILDCARDS & set(glob[:-1]):
         return pattern.startswith(glob[:-1])
     return glob == pattern or (not WILDCARDS & set(pattern) and fnmatchcase(pattern, glob))

@@ -1,8 +1,8 @@
-"""Calendar periods: the rows of the table behind keep_hourly to keep_yearly.
+"""The calendar periods of the rules keep_hourly to keep_yearly.
 
-A period is named by the local date and time in the policy's zone, so a day lasts 23 to 25 hours where clocks change. An hour
-is a wall-clock hour with its UTC offset: the one that is repeated at the end of daylight saving time counts twice. Weeks are
-ISO 8601 weeks, so 2026-W53 ends on 2027-01-03.
+A period is identified by the local date and time in the policy's time zone, so a day lasts 23 to 25 hours where clocks change.
+An hour is a wall-clock hour with its UTC offset: the hour that is repeated at the end of daylight saving time counts twice.
+Weeks are ISO 8601 weeks, so 2026-W53 ends on 2027-01-03.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from typing import NamedTuple
 
 
 class Period(NamedTuple):
-    """One calendar rule: its policy field, its words, and the name of the period that a local time falls into."""
+    """One calendar rule.
+
+    Attributes:
+        rule: The field of the policy, such as `keep_daily`.
+        word: The adjective in a reason, such as "daily".
+        noun: The noun in a policy's description, such as "day".
+        name: Names the period of a local time; two times are in the same period if the names are equal.
+    """
 
     rule: str
     word: str

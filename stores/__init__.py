@@ -1,5 +1,6 @@
-"""Where versions live. No Prefect task in here.
+"""Stores: how versions are read and deleted, through the Prefect API or in the database behind it. No Prefect task in here.
 
-`connection` is the way to a Prefect API: credentials, request rate, retries, errors in words. `api` asks it for collections,
-versions and runs, and deletes.
+- `store`: the protocol that both stores implement.
+- `api`: the store that uses the Prefect API; `connection` sends its requests, `concurrency` decides how many at once.
+- `database`: the store that uses PostgreSQL or SQLite; `schema` declares the tables.
 """

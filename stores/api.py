@@ -1,8 +1,8 @@
-"""The versions of a Prefect server or Cloud workspace, through its API.
+"""The store that reads and deletes versions through the API of a Prefect server or Cloud workspace.
 
-What shapes this module: every read carries the full payload, there is no projection and no bulk delete; pages are by offset,
-without a tie-breaker on dates; a page may hold at most 200 rows, or fewer where an administrator says so. So pages are sized
-by the bytes that came back, rows are measured and dropped on arrival, and a listing is held against the server's count.
+The API returns each version with its full payload, has no bulk deletion, and pages by offset, without a tie-breaker on dates,
+at most 200 rows at a time (an administrator may lower that). So the size of a page follows the bytes of the last one, payloads
+are measured and dropped on arrival, and the number of rows listed is compared with the server's count.
 """
 
 from __future__ import annotations
@@ -30,38 +30,41 @@ TESTED_VERSIONS = ((3, 8), (3, 9))
 """The oldest and the newest Prefect that this package is tested with (`make test-compat`)."""
 
 MAX_PAGE_ROWS = 200
-"""Prefect's default limit of a page; a server may set a lower one."""
+"""Prefect's default limit of a page. A server with a lower one refuses the page, which is then asked for in halves."""
 
 TARGET_PAGE_BYTES = 2 * 2**20
-"""What a page should weigh."""
+"""The size aimed at for a page. With smaller pages, a listing takes more requests; with larger ones, more memory."""
 
 MAX_PAGE_BYTES = 4 * TARGET_PAGE_BYTES
-"""What a page may weigh; a heavier one is asked for again in smaller pieces."""
+"""A larger page is refused before it is read, and asked for again with fewer rows."""
 
 MAX_IDS_PER_REQUEST = 1_000
-"""Ids or keys in one request; databases limit the parameters of a statement."""
+"""Ids or keys in one request. The server's database limits the parameters of a statement, so more would fail."""
 
 MAX_UNREADABLE_ROWS = 20
-"""Rows of a listing that the server may fail to show, one by one; more mean that the server itself is broken."""
+"""Rows that a listing may leave out because the server fails to show them. With more, the server counts as broken."""
 
 HTTP_NOT_FOUND = 404
 HTTP_UNPROCESSABLE = 422
 HTTP_SERVER_ERROR = 500
 
 MAX_COMBINED_LISTING_BYTES = 64 * 2**20
-"""What the versions of several keys may weigh together: for each page of them, SQLite sorts them all with their payloads.
-Those of a single key come by an index."""
+"""The versions of several keys are listed together up to this size. With more, each page takes longer, as SQLite sorts all of
+them with their payloads; the versions of a single key come from an index."""
 
 FIRST_LISTING_KEYS = 20
 MAX_LISTING_KEYS = 2_000
+"""Keys whose versions are listed together: in the first listing, and at most."""
+
 LISTING_ROWS = (2_000, 20_000)
-"""Versions that one batch of keys should have, at first and at most: each batch costs a count and a page that is not full."""
+"""Versions aimed at for one listing, at first and at most. With fewer, there are more counts and half-filled pages; with more,
+a version that is deleted meanwhile makes more keys be listed again."""
 
 MAX_QUOTED_CHARS = 40
-"""Characters of an answer that is quoted."""
+"""A longer answer is cut off in messages."""
 
 UNKEYED_FILTER = {"key": {"exists_": False}, "type": {"not_any_": [RESULT]}}
-"""Artifacts without a key that somebody published: those without a type are of no type that differs."""
+"""Selects artifacts without a key, except results of runs: their type is `result`, or NULL, which SQL never finds unequal."""
 
 _TESTED = " to ".join(dict.fromkeys(".".join(map(str, version)) for version in TESTED_VERSIONS))
 TERMINAL_STATE_TYPES = frozenset(state.value for state in TERMINAL_STATES)
@@ -72,7 +75,15 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class FlowRun:
-    """A flow run: when it started, by the server's clock, and whether it has ended."""
+    """A flow run.
+
+    Attributes:
+        id: The id.
+        name: The name.
+        started: When it started, by the server's clock; when it was created, if it has not started.
+        finished: Whether it is in a terminal state.
+        parameters: The parameters of the flow.
+    """
 
     id: UUID
     name: str
@@ -83,11 +94,11 @@ class FlowRun:
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """What the server deletes by itself, whatever any policy says.
+    """The artifacts that the server itself deletes, regardless of any policy.
 
     Attributes:
-        of_runs: The artifacts of flow runs that ended longer ago than this; None if it does not.
-        of_orphans: The artifacts of flow runs that no longer exist.
+        of_runs: The age after which the artifacts of ended flow runs are deleted; None if they are not.
+        of_orphans: Whether the artifacts of flow runs that no longer exist are deleted.
     """
 
     of_runs: timedelta | None
@@ -97,14 +108,14 @@ class Expiry:
 class ApiStore:
     """Reads and deletes versions through the Prefect API.
 
-    Every method raises `StoreError` where the server is out of reach or answers what it should not.
+    Every method raises `StoreError` if the server cannot be reached or sends an unexpected answer.
     """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._page_rows = 25
+        # The mean size of an artifact in the last page.
         self._row_bytes = 0
-        """Of an artifact in the last page of some."""
         self._max_page_rows = MAX_PAGE_ROWS
 
     async def now(self) -> datetime:
@@ -112,18 +123,19 @@ class ApiStore:
         return await self.connection.now()
 
     async def count_unkeyed(self) -> int:
-        """Count the artifacts without a key, but for those in which Prefect keeps the results of runs."""
+        """Count the artifacts without a key, except those in which Prefect keeps the results of runs."""
         return await self._count("/artifacts", UNKEYED_FILTER)
 
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[Collection]:
         """List the collections of these exact keys.
 
-        A key that a shifting page hides would pass for one that is gone, so keys not found are counted, and asked for again.
+        Pages shift when collections go meanwhile, and a key that was skipped would be taken for a deleted one. So the keys not
+        found are counted, and asked for again.
 
         Args:
             keys: The keys.
-            unreadable: Gains, for each collection that the server fails to show, the key before it (None: it is the first).
-                Without it, such a collection is an error.
+            unreadable: For each collection that the server fails to show, the key before it is appended (None: it is the
+                first). Without this list, such a collection is an error.
         """
         found: dict[str, Collection] = {}
         for part in _slices(list(dict.fromkeys(keys)), MAX_IDS_PER_REQUEST):
@@ -146,13 +158,13 @@ class ApiStore:
     async def all_collections(self, unreadable: list[str | None]) -> tuple[list[Collection], int]:
         """List all collections, in the order of their keys as the server sorts them.
 
-        Keys that go while we look may hide others.
+        Keys that are deleted during the listing shift its pages and hide others, so the listing is repeated up to twice.
 
         Args:
-            unreadable: As above.
+            unreadable: As for `collections`.
 
         Returns:
-            The collections, and how many more the server counts that were not seen.
+            The collections, and how many more the server counts.
         """
         found: dict[str, Collection] = {}
         for _attempt in range(3):
@@ -170,25 +182,25 @@ class ApiStore:
             yield {row["key"]: _collection(row) for row in page}
 
     async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
-        """List the versions of many keys, some keys at a time, in the order given; a key without any has an empty history."""
+        """List the versions of many keys in the order given, several keys at a time; a key may have none."""
         rows_seen = keys_seen = 0
         size = FIRST_LISTING_KEYS
         start = 0
         while start < len(keys):
-            batch = keys[start : start + size]
+            together = keys[start : start + size]
             start += size
-            async for histories in self._list_together(batch):
+            async for histories in self._list_together(together):
                 rows_seen += sum(len(history.versions) for history in histories)
                 yield histories
-            keys_seen += len(batch)
+            keys_seen += len(together)
             target = min(max(LISTING_ROWS[0], rows_seen // 4), LISTING_ROWS[1])
             size = min(max(1, target * keys_seen // max(1, rows_seen)), MAX_LISTING_KEYS)
 
     async def history(self, key: str, expected: int = 0) -> History:
         """List the versions of one key.
 
-        By date first, which the server's index serves at any depth; then by id, where no two rows tie, until the listing has
-        at least the rows that were counted before it. Rows created meanwhile are newer than the run and do no harm.
+        The first listing is sorted by date, for which the server has an index. If it has fewer rows than were counted before,
+        it is repeated, sorted by id, which has no ties. Rows created meanwhile are newer than the run, and harmless.
         """
         only = {"key": {"any_": [key]}}
         for sort in ("CREATED_DESC", "ID_DESC", "ID_DESC"):
@@ -200,17 +212,17 @@ class ApiStore:
         return History(key, Versions.of(versions), complete=False)
 
     async def _list_together(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
-        """List the versions of some keys together, or in halves, down to the one key whose versions cannot be listed."""
+        """List the versions of some keys together; if that is not possible, halve the keys, down to single ones."""
         pending = [list(keys)]
         while pending:
-            batch = pending.pop()
-            if len(batch) == 1:
-                yield [await self._list_single(batch[0])]
-            elif histories := await self._list_combined(batch):
+            some = pending.pop()
+            if len(some) == 1:
+                yield [await self._list_single(some[0])]
+            elif histories := await self._list_combined(some):
                 yield histories
             else:
-                half = len(batch) // 2
-                pending += [batch[half:], batch[:half]]
+                half = len(some) // 2
+                pending += [some[half:], some[:half]]
 
     async def _list_single(self, key: str) -> History:
         try:
@@ -221,7 +233,7 @@ class ApiStore:
             return History(key, Versions.of(()), complete=False, error=str(error))
 
     async def _list_combined(self, keys: Sequence[str]) -> list[History] | None:
-        """List the versions of some keys; None if they are too much, shift too much, or the server fails to show one."""
+        """List the versions of some keys; None if they are too large, shrink meanwhile, or the server fails to show one."""
         together = {"key": {"any_": keys}}
         expected = await self._count("/artifacts", together)
         if expected > 2 * LISTING_ROWS[1] or self._too_heavy(expected):
@@ -247,14 +259,14 @@ class ApiStore:
     async def unkeyed(self, expected: int, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:
         """List the artifacts that `count_unkeyed` counts, a page at a time.
 
-        Each listing begins at some other place, so that those which are left early come to see all of them. Pages shift when
-        rows go meanwhile: a row may be missed until the next run, never taken for another.
+        Each listing begins at a random offset and wraps around, so that runs which stop early see all of them in the long run.
+        Pages shift when rows go meanwhile: a row may be missed until the next run.
 
         Args:
-            expected: How many they are.
-            unreadable: Gains one item for each artifact that the server fails to show.
+            expected: What `count_unkeyed` returned.
+            unreadable: An item is appended for each artifact that the server fails to show.
         """
-        start = random.randrange(max(1, expected))  # noqa: S311 - any place will do
+        start = random.randrange(max(1, expected))  # noqa: S311 - no secret
         async for page in self._pages("/artifacts/filter", UNKEYED_FILTER, "ID_DESC", start=start, unreadable=unreadable):
             yield [_version(row) for row in page]
         if not start:
@@ -267,35 +279,35 @@ class ApiStore:
                 return
 
     async def versions(self, ids: Iterable[UUID]) -> list[Version]:
-        """Read the versions that still exist of those named."""
+        """Read those of the versions `ids` that still exist."""
         return await self._existing("artifacts", ids, _version)
 
     async def all_exist(self, ids: Sequence[UUID]) -> bool:
-        """Tell whether all of these versions still exist."""
+        """Return whether all versions `ids` still exist."""
         for part in _slices(ids, MAX_IDS_PER_REQUEST):
             if await self._count("/artifacts", _any_of(part)) < len(part):
                 return False
         return True
 
     async def flow_runs(self, ids: Iterable[UUID]) -> list[FlowRun]:
-        """Read the flow runs that exist of those named."""
+        """Read those of the flow runs `ids` that exist."""
         return await self._existing("flow_runs", ids, _flow_run)
 
     async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
-        """Tell which of these runs exist and are not in a terminal state, and since when they exist."""
-        # Not filtered by state: rows that leave the listing while it is read would hide others.
+        """Return those of the runs that exist and are not in a terminal state, with the times of their creation."""
+        # Not filtered by state: a run that ends meanwhile would leave the listing, shift its pages, and hide another run.
         runs = await self._existing("flow_runs", flow_runs, _run) + await self._existing("task_runs", task_runs, _run)
         return {run_id: since for run_id, since, finished in runs if not finished}
 
     async def detect_concurrency(self, flow_name: str) -> None:
-        """Let several requests be under way at once from now on, if the server is not on SQLite.
+        """Allow concurrent requests from now on, if the server is on PostgreSQL.
 
-        Nothing of Prefect's API says so. But it hands the patterns of its filters to LIKE as they are, where PostgreSQL takes
-        a backslash for an escape (https://www.postgresql.org/docs/current/functions-matching.html), and SQLite for a character
-        like any other (https://www.sqlite.org/lang_expr.html). Who does not answer as PostgreSQL does may be on SQLite.
+        Prefect's API does not name the database. But it passes the pattern of a filter to LIKE, and in it a backslash is an
+        escape on PostgreSQL (https://www.postgresql.org/docs/current/functions-matching.html), and an ordinary character
+        on SQLite (https://www.sqlite.org/lang_expr.html). Any doubtful answer counts as SQLite.
 
         Args:
-            flow_name: Of a flow that the server knows.
+            flow_name: The name of a flow that exists on the server.
         """
         only = {"name": {"any_": [flow_name], "like_": f"\\{flow_name}"}}
         with suppress(StoreError):
@@ -306,15 +318,15 @@ class ApiStore:
         self,
         version_id: UUID,
         *,
-        is_latest: bool = False,  # noqa: ARG002 - the server deletes what it is told
+        is_latest: bool = False,  # noqa: ARG002 - the server does not check it
         start_attempt: Callable[[], bool] | None = None,
     ) -> bool:
-        """Delete one version. True if this deleted it, False if it had already gone.
+        """Delete one version. Return True if this call deleted it, False if it no longer existed.
 
-        "Not found" is believed once the version is not counted either: a proxy may say it, too.
+        A 404 may come from a proxy, so it counts only if the server does not count the version either.
 
         Raises:
-            OutdatedSnapshotError: It may not be sent, or not again: the version may have become the latest, or may be held.
+            OutdatedSnapshotError: `start_attempt` returned False: the version may have become the latest, or be held, by now.
         """
         attempts: list[float] = []
         try:
@@ -322,18 +334,18 @@ class ApiStore:
         except StoreError as error:
             if error.status != HTTP_NOT_FOUND or await self._count("/artifacts", _any_of([version_id])):
                 raise
-            # Not found by a second attempt means that the first did its work and its answer was lost.
+            # A 404 for a second attempt means that the first succeeded, and its answer was lost.
             return len(attempts) > 1
         return True
 
     def reserve_slot(self) -> AbstractAsyncContextManager[None]:
-        """Let no request of this context wait for others: what is looked at in it is as fresh as can be."""
+        """Reserve a slot for the requests of this context, so that none waits for other requests of the cleanup."""
         return self.connection.reserve_slot()
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
-        """Tell which of these collections name a latest version that does not exist, or that a mending should have removed.
+        """Return those of the keys whose collection names a latest version that does not exist, or a left-over placeholder.
 
-        Looked at twice, because a version may come or go between reading its collection and looking for it.
+        Checked twice, because the latest version may change between the two requests of a check.
         """
         suspects = list(keys)
         for _look in range(2):
@@ -353,11 +365,12 @@ class ApiStore:
         return await self._count("/artifacts", {"key": {"any_": [collection.key]}}) > 1
 
     async def repair(self, key: str) -> bool:
-        """Give a collection whose latest version has vanished one again, or finish that; False if there is nothing to do.
+        """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none.
 
-        Nothing but a new version makes the server name another latest, so the copy that the collection still has of its data
-        is posted as one. Where the key has others, that one is deleted at once, and the server names the newest of them.
-        Where that fails, or the server has made two of it because its answer was lost, `dangling` finds what is left.
+        The server names a new latest version only when one is created, so the data of the vanished version, of which the
+        collection has a copy, are posted as a new version. If the key has other versions, the new one is a placeholder: it is
+        deleted at once, and the server names the newest of the others. If that fails, or a lost answer leads to two
+        placeholders, `dangling` finds them.
         """
         row = await self.latest_row(key)
         if row is None:
@@ -370,7 +383,7 @@ class ApiStore:
         others = await self._count("/artifacts", {"key": {"any_": [key]}})
         wire = {field: row[field] for field in ("key", "type", "description", "data", "flow_run_id", "task_run_id")}
         metadata = {name: value for name, value in (_metadata(row) or {}).items() if name != PLACEHOLDER_OF}
-        # Only a copy that is to go again is marked as one.
+        # Without other versions, the new one stays, and is no placeholder.
         wire["metadata_"] = (metadata | {PLACEHOLDER_OF: str(collection.latest_id)}) if others else (metadata or None)
         posted = self.connection.json(await self.connection.request("POST", "/artifacts/", wire))
         if others:
@@ -378,10 +391,10 @@ class ApiStore:
         return True
 
     async def untested_version(self) -> str:
-        """Say what is not certain about the server's version; empty if this package is tested with it, or if it is Cloud."""
+        """Return a warning if this package is not tested with the server's version; empty if it is, or on Cloud."""
         if self.connection.is_cloud:
             return ""
-        tested = f"this package is tested with Prefect {_TESTED}, and may misread another"
+        tested = f"this package is tested with Prefect {_TESTED}, and may misread other versions"
         try:
             answer = str(self.connection.json(await self.connection.request("GET", "/admin/version")))
         except StoreError:
@@ -393,7 +406,7 @@ class ApiStore:
         return f"the server runs Prefect {printable(answer[:MAX_QUOTED_CHARS])}; {tested}"
 
     async def expiry(self) -> Expiry | None:
-        """What the server's own `db_vacuum` deletes; None if the server does not tell."""
+        """Read what the server's own `db_vacuum` deletes; None if the server does not show its settings."""
         try:
             settings = self.connection.json(await self.connection.request("GET", "/admin/settings"))
             vacuum = settings["server"]["services"]["db_vacuum"]
@@ -406,7 +419,7 @@ class ApiStore:
         return Expiry(retention if "flow_runs" in kinds else None, of_orphans=bool(kinds & {"flow_runs", "orphans"}))
 
     async def latest_row(self, key: str) -> dict[str, Any] | None:
-        """Read a collection with the copy of its latest version's data, as the server has it; None if there is none."""
+        """Read the server's row for a key, with its copy of the latest version's data; None if there is none."""
         async for page in self._pages("/artifacts/latest/filter", {"key": {"any_": [key]}}, "KEY_ASC"):
             for row in page:
                 return row
@@ -418,7 +431,7 @@ class ApiStore:
         return [_collection(row) for row in await self.connection.ask("/artifacts/latest/filter", body)]
 
     async def newest_rows(self, key: str, limit: int, *, sort: str = "CREATED_DESC") -> list[dict[str, Any]]:
-        """Read the newest (or last updated) versions of one key as the server has them, payloads included."""
+        """Read the newest (or last updated) versions of one key as rows of the server, with payloads."""
         rows: list[dict[str, Any]] = []
         self._page_rows = min(self._page_rows, limit)
         async for page in self._pages("/artifacts/filter", {"key": {"any_": [key]}}, sort):
@@ -431,7 +444,7 @@ class ApiStore:
         return rows * self._row_bytes > MAX_COMBINED_LISTING_BYTES
 
     async def _versions(self, only: object, sort: str) -> list[Version]:
-        """List versions; a row that a shifting page repeats counts once."""
+        """List versions, without the duplicates of shifting pages."""
         found: dict[UUID, Version] = {}
         async for page in self._pages("/artifacts/filter", only, sort):
             found.update((version.id, version) for version in map(_version, page))
@@ -439,10 +452,10 @@ class ApiStore:
         return list(found.values())
 
     async def _existing(self, kind: str, ids: Iterable[UUID], read: Callable[[Mapping[str, Any]], Item]) -> list[Item]:
-        """Read those rows of some ids that exist.
+        """Read those rows that exist.
 
-        Rows that go while a listing is read hide others, and a run that is hidden would pass for one that has ended. So ids
-        that were not found are counted, and asked for again.
+        Rows that are deleted during the listing shift its pages and hide others, and a run that was skipped would be taken for
+        one that has ended. So the ids not found are counted, and asked for again.
         """
         found: list[Item] = []
         for part in _slices(sorted(set(ids)), MAX_IDS_PER_REQUEST):
@@ -452,7 +465,7 @@ class ApiStore:
                     rows = {UUID(row["id"]): row for row in page}
                     found += [read(rows[row_id]) for row_id in rows.keys() & missing]
                     missing -= rows.keys()
-                    # Many tasks wait for their next pages at the same time; none shall hold the payloads of its last one.
+                    # Free the payloads before the next request: many tasks wait for their pages at the same time.
                     rows.clear()
                     page.clear()
                 if not missing or not await self._count(f"/{kind}", _any_of(missing), body_field=kind):
@@ -467,7 +480,7 @@ class ApiStore:
             raise StoreError(f"{self.connection.address} answers {path}/count with {str(count)[:100]!r}, not with a number")
         return count
 
-    async def _pages(  # noqa: PLR0913 - what makes a listing
+    async def _pages(  # noqa: PLR0913 - the options of a listing
         self,
         path: str,
         only: object,
@@ -477,10 +490,10 @@ class ApiStore:
         start: int = 0,
         unreadable: list[str | None] | None = None,
     ) -> AsyncIterator[list[dict[str, Any]]]:
-        """Page through a listing by offset, from some row on, each page sized by the bytes that came back before.
+        """Page through a listing by offset, from row `start` on. The size of a page follows the bytes of the page before.
 
-        With `unreadable`, a page that the server fails to show is asked for in smaller pieces, and the single row that is at
-        fault passed over; the list gains the key of the row before it.
+        With `unreadable`, a page that the server fails to show (500) is asked for with fewer rows, down to the single row that
+        fails. That row is skipped, and the key of the row before it is appended to the list.
         """
         offset = start
         last_key: str | None = None
@@ -494,7 +507,7 @@ class ApiStore:
                 continue
             except StoreError as error:
                 if error.status == HTTP_UNPROCESSABLE and limit > 1:
-                    # Most likely because an administrator lowered the limit.
+                    # Most likely, an administrator has lowered the limit of a page.
                     self._max_page_rows = max(1, limit // 2)
                 elif error.status != HTTP_SERVER_ERROR or unreadable is None or len(unreadable) == MAX_UNREADABLE_ROWS:
                     raise
@@ -529,21 +542,21 @@ def _any_of(ids: Iterable[UUID]) -> Mapping[str, Any]:
 
 
 def _as_known(read: Callable[[Mapping[str, Any]], Item]) -> Callable[[Mapping[str, Any]], Item]:
-    """Let a row that is not as we know it, as of another version of Prefect, be an error in words."""
+    """Wrap a function that reads a row: a row of an unknown shape, as of another Prefect version, raises `StoreError`."""
 
     def read_known(row: Mapping[str, Any]) -> Item:
         try:
             return read(row)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             what = f"{type(error).__name__} {str(error)[:MAX_QUOTED_CHARS]}"
-            raise StoreError(f"the server lists what cannot be read as a row of Prefect {_TESTED}: {what}") from error
+            raise StoreError(f"the server lists an item that cannot be read as a row of Prefect {_TESTED}: {what}") from error
 
     return read_known
 
 
 @_as_known
 def _run(row: Mapping[str, Any]) -> tuple[UUID, datetime, bool]:
-    """Of a run: its id, since when it exists, and whether it has ended."""
+    """Read the id of a run, the time of its creation, and whether it is in a terminal state."""
     return UUID(row["id"]), datetime.fromisoformat(row["created"]), row["state_type"] in TERMINAL_STATE_TYPES
 
 
@@ -567,14 +580,14 @@ def _collection(row: Mapping[str, Any]) -> Collection:
 
 @_as_known
 def _version(row: Mapping[str, Any]) -> Version:
-    """Measure a row and let go of its payload."""
+    """Read a version, with the size of its data instead of the data."""
     return Version(
         id=UUID(row["id"]),
         key=row["key"],
         created=datetime.fromisoformat(row["created"]),
         updated=datetime.fromisoformat(row["updated"]),
         type=row["type"],
-        # As Prefect's server stores it.
+        # The text that Prefect's server stores.
         size=len(json.dumps(row["data"])),
         flow_run_id=_optional_id(row["flow_run_id"]),
         task_run_id=_optional_id(row["task_run_id"]),
@@ -587,7 +600,7 @@ def _metadata(row: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
 
 
 def control_metadata(metadata: Any) -> Mapping[str, str]:  # noqa: ANN401 - JSON
-    """Those entries of an artifact's metadata that say how long it is kept; an unreadable hold where they cannot be told."""
+    """Select the hold and the TTL from an artifact's metadata. Metadata that is no object counts as an invalid hold."""
     if not metadata:
         return NO_METADATA
     if not isinstance(metadata, dict):

@@ -1,9 +1,11 @@
-"""How many requests are under way at once: found by trying, because no number is right for every server.
+"""Adapts the number of concurrent requests to the server, by measuring.
 
-A server on SQLite deletes fastest one at a time, and two that write at once can hold up all its writes for a minute. One on
-PostgreSQL gains up to some four; on Cloud, only its rate limit counts. So there is one at a time until it is known that the
-server bears several. Then a run begins with the most, and compares that with the level below, and so on downwards for as long
-as that is about as fast; it does so anew now and then. A level at which the server says that it is busy is left until then.
+A server on SQLite deletes fastest one request at a time, and two concurrent writes can block all its writes for a minute. One
+on PostgreSQL gets faster up to about four; on Cloud, only the rate limit counts.
+
+So requests are sent one at a time until `allow_concurrency`. Then the run starts at the highest level, compares it with the
+level below, and steps down for as long as the lower one is about as fast. The comparison is repeated from time to time. When
+the server answers that it is busy, the run steps down at once, until the next comparison.
 """
 
 from __future__ import annotations
@@ -20,31 +22,34 @@ from typing import TypeVar
 import anyio
 
 LEVELS: tuple[int, ...] = (1, 2, 4)
+"""The numbers of concurrent requests to choose from."""
+
 MAX_CONCURRENT_REQUESTS = LEVELS[-1]
 
 FIRST_LEVEL_REQUESTS = 200
-"""Requests at the highest level before it is compared: in a run that has no more, that would not pay."""
+"""Requests at the highest level before the first comparison. With fewer, short runs spend their time on comparing."""
 
 TURNS_PER_LEVEL = 3
-"""Of each of two levels, one after the other. The quickest counts: others have looks in between, or open connections."""
+"""How often each of two levels is timed, in alternation; the fastest turn counts. With fewer, a turn slowed by reads or by new
+connections may decide."""
 
 TIMED_REQUESTS_PER_TURN = 24
-"""Requests that are timed in a turn."""
+"""Requests timed in one turn. With fewer, noise decides; with more, a comparison takes longer."""
 
 SETTLED_REQUESTS = 2_000
-"""Requests for which the run stays at a level, before any are compared again."""
+"""Requests between two comparisons. With fewer, more time is spent comparing; with more, a change of load is noticed later."""
 
 MIN_GAIN_FACTOR = 1.07
-"""A higher level is stayed at if it is faster by this factor: a lower one leaves more of the server to others."""
+"""How much faster a higher level must be to be used. A larger factor leaves more of the server to others."""
 
 Item = TypeVar("Item")
 
 _RESERVED_TURN: ContextVar[int | None] = ContextVar("_RESERVED_TURN", default=None)
-"""The turn of the slot that is kept for what is going on."""
+"""The turn of the slot that is reserved for this context."""
 
 
 class AdaptiveConcurrency:
-    """Lets one request through at a time, or as many at once as the server does best with, if it bears several."""
+    """Limits concurrent requests to one, or to the fastest of `LEVELS` once concurrency is allowed."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -57,23 +62,23 @@ class AdaptiveConcurrency:
 
     @property
     def level(self) -> int:
-        """Requests that may be under way at once."""
+        """The present number of concurrent requests."""
         return int(self._slots.total_tokens)
 
     def allow_concurrency(self) -> None:
-        """Have several requests under way at once from now on: the server bears it."""
+        """Allow concurrent requests from now on."""
         self._levels = LEVELS
         self._settle(LEVELS[-1], FIRST_LEVEL_REQUESTS)
 
     @asynccontextmanager
     async def slot(self, *, is_timed: bool) -> AsyncIterator[int]:
-        """Wait for a free slot, and take it until the context ends.
+        """Wait for a free slot, and occupy it until the context ends.
 
         Args:
-            is_timed: The request is one of the many alike by which the levels are compared.
+            is_timed: Whether the request counts for the comparison of levels; only requests of one kind do.
 
         Yields:
-            The turn that the request belongs to, to be told to `back_off`.
+            The turn that the request belongs to, for `back_off`.
         """
         if (reserved := _RESERVED_TURN.get()) is not None:
             yield reserved
@@ -86,7 +91,7 @@ class AdaptiveConcurrency:
 
     @asynccontextmanager
     async def reserve_slot(self) -> AsyncIterator[None]:
-        """Take one slot for all requests until the context ends: none of them waits for others."""
+        """Occupy one slot for all requests of the context, so that none of them waits for other requests."""
         async with self.slot(is_timed=False) as turn:
             token = _RESERVED_TURN.set(turn)
             try:
@@ -95,25 +100,25 @@ class AdaptiveConcurrency:
                 _RESERVED_TURN.reset(token)
 
     def back_off(self, turn: int) -> None:
-        """Take note that the server said to a request of this turn that it is busy: the run goes on with the level below."""
+        """Go on with the level below, because the server answered a request of this turn that it is busy."""
         if turn == self._turn:
             self._settle(self._levels[max(0, self._levels.index(self.level) - 1)])
 
     def _go_on(self, level: int, requests: int) -> None:
-        """Go on at a level, for so many requests."""
+        """Start a turn of `requests` requests at a level."""
         self._slots.total_tokens = level
         self._turn += 1
         self._counted = 0
         self._last = requests
 
     def _settle(self, level: int, requests: int = SETTLED_REQUESTS) -> None:
-        """Stay at a level for so many requests, until it is time to try them all anew."""
+        """Stay at a level for `requests` requests, after which the levels are compared again."""
         self._seconds.clear()
         self._turns.clear()
         self._go_on(level, requests)
 
     def _compare(self, level: int) -> None:
-        """Begin to compare a level with the next lower one."""
+        """Start the comparison of a level with the next lower one."""
         if level == self._levels[0]:
             self._settle(level)
             return
@@ -134,7 +139,7 @@ class AdaptiveConcurrency:
             self._compare(lower)
 
     def _count(self) -> None:
-        """Count one more request of this turn; its clock starts, and stops, with all slots taken by requests of its own."""
+        """Count a request of this turn. A turn is timed only while all slots are occupied by requests of its own."""
         self._counted += 1
         if self._counted == self.level:
             self._began = self._clock()
@@ -148,7 +153,7 @@ class AdaptiveConcurrency:
 
 
 async def for_each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]], at_once: int) -> None:
-    """Do some work on each item, in their order, some at once. If it is cancelled or fails, so is all that is under way."""
+    """Await `work` for each item, in their order, `at_once` at a time. On a failure or cancellation, all are cancelled."""
     waiting = iter(items)
 
     async def go_on() -> None:

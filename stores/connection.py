@@ -1,8 +1,8 @@
-"""The way to a Prefect API: credentials, request rate, retries, and errors in words.
+"""Connects to a Prefect API: credentials, request rate, retries, and error messages without secrets.
 
-Prefect's own client does the work: it knows profiles, Cloud and basic auth, and retries 408, 429, 502, 503, timeouts and lost
-connections. Hooks on its HTTP client count each attempt, hold the request rate over all tasks of a run, see when a server is
-busy, and refuse a response that is larger than asked for before it is read.
+Prefect's own client sends the requests: it supports profiles, Cloud and basic auth, and retries 408, 429, 502, 503, timeouts
+and lost connections. Hooks on its HTTP client count each attempt, limit the request rate over all tasks of a run, notice when
+the server is busy, and refuse a response that is too large before it is read.
 """
 
 from __future__ import annotations
@@ -27,31 +27,32 @@ from prefect_artifact_retention.stores.concurrency import AdaptiveConcurrency
 from prefect_artifact_retention.stores.store import OutdatedSnapshotError
 
 CLOUD_REQUESTS_PER_MINUTE = 150
-"""The smallest Cloud plan allows 625 a minute for the whole account, and the account has other work."""
+"""The default on Cloud. The smallest plan allows 625 a minute for the whole account; more leave less for its other work."""
 
 MAX_RETRY_AFTER_SECONDS = 120
-"""Seconds. A server may ask for an absurd pause, and Prefect's client would sleep through the night."""
+"""The longest pause that a server may ask for. Prefect's client itself would sleep for any time."""
 
 MAX_LOST_REQUESTS = 3
-"""Requests in a row that fail with all their attempts; those under way at the same time count as one. After them the server is
-taken to be out of reach and nothing more is sent: a run over many keys would wait for each of them anew."""
+"""After as many consecutive requests without an answer, the server counts as out of reach and nothing more is sent. With more,
+a run over many keys takes longer to end, as each request is retried. Concurrent requests count as one."""
 
 RETRIED_STATUSES = (408, 429, 502, 503)
-"""What Prefect's client tries again; as the last word of a request, it means that the server is out of reach."""
+"""The statuses that Prefect's client retries. After the last attempt, they mean that the server is out of reach."""
 
 MAX_DETAIL_CHARS = 200
-"""Characters of what a server says about an error."""
+"""A longer explanation by the server is cut off in messages."""
 
 HTTP_UNAVAILABLE = 503
 HTTP_TOO_MANY_REQUESTS = 429
 FIRST_BUSY_RETRY_SECONDS = 0.02
 BUSY_RETRY_FACTOR = 6
 MAX_BUSY_RETRY_SECONDS = 20
-"""A server on SQLite answers 503 at once when another write holds its database, for milliseconds: Prefect's client would first
-sleep 2 seconds. Five retries still add up to 25 seconds."""
+"""The pauses after a 503: 0.02, 0.12, 0.72, 4.3 and 20 seconds, 25 seconds in all. A server on SQLite answers 503 while
+another write locks its database for milliseconds, and Prefect's client would sleep for 2 seconds at first."""
 
 SHIELD_SECONDS = 2
-"""How long a request that is under way may still take when the run is told to end."""
+"""How long a request may still take when the run is cancelled. With less, more deletions go uncounted; with more, shutdown
+takes longer."""
 
 FORBIDDEN_CHARACTER = "a credential holds a character that HTTP forbids, such as a line break"
 
@@ -61,28 +62,35 @@ Answer = TypeVar("Answer")
 
 
 class ResponseTooLargeError(Exception):
-    """The response has more bytes than asked for; it was not read."""
+    """The response is longer than `max_bytes`; it was not read."""
 
 
 class _LateError(Exception):
-    """It is too late to send the request."""
+    """`start_attempt` returned False, so the request was not sent."""
 
 
 class Connection:
-    """An open connection to a Prefect API, shared by all tasks of a run."""
+    """An open connection to a Prefect API, shared by all tasks of a run.
+
+    Attributes:
+        client: Prefect's client.
+        address: The address of the API for messages, without credentials.
+        shows_credentials: Whether `PREFECT_API_URL` has credentials in it.
+        is_cloud: Whether the API is that of Prefect Cloud.
+    """
 
     def __init__(self, client: PrefectClient, concurrency: AdaptiveConcurrency) -> None:
         self.client = client
-        # Whatever else stands in an address may be a secret.
+        # Any other part of the address may be a secret.
         self.address = str(client.api_url.copy_with(userinfo=b"", query=None, fragment=None))
         self.shows_credentials = bool(client.api_url.userinfo)
         self.is_cloud = client.server_type == ServerType.CLOUD
         self._concurrency = concurrency
         self._lost = 0
-        # Prefect's server compresses at level 9, which costs its one event loop more than a local network gains.
+        # Prefect's server compresses at level 9, which takes its one event loop longer than a local network saves.
         self._headers = {} if self.is_cloud else {"Accept-Encoding": "identity"}
 
-    async def request(  # noqa: PLR0913 - what there is to say of a request
+    async def request(  # noqa: PLR0913 - the options of a request
         self,
         method: str,
         path: str,
@@ -92,20 +100,20 @@ class Connection:
         max_bytes: int = 0,
         start_attempt: Callable[[], bool] | None = None,
     ) -> httpx.Response:
-        """Send one request, retried by Prefect's client on passing faults.
+        """Send one request, which Prefect's client retries on transient errors.
 
         Args:
             method: The HTTP method.
             path: The path below the API's address.
-            body: What to send as JSON.
-            attempts: Gains one item for each time the request is sent.
-            max_bytes: Refuse a response whose announced length is above this; 0 is any.
-            start_attempt: Asked right before each attempt.
+            body: The content of the request, sent as JSON.
+            attempts: An item is appended each time the request is sent.
+            max_bytes: Refuse a response whose `Content-Length` is above this. 0 is no limit.
+            start_attempt: Called right before each attempt; if it returns False, the request is not sent.
 
         Raises:
             ResponseTooLargeError: The response is longer than `max_bytes`.
-            OutdatedSnapshotError: It may not be sent, or not again; what an attempt before has done is unknown.
-            StoreError: The server is out of reach, refuses us, or answers with an error.
+            OutdatedSnapshotError: `start_attempt` returned False. An earlier attempt may have succeeded.
+            StoreError: The server cannot be reached, refuses the credentials, or answers with an error.
         """
         content = None if body is None else orjson.dumps(body)
         headers = self._headers | ({"Content-Type": "application/json"} if content else {})
@@ -136,7 +144,7 @@ class Connection:
                 ) from None
             except PrefectHTTPStatusError as error:
                 self._lost = self._one_more(lost_before) if error.response.status_code in RETRIED_STATUSES else 0
-                # Not "from error": that one names the address with its password, and a traceback would show it.
+                # Not "from error": its message has the address with the password, and a traceback would show it.
                 raise self._refused(error.response, f"{method} {path}") from None
             except httpx.RequestError as error:
                 self._lost = self._one_more(lost_before)
@@ -145,11 +153,11 @@ class Connection:
             return response
 
     def allow_concurrency(self) -> None:
-        """Have several requests under way at once from now on, as many as the server does best with."""
+        """Allow concurrent requests from now on, as many as the server handles fastest."""
         self._concurrency.allow_concurrency()
 
     def reserve_slot(self) -> AbstractAsyncContextManager[None]:
-        """Take one slot for all requests of this context: none of them waits for others."""
+        """Reserve one slot for all requests of this context, so that none of them waits for other requests."""
         return self._concurrency.reserve_slot()
 
     async def ask(self, path: str, body: object) -> Any:  # noqa: ANN401 - JSON
@@ -160,7 +168,7 @@ class Connection:
         """Read a response as JSON.
 
         Raises:
-            StoreError: It is something else, as a proxy's or a user interface's page is.
+            StoreError: The response is not JSON, such as the page of a proxy or of a user interface.
         """
         try:
             return orjson.loads(response.content)
@@ -170,20 +178,20 @@ class Connection:
             ) from error
 
     async def now(self) -> datetime:
-        """Read the server's clock, to the second, from the `Date` header of its answer.
+        """Read the server's clock, to the second, from the `Date` header of an answer.
 
         Raises:
-            StoreError: The server is out of reach, is no Prefect API, or tells no time.
+            StoreError: The server cannot be reached, is no Prefect API, or sends no `Date` header.
         """
         response = await self.request("POST", "/artifacts/latest/count", {})
         self.json(response)
         try:
             return parsedate_to_datetime(response.headers["Date"]).astimezone(UTC)
         except (KeyError, ValueError, OverflowError) as error:
-            raise StoreError(f"the server at {self.address} sends no Date header, so ages cannot be told") from error
+            raise StoreError(f"the server at {self.address} sends no Date header, so no age can be computed") from error
 
     def _one_more(self, lost_before: int) -> int:
-        """Count a lost request, unless one that was under way at the same time has been counted already."""
+        """Count a lost request, unless a concurrent one has been counted already."""
         return self._lost + 1 if self._lost <= lost_before else self._lost
 
     def _refused(self, response: httpx.Response, what: str) -> StoreError:
@@ -200,7 +208,7 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
     """Open a connection to the API of the active Prefect profile or `PREFECT_API_URL`.
 
     Args:
-        max_requests_per_minute: Send at most this many, retries included. 0 is 150 on Cloud, and no limit elsewhere.
+        max_requests_per_minute: The limit, retries included. 0 is 150 on Cloud, and no limit elsewhere.
 
     Raises:
         StoreError: No server is configured, or it cannot be reached.
@@ -226,7 +234,7 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
     try:
         client = get_client(httpx_settings={"event_hooks": {"request": [before], "response": [after]}})
     except (UnicodeEncodeError, httpx.InvalidURL) as error:
-        # They quote the credential, or the part of the address that may be one.
+        # Their messages quote the credential, or a part of the address that may be one.
         what = "PREFECT_API_URL is no valid address" if isinstance(error, httpx.InvalidURL) else FORBIDDEN_CHARACTER
         raise StoreError(f"no Prefect server to talk to: {what}") from None
     except (ValueError, RuntimeError) as error:
@@ -242,10 +250,10 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
 
 
 async def shielded(request: Coroutine[Any, Any, Answer]) -> Answer:
-    """Await a request or a transaction; if that is cancelled meanwhile, let it come to its end all the same, if that is soon.
+    """Await a request or a transaction. On cancellation, give it `SHIELD_SECONDS` to finish first.
 
-    A server may go on with a request though its client has hung up, and what it does then would come after the run's last
-    words. A transaction that waits for others' locks by then is given up, and rolled back.
+    A server may finish a request although its client has disconnected, and its effect would then be missing from the final
+    report. A transaction that is not finished in time, because it waits for a lock, is rolled back.
     """
     sending = asyncio.ensure_future(request)
     try:
@@ -258,7 +266,7 @@ async def shielded(request: Coroutine[Any, Any, Answer]) -> Answer:
 
 
 def ui_address() -> str:
-    """Where Prefect's user interface is, without a trailing slash and without credentials; empty if that is not known."""
+    """Return the address of Prefect's user interface, without credentials and trailing slash; empty if unknown."""
     try:
         address = httpx.URL(get_current_settings().ui_url or "")
     except httpx.InvalidURL:
@@ -267,7 +275,7 @@ def ui_address() -> str:
 
 
 def reason(error: httpx.HTTPError) -> str:
-    """Why a request failed, in words that hold no secret: httpx quotes an illegal header, and a URL with its password."""
+    """Describe why a request failed without secrets: httpx quotes an illegal header, and a URL with its password."""
     if isinstance(error, httpx.HTTPStatusError):
         return f"{error.response.status_code} {error.response.reason_phrase}"
     if isinstance(error, httpx.LocalProtocolError):
@@ -276,13 +284,13 @@ def reason(error: httpx.HTTPError) -> str:
 
 
 def _limiter(per_minute: int) -> AsyncLimiter:
-    """A leaky bucket whose burst and refill add up to at most `per_minute` in any minute."""
+    """Create a leaky bucket whose burst and refill add up to at most `per_minute` in any minute."""
     burst = max(1.0, per_minute / 10)
     return AsyncLimiter(burst, time_period=60 * burst / max(1.0, per_minute - burst))
 
 
 def _check(response: httpx.Response) -> None:
-    # With this header, Prefect's client would try again without end.
+    # With this header, Prefect's client would retry without end.
     response.headers.pop("Prefect-Maintenance", None)
     max_bytes = response.request.extensions.get("max_bytes") or 0
     length = response.headers.get("Content-Length", "")
@@ -300,7 +308,7 @@ def _check(response: httpx.Response) -> None:
 
 
 def _seconds(retry_after: str, now: str) -> float:
-    """The pause that a Retry-After header asks for (RFC 9110, 10.2.3: seconds, or a date by the server's clock); else 1."""
+    """Read a Retry-After header (RFC 9110, 10.2.3: seconds, or a date by the server's clock); 1 if it is neither."""
     try:
         return max(0.0, float(retry_after))
     except ValueError:

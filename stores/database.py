@@ -1,13 +1,14 @@
-"""The versions of a Prefect server, straight in its database: PostgreSQL or SQLite.
+"""The store that reads and deletes versions in the database of a self-hosted Prefect server: PostgreSQL or SQLite.
 
-For those who run their own server. The same semantics as through the API, at a hundred times its speed: versions are read
-without their payloads, and deleted in batches, each in one short transaction that locks the collections of its keys. Whoever
-creates a version waits for that lock, and so does whoever makes another version the latest; nothing is deleted of a key in
-which anything has changed since it was judged. What a deletion must not wait for is left to a later attempt: `lock_timeout` is
-below the second after which PostgreSQL looks for deadlocks, so that others never lose one to us.
+It has the semantics of the API's store at a hundred times the speed: versions are read without their payloads, and deleted in
+batches. A batch is one short transaction that locks the collections of its keys, and deletes nothing of a key of which any
+version has changed since it was judged. Creating a version, and making another version the latest, wait for that lock.
 
-A person who deletes a key's latest version through the API reads its successor before the lock is asked for. That successor
-may go in between, and leaves the collection dangling: `dangling` finds it, and `repair` mends it, with nothing lost.
+A lock that is not granted in time is left to a later attempt. `lock_timeout` is below the second after which PostgreSQL checks
+for deadlocks, so that no other transaction is ever the victim of a deadlock with this one.
+
+The server's own deletion of a latest version reads the successor before it takes the lock. If that successor is deleted in
+between, the collection is left dangling: `dangling` finds it and `repair` repairs it, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -66,36 +67,44 @@ DRIVERS = {
 }
 
 MAX_CONNECTIONS = 4
+"""Open connections. PostgreSQL has a limit on them, which the server needs, too."""
+
 MAX_READERS = 2
 MAX_WRITERS = 2
-"""Transactions that read or delete at once on PostgreSQL, where each has a process of its own; SQLite has one writer."""
+"""Concurrent transactions on PostgreSQL; more leave less of its processors to the server. On SQLite, there is one at a time."""
 
 LOCK_TIMEOUT_MILLISECONDS = 500
+"""How long a deletion waits for a lock. From 1000 on, it may end the transactions of others by a deadlock."""
+
 WRITE_TIMEOUT_SECONDS = 30
+"""The longest statement of a deletion: for as long, those who write to the same keys may wait."""
+
 READ_TIMEOUT_SECONDS = 300
 BUSY_TIMEOUT_SECONDS = 10
-"""How long SQLite waits for its one writer, and a VACUUM of PostgreSQL for the table."""
+"""How long SQLite waits for another writer, and a VACUUM of PostgreSQL for the table."""
 
 MAX_TRANSACTION_ATTEMPTS = 6
 FIRST_RETRY_PAUSE_SECONDS = 0.05
+"""The pause after the first attempt, doubled after each further one: 1.6 seconds in all, then the keys are left alone."""
+
 TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
-"""PostgreSQL's codes of what an attempt later may not meet: a concurrent change, a deadlock, a lock not had in time."""
+"""PostgreSQL's codes of errors after which a transaction is retried: a concurrent change, a deadlock, a lock timeout."""
 
 STATEMENT_TIMEOUT_SQLSTATE = "57014"
-"""PostgreSQL's code of a statement that was ended by `statement_timeout`."""
+"""PostgreSQL's code of a statement that `statement_timeout` has cancelled."""
 
 MAX_KEYS_PER_QUERY = 10_000
 MAX_ROWS_PER_QUERY = 20_000
-"""Versions read at a time, unless a single key has more."""
+"""Versions read at a time, unless a single key has more. With fewer, reading is slower; with more, it takes more memory."""
 
 METADATA_ROWS_PER_FETCH = 1_000
-"""Rows with metadata of any size read at a time."""
+"""Rows with metadata read at a time; more take more memory, as metadata may be large."""
 
 METADATA_PREFIX = "retention-"
-"""What the entries of the metadata that we look at have in common."""
+"""How the metadata entries that control retention begin."""
 
 COMPARED_COLLECTIONS = 10
-"""Collections that are looked for in the database to tell that it is the server's."""
+"""Collections compared between server and database before a preview. With fewer, another server's database may pass."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -103,13 +112,13 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class KeyDeletion:
-    """Versions of one key to delete if the key is still as it was judged.
+    """Versions of one key to delete in a transaction, provided that nothing of the key has changed since it was judged.
 
     Attributes:
-        collection: The collection as it was.
-        mark: The state of its versions as it was.
-        ids: The versions; with the latest only if they are all that there are.
-        is_last: Whether no portion of the same key is to follow.
+        collection: The collection when it was judged.
+        mark: The state of its versions when they were judged.
+        ids: The versions to delete; the latest among them only if they are all versions of the key.
+        is_last: Whether no further deletion of the same key follows.
     """
 
     collection: ArtifactCollection
@@ -119,14 +128,14 @@ class KeyDeletion:
 
     @property
     def is_whole(self) -> bool:
-        """Whether no version of the key stays, so that the collection goes, too."""
+        """Whether all versions of the key are deleted, so that the collection is deleted, too."""
         return len(self.ids) == self.mark[0]
 
 
 class DatabaseStore:
     """Reads and deletes versions in the database; a `Store`.
 
-    Every method raises `StoreError` where the database is out of reach, refuses us or does not answer in time.
+    Every method raises `StoreError` if the database cannot be reached, refuses a statement or does not answer in time.
     """
 
     def __init__(self, engine: AsyncEngine, max_per_second: int) -> None:
@@ -144,13 +153,13 @@ class DatabaseStore:
         self._next_deletion_at = 0.0
 
     async def check(self, server: ApiStore, own_runs: Collection[UUID], *, deletes: bool) -> None:
-        """Make sure that this is the database of that server, and that its tables are as we know them.
+        """Check that this is the database of the server, and that it has the declared tables.
 
-        A copy of it would do for no deletion: it lacks the flow run that deletes. For a preview, the collections that
-        changed last are compared.
+        In a delete run, the database must contain the current flow run, which a copy lacks. In a preview, the collections that
+        changed last must agree.
 
         Raises:
-            StoreError: It is another database, or another version's; or it takes no changes, and the run deletes.
+            StoreError: It is another database or has other tables; or it is read-only, and the run deletes.
         """
         try:
             async with self._reading() as connection:
@@ -158,16 +167,16 @@ class DatabaseStore:
         except (OverflowError, TypeError, ValueError) as error:
             raise StoreError(f"cannot connect to {self.address}: {self._reason(error)}") from None
         if deletes and not self.is_sqlite and await self._read_scalar(sa.text(_IS_READ_ONLY)):
-            raise StoreError(f"{self.address} takes no changes, as a replica does; {WAY_OUT}")
-        missing = f"{self.address} is not that of the Prefect server at {server.connection.address}"
+            raise StoreError(f"{self.address} is read-only, as a replica is; {WAY_OUT}")
+        missing = f"{self.address} is not the database of the Prefect server at {server.connection.address}"
         if own_runs:
             if set(own_runs) != set(await self._present(FLOW_RUN.c.id, own_runs)):
-                raise StoreError(f"{missing}: the present flow run is not in it; {WAY_OUT}")
+                raise StoreError(f"{missing}: the current flow run is not in it; {WAY_OUT}")
             return
         for _attempt in range(3):
             latest = await server.last_changed(COMPARED_COLLECTIONS)
             present = await self.collections([each.key for each in latest])
-            # On a busy server, some change again between the two looks.
+            # On a busy server, some collections change between the two reads.
             agreed = len(set(latest) & set(present)) * 2 > len(latest)
             if agreed or not (latest or await self._read_scalar(_count(COLLECTION))):
                 return
@@ -179,13 +188,13 @@ class DatabaseStore:
             return [each for part in _slices(keys) for each in await self._collections(connection, part)]
 
     async def all_collections(self, unreadable: list[str | None]) -> tuple[list[ArtifactCollection], int]:  # noqa: ARG002
-        """List all collections in the order of their keys; none is unseen."""
+        """List all collections in the order of their keys; a transaction sees all of them."""
         async with self._reading() as connection:
             rows = await connection.execute(_collections().order_by(COLLECTION.c.key))
             return [ArtifactCollection(*row) for row in rows], 0
 
     async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
-        """List the versions of many keys, some keys at a time, in the order given; a key without any has an empty history."""
+        """List the versions of many keys in the order given, several keys at a time; a key may have none."""
         for part in _slices(keys):
             counted = sa.select(ARTIFACT.c.key, sa.func.count()).where(self._among(ARTIFACT.c.key, part))
             async with self._reading() as connection:
@@ -204,19 +213,19 @@ class DatabaseStore:
             return (await self._histories(connection, [key]))[0]
 
     async def count_unkeyed(self) -> int:
-        """Count the artifacts without a key, but for those in which Prefect keeps the results of runs."""
+        """Count the artifacts without a key, except those in which Prefect keeps the results of runs."""
         count: int = await self._read_scalar(_count(ARTIFACT).where(_IS_UNKEYED))
         return count
 
     async def unkeyed(self, expected: int, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:  # noqa: ARG002
-        """List the artifacts that `count_unkeyed` counts, some at a time."""
+        """List the artifacts that `count_unkeyed` counts, a page at a time."""
         async with self._reading() as connection:
             listing = self._versions().where(_IS_UNKEYED).execution_options(yield_per=MAX_ROWS_PER_QUERY)
             async for rows in (await connection.stream(listing)).partitions():
                 yield [_version(row) for row in rows]
 
     async def versions(self, ids: Iterable[UUID]) -> list[Version]:
-        """Read the versions that still exist of those named."""
+        """Read those of the versions `ids` that still exist."""
         async with self._reading() as connection:
             return [
                 _version(row)
@@ -225,11 +234,11 @@ class DatabaseStore:
             ]
 
     async def all_exist(self, ids: Sequence[UUID]) -> bool:
-        """Tell whether all of these versions still exist."""
+        """Return whether all versions `ids` still exist."""
         return bool(await self._read_scalar(_count(ARTIFACT).where(self._among(ARTIFACT.c.id, ids))) == len(ids))
 
     async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
-        """Tell which of these runs exist and are not in a terminal state, and since when they exist."""
+        """Return those of the runs that exist and are not in a terminal state, with the times of their creation."""
         found: dict[UUID, datetime] = {}
         for table, ids in ((FLOW_RUN, list(flow_runs)), (TASK_RUN, list(task_runs))):
             for part in _slices(ids):
@@ -239,7 +248,7 @@ class DatabaseStore:
         return found
 
     def reserve_slot(self) -> AbstractAsyncContextManager[None]:
-        """Do nothing: what a deletion depends on is read in its transaction."""
+        """Do nothing: each deletion reads what it depends on in its own transaction."""
         return nullcontext()
 
     async def delete(
@@ -247,46 +256,46 @@ class DatabaseStore:
         version_id: UUID,
         *,
         is_latest: bool = False,
-        start_attempt: Callable[[], bool] | None = None,  # noqa: ARG002 - a transaction is as fresh as can be
+        start_attempt: Callable[[], bool] | None = None,  # noqa: ARG002 - the transaction checks for itself
     ) -> bool:
-        """Delete one version. True if this deleted it, False if it had already gone.
+        """Delete one version. Return True if this call deleted it, False if it no longer existed.
 
-        Where the latest of a key may go, and is the last version of it, it takes the collection with it.
+        With the only version of a key, its collection is deleted, too.
 
         Raises:
-            KeptVersionError: It is the latest of its key, and was not condemned as such or others are left; it is held; or its
-                run has not finished.
+            KeptVersionError: The version is held; its run has not finished; or it is the latest of its key, and others exist
+                or `is_latest` is False.
         """
         await self.pace(1)
         return bool(await self._write(partial(self._delete, version_id=version_id, is_latest=is_latest)))
 
     async def delete_unchanged(self, deletions: Sequence[KeyDeletion]) -> dict[str, Mark | None]:
-        """Delete what is condemned of keys in which nothing has changed since they were judged, in one transaction.
+        """Delete stale versions of several keys in one transaction.
 
-        A key is passed over if anything of it has changed, if somebody is changing it now, or if a run that wrote one of the
-        versions has not finished. So are all if that goes on, or if the deletion takes too long.
+        A key is skipped if it has changed since it was judged, if another transaction is changing it, or if a run that wrote
+        one of the versions has not finished. If the transaction keeps failing, or takes too long, all keys are skipped.
 
         Args:
-            deletions: At most one of each key.
+            deletions: At most one for each key.
 
         Returns:
-            The keys of which the portion has gone, with their mark from now on where more is to follow.
+            The keys of which the versions were deleted, with their new mark if a further deletion follows.
         """
         delete = partial(self._delete_unchanged, deletions=deletions)
         try:
             try:
                 return await self._write(partial(delete, skip_in_use=False))
             except KeptVersionError:
-                # Mostly for a run that has come to life; to ask for each is slower than to find out like this.
+                # Usually, a run has become active again. To ask for the runs first, each time, would be slower.
                 return await self._write(partial(delete, skip_in_use=True))
         except (_TransientError, _SlowError):
             return {}
 
     async def delete_unkeyed(self, ids: Sequence[UUID]) -> set[UUID]:
-        """Delete those of some artifacts without a key that neither metadata nor an unfinished run could keep.
+        """Delete artifacts without a key, except those that have retention metadata or are of an unfinished run.
 
         Returns:
-            Those deleted; none if others go on changing them, or if that takes too long.
+            The ids deleted; none if the transaction keeps failing, or takes too long.
         """
         try:
             return await self._write(lambda connection: self._delete_unkeyed(connection, ids))
@@ -294,14 +303,14 @@ class DatabaseStore:
             return set()
 
     async def pace(self, deletions: int) -> None:
-        """Pause so that as many deletions agree with the rate that is allowed."""
+        """Pause after `deletions` deletions, so that the run stays within its limit per second."""
         if self.max_per_second and deletions:
             clock = asyncio.get_running_loop().time
             self._next_deletion_at = max(self._next_deletion_at, clock()) + deletions / self.max_per_second
             await asyncio.sleep(self._next_deletion_at - clock())
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
-        """Tell which of these collections name a latest version that does not exist, or that a mending should have removed."""
+        """Return those of the keys whose collection names a latest version that does not exist, or a left-over placeholder."""
         exists = sa.exists().where(ARTIFACT.c.id == COLLECTION.c.latest_id)
         others = sa.exists().where(ARTIFACT.c.key == COLLECTION.c.key, ARTIFACT.c.id != COLLECTION.c.latest_id)
         needs_repair = sa.or_(~exists, sa.and_(_IS_PLACEHOLDER, others))
@@ -317,27 +326,27 @@ class DatabaseStore:
             ]
 
     async def repair(self, key: str) -> bool:
-        """Give a collection whose latest version has vanished one again, or finish that; False if there is nothing to do.
+        """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none.
 
-        The newest version that is left becomes its latest. If none is left, the copy that the collection has of the last one
-        becomes that version again.
+        The newest version of the key becomes its latest. If there is none, the vanished version is created again from the copy
+        of its data in the collection.
         """
         return await self._write(lambda connection: self._repair(connection, key))
 
     async def disk_bytes(self) -> int:
-        """What the artifacts take on disk with their indexes and large values; on SQLite, the whole file."""
+        """Return the bytes that artifacts take on disk, with indexes and large values; on SQLite, those of the whole file."""
         pages = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
         size: int = await self._read_scalar(sa.text(pages if self.is_sqlite else "SELECT pg_total_relation_size('artifact')"))
         return size
 
     async def vacuum(self) -> None:
-        """Vacuum the artifacts; on SQLite, which cannot do less, the whole file.
+        """Vacuum the table of the artifacts; on SQLite, the whole file.
 
         Raises:
-            StoreError: That is not ours to do, or others do not let go of the file.
+            StoreError: The role may not vacuum the table, or it stays locked.
         """
         if not self.is_sqlite and not await self._read_scalar(sa.text(_MAY_VACUUM)):
-            # PostgreSQL would only warn.
+            # PostgreSQL itself would only warn.
             raise StoreError(f"{self.address}: the role {self.engine.url.username} may not vacuum the table artifact")
         with self._translated_errors():
             outside = {"begin": ""} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
@@ -345,7 +354,7 @@ class DatabaseStore:
                 if self.is_sqlite:
                     await connection.exec_driver_sql("VACUUM")
                     return
-                # Whoever creates an index, or vacuums already, may take hours.
+                # The creation of an index, or another vacuum, may lock the table for hours.
                 await connection.exec_driver_sql(f"SET lock_timeout = {BUSY_TIMEOUT_SECONDS * 1000}")
                 try:
                     await connection.exec_driver_sql("VACUUM (ANALYZE) artifact")
@@ -393,11 +402,11 @@ class DatabaseStore:
         return {each.collection.key: left.get(each.collection.key) for each in going}
 
     async def _delete_all_of(self, connection: AsyncConnection, deletions: Sequence[KeyDeletion]) -> None:
-        """Delete all versions of these portions, and collections of which nothing stays.
+        """Delete the versions, and the collections of which no version is left.
 
         Raises:
-            KeptVersionError: One must stay, whatever is condemned: it is the latest while there is its collection, or its run
-                has not finished. The transaction has to be undone; a savepoint in it would cost SQLite a copy of each page.
+            KeptVersionError: A version must be kept: it is the latest of a remaining collection, or its run has not finished.
+                The caller has to roll back; a savepoint here would cost SQLite a copy of each page.
         """
         ids = [version_id for each in deletions for version_id in each.ids]
         if not ids:
@@ -409,7 +418,7 @@ class DatabaseStore:
         is_stale = self._among(ARTIFACT.c.key, keys), ARTIFACT.c.id.not_in(latest)
         these = sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, ids), *is_stale, *_runs_have_ended())
         if (await connection.execute(these)).rowcount != len(ids):
-            raise KeptVersionError(f"{self.address} would not delete what was condemned; nothing of it has gone")
+            raise KeptVersionError(f"{self.address} keeps a version that was to be deleted; the whole batch was rolled back")
 
     async def _delete_unkeyed(self, connection: AsyncConnection, ids: Sequence[UUID]) -> set[UUID]:
         metadata = sa.cast(ARTIFACT.c.metadata_, sa.Text)
@@ -431,12 +440,12 @@ class DatabaseStore:
             )
             if not others:
                 return False
-            # The API's way to mend: the copy that it posted was to go at once.
+            # A placeholder that an interrupted repair through the API has left.
             await connection.execute(sa.delete(ARTIFACT).where(is_latest))
         ranked = sa.select(ARTIFACT.c.id).order_by(ARTIFACT.c.created.desc(), ARTIFACT.c.id.desc())
         newest = await connection.scalar(ranked.where(ARTIFACT.c.key == key).limit(1))
         if newest is None:
-            # The copy of a version that was the latest from its creation on has its date in `updated` only.
+            # For a version that was the latest from its creation on, the collection has that date in `updated` only.
             copied = ("latest_id", "key", "updated", "updated", *COPIED)
             row = sa.select(*(COLLECTION.c[name].label(f"copied_{index}") for index, name in enumerate(copied)))
             names = ["id", "key", "created", "updated", *COPIED]
@@ -451,14 +460,14 @@ class DatabaseStore:
     async def _collections(
         self, connection: AsyncConnection, keys: Collection[str], *, lock: bool = False, skip_locked: bool = False
     ) -> list[ArtifactCollection]:
-        """Read collections, locked in the order of their keys if asked for; SQLite has locked everything by then."""
+        """Read collections, and lock them in the order of their keys if `lock` is set; SQLite locks the whole database."""
         query = _collections().where(self._among(COLLECTION.c.key, keys)).order_by(COLLECTION.c.key)
         if lock:
             query = query.with_for_update(key_share=True, skip_locked=skip_locked)
         return [ArtifactCollection(*row) for row in await connection.execute(query)]
 
     async def _histories(self, connection: AsyncConnection, keys: Sequence[str]) -> list[History]:
-        """Read the versions of keys, a row a key, in which each column is a list: several times as fast as a row a version."""
+        """Read versions as one row a key, with a list for each column: several times as fast as one row a version."""
         these = self._among(ARTIFACT.c.key, keys)
         rows = sa.select(
             ARTIFACT.c.key,
@@ -467,7 +476,7 @@ class DatabaseStore:
             *self._plain_columns(),
         ).where(these)
         if not self.is_sqlite:
-            # Without this, PostgreSQL would sort whole rows, payloads included, and reckon afterwards.
+            # Without this, PostgreSQL sorts whole rows, payloads included, before it computes the columns.
             rows = rows.offset(0)
         key, fingerprint, is_controlled, *columns = rows.subquery().c
         sums = sa.func.count(), sa.func.sum(fingerprint), sa.func.sum(is_controlled)
@@ -481,9 +490,9 @@ class DatabaseStore:
         return [histories.get(name) or History(name, Versions.of(()), mark=(0, 0)) for name in keys]
 
     async def _controls(self, connection: AsyncConnection, keys: Sequence[str]) -> Mapping[UUID, Mapping[str, str]]:
-        """What the metadata of versions of these keys says about how long they are kept.
+        """Read the holds and TTLs of the versions of these keys.
 
-        Metadata may be large, and most of it says nothing about that.
+        They are read apart from the versions, because metadata may be large and seldom has any.
         """
         if not keys:
             return {}
@@ -493,7 +502,7 @@ class DatabaseStore:
         return {version_id: _control(metadata) async for version_id, metadata in stream}
 
     def _listed(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        """All values of a column of a group, in the same order as those of its other columns."""
+        """Aggregate the values of a column into a list, in the same order as the other columns."""
         if self.is_sqlite:
             return sa.func.json_group_array(sa.type_coerce(column, sa.types.NullType()))
         return sa.type_coerce(sa.func.array_agg(column), sa.types.NullType())
@@ -506,13 +515,13 @@ class DatabaseStore:
         return [read_ids(ids), *times, types, sizes, read_ids(flow_run_ids), read_ids(task_run_ids)]
 
     async def _marks(self, connection: AsyncConnection, keys: Sequence[str]) -> dict[str, Mark]:
-        """The marks of keys: how many rows they have, and the sum of the fingerprints of these."""
+        """Read the marks of keys: the number of their versions, and the sum of the fingerprints."""
         marked = sa.select(ARTIFACT.c.key, sa.func.count(), sa.func.sum(self._fingerprint))
         rows = await connection.execute(marked.where(self._among(ARTIFACT.c.key, keys)).group_by(ARTIFACT.c.key))
         return {key: (count, int(fingerprints)) for key, count, fingerprints in rows.all()}
 
     async def _keys_in_use(self, connection: AsyncConnection, ids: Collection[UUID]) -> set[str]:
-        """The keys of those versions whose runs have not finished."""
+        """Return the keys of those versions whose flow run or task run has not finished."""
         in_use = sa.select(ARTIFACT.c.key).where(self._among(ARTIFACT.c.id, ids), ~sa.and_(*_runs_have_ended())).distinct()
         return set(await connection.scalars(in_use))
 
@@ -535,10 +544,10 @@ class DatabaseStore:
                     yield connection
 
     async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Do some work in a transaction that sees one state of the database, again if that changes under it.
+        """Do some work in a transaction that sees one state of the database, retried after transient errors.
 
         Raises:
-            StoreError: The database is out of reach or refuses us; a `_TransientError` if it went on changing.
+            StoreError: The database cannot be reached or refuses a statement; a `_TransientError` if the last attempt met one.
         """
         pause = FIRST_RETRY_PAUSE_SECONDS
         for _attempt in range(MAX_TRANSACTION_ATTEMPTS - 1):
@@ -564,7 +573,7 @@ class DatabaseStore:
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
-        """Put errors into words that hold no password and no data: the libraries quote whole statements."""
+        """Translate errors into `StoreError`, without passwords and data: the libraries quote whole statements."""
         try:
             yield
         except sa.exc.DBAPIError as error:
@@ -585,26 +594,26 @@ class DatabaseStore:
     # --- expressions
 
     def _among(self, column: sa.Column[Any], values: Collection[Any]) -> sa.ColumnElement[bool]:
-        """Whether a column has one of these values: one parameter, however many they are."""
+        """Compare a column with any number of values, which are passed as a single parameter."""
         if self.is_sqlite:
             listed = sa.func.json_each(json.dumps([str(value) for value in values])).table_valued("value")
             return column.in_(sa.select(sa.type_coerce(listed.c.value, column.type)))
         return column == sa.any_(sa.literal(list(values), sa.ARRAY(column.type)))
 
     def _versions(self) -> sa.Select[Any]:
-        """Select what a `Version` is made of, in its order."""
+        """Select the fields of `Version`, in its order."""
         version_id, *columns = self._plain_columns()
         return sa.select(version_id, ARTIFACT.c.key, *columns, self._control_text())
 
     def _control_text(self) -> sa.ColumnElement[str | None]:
-        """The metadata of a version that may say how long it is kept; NULL of any other."""
+        """The metadata as text if it may have retention entries, else NULL."""
         text = sa.cast(ARTIFACT.c.metadata_, sa.Text)
         return sa.case((text.contains(METADATA_PREFIX), text))
 
     def _plain_columns(self) -> tuple[sa.ColumnElement[Any], ...]:
-        """What a `Version` is made of, in its order, but for the key and the metadata."""
+        """The fields of `Version`, in its order, without the key and the metadata."""
         if self.is_sqlite:
-            # A bare number stands there as a number; those with a fraction do not print as they do in Python.
+            # SQLite stores a bare number as a number, and prints fractions differently from Python.
             length = sa.func.coalesce(sa.func.length(sa.cast(ARTIFACT.c.data, sa.BLOB)), 4)
             size: sa.ColumnElement[int] = sa.case(
                 (sa.func.typeof(ARTIFACT.c.data) == "real", sa.func.python_length(ARTIFACT.c.data)), else_=length
@@ -620,25 +629,25 @@ class DatabaseStore:
 
 
 class _TransientError(StoreError):
-    """Somebody else changes or locks the same rows just now."""
+    """Another transaction is changing or locking the same rows."""
 
 
 class _SlowError(StoreError):
-    """A statement has taken longer than it may."""
+    """A statement has reached its timeout."""
 
 
 _WRITER: sa.ColumnElement[int] = sa.literal_column(
     "hashtextextended(artifact.xmin::text, uuid_hash(artifact.id))", sa.BigInteger
 )
-"""The fingerprint of a row in PostgreSQL: it says who wrote the row, and every change makes another transaction its writer."""
+"""The fingerprint of a row in PostgreSQL: the transaction that wrote it, which differs after every change."""
 
 _CONTENT: sa.ColumnElement[int] = sa.literal_column(
     "python_hash(artifact.id || artifact.created || artifact.updated || coalesce(artifact.metadata_, ''))", sa.BigInteger
 )
-"""In SQLite, which does not say who wrote a row, it is made of what a verdict depends on."""
+"""The fingerprint of a row in SQLite, which keeps no transaction ids: the columns on which a verdict depends."""
 
 _FEWER_BITS = 20
-"""So that the sum of the fingerprints of a million versions still has 64 bits; to SQLite, more are an error."""
+"""Bits dropped from a fingerprint: the sum over a million versions must fit into 64 bits, or SQLite fails."""
 
 _IS_READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on'"
 _MAY_VACUUM = """
@@ -653,11 +662,11 @@ async def open_database(url: str, max_per_second: int = 0) -> AsyncIterator[Data
     """Open the database of a Prefect server.
 
     Args:
-        url: As Prefect's own `PREFECT_API_DATABASE_CONNECTION_URL`; without a driver, too.
+        url: The address, as in Prefect's `PREFECT_API_DATABASE_CONNECTION_URL`; the driver may be left out.
         max_per_second: Versions deleted in a second at most; 0 is no limit.
 
     Raises:
-        StoreError: It is no address of a PostgreSQL or SQLite database. That it cannot be reached is told by the first use.
+        StoreError: The address is not one of a PostgreSQL or SQLite database. The connection is opened by the first use.
     """
     engine = _engine(url)
     try:
@@ -668,23 +677,25 @@ async def open_database(url: str, max_per_second: int = 0) -> AsyncIterator[Data
 
 def _engine(text: str) -> AsyncEngine:
     try:
-        # Files and secrets of Kubernetes tend to end with a line break.
+        # Kubernetes secrets often end with a line break.
         url = sa.make_url(text.strip())
         url = url.set(drivername=DRIVERS[url.drivername])
         if url.get_backend_name() == "postgresql" and ("@" in f"{url.host}{url.database}" or text.count("@") > 1):
             raise StoreError(
-                "the database's address has an @ too many: in its user name and password, @ is written as %40, / as %2F, "
+                "the database's address has more than one @: in its user name and password, @ is written as %40, / as %2F, "
                 f": as %3A, and so on; {WAY_OUT}"
             )
         if mode := url.query.get("sslmode"):
-            # libpq's name of asyncpg's parameter.
+            # The name in libpq of the parameter that asyncpg calls ssl.
             url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
-        # A statement that is prepared once gets a plan for any values after five uses, and PostgreSQL reckons with ten of them
-        # where there are thousands. Settings that forbid it would forbid it to the triggers of each row, too.
+        # No prepared statements: after five uses, PostgreSQL plans one for any values, and assumes ten where there are
+        # thousands. The setting plan_cache_mode would affect the triggers of each row, too.
         return _sqlite_engine(url) if url.get_backend_name() == "sqlite" else _pooled(url, prepared_statement_cache_size=0)
     except (sa.exc.ArgumentError, ValueError, KeyError):
-        # They quote what may be a password.
-        raise StoreError(f"the database's address is none of postgresql://... and sqlite:///...; {WAY_OUT}") from None
+        # Their messages quote the address, which may have a password.
+        raise StoreError(
+            f"the database's address must look like postgresql://user:password@host/name or sqlite:////path/file; {WAY_OUT}"
+        ) from None
 
 
 def _pooled(url: sa.URL, **connect_args: object) -> AsyncEngine:
@@ -692,18 +703,18 @@ def _pooled(url: sa.URL, **connect_args: object) -> AsyncEngine:
 
 
 def _sqlite_engine(url: sa.URL) -> AsyncEngine:
-    # SQLite creates what is not there.
+    # SQLite would create a missing file.
     if not url.database or not Path(url.database).is_file():
         raise StoreError(f"there is no SQLite database {url.database}; {WAY_OUT}")
     engine = _pooled(url, timeout=BUSY_TIMEOUT_SECONDS)
 
     @sa.event.listens_for(engine.sync_engine, "connect")
     def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401 - the adapter of a driver
-        # The driver itself would begin transactions when it sees fit.
+        # None: the driver begins no transactions by itself.
         connection.isolation_level = None
         connection.create_function("python_hash", 1, lambda text: hash(text) >> _FEWER_BITS)
         connection.create_function("python_length", 1, lambda value: len(json.dumps(value)))
-        # As Prefect has it: states of runs may point to an artifact, and shall not to one that has gone.
+        # As Prefect sets it: states of runs may refer to an artifact, and must not refer to a deleted one.
         cursor = connection.cursor()
         for setting in ("foreign_keys = ON", "synchronous = NORMAL", "cache_size = 20000"):
             cursor.execute(f"PRAGMA {setting}")
@@ -718,7 +729,7 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
 
 
 _IS_UNKEYED = sa.and_(ARTIFACT.c.key.is_(None), ARTIFACT.c.type != RESULT)
-"""Somebody published it without a key: what has no type is of no type that differs."""
+"""Selects artifacts without a key, except results of runs: their type is `result`, or NULL, which SQL never finds unequal."""
 
 _IS_PLACEHOLDER = sa.and_(
     COLLECTION.c.metadata_[PLACEHOLDER_OF].as_string().is_not(None), COLLECTION.c.metadata_[HOLD].as_string().is_(None)
@@ -739,7 +750,7 @@ def _is_unfinished(table: sa.Table) -> sa.ColumnElement[bool]:
 
 
 def _runs_have_ended() -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
-    """That the flow run and the task run that wrote an artifact have finished."""
+    """Conditions that the flow run and the task run of an artifact are finished, or no longer exist."""
     return (
         ~sa.exists().where(FLOW_RUN.c.id == ARTIFACT.c.flow_run_id, _is_unfinished(FLOW_RUN)),
         ~sa.exists().where(TASK_RUN.c.id == ARTIFACT.c.task_run_id, _is_unfinished(TASK_RUN)),
@@ -761,7 +772,7 @@ def _control(metadata: str | None) -> Mapping[str, str]:
 
 
 async def _ahead(items: Iterable[T], read: Callable[[T], Coroutine[Any, Any, R]], at_once: int) -> AsyncGenerator[R]:
-    """Read of some items at once, and yield the results in their order."""
+    """Read `at_once` items concurrently, and yield the results in the order of the items."""
     reading: deque[asyncio.Task[R]] = deque()
     try:
         for item in items:
@@ -781,7 +792,7 @@ def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def _pages(keys: Sequence[str], counts: Mapping[str, int]) -> Iterator[list[str]]:
-    """Part keys so that no portion has more than `MAX_ROWS_PER_QUERY` versions, unless it is a single key."""
+    """Split keys into pages of at most `MAX_ROWS_PER_QUERY` versions; a key with more has a page of its own."""
     page: list[str] = []
     rows = 0
     for key in keys:

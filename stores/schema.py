@@ -1,7 +1,7 @@
-"""The few tables and columns of Prefect's database that the database store uses, and how values stand in them.
+"""The tables and columns of Prefect's database that the database store uses, with the encoding of their values.
 
-Prefect changes its tables from version to version. So only what is used here is declared, and held against the database before
-anything else is done: where the two differ, nothing is guessed.
+Prefect changes its tables from version to version. Only the columns in use are declared, and `check_schema` compares them with
+the database before anything else is done: if they differ, the run ends.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ WAY_OUT = "unset ARTIFACT_RETENTION_DATABASE_URL and ARTIFACT_RETENTION_DATABASE
 
 
 def read_ids(texts: Iterable[str | None]) -> list[UUID | None]:
-    """Read ids as they stand in SQLite, by the `UUID` of PostgreSQL's driver, a faster kind of Python's own."""
+    """Read ids as SQLite has them, into the `UUID` subclass of asyncpg, which is faster to create than Python's own."""
     read = pgproto.UUID
     return [None if text is None else read(text) for text in texts]
 
 
 def read_times(texts: Iterable[str]) -> list[datetime]:
-    """Read times as they stand in SQLite."""
+    """Read times as SQLite has them."""
     read = datetime.fromisoformat
     return [read(f"{text}+00:00") for text in texts]
 
@@ -46,7 +46,7 @@ class _TextId(sa.CHAR):
 
 
 class _UtcTime(sqlite.DATETIME):
-    """A time as Prefect writes it to SQLite: in UTC, without saying so."""
+    """A time as Prefect writes it to SQLite: in UTC, without an offset."""
 
     cache_ok = True
 
@@ -59,7 +59,7 @@ TIME = sa.TIMESTAMP(timezone=True).with_variant(_UtcTime(), "sqlite")  # type: i
 
 _tables = sa.MetaData()
 
-# Prefect stores JSON as the text that its serializer made; JSONB would be another text, of another size.
+# JSON, not JSONB: Prefect stores the text that its serializer made, and sizes are measured on that text.
 _COPIED: tuple[tuple[str, TypeEngine[Any]], ...] = (
     ("type", sa.String()),
     ("data", sa.JSON()),
@@ -69,7 +69,7 @@ _COPIED: tuple[tuple[str, TypeEngine[Any]], ...] = (
     ("task_run_id", ID),
 )
 COPIED = tuple(name for name, _type in _COPIED)
-"""What a collection has of its latest version, besides the dates."""
+"""The columns that a collection copies from its latest version, besides the dates."""
 
 _SHARED = (("id", ID), ("key", sa.String()), ("created", TIME), ("updated", TIME), *_COPIED)
 ARTIFACT, COLLECTION = (
@@ -87,14 +87,14 @@ _FAMILIES: dict[str, tuple[type[TypeEngine[Any]], ...]] = {
     "text": (sa.String,),
     "JSON": (sa.JSON,),
 }
-"""What a column may be called in either database, by what it is to us."""
+"""The column types of both databases that are accepted for each kind of column."""
 
 
 def check_schema(connection: sa.Connection) -> None:
-    """Hold the declared columns against the database.
+    """Compare the declared columns with the database.
 
     Raises:
-        StoreError: A table or column is missing, or is of another type; names all that differs.
+        StoreError: A table or column is missing or has another type; the message names each difference.
     """
     inspector = sa.inspect(connection)
     present = set(inspector.get_table_names())
@@ -112,7 +112,7 @@ def check_schema(connection: sa.Connection) -> None:
                 differences.append(f"{table.name}.{column.name} is of type {found[column.name]}, not {family}")
     if differences:
         raise StoreError(
-            f"the database is not as this package knows Prefect's: {'; '.join(differences)}. "
+            f"the database differs from the Prefect databases that this package knows: {'; '.join(differences)}. "
             f"Nothing is read or deleted there; {WAY_OUT}"
         )
 

@@ -1,4 +1,4 @@
-"""What a run needs of the place where versions live: the Prefect API, or the database behind it."""
+"""The protocol of a store, which reads and deletes versions: through the Prefect API, or in the database behind it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.model import Versions
 
 PLACEHOLDER_OF = "artifact-retention-copy-of"
-"""In the metadata of a version that was posted to be deleted at once, so that the server names another latest one: the id of
-the vanished one, of which it is a copy."""
+"""Metadata entry of a placeholder: a version that a repair posts and deletes at once, so that the server names a new latest
+version. Its value is the id of the vanished version whose data the placeholder has."""
 
 Mark = tuple[int, int]
-"""The state of all versions of a key: the same only as long as none of them comes, goes or changes."""
+"""Fingerprint of all versions of a key; it differs once a version is created, deleted or changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """All versions of one key, as the server sums them up: its latest version's id and type.
+    """The server's row for one key, which names the latest version.
 
     Attributes:
-        key: Their key.
-        latest_id: The latest of them.
-        type: Its type.
-        is_placeholder: Its latest version was posted by a repair to be deleted at once; beside others, it is left over.
+        key: The key.
+        latest_id: The id of the latest version.
+        type: The type of the latest version.
+        is_placeholder: Whether the latest version is a placeholder. If the key has other versions, a repair was interrupted.
     """
 
     key: str
@@ -39,10 +39,14 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The versions of one key.
+    """The versions of one key, as a store has listed them.
 
-    Incomplete if rows came and went so fast that no listing agreed with the count, or, with an error, if the server fails to
-    show them. Marked where the store can tell whether anything has changed since.
+    Attributes:
+        key: The key.
+        versions: The versions.
+        complete: False if versions may be missing: they changed while they were listed, or the server failed to show them.
+        error: Why the server failed to show them.
+        mark: The state of the versions, if the store has marks.
     """
 
     key: str
@@ -53,32 +57,32 @@ class History:
 
 
 class KeptVersionError(StoreError):
-    """The version has to stay by now, as the latest with others left, for a hold or for its run; it was not deleted."""
+    """The version was not deleted, because by now it is held, its run is unfinished, or it is the latest and others exist."""
 
 
 class OutdatedSnapshotError(StoreError):
-    """What a deletion rests on is too old by now to send it, or to send it again. What became of it is unknown."""
+    """A deletion was not sent, or not sent again, because its snapshot is too old. An earlier attempt may have succeeded."""
 
 
 class Store(Protocol):
-    """Reads and deletes versions. Every method raises `StoreError` where that cannot be done."""
+    """Reads and deletes versions. Every method raises `StoreError` if the server or the database fails."""
 
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[Collection]:
         """List the collections of these exact keys.
 
         Args:
             keys: The keys.
-            unreadable: Gains, for each collection that the server fails to show, the key before it (None: it is the first).
-                Without it, such a collection is an error.
+            unreadable: For each collection that the server fails to show, the key before it is appended (None: it is the
+                first). Without this list, such a collection is an error.
         """
         ...
 
     async def all_collections(self, unreadable: list[str | None]) -> tuple[list[Collection], int]:
-        """List all collections in the order of their keys, and count those that exist and could not be seen."""
+        """List all collections in the order of their keys, and return how many more the server counts."""
         ...
 
     def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
-        """List the versions of many keys, some keys at a time, in the order given; a key without any has an empty history."""
+        """List the versions of many keys in the order given, several keys at a time; a key may have none."""
         ...
 
     async def history(self, key: str, expected: int = 0) -> History:
@@ -86,59 +90,59 @@ class Store(Protocol):
 
         Args:
             key: The key.
-            expected: How many it has as far as is known: a listing of at least as many is not held against the server's count.
+            expected: How many versions are known to exist. A listing of as many is not compared with the server's count.
         """
         ...
 
     async def count_unkeyed(self) -> int:
-        """Count the artifacts without a key, but for those in which Prefect keeps the results of runs."""
+        """Count the artifacts without a key, except those in which Prefect keeps the results of runs."""
         ...
 
     def unkeyed(self, expected: int, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:
-        """List the artifacts that `count_unkeyed` counts, some at a time.
+        """List the artifacts that `count_unkeyed` counts, a page at a time.
 
         Args:
-            expected: How many they are.
-            unreadable: Gains one item for each artifact that the server fails to show.
+            expected: What `count_unkeyed` returned.
+            unreadable: An item is appended for each artifact that the server fails to show.
         """
         ...
 
     async def versions(self, ids: Iterable[UUID]) -> list[Version]:
-        """Read the versions that still exist of those named."""
+        """Read those of the versions `ids` that still exist."""
         ...
 
     async def all_exist(self, ids: Sequence[UUID]) -> bool:
-        """Tell whether all of these versions still exist."""
+        """Return whether all versions `ids` still exist."""
         ...
 
     async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
-        """Tell which of these runs exist and are not in a terminal state, and since when they exist."""
+        """Return those of the runs that exist and are not in a terminal state, with the times of their creation."""
         ...
 
     def reserve_slot(self) -> AbstractAsyncContextManager[None]:
-        """Let nothing that is asked in this context wait for what else the run asks."""
+        """Reserve a slot for the requests of this context, so that none waits for other requests of the cleanup."""
         ...
 
     async def delete(
         self, version_id: UUID, *, is_latest: bool = False, start_attempt: Callable[[], bool] | None = None
     ) -> bool:
-        """Delete one version. True if this deleted it, False if it had already gone.
+        """Delete one version. Return True if this call deleted it, False if it no longer existed.
 
         Args:
             version_id: The version.
-            is_latest: It is the latest of its key, was condemned as such, and may go if it is the last one.
-            start_attempt: Asked right before each attempt to delete it by a request.
+            is_latest: Whether the version was stale as the latest of its key; then it is deleted if it is the only one left.
+            start_attempt: Called right before each attempt to send the request; if it returns False, nothing is sent.
 
         Raises:
-            KeptVersionError: It has come to be kept since it was judged; only a store with transactions is able to tell.
-            OutdatedSnapshotError: It may not be sent, or not again.
+            KeptVersionError: The version must be kept by now; only a store with transactions can tell.
+            OutdatedSnapshotError: `start_attempt` returned False.
         """
         ...
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
-        """Tell which of these collections name a latest version that does not exist, or that a mending should have removed."""
+        """Return those of the keys whose collection names a latest version that does not exist, or a left-over placeholder."""
         ...
 
     async def repair(self, key: str) -> bool:
-        """Give a collection whose latest version has vanished one again, or finish that; False if there is nothing to do."""
+        """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none."""
         ...

@@ -1,5 +1,7 @@
-"""The steps of a run: plain functions, and the Prefect tasks that are thin wrappers around them.
+"""The steps of a run as plain functions, and the Prefect tasks that wrap them.
 
-`run` is what all steps share, `discover` and `plan` decide, `prune` deletes and verifies, `report` has the result and
-`rendering` its words, `progress` and `publish` write artifacts.
+- `run`: the state that all steps share.
+- `discover` lists the collections, `plan` evaluates their versions, `bulk` and `prune` delete, `prune` also verifies.
+- `report`: the models of the result; `rendering` and `charts` format it, `publication` and `history` write it to the server.
+- `progress` updates the progress artifact, `publish` creates artifacts.
 """

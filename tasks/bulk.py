@@ -1,7 +1,7 @@
-"""Prune in bulk what has not changed since it was planned, where the store can tell; the rest is left for the prune by key.
+"""Prunes many keys in one transaction of the database. The keys that this leaves are pruned one by one, by `prune`.
 
-The database can: it locks the collections of many keys at once, and marks the state of their versions. A key that is as it was
-when it was judged would be judged alike again, but for the runs that wrote its versions, whose states are asked for anew.
+A transaction locks the collections of its keys and compares their marks with those of the plan. An unchanged key need not be
+judged again; only the states of the runs that wrote its versions may have changed, and they are read in the transaction.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from prefect_artifact_retention.tasks.rendering import size
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
 MAX_TRANSACTION_VERSIONS = 5_000
-"""Versions deleted in one transaction: for the fifth of a second that it takes, writers to the same keys wait."""
+"""Versions deleted in one transaction. With more, writers to the same keys wait longer: for 5000, a fifth of a second."""
 
 MAX_TRANSACTION_BYTES = 32 * 2**20
-"""Of their data, unless a single version has more: to delete a megabyte takes a database as long as to delete 200 versions."""
+"""Bytes deleted in one transaction, unless a single version has more. To delete a megabyte takes as long as to delete 200
+versions, so with more, writers wait longer."""
 
 Batch = Mapping[str, tuple[KeyPlan, KeyDeletion]]
+"""The plans and the deletions of one transaction, by key."""
 
 
 async def prune_unchanged(run: Run, store: DatabaseStore) -> None:
-    """Delete the stale versions of all keys that are as they were planned, batch by batch, within the budgets of the run.
+    """Delete the stale versions of all keys that have not changed since they were planned, within the budgets of the run.
 
-    Afterwards, the plans have what is left to delete: of keys that have changed, that others are changing, or whose versions
-    are of runs that have not finished.
+    The versions deleted are removed from the plans. Those left are of keys that have changed, that another transaction is
+    changing, or that have versions of unfinished runs.
 
     Raises:
-        StoreError: The database is out of reach, refuses us, or does not answer in time.
+        StoreError: The database cannot be reached, refuses a statement, or does not answer in time.
     """
     limit = min(MAX_TRANSACTION_VERSIONS, store.max_per_second or MAX_TRANSACTION_VERSIONS)
     pending = [plan for plan in reversed(run.plans) if plan.key is not None]
-    # Whose number is bounded go one after the other, or more would be begun than are allowed.
+    # With a limit on deletions, one transaction at a time: concurrent ones could exceed it together.
     at_once = 1 if run.limits.max_deletions or store.max_per_second else store.writers
     working = (_prune_pending(run, store, pending, limit) for _ in range(at_once))
     for error in await asyncio.gather(*working, return_exceptions=True):
@@ -51,7 +53,7 @@ async def prune_unchanged(run: Run, store: DatabaseStore) -> None:
 
 
 async def _prune_pending(run: Run, store: DatabaseStore, pending: list[KeyPlan], limit: int) -> None:
-    """Take plans from the end of a list that others take from, too, until none is left; an error leaves nothing to anybody."""
+    """Take plans from the end of `pending`, shared with concurrent calls, until none is left. An error empties it for all."""
     try:
         while pending and (room := int(min(limit, run.room()))):
             if batch := _next_batch(pending, room):
@@ -62,9 +64,9 @@ async def _prune_pending(run: Run, store: DatabaseStore, pending: list[KeyPlan],
 
 
 def _next_batch(pending: list[KeyPlan], room: int) -> Batch:
-    """Take plans from the end of a list, for as many deletions as there is room for.
+    """Take plans from the end of `pending` for a batch of at most `room` deletions.
 
-    Those of whole keys are not parted; one that has more than a batch may have is left for the prune by key.
+    A plan that deletes a whole key is not split; if it exceeds a batch, it is left for `prune`.
     """
     batch: dict[str, tuple[KeyPlan, KeyDeletion]] = {}
     space = MAX_TRANSACTION_BYTES
@@ -84,12 +86,12 @@ def _next_batch(pending: list[KeyPlan], room: int) -> Batch:
 
 
 def _fitting(sizes: Sequence[int], space: int, *, at_least: int) -> int:
-    """How many versions of these sizes, from the first on, there is space for."""
+    """Count the versions, from the first on, whose sizes add up to at most `space`."""
     return max(at_least, bisect_right(list(accumulate(sizes)), space))
 
 
 async def _prune_batch(run: Run, store: DatabaseStore, batch: Batch) -> list[KeyPlan]:
-    """Delete a batch, and return the plans of which more is to be deleted alike."""
+    """Delete a batch. Return the plans that were split, for the next batch."""
     await run.notify_deleting()
     run.touched |= batch.keys()
     run.is_unsettled |= any(plan.takes_successor and deletion.is_last for plan, deletion in batch.values())
@@ -105,7 +107,7 @@ async def _prune_batch(run: Run, store: DatabaseStore, batch: Batch) -> list[Key
             plan.stale, plan.sizes, plan.mark = plan.stale[number:], plan.sizes[number:], mark
         return marks
 
-    # Counted with the deletion, also when the run is told to end meanwhile.
+    # Shielded together with its accounting, so that a deletion is counted even if the run is cancelled meanwhile.
     marks = await shielded(delete())
     await run.notify_deleting()
     await store.pace(sum(len(deletion.ids) for deletion in deletions if deletion.collection.key in marks))
@@ -113,7 +115,7 @@ async def _prune_batch(run: Run, store: DatabaseStore, batch: Batch) -> list[Key
 
 
 async def _prune_unkeyed(run: Run, store: DatabaseStore, plan: KeyPlan, limit: int) -> None:
-    """Delete artifacts without a key; those that their metadata or a run could keep are left."""
+    """Delete artifacts without a key; those with retention metadata or unfinished runs are left for `prune`."""
     ids, sizes = plan.stale, plan.sizes
     left: list[UUID] = []
     start = 0
@@ -143,22 +145,22 @@ def _account(run: Run, plan: KeyPlan, number: int, freed: int) -> None:
 
 
 async def measure_disk(run: Run, store: DatabaseStore) -> int | None:
-    """Bytes that the artifacts take on disk. None, with a warning, where that cannot be told: no deletion depends on it."""
+    """Return the bytes that artifacts take on disk; None, with a warning, if the database fails: no deletion needs them."""
     try:
         return await store.disk_bytes()
     except StoreError as error:
-        run.report.warn(f"what is freed on disk is not known: {error}")
+        run.report.warn(f"the space freed on disk is not known: {error}")
         return None
 
 
 async def reclaim(run: Run, store: DatabaseStore, before: int | None, *, vacuum: bool) -> None:
-    """Say in the report what space on disk the run has freed, or that it has freed none, and why.
+    """Add a note to the report: the space on disk that the run has freed, or why it has freed none.
 
     Args:
-        run: Its report gains a note.
+        run: The run.
         store: The database.
-        before: Bytes that its artifacts took before the run deleted any; None if that is not known.
-        vacuum: Whether to vacuum first; a failure is a warning, as what is stale has gone all the same.
+        before: The bytes that its artifacts took before the first deletion; None if unknown.
+        vacuum: Whether to vacuum first. A failure is a warning, because the stale versions are deleted all the same.
     """
     if vacuum:
         try:

@@ -1,7 +1,7 @@
-"""The report's pictures: SVG that follows the reader's light or dark theme, as data URIs that Prefect's markdown shows.
+"""Draws the charts of the report: SVG that follows the light or dark theme, as data URIs that Prefect's markdown shows.
 
-Both charts speak one language: a bar is what there was, its first part what is left, the rest what went or is stale.
-Inside an `<img>`, SVG can load nothing and run nothing, so everything it needs stands in it.
+In both charts, a bar is the amount before the run; its first part is the amount left, the rest was deleted or is stale. An SVG
+in an `<img>` can load and run nothing, so each is self-contained.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport
 
 MAX_BARS = 10
 MAX_RUNS = 30
+"""Keys or runs in a chart; more make it taller, or its bars thinner."""
 
 WIDTH = 760
 MARGIN = 20
@@ -24,10 +25,10 @@ ROW = 26
 TITLE = 56
 PLOT = 130
 NUMBERS = 130
-"""Pixels; NUMBERS is the room for the numbers behind a bar."""
+"""Pixels; NUMBERS is the width of the numbers behind a bar."""
 
 MAX_NAME_CHARS = 26
-"""Characters of a key that fit before its bar."""
+"""Characters of a key that fit into NAMES; a longer key is cut off."""
 
 STYLE = """\
 text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:#334155}
@@ -39,7 +40,7 @@ text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:#334155
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """What there was, and how much of it is left."""
+    """One bar: an amount before and after the run."""
 
     name: str
     before: int
@@ -48,7 +49,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Bars of one unit, and how its numbers are written."""
+    """Bars of one unit, with the function that formats their numbers."""
 
     unit: str
     bars: Sequence[Bar]
@@ -56,7 +57,7 @@ class Panel:
 
     @property
     def highest(self) -> int:
-        """What the longest bar stands for."""
+        """The amount of the longest bar."""
         return max(1, *(bar.before for bar in self.bars))
 
 
@@ -69,7 +70,7 @@ class Picture:
 
     @property
     def data_uri(self) -> str:
-        """The picture as an address, for an image in markdown."""
+        """The picture as a data URI, for an image in markdown."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
 
 
@@ -120,7 +121,7 @@ def _bytes(key: KeyReport, *, deletes: bool) -> Bar:
 
 
 def _across(panel: Panel, x: float, width: float) -> Iterator[str]:
-    """One bar to a row, with its numbers behind it."""
+    """Draw horizontal bars, one a row, with their numbers behind them."""
     yield _text(x, TITLE + 8, panel.unit, "soft")
     scale = (width - NUMBERS) / panel.highest
     for row, bar in enumerate(panel.bars):
@@ -131,7 +132,7 @@ def _across(panel: Panel, x: float, width: float) -> Iterator[str]:
 
 
 def _upright(panel: Panel, x: float, width: float) -> Iterator[str]:
-    """One bar to a column, above an axis with the first and the last name."""
+    """Draw vertical bars above an axis with the first and the last name."""
     bottom = TITLE + 20 + PLOT
     step = width / len(panel.bars)
     yield _text(x, TITLE + 8, f"{panel.unit}, at most {panel.format(panel.highest)}", "soft")
@@ -159,8 +160,8 @@ def _short(name: str) -> str:
     return name if len(name) <= MAX_NAME_CHARS else name[: MAX_NAME_CHARS - 1] + "…"
 
 
-def _text(x: float, y: float, words: str, kind: str = "") -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}" class="{kind}">{escape(words)}</text>'
+def _text(x: float, y: float, text: str, kind: str = "") -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}" class="{kind}">{escape(text)}</text>'
 
 
 def _rect(x: float, y: float, width: float, height: float, kind: str) -> str:

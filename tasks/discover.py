@@ -1,4 +1,4 @@
-"""Discover: which collections there are, and which of them the run is for."""
+"""Discover: lists the collections in the scope of the run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from prefect_artifact_retention.tasks.run import Run, as_task
 
 
 async def discover(run: Run, *, resume_at: str = "") -> None:
-    """List the collections of the run's scope, in order of their keys.
+    """List the collections in the scope of the run, in the order of their keys.
 
-    A delete run always looks at the package's own keys as well: it must not accumulate what it is there to remove.
+    A delete run always includes the package's own keys, because each run adds versions to them.
 
     Args:
-        run: Gains its `collections`, and how many of them come before it goes round.
-        resume_at: Begin with this key and go round, because the run before stopped there.
+        run: Its `collections` and `first_round` are set.
+        resume_at: The key at which the last run stopped; the list begins there, and wraps around.
     """
     scope = run.report.scope
     own = OWN_KEYS if run.report.mode == "delete" else ()
@@ -31,7 +31,7 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
     else:
         found, unseen = await run.store.all_collections(unreadable)
         if unseen:
-            run.report.warn(f"{count(unseen, 'key')} could not be seen, and must wait for the next run")
+            run.report.warn(f"{count(unseen, 'key')} could not be listed, and must wait for the next run")
         if scope:
             found = [each for each in found if each.key in own or any(fnmatchcase(each.key, glob) for glob in scope)]
     for before in unreadable:
@@ -51,7 +51,7 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
 
 
 async def _notes(run: Run) -> list[str]:
-    """Say what the server deletes by itself, and which policies promise more than that leaves."""
+    """Describe what the server deletes by itself, and name the policies that would keep versions for longer."""
     policies = [policy for policy in run.policies if policy is not OWN_POLICY]
     if run.server.connection.is_cloud:
         return [_promises("Prefect Cloud deletes artifacts by itself, after 7 to 30 days by plan", policies, 7)]
@@ -75,7 +75,7 @@ def _promises(what: str, policies: Sequence[RetentionPolicy], period: float) -> 
 
 
 def _start(collections: list[Collection], resume_at: str) -> int:
-    """Find the first key that starts like `resume_at`; if it has gone, the next one; else the first of all."""
+    """Return the index of the first key that starts with `resume_at`, else of the next key, else 0."""
     if not resume_at:
         return 0
     after = (index for index, each in enumerate(collections) if each.key >= resume_at)

@@ -1,4 +1,4 @@
-"""The history: a table artifact that gains one row a run, for the Prefect UI and for the report's trend."""
+"""The history: a table artifact with a row for each run, for the Prefect UI and for the report's trend chart."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from prefect_artifact_retention.tasks.run import Run
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 MAX_HISTORY_ROWS = 200
-"""More than half a year of nights."""
+"""Rows kept, more than half a year of nights. With more, the artifact grows with each run for longer."""
 
 HISTORY_VERSIONS_READ = 5
-"""As many runs may end in the same instant, and none loses its row."""
+"""Versions of the history that are merged. If more runs than this end in the same instant, a row is lost."""
 
 Amount = Annotated[int, Field(ge=0, le=10**15, strict=True)]
 MAX_TEXT_CHARS = 500
 ShortText = Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(printable)]
-"""Anybody may write a history."""
+"""A bounded text, because anybody may write a version of the history; a row with a longer one is dropped."""
 
 
 class Row(BaseModel):
-    """One run, by the names that the table's columns have."""
+    """The row of one run. The aliases are the names of the table's columns."""
 
     model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True)
 
@@ -53,18 +53,18 @@ class Row(BaseModel):
 
 
 async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> list[Row]:
-    """Write a new version of the history, with one more row, and return its rows, the newest first.
+    """Write a new version of the history with a row for this run, and return its rows, the newest first.
 
-    Artifacts cannot be appended to, so what is there is read and written again. Runs that end in the same instant do not see
-    each other's row, and only one of them writes the latest version; the next run takes up the rows of the others.
+    An artifact cannot be appended to, so the rows are read and written again. Runs that end in the same instant do not see
+    each other's rows; the next run merges the versions that they wrote.
 
     Args:
         run: The run.
         run_name: The name of its flow run.
-        links: Addresses of the pages that belong to it: "This run" goes into its row, "Reports" into the description.
+        links: Addresses by name: "This run" goes into the row, "Reports" into the description.
 
     Raises:
-        StoreError: The server is out of reach, or does not take it.
+        StoreError: The server cannot be reached, or refuses the artifact.
     """
     versions = await run.server.newest_rows(HISTORY_KEY, HISTORY_VERSIONS_READ)
     before = _merged([_rows(version.get("data")) for version in versions])
@@ -82,7 +82,7 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
 
 
 def trend(rows: Sequence[Row], report: CleanupReport) -> tuple[list[Bar], list[Bar]]:
-    """The delete runs over the same keys as bars, the oldest first: of versions, and of bytes."""
+    """Return the delete runs of the same scope as bars of versions and bars of bytes, the oldest first."""
     scope = scope_label(report.scope)[:MAX_TEXT_CHARS]
     runs = [row for row in reversed(rows) if row.scope == scope and row.mode == "delete" and row.versions_before]
     return (
@@ -111,7 +111,7 @@ def _row(report: CleanupReport, run_name: str, links: Mapping[str, str]) -> Row:
 
 
 def _merged(versions: Sequence[Sequence[Row]]) -> list[Row]:
-    """The rows of some versions of the history, which are the newest first, as its rows are."""
+    """Merge the rows of several versions of the history, the newest version first."""
     rows: list[Row] = []
     for version in reversed(versions):
         known = set(rows)
@@ -120,7 +120,7 @@ def _merged(versions: Sequence[Sequence[Row]]) -> list[Row]:
 
 
 def _rows(data: object) -> list[Row]:
-    """Read the rows of a table artifact; whatever else somebody wrote there is no history."""
+    """Read the rows of a table artifact; anything that is no valid row is dropped."""
     try:
         rows = json.loads(data) if isinstance(data, str) else data
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Plan: judge every version of every key, and guard against a plan that cannot be meant. Deletes nothing."""
+"""Plan: evaluates all versions of all keys, and refuses a plan that deletes too large a share. Deletes nothing."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from prefect_artifact_retention.tasks.report import KeyReport, PolicyReport
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
 ZOMBIE_AGE = timedelta(days=7)
+"""The age from which the report names an unfinished run that keeps versions."""
 
 
 async def make_plan(run: Run) -> None:
-    """Judge the versions of all collections of the run, and the artifacts without a key where a policy is for them.
+    """Evaluate the versions of all collections of the run, and the artifacts without a key if a policy is for them.
 
-    Payloads are gone on arrival and verdicts once counted; of a stale version its id is kept.
+    To save memory, payloads are dropped on arrival, verdicts once they are counted, and of a stale version only the id and the
+    size are kept.
     """
     managed: dict[str, tuple[Collection, RetentionPolicy]] = {}
     for collection in run.collections:
@@ -36,7 +38,7 @@ async def make_plan(run: Run) -> None:
         else:
             run.report.unmanaged.append(collection.key)
     unkeyed_policy = None if run.report.scope else select_policy(run.policies, None, None)
-    # Answers of the API stay in cycles of their own, and megabytes of payloads with them, until the collector finds them.
+    # With the API, the collector must run: the responses are in reference cycles, and hold megabytes of payloads.
     with nullcontext() if run.store is run.server else _without_collector():
         await _plan_rounds(run, managed, unkeyed_policy)
     if not unkeyed_policy and not run.report.scope:
@@ -47,9 +49,9 @@ async def make_plan(run: Run) -> None:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Stop Python's collector of cyclic garbage, which nothing makes that reads from a database.
+    """Disable Python's garbage collector for reading from a database, which creates no reference cycles.
 
-    It would look through the multitude of versions again and again while they are made: for half of the time.
+    It would traverse the growing number of versions again and again, which takes half of the time.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -63,9 +65,10 @@ def _without_collector() -> Iterator[None]:
 async def _plan_rounds(
     run: Run, managed: Mapping[str, tuple[Collection, RetentionPolicy]], unkeyed_policy: RetentionPolicy | None
 ) -> None:
-    """Plan the keys from where the last run stopped, then the artifacts without a key, then the keys before, while time lasts.
+    """Plan the keys from where the last run stopped, then the artifacts without a key, then the keys before.
 
-    The artifacts without a key stand after the last key, and have their turn whenever a run gets there.
+    Planning stops when its time is over. The artifacts without a key come after the last key, so that a run which begins in
+    the middle of the keys reaches them.
     """
     first_round = [each.key for each in run.collections[: run.first_round] if each.key in managed]
     second_round = list(managed)[len(first_round) :]
@@ -104,9 +107,10 @@ async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, Retent
 
 
 def subject(history: History, collection: Collection, policy: RetentionPolicy) -> tuple[Versions, RetentionPolicy, UUID]:
-    """What is judged of a key: its versions, its policy and the latest of them.
+    """Return the versions of a key that are evaluated, its policy and its `latest_id`.
 
-    A copy that mended the collection and should have gone at once is no version: nothing goes before it does.
+    A left-over placeholder is no version. Without it, `latest_id` names none of the versions, so that all are kept until the
+    collection is repaired.
     """
     versions = history.versions
     if collection.is_placeholder and len(versions) > 1:
@@ -115,9 +119,9 @@ def subject(history: History, collection: Collection, policy: RetentionPolicy) -
 
 
 async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
-    """Judge the artifacts without a key page by page: only age rules apply to them, so none depends on another.
+    """Evaluate the artifacts without a key page by page: only age rules apply to them, so none depends on another.
 
-    Through the API, which shows few at a time, those found stale until the time for planning is over are the plan.
+    Through the API, which is slow, the listing ends with the time for planning; the plan has what was found stale by then.
     """
     plan = KeyPlan(None, policy, [], KeyReport(key=None, policy=policy.name))
     stale: dict[UUID, tuple[datetime, int]] = {}
@@ -126,7 +130,7 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
     expected = await run.store.count_unkeyed()
     async with aclosing(run.store.unkeyed(expected, unreadable)) as pages:
         async for page in pages:
-            # Rows created meanwhile shift the pages, and repeat some.
+            # Rows created meanwhile shift the pages, and some are repeated.
             new = [version for version in page if version.id not in seen]
             seen.update(version.id for version in new)
             for judgement in await judge_unkeyed(run, new, policy):
@@ -137,11 +141,11 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
             is_partial = len(seen) + len(unreadable) < expected
             if run.store is run.server and stale and is_partial and not run.has_planning_time():
                 run.report.outcome = "unfinished"
-                run.report.warn(f"time to plan was over after {len(seen)} of {expected} artifacts without a key")
+                run.report.warn(f"planning time was over after {len(seen)} of {expected} artifacts without a key")
                 break
         else:
             if len(seen) + len(unreadable) < expected:
-                run.report.warn("artifacts without a key went while they were listed; some may have to wait for the next run")
+                run.report.warn("artifacts without a key were deleted meanwhile; some may have to wait for the next run")
     plan.stale = sorted(stale, key=lambda version_id: stale[version_id])
     plan.sizes = array("q", (stale[version_id][1] for version_id in plan.stale))
     if unreadable:
@@ -152,9 +156,9 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
 
 
 async def judge_all(run: Run, subjects: Sequence[tuple[Versions, RetentionPolicy, UUID]]) -> list[Judgement]:
-    """Evaluate the versions of several keys, each with its policy and the latest of them.
+    """Evaluate the versions of several keys, each with its policy and its `latest_id`.
 
-    One question whether the runs that wrote them have finished serves them all, and only condemned versions ask it.
+    The states of runs are read for all keys together, and only for the runs that wrote stale versions.
     """
     now = run.report.now
     judgements = [judge(versions, policy, now=now, latest_id=latest_id) for versions, policy, latest_id in subjects]
@@ -172,7 +176,7 @@ async def judge_all(run: Run, subjects: Sequence[tuple[Versions, RetentionPolicy
 async def judge_unkeyed(run: Run, versions: Iterable[Version], policy: RetentionPolicy) -> list[Judgement]:
     """Evaluate artifacts without a key, of which none depends on another.
 
-    Those that only their runs keep are evaluated apart: what is told of the others depends on no page that they share.
+    Those of unfinished runs are evaluated apart, so that the reasons of the others do not depend on what is on their page.
     """
     page = Versions.of(versions)
     judgement = judge(page, policy, now=run.report.now)
@@ -189,7 +193,7 @@ async def judge_unkeyed(run: Run, versions: Iterable[Version], policy: Retention
 
 
 async def unfinished_runs(run: Run, flow_runs: AbstractSet[UUID], task_runs: AbstractSet[UUID]) -> frozenset[UUID]:
-    """Those of some runs that have not finished, the present one among them."""
+    """Return those of the runs that have not finished, and the current one if it is among them."""
     unfinished = await run.store.unfinished(flow_runs, task_runs)
     for run_id, since in unfinished.items():
         if run.report.now - since > ZOMBIE_AGE:
@@ -198,9 +202,9 @@ async def unfinished_runs(run: Run, flow_runs: AbstractSet[UUID], task_runs: Abs
 
 
 def guard(run: Run) -> None:
-    """Refuse a plan that deletes a larger share of the versions than allowed, of the whole run or of any one policy.
+    """Refuse a plan that deletes more than `refuse_above_percent` of the versions, of the whole run or of any one policy.
 
-    The package's own keys do not count: many runs in a row must not make the next one refuse.
+    The package's own keys do not count, because many runs in a row would make the next one refuse.
     """
     percent = run.limits.refuse_above_percent
     policies = run.report.policies
@@ -225,7 +229,7 @@ def guard(run: Run) -> None:
 
 
 def _add(run: Run, history: History, collection: Collection, policy: RetentionPolicy, judgement: Judgement) -> None:
-    """Account for the verdicts of one key, and plan to delete what they condemn."""
+    """Add the verdicts of one key to the report, and its stale versions to the plan."""
     report = KeyReport(key=history.key, policy=policy.name)
     (run.report.housekeeping if policy is OWN_POLICY else run.report.key_reports).append(report)
     versions = judgement.versions
@@ -239,7 +243,7 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
         return
     if not versions:
         if not run.server_deletes:
-            # Or the server may be about to remove the collection, too.
+            # Otherwise, the server may be about to delete the collection, too.
             run.dangling.add(history.key)
         run.report.warn(f"{label(history.key)}: no version of it was found, though the server lists it")
     _count(run, report, judgement)
@@ -262,7 +266,7 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
 
 
 def _count(run: Run, report: KeyReport, judgement: Judgement) -> None:
-    """Account for verdicts in the lines of the report; they are many, and all of a key are counted at once."""
+    """Add verdicts to the counts of the report, all of a key at once, because there may be millions."""
     sizes, stale = judgement.versions.sizes, judgement.stale
     report.versions += len(judgement)
     report.kept += len(judgement) - len(stale)

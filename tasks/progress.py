@@ -1,8 +1,8 @@
-"""How far a run is: a progress artifact, updated in place, that also tells other runs that this one is at work.
+"""The progress artifact of a run, updated in place, by which other runs also see that this one is deleting.
 
-Two delete runs at once are harmless, only wasteful, so the younger gives way. Nothing is locked and no lease is held: a run is
-taken to be at work while its progress artifact says that it deletes and was updated lately, and its flow run has not ended.
-One that was killed, or whose server was restarted in the middle, holds nobody up for longer than `HEARTBEAT_TIMEOUT`.
+Two concurrent delete runs are harmless, but duplicate work, so the younger one is skipped. There is no lock and no lease: a
+run counts as active while its progress artifact is in the deleting phase and was updated within `HEARTBEAT_TIMEOUT`, and its
+flow run has not ended. So a run that was killed blocks others for no longer than `HEARTBEAT_TIMEOUT`.
 """
 
 from __future__ import annotations
@@ -26,30 +26,32 @@ from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run, Step
 
 UPDATE_PERCENT = 5
-"""Each update of a progress artifact is an event on the server: at most twenty of them a run, and one every two minutes."""
+"""The step of an update. Each update is an event on the server, so a smaller step writes more rows to its database."""
 
 HEARTBEAT_SECONDS = 120
-"""A run that is deleting says so at least this often."""
+"""The longest time between two updates. With more, `HEARTBEAT_TIMEOUT` may take a slow run for a dead one."""
 
 HEARTBEAT_TIMEOUT = timedelta(minutes=10)
-"""How long after its last update a run is taken to be at work."""
+"""How long after its last update a run counts as active. With less, a slow run is taken for a dead one; with more, a run that
+was killed blocks the next one for longer."""
 
 PLANNING_PERCENT = 20
-"""How much of the whole is planning; deleting takes the rest."""
+"""The share of planning in the progress; the rest is deleting."""
 
 MAX_DESCRIPTION_CHARS = 500
+"""A longer description is cut off."""
 
 PHASE = "artifact-retention-phase"
 DELETING = "deleting"
 
 PROGRESS_VERSIONS_READ = 50
-"""Progress artifacts looked at, the last updated first."""
+"""Progress artifacts searched for active runs, the last updated first. With fewer, an active run among many may be missed."""
 
 
 class ProgressArtifact:
-    """The keyed progress artifact of a run, updated in place at steps of five per cent.
+    """The keyed progress artifact of a run.
 
-    Nothing of the run depends on it: where the server refuses an update, the next one may succeed.
+    The run does not depend on it: if the server refuses an update, the run goes on, and the next update may succeed.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -65,12 +67,12 @@ class ProgressArtifact:
             self._id = await create(self.connection.client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
 
     async def announce_deleting(self) -> None:
-        """Say that the run is past its guard and deletes from now on."""
+        """Set the deleting phase, once the run is past its guard."""
         self._phase = {PHASE: DELETING}
         await self._update(PLANNING_PERCENT, "Step 2/3: deleting")
 
     async def listen(self, step: Step, done: int, total: int) -> None:
-        """Follow a run: a `Listener`."""
+        """Update the artifact if the progress warrants it; a `Listener` of the run."""
         share = done / total if total else 1.0
         if step == "planning":
             percent, description = PLANNING_PERCENT * share, f"Step 1/3: planned {done}/{total} keys"
@@ -82,7 +84,7 @@ class ProgressArtifact:
             await self._update(min(percent, 99.0), description)
 
     async def finish(self, description: str, *, complete: bool) -> None:
-        """Say how the run ended: 100 % if it did all that it set out to do, or where it stopped."""
+        """Leave the deleting phase, with the description of the outcome, at 100 % if the run is complete."""
         self._phase = {}
         await self._update(100.0 if complete else self._shown, description)
 
@@ -94,20 +96,20 @@ class ProgressArtifact:
                 data=round(percent, 1), description=description[:MAX_DESCRIPTION_CHARS], metadata_=dict(self._phase)
             )
             with suppress(httpx.HTTPError):
-                # In a slot, because a server on SQLite bears no two that write at once.
+                # In a slot of its own: a server on SQLite takes one write at a time.
                 async with self.connection.reserve_slot():
                     await shielded(self.connection.client.update_artifact(self._id, change))
 
 
 async def older_run(run: Run, own_id: UUID) -> str:
-    """Find an older run that is deleting some of this run's keys just now, in words; empty if there is none.
+    """Describe an older active run that deletes some of this run's keys; empty if there is none.
 
     Args:
-        run: The present run, whose collections are known.
-        own_id: Its flow run.
+        run: The current run, after `discover`.
+        own_id: The id of its flow run.
 
     Raises:
-        StoreError: The server is out of reach, or answers what it should not.
+        StoreError: The server cannot be reached, or sends an unexpected answer.
     """
     now = await run.server.now()
     rows = await run.server.newest_rows(PROGRESS_KEY, PROGRESS_VERSIONS_READ, sort="UPDATED_DESC")
@@ -135,7 +137,7 @@ def _age(run: FlowRun) -> tuple[datetime, UUID]:
 
 
 def _overlap(scope: Iterable[str], keys: Iterable[str], other: FlowRun) -> bool:
-    # Anybody may write a progress artifact, for a run of anything.
+    # Anybody may write an artifact of this key, so the parameters may be those of any flow.
     given = other.parameters.get("keys")
     globs = [glob for glob in given if isinstance(glob, str)] if isinstance(given, list) else []
     return not (scope or globs) or any(fnmatchcase(key, glob) for key in keys for glob in globs or ["*"])

@@ -44,37 +44,39 @@ from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 Item = TypeVar("Item")
 
 DELETIONS_PER_CHECK = 64
-"""Deletions between two looks at what could keep a version."""
+"""Deletions of a key between two checks of what may keep its versions. With more, a new hold takes effect later; with fewer,
+there are more requests."""
 
 MIN_TASK_DELETIONS = 500
-"""Deletions of a task run with several keys, at least on average: its events and log lines cost the server ten of them."""
+"""Deletions for each task run with several keys, on average. A task run costs the server as much as ten deletions."""
 
 MAX_SHARED_VERSIONS = 2_000
 MAX_SHARED_BYTES = 16 * 2**20
-"""What the keys that share a look have at most: to read more takes longer than to delete what is stale of it."""
+"""The size of keys that share a snapshot. With more, reading them takes longer than deleting their stale versions."""
 
 MAX_KEPT_CHECKED = 1_000
-"""Versions kept of a key that are looked for again while others of it go."""
+"""Kept versions, the newest first, that a check looks up. The deletion of another one is noticed by the next snapshot only."""
 
 LATE_DELETION_SECONDS = 1
-"""A person's deletion that the server began before ours ended may take as long to show."""
+"""The delay before the last check: a deletion by others, begun before ours ended, may take as long to be visible."""
 
 MAX_REPAIR_ROUNDS = 5
-"""Looks at collections that dangle: a repair, too, meets people who delete."""
+"""Rounds of repairs. A collection that others keep breaking is reported as failed after that."""
 
 MAX_RESEND_SECONDS = 2
-"""After its first attempt, in which a deletion is sent again; then its key is looked at again first."""
+"""How long after its first attempt a deletion may be retried without a new snapshot. With more, a version that has become the
+latest, or is held, meanwhile may be deleted."""
 
 MAX_SNAPSHOT_AGE_SECONDS = 120
-"""After which a deletion that has waited for its turn is not sent on the same look either."""
+"""How old a snapshot may be when a deletion is first sent. With less, deletions that wait are deferred more often."""
 
 MAX_DEFERRALS = 5
-"""How often in a row a key is looked at again for that, with nothing gone in between; then it fails."""
+"""Deferred deletions in a row, with none done in between, after which a key fails."""
 
 
 @dataclass(slots=True)
 class _Key:
-    """A key that is being pruned: its plan, and what of it is not settled yet."""
+    """A key that is being pruned: its plan, and the versions that are neither deleted nor kept so far."""
 
     name: str
     plan: KeyPlan
@@ -82,41 +84,43 @@ class _Key:
 
     @property
     def expected(self) -> int:
-        """How many versions it has if none has come since the plan, and none has gone but by this run."""
+        """How many versions the key has if only this run has changed it since the plan."""
         return self.plan.report.versions - self.plan.report.deleted
 
 
 @dataclass(slots=True)
 class _Snapshot:
-    """What of a key's plan is still condemned, oldest first, as of a fresh look at the server."""
+    """The versions of a key's plan that are still stale, as of a fresh read of its versions and policy."""
 
     collection: Collection
     policy: RetentionPolicy
     successor: UUID | None
-    """The version that the server would name as the latest if that went."""
+    """The version behind the latest, which the server would name as the latest if that were deleted."""
     stale: Sequence[Version]
+    """The stale versions, the oldest first."""
     present: frozenset[UUID]
+    """All versions of the key."""
     kept: Sequence[UUID]
-    """The newest that are kept: if one of them goes, its slot is another's."""
+    """The newest kept versions: if one is deleted, another version takes its slot of a rule."""
     age: int = 0
-    """Deletions of this key since all that could keep its versions was read."""
+    """Deletions of this key since holds, runs and kept versions were read."""
     is_checked: bool = False
-    """The first portion of it may go without another look at the collection."""
+    """Whether the collection was read after the versions, so that the first batch needs no check."""
 
     @property
     def plain(self) -> Sequence[Version]:
-        """What is condemned of it, without the latest version and the one behind that."""
+        """The stale versions, without the latest one and its successor."""
         return [each for each in self.stale if each.id not in (self.collection.latest_id, self.successor)]
 
     @property
     def is_of_idle_key(self) -> bool:
-        """Whether the whole key is condemned: nothing else condemns a latest version."""
+        """Whether the whole key is stale, which is the only case in which a latest version is."""
         return any(each.id == self.collection.latest_id for each in self.stale)
 
     def batches(self) -> Iterator[Sequence[Version]]:
-        """Part what is condemned: the version behind the latest goes last and alone.
+        """Split the stale versions into batches, the successor last and alone.
 
-        An idle key's latest goes only where it is the only version left.
+        The latest version of an idle key is a batch only if it is the only version left.
         """
         yield from _batches(self.plain)
         successor = [each for each in self.stale if each.id == self.successor]
@@ -128,7 +132,7 @@ class _Snapshot:
 
 @dataclass(slots=True)
 class _Retries:
-    """Bears that deletions of a key are put off, unless that goes on and on with nothing gone in between."""
+    """Counts the deferred deletions of a key, and ends its retries after `MAX_DEFERRALS` in a row."""
 
     run: Run
     report: KeyReport
@@ -136,7 +140,7 @@ class _Retries:
     settled: int = -1
 
     def record_deferral(self, error: OutdatedSnapshotError) -> None:
-        """Bear it once more, or raise the error."""
+        """Count one more, or raise its error if there were too many."""
         self.run.defer_deletion()
         settled = self.report.deleted + self.report.already_gone
         self.times = self.times + 1 if settled == self.settled else 1
@@ -147,21 +151,22 @@ class _Retries:
 
 @dataclass(slots=True)
 class _Attempts:
-    """A deletion on its way: whether it may be sent, or sent again, on the look that it rests on."""
+    """The attempts to send one deletion, which end when its snapshot is too old."""
 
     began: float
-    """When the first of those that rest on it began."""
+    """When the batch began."""
     outdated: Sequence[OutdatedSnapshotError]
-    """The errors of deletions that were deferred; once there is one, nothing more is sent."""
+    """The errors of deferred deletions of the batch; once there is one, nothing more is sent."""
     first: float | None = None
+    """When the first attempt was sent."""
 
     @property
     def is_sent(self) -> bool:
-        """Whether the server may have acted."""
+        """Whether an attempt was sent, so that the server may have deleted the version."""
         return self.first is not None
 
     def start(self) -> bool:
-        """Tell so right before each attempt."""
+        """Return whether another attempt may be sent now, and record the first one."""
         now = time.monotonic()
         if self.outdated or now - self.began > MAX_SNAPSHOT_AGE_SECONDS:
             return False
@@ -170,9 +175,9 @@ class _Attempts:
 
 
 def pack(plans: Sequence[KeyPlan], limit: int) -> list[list[KeyPlan]]:
-    """Give each key a group of its own, or pack them into at most `limit` groups of about equally many deletions.
+    """Group keys for prune tasks: one key each, or at most `limit` groups with about equally many deletions.
 
-    Into fewer, where that many would have fewer than `MIN_TASK_DELETIONS` deletions each.
+    There are fewer groups if they would have fewer than `MIN_TASK_DELETIONS` deletions on average.
     """
     if len(plans) <= limit:
         return [[plan] for plan in plans]
@@ -187,15 +192,15 @@ def pack(plans: Sequence[KeyPlan], limit: int) -> list[list[KeyPlan]]:
 
 
 def group_label(group: Sequence[KeyPlan]) -> str:
-    """Name a prune task by its key, or by how many it has."""
+    """Name a prune task by its key, or by the number of its keys."""
     return label(group[0].key) if len(group) == 1 else f"{len(group)} keys from {label(group[0].key)}"
 
 
 @task(name="prune", task_run_name="prune {name}", cache_policy=NO_CACHE, persist_result=False, retries=0)
 async def prune_task(run: Run, group: Sequence[KeyPlan], name: str) -> State[None]:  # noqa: ARG001 - names the task run
-    """Prune some keys; the task run is Failed if any of them failed.
+    """Prune a group of keys. The task run fails if any key failed.
 
-    Never retried by Prefect: a second attempt would not know what the first has deleted. Its requests are retried instead.
+    Prefect never retries it, because a second attempt would not know what the first one deleted; its requests are retried.
     """
     await prune_keys(run, group)
     if failed := [plan for plan in group if plan.report.error]:
@@ -204,9 +209,9 @@ async def prune_task(run: Run, group: Sequence[KeyPlan], name: str) -> State[Non
 
 
 async def prune_keys(run: Run, plans: Sequence[KeyPlan]) -> None:
-    """Prune some keys. Those with few stale versions share a look at the server: alone, it would cost more than they do."""
+    """Prune some keys. Keys with few stale versions share a snapshot, which takes more requests than their deletions."""
     for batch in _key_batches(plans):
-        # Before the look, too: there may be thousands of them.
+        # Checked before the snapshot, too: there may be thousands of batches.
         if not run.check_budgets():
             break
         if len(batch) == 1:
@@ -216,7 +221,7 @@ async def prune_keys(run: Run, plans: Sequence[KeyPlan]) -> None:
 
 
 def _key_batches(plans: Sequence[KeyPlan]) -> Iterator[Sequence[KeyPlan]]:
-    """Part keys so that a look at a share is as fresh for its last deletion as a look at one key is for a batch of its own."""
+    """Split keys into batches that share a snapshot, with at most `DELETIONS_PER_CHECK` deletions between two checks."""
     batch: list[KeyPlan] = []
     for plan in plans:
         together = [*batch, plan]
@@ -234,20 +239,20 @@ def _key_batches(plans: Sequence[KeyPlan]) -> Iterator[Sequence[KeyPlan]]:
 
 
 async def _prune_together(run: Run, keys: Sequence[_Key]) -> None:
-    """Prune keys that are looked at together, some at once; where that fails, each is looked at alone, and fails alone."""
+    """Prune keys on a shared snapshot, several at once. If it cannot be taken, each key takes a snapshot of its own."""
     snapshots: dict[str, _Snapshot] = {}
     with suppress(RetentionError):
         snapshots = await _checked_snapshots(run, keys)
 
     async def prune(key: _Key) -> None:
-        async with _failing_alone(key.plan):
+        async with _failures_recorded(key.plan):
             await _prune_keyed(run, key, snapshots.get(key.name), at_once=1)
 
     await for_each(keys, prune, MAX_CONCURRENT_REQUESTS)
 
 
 async def _checked_snapshots(run: Run, keys: Sequence[_Key]) -> dict[str, _Snapshot]:
-    """Look at some keys, and then at their collections; those that have changed are left to a look of their own."""
+    """Take a shared snapshot, then check the collections of its keys. A key that has changed meanwhile is left out."""
     snapshots = await _first_snapshot(run, keys)
     plain = {name: snapshot for name, snapshot in snapshots.items() if snapshot.plain}
     collections = {each.key: each for each in await run.store.collections(list(plain))} if plain else {}
@@ -259,8 +264,8 @@ async def _checked_snapshots(run: Run, keys: Sequence[_Key]) -> dict[str, _Snaps
 
 
 async def prune_key(run: Run, plan: KeyPlan) -> None:
-    """Delete the stale versions of one key, and account for them in its report. Its failure ends with it."""
-    async with _failing_alone(plan):
+    """Delete the stale versions of one key. A failure is recorded in its report, and not raised."""
+    async with _failures_recorded(plan):
         if plan.key is None:
             await _prune_unkeyed(run, plan)
         else:
@@ -269,24 +274,24 @@ async def prune_key(run: Run, plan: KeyPlan) -> None:
 
 
 @asynccontextmanager
-async def _failing_alone(plan: KeyPlan) -> AsyncIterator[None]:
-    """Let a failure end the work on this key, and no other's."""
+async def _failures_recorded(plan: KeyPlan) -> AsyncIterator[None]:
+    """Record a failure in the report of the key instead of raising it, so that other keys are not affected."""
     try:
         yield
     except RetentionError as error:
         plan.report.error = str(error)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it stops no other key, and the run is not Completed
+    except Exception as error:  # noqa: BLE001 - it must not stop other keys; the run fails all the same
         plan.report.error = f"unexpected {type(error).__name__}"
 
 
 async def _prune_keyed(run: Run, key: _Key, snapshot: _Snapshot | None, *, at_once: int = MAX_CONCURRENT_REQUESTS) -> None:
-    """Delete what a look condemns; without one, or once anything has changed since, look anew, until nothing is left to do."""
+    """Delete the stale versions of a snapshot. Whenever anything has changed, take a new one, until nothing is left to do."""
     snapshot = snapshot or (await _take_snapshot(run, [key])).get(key.name)
     retries = _Retries(run, key.plan.report)
     while snapshot:
         batches = list(snapshot.batches())
         if not batches:
-            # What is left is an idle key's latest, and somebody made another version meanwhile, or a version is kept.
+            # Only the latest of an idle key is left, and the key has other versions by now.
             key.plan.report.spared += len(key.pending)
             return
         for batch in batches:
@@ -308,7 +313,7 @@ async def _prune_keyed(run: Run, key: _Key, snapshot: _Snapshot | None, *, at_on
 
 
 async def _recheck(run: Run, snapshot: _Snapshot, batch: Sequence[Version]) -> bool:
-    """Read a key's collection again, if that was not done just now for several keys; False means: look again."""
+    """Check a snapshot before a batch, unless that was done for several keys just now. False: a new snapshot is needed."""
     if snapshot.is_checked:
         snapshot.is_checked = False
         return True
@@ -317,7 +322,7 @@ async def _recheck(run: Run, snapshot: _Snapshot, batch: Sequence[Version]) -> b
 
 
 async def _still_applies(run: Run, snapshot: _Snapshot, batch: Sequence[Version], collection: Collection | None) -> bool:
-    """Tell whether nothing has changed since the look that could keep some of these versions.
+    """Return whether nothing has changed since the snapshot that may keep a version of the batch.
 
     Holds, the states of runs, and whether the versions kept are still there, are read again once `DELETIONS_PER_CHECK`
     deletions have passed.
@@ -325,8 +330,8 @@ async def _still_applies(run: Run, snapshot: _Snapshot, batch: Sequence[Version]
     latest_id = snapshot.collection.latest_id
     if collection is None or select_policy(run.policies, collection.key, collection.type) != snapshot.policy:
         return False
-    # A version created since the look changes the latest of a busy key all the time, and keeps nothing from going, unless the
-    # key was idle until then; but a former latest that was deleted does, because its successor moves up.
+    # On a busy key, new versions become the latest all the time, which keeps no version of the batch, unless the key was idle.
+    # But if the former latest was deleted, its successor moves up, and may have to be kept.
     if collection.latest_id != latest_id and (
         collection.latest_id in snapshot.present or snapshot.is_of_idle_key or not await run.store.versions([latest_id])
     ):
@@ -345,10 +350,10 @@ async def _still_applies(run: Run, snapshot: _Snapshot, batch: Sequence[Version]
 
 
 async def _first_snapshot(run: Run, keys: Sequence[_Key]) -> dict[str, _Snapshot]:
-    """List and judge the versions of some keys again, those that have as many as planned, by their collections as planned.
+    """Take the first snapshot of some keys: their versions are read, their collections are those of the plan.
 
-    These are read before anything goes. A key of which a version has come or gone since is left to `_take_snapshot`: its
-    collection may be as planned once more by then, and the version that is right behind the latest another.
+    The collections are checked before the first batch. A key that has not as many versions as planned is left to
+    `_take_snapshot`: its `latest_id` may be the planned one again, but the version behind the latest another.
     """
     await run.notify_deleting()
     histories = await _histories(run, keys, is_first=True)
@@ -365,9 +370,9 @@ async def _first_snapshot(run: Run, keys: Sequence[_Key]) -> dict[str, _Snapshot
 
 
 async def _take_snapshot(run: Run, keys: Sequence[_Key]) -> dict[str, _Snapshot]:
-    """Fetch and judge some keys anew.
+    """Read collections and versions of some keys, and judge them.
 
-    The collections are read before their versions, so that the latest version is among them: one created in between is newer
+    The collections are read first, so that the latest version is among the versions; a version created in between is newer
     than the run, and protected as such.
     """
     keys = [key for key in keys if key.pending]
@@ -381,7 +386,7 @@ async def _take_snapshot(run: Run, keys: Sequence[_Key]) -> dict[str, _Snapshot]
 async def _judge(
     run: Run, keys: Sequence[_Key], collections: Mapping[str, Collection], histories: Mapping[str, History]
 ) -> dict[str, _Snapshot]:
-    """Judge and settle some keys; one of which nothing is condemned any more has no look."""
+    """Judge the versions of some keys, and return a snapshot for each that still has stale ones."""
     subjects: dict[str, tuple[Versions, RetentionPolicy, UUID]] = {}
     for name, history in histories.items():
         collection = collections.get(name)
@@ -403,7 +408,7 @@ async def _judge(
 
 
 async def _histories(run: Run, keys: Sequence[_Key], *, is_first: bool = False) -> dict[str, History]:
-    """List the versions of some keys; of several, those that cannot be listed are left out, and looked at alone later."""
+    """List the versions of some keys. If there are several, a key that cannot be listed is left out."""
     if len(keys) == 1:
         return {key.name: await run.store.history(key.name, key.expected if is_first else 0) for key in keys}
     names = [key.name for key in keys]
@@ -411,7 +416,7 @@ async def _histories(run: Run, keys: Sequence[_Key], *, is_first: bool = False) 
 
 
 def _settle(run: Run, key: _Key, history: History, judgement: Judgement | None) -> list[Version]:
-    """Account for what of a key has gone or is kept now, and return what is still condemned, oldest first."""
+    """Count the versions of a key that are gone or kept by now, and return those that are still stale, the oldest first."""
     stale: list[Version] = []
     if judgement:
         if judgement.is_dangling:
@@ -427,7 +432,7 @@ def _settle(run: Run, key: _Key, history: History, judgement: Judgement | None) 
 
 
 async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
-    """Delete artifacts without a key: nothing hangs on them, but their runs, holds and ages are looked at again."""
+    """Delete artifacts without a key, batch by batch. Before each batch, they are read and judged again."""
     retries = _Retries(run, plan.report)
     for ids in _batches(plan.stale):
         pending = set(ids)
@@ -448,12 +453,12 @@ async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
 
 
 def _settle_deferred(run: Run, plan: KeyPlan, gone: int) -> None:
-    """Account for deletions that were put off, once it is known what has become of them: some may have gone."""
+    """Correct the counts of deferred deletions, once a new snapshot shows which of them were done."""
     run.deletions_started -= max(0, plan.report.failed - gone)
     plan.report.failed = 0
 
 
-async def _delete(  # noqa: PLR0913 - what is deleted, and how
+async def _delete(  # noqa: PLR0913 - the versions, and how they are deleted
     run: Run,
     plan: KeyPlan,
     versions: Sequence[Version],
@@ -462,11 +467,11 @@ async def _delete(  # noqa: PLR0913 - what is deleted, and how
     *,
     latest_id: UUID | None = None,
 ) -> bool:
-    """Delete versions, begun in their order. False, and no more of this key, once a budget of the run is used up.
+    """Delete versions in their order, `at_once` at a time. Return False once a budget of the run is used up.
 
     Raises:
-        StoreError: A deletion failed; whether the server has deleted that version is then unknown. No other is begun after it,
-            and those under way are waited for and counted. A `OutdatedSnapshotError`, if all that failed may be judged anew.
+        StoreError: A deletion failed, and may have been done. No other was started after it, and those in flight were awaited
+            and counted. It is an `OutdatedSnapshotError` if all that failed were deferred.
     """
     waiting = deque(versions)
     failures: list[Exception] = []
@@ -515,10 +520,10 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 
 async def verify(run: Run) -> None:
-    """Make sure that each collection of which something went names a latest version that exists; mend those that do not.
+    """Check that each collection of which a version was deleted names an existing latest version, else repair it.
 
-    So are those that the run found without one. Where the version behind the latest went, a deletion of the latest that the
-    server had begun may show a moment later.
+    Collections that were found dangling are included. If a version behind a latest one was deleted, the check waits for a
+    moment, in which a concurrent deletion of the latest becomes visible.
     """
     if run.is_unsettled:
         await asyncio.sleep(LATE_DELETION_SECONDS)
@@ -526,7 +531,7 @@ async def verify(run: Run) -> None:
     for key, problem in repaired.items():
         run.report.repaired.append(key)
         if problem:
-            run.report.warn(f"{label(key)}: mended, but a copy of its last version may be left: {problem}")
+            run.report.warn(f"{label(key)}: repaired, but a placeholder may be left: {problem}")
     for report in (*run.report.key_reports, *run.report.housekeeping):
         if report.key in dangling:
             problem = dangling[report.key]
@@ -535,10 +540,10 @@ async def verify(run: Run) -> None:
 
 
 async def _repair(run: Run, keys: Sequence[str]) -> tuple[dict[str, str], dict[str | None, str]]:
-    """Mend what dangles, some times over: a repair, too, meets people who delete.
+    """Repair dangling collections, in several rounds, because others may delete versions meanwhile.
 
     Returns:
-        The keys that were mended and those that dangle still, each with what went wrong with it last.
+        The keys that were repaired, and those that still dangle, each with its last error.
     """
     problems: dict[str, str] = {}
     suspects = keys

@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: the report, the history, and where the next delete run begins."""
+"""Publishes the result of a run: the report, the history, and the key at which the next delete run begins."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from prefect_artifact_retention.tasks.run import Run, as_task
 SCOPE = "artifact-retention-scope"
 RESUME_AT = "artifact-retention-resume-at"
 MAX_METADATA_CHARS = 500
-"""Characters; the server cuts metadata there."""
+"""The server cuts a longer value in metadata."""
 
 REPORT_VERSIONS_READ = 30
-"""As many reports as the package keeps."""
+"""Reports searched for the last run of the same scope: as many as the package keeps."""
 
 
 async def publish_report(run: Run) -> None:
-    """Write the report as a new version of its key, with where the next delete run begins, and the history with one more row.
+    """Write a new version of the report and of the history.
 
-    A skipped run has nothing to report, and leaves the report of the last one where it is.
+    The metadata of the report has the key at which the next delete run begins. A skipped run writes only its row of the
+    history, so that the latest report stays that of the run before.
 
     Raises:
-        StoreError: The server does not take the report.
+        StoreError: The server refuses the report.
     """
     report = run.report
     try:
@@ -61,7 +62,7 @@ async def publish_report(run: Run) -> None:
 
 
 def links() -> Mapping[str, str]:
-    """The addresses of the pages that belong to this run, by name; none where no user interface is known."""
+    """Return the addresses of this run's pages in the user interface, by name; empty if no user interface is known."""
     ui = ui_address()
     pages = {
         "This run": f"runs/flow-run/{runtime.flow_run.id}",
@@ -73,7 +74,7 @@ def links() -> Mapping[str, str]:
 
 
 async def read_resume_key(run: Run) -> str:
-    """Read where the last delete run over the same keys stopped; empty if it did not, or if there was none lately."""
+    """Return the key at which the last delete run of the same scope stopped; empty if it was complete or is not found."""
     for row in await run.server.newest_rows(REPORT_KEY, REPORT_VERSIONS_READ):
         metadata = row.get("metadata_") or {}
         if metadata.get(SCOPE) == scope_digest(run.report.scope):

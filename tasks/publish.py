@@ -1,6 +1,6 @@
-"""Write artifacts: for producers, with a hold or a TTL of their own; for this package, with metadata.
+"""Creates artifacts with metadata: `publish_artifact` for producers, with a hold or a TTL; `create` for this package.
 
-Prefect's `create_markdown_artifact` and its like drop `metadata`, which is where holds and TTLs live. These helpers keep it.
+Prefect's own `create_markdown_artifact` and the like take no `metadata`, in which holds and TTLs are.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ async def publish_artifact(  # noqa: PLR0913 - the fields of an artifact
     hold: bool | date = False,
     ttl_days: float | None = None,
 ) -> UUID:
-    """Create an artifact that says how long it wants to be kept; in a flow or task it belongs to that run.
+    """Create an artifact with a hold or a TTL; in a flow or task, it belongs to that run.
 
     Args:
-        data: The content, in the shape of its type: markdown text, the rows of a table, a number for progress.
+        data: The content, by its type: markdown text, the rows of a table, a number for progress.
         type: `markdown`, `table`, `link`, `image`, `progress` or a type of your own.
-        key: The key whose newest version this becomes.
-        description: What the UI shows beside it.
-        hold: True, or the last day (UTC), on which no policy may delete it.
-        ttl_days: Keep it for as many days after its creation, and no longer.
+        key: The key of which this becomes the latest version.
+        description: The description in the UI.
+        hold: True, or the last day (UTC), to keep the artifact whatever the policies say.
+        ttl_days: The age in days until which the artifact is kept, and after which it is stale.
 
     Raises:
         ValueError: The TTL is not a positive number of days.
@@ -59,11 +59,11 @@ async def create(  # noqa: PLR0913 - the fields of an artifact
     description: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> UUID:
-    """Create an artifact of the present flow run and task run, with its metadata.
+    """Create an artifact of the current flow run and task run, with metadata.
 
     Raises:
-        StoreError: The server's answer cannot be read; whether it has taken the artifact is unknown.
-        httpx.HTTPError: The server is out of reach, or does not take it.
+        StoreError: The server's answer cannot be read; the artifact may have been created.
+        httpx.HTTPError: The server cannot be reached, or refuses the artifact.
     """
     flow_run, task_run = FlowRunContext.get(), TaskRunContext.get()
     artifact = ArtifactCreate(

@@ -1,4 +1,4 @@
-"""The words of a report: the same in the log, the artifact, the flow run's state and the command line."""
+"""Formats a report: as markdown for its artifact, and as one line for the log, the flow run's state and the command line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from prefect_artifact_retention.tasks.report import CleanupReport, RuleCount
 
 MAX_STALE_KEYS_LISTED = 20
 MAX_KEYS_LISTED = 20
+"""Keys listed in a section of the report; more make it longer, and `--json` has all."""
+
 UNKEYED_LABEL = "(without a key)"
 UNITS = ("kB", "MB", "GB", "TB")
 NO_BREAK = "\u00a0"
@@ -17,7 +19,7 @@ NO_LINKS: Mapping[str, str] = {}
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$-])")
 _LINK = re.compile(r"(?<=[a-z])(?=://)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
-"""Where text would become a link all by itself: an address of a page, or of a person."""
+"""The positions at which markdown makes a link of plain text: in URLs and e-mail addresses."""
 
 WORD_JOINER = "\u2060"
 _LIST_NUMBER = re.compile(r"^([0-9]+)\.")
@@ -26,7 +28,7 @@ _MAX_LABEL_CHARS = 80
 
 
 def headline(report: CleanupReport) -> str:
-    """Say in one line what a run did or would do: totals first."""
+    """Summarize in one line what a run did or would do."""
     stale = f"{report.planned} of {count(report.versions_seen, 'version')} stale"
     where = f"in {count(len(report.key_reports), 'key')}"
     if report.mode == "preview":
@@ -44,13 +46,13 @@ def headline(report: CleanupReport) -> str:
 
 
 def outcome_message(report: CleanupReport) -> str:
-    """The headline, with what made a run refuse or fail."""
+    """Return the headline with the first causes of a refusal or failure."""
     causes = [*report.refusals, *report.errors, *(f"{label(key.key)}: {key.error}" for key in report.failures())]
     return ". ".join([headline(report), *causes[:3], *([f"and {len(causes) - 3} more"] if len(causes) > 3 else [])])  # noqa: PLR2004
 
 
 def size(amount: int) -> str:
-    """A number of bytes in words."""
+    """Format a number of bytes."""
     if amount < 1000:  # noqa: PLR2004 - SI units
         return f"{amount} B"
     power = next((power for power in range(1, len(UNITS)) if round(amount / 1000**power, 1) < 1000), len(UNITS))  # noqa: PLR2004
@@ -58,7 +60,7 @@ def size(amount: int) -> str:
 
 
 def label(key: str | None) -> str:
-    """A key as one short printable line."""
+    """Format a key as one short printable line."""
     if key is None:
         return UNKEYED_LABEL
     text = key if key and key.isprintable() else repr(key)
@@ -66,22 +68,22 @@ def label(key: str | None) -> str:
 
 
 def scope_label(keys: Iterable[str]) -> str:
-    """The keys that a run is for, by their globs, as one short printable line."""
+    """Format the scope of a run, from the globs of its keys, as one printable line."""
     return ", ".join(label(glob) for glob in keys) or "all keys"
 
 
 def with_links(text: str, links: Mapping[str, str], *names: str) -> str:
-    """Add some of the links, as far as they are known, to the markdown description of an artifact."""
+    """Append the named links, as far as they are known, to the markdown description of an artifact."""
     return " · ".join([text, *(f"[{name}]({links[name]})" for name in names if name in links)])
 
 
 def markdown(report: CleanupReport, *, links: Mapping[str, str] = NO_LINKS, pictures: Sequence[tuple[str, str]] = ()) -> str:
-    """Render the report as the markdown that both Prefect UIs show.
+    """Render the report as markdown for both Prefect UIs.
 
     Args:
         report: The report.
-        links: Names and addresses of the pages that belong to it.
-        pictures: Alternative texts and addresses of its pictures.
+        links: Addresses of related pages by name.
+        pictures: Alternative text and address of each picture.
     """
     parts = [
         f"# {escape(headline(report))}",
@@ -125,7 +127,7 @@ def _totals(report: CleanupReport) -> str:
         rows += [
             ("Deleted", f"{report.deleted} ({size(report.bytes_freed)})"),
             ("Already gone", report.already_gone),
-            ("Spared by the second look", report.spared),
+            ("Kept on re-check", report.spared),
             ("Failed", report.failed),
         ]
     return _table(("Total", "Versions"), rows)
@@ -183,9 +185,9 @@ def _unmanaged(report: CleanupReport) -> str:
 
 
 def escape(text: str) -> str:
-    """Make text mean itself in markdown: on one line, with no markup of its own, and no link.
+    """Escape text for markdown: on one line, without markup and links.
 
-    No backslash keeps both of Prefect's user interfaces from making a link of an address; a character that nobody sees does.
+    A backslash does not keep Prefect's user interfaces from making a link of an address, so an invisible character does.
     """
     printable = "".join(char if char.isprintable() else " " for char in text)
     return _LIST_NUMBER.sub(r"\1\\.", _MARKUP.sub(r"\\\1", _LINK.sub(WORD_JOINER, printable)))

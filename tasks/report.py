@@ -1,4 +1,4 @@
-"""What a run found and did: the models that the flow returns, the report shows and `--json` prints."""
+"""The models of a run's result: the flow returns them, the report shows them, and `--json` prints them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ Mode = Literal["preview", "delete"]
 Outcome = Literal["completed", "unfinished", "refused", "skipped", "failed"]
 
 MAX_WARNINGS = 50
+"""Further warnings are dropped; with more, a report of a broken server would be unreadable."""
 
 
 class KeyReport(BaseModel):
-    """One key: what was planned and what became of it.
+    """The result of one key.
 
-    Of the versions planned, those neither deleted nor already gone, failed or spared remain for the next run.
+    The planned versions that were neither deleted, already gone nor spared remain for the next run.
     """
 
     key: str | None = Field(description="The key; null stands for all artifacts without one.")
@@ -29,7 +30,7 @@ class KeyReport(BaseModel):
     planned: int = Field(default=0, description="Stale versions.")
     deleted: int = Field(default=0, description="Versions deleted by this run.")
     already_gone: int = Field(default=0, description="Planned versions that something else deleted first.")
-    spared: int = Field(default=0, description="Planned versions that the second look, before deletion, kept.")
+    spared: int = Field(default=0, description="Planned versions that the re-check before their deletion kept.")
     failed: int = Field(default=0, description="Versions whose deletion failed.")
     bytes_seen: int = Field(default=0, description="Bytes of the data of the versions evaluated.")
     bytes: int = Field(default=0, description="Bytes of the stale versions' data.")
@@ -38,12 +39,12 @@ class KeyReport(BaseModel):
 
     @property
     def remaining(self) -> int:
-        """Stale versions that still wait to be deleted."""
+        """Stale versions that are still to be deleted."""
         return self.planned - self.deleted - self.already_gone - self.spared
 
 
 class PolicyReport(BaseModel):
-    """One policy: its sentence, and the totals of its keys."""
+    """The description of one policy, and the totals of its keys."""
 
     name: str
     sentence: str
@@ -53,7 +54,7 @@ class PolicyReport(BaseModel):
 
 
 class RuleCount(BaseModel):
-    """How many versions one rule kept or condemned, with one verdict's words as an example."""
+    """How many versions one rule kept or made stale, with the reason of one verdict as an example."""
 
     rule: str
     versions: int
@@ -66,7 +67,7 @@ class CleanupReport(BaseModel):
     mode: Mode
     now: datetime = Field(description="The server's clock when the run began; every age is counted from here.")
     outcome: Outcome = "completed"
-    scope: list[str] = Field(default=[], description="The globs of the keys looked at; empty means all.")
+    scope: list[str] = Field(default=[], description="The globs of the keys that the run is for; empty means all.")
     policy_source: str = Field(description="Where the policies come from.")
     policy_digest: str = Field(description="Changes with any field of any policy.")
     policies: list[PolicyReport] = []
@@ -121,7 +122,7 @@ class CleanupReport(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def spared(self) -> int:
-        """Planned versions that the second look kept."""
+        """Planned versions that the re-check before their deletion kept."""
         return self._total("spared")
 
     @computed_field  # type: ignore[prop-decorator]
@@ -150,15 +151,15 @@ class CleanupReport(BaseModel):
 
     @property
     def remaining(self) -> int:
-        """Stale versions that still wait to be deleted."""
+        """Stale versions that are still to be deleted."""
         return sum(report.remaining for report in self.key_reports)
 
     def failures(self) -> Iterable[KeyReport]:
-        """The keys with which something went wrong."""
+        """Return the keys that have an error."""
         return (report for report in (*self.key_reports, *self.housekeeping) if report.error)
 
     def warn(self, text: str) -> None:
-        """Add a warning; the first fifty are kept once each, more would bury them."""
+        """Add a warning, unless it is a duplicate or there are too many."""
         if text in self.warnings:
             return
         if len(self.warnings) < MAX_WARNINGS:
@@ -171,12 +172,12 @@ class CleanupReport(BaseModel):
 
 
 def scope_digest(keys: Iterable[str]) -> str:
-    """Twelve hexadecimal digits that tell the scopes of runs apart, by the globs of their keys."""
+    """Return twelve hexadecimal digits that identify the scope of a run, from the globs of its keys."""
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:12]
 
 
 class CleanupFailed(RetentionError):  # noqa: N818 - the public name
-    """A run was refused or failed. Its report says why and what was done until then."""
+    """A run was refused or failed. Its report has the cause and all that was done until then."""
 
     def __init__(self, report: CleanupReport, message: str) -> None:
         super().__init__(message)

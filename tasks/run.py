@@ -1,4 +1,4 @@
-"""What all steps of one run share."""
+"""The state of a run that all its steps share: `Run`, with its `Limits`, and a `KeyPlan` for each key to prune."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from datetime import timedelta
 from typing import Literal, ParamSpec, TypeVar
 from uuid import UUID
 
-from prefect import Task, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.stores.api import ApiStore
@@ -21,26 +22,26 @@ from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, Ru
 
 Step = Literal["planning", "deleting"]
 Listener = Callable[[Step, int, int], Awaitable[None]]
-"""Told of each step how much of it is done, of how much."""
+"""Called with the step, how much of it is done, and its total."""
 
 MAX_DEFERRED_DELETIONS = 15
 MIN_STALL_SECONDS = 60
-"""A server that puts off as many deletions, for as long, and takes none in between, takes none: something holds its database,
-say. A run over many keys would look at each of them again and again."""
+"""A run fails once the server has deferred this many deletions, for this long, with none done in between: its database may be
+locked. With more, a run over many keys reads each of them again for longer."""
 
 MIN_DELETIONS = 10
-"""What a run deletes even where its time budget is over by then: under any budget, runs get ahead."""
+"""Deletions that a run makes even if its time budget is over, so that repeated runs get on under any budget."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a run. 0 is off.
+    """The limits of a run. 0 is off.
 
     Attributes:
-        max_deletions: Versions deleted at most.
-        time_budget_minutes: Minutes after which the run stops; planning takes at most half of them.
-        refuse_above_percent: Refuse to delete a larger share than this of the versions, of the run or of any policy.
-        max_task_runs: Prune tasks at most; more keys are packed together.
+        max_deletions: The number of versions after which the run stops.
+        time_budget_minutes: The minutes after which the run stops; planning takes at most half of them.
+        refuse_above_percent: The largest share of the versions that may be deleted, of the run and of each policy.
+        max_task_runs: The number of prune tasks; with more keys, each task prunes a group of them.
     """
 
     max_deletions: int = 0
@@ -51,13 +52,17 @@ class Limits:
 
 @dataclass(slots=True)
 class KeyPlan:
-    """The stale versions of one key (None: of all artifacts without one), oldest first, and the key's line of the report.
+    """The plan of one key that has stale versions.
 
     Attributes:
-        sizes: The bytes of each of them.
-        collection: The collection as it was when it was judged.
-        mark: The state of its versions as it was then, where the store can tell.
-        takes_successor: Whether the version that follows the latest is among them.
+        key: The key; None for all artifacts without one.
+        policy: Its policy.
+        stale: The stale versions that are still to be deleted, the oldest first.
+        report: The result of the key.
+        sizes: The sizes of the stale versions.
+        collection: The collection when it was judged.
+        mark: The state of its versions when they were judged, if the store has marks.
+        takes_successor: Whether the version behind the latest is stale.
     """
 
     key: str | None
@@ -71,19 +76,19 @@ class KeyPlan:
 
     @property
     def remaining(self) -> int:
-        """Stale versions that still wait to be deleted."""
+        """Stale versions that are still to be deleted."""
         return self.report.remaining
 
 
 @dataclass(slots=True)
 class RuleTally:
-    """Counts verdicts by rule, with the words of the first of each as an example."""
+    """Counts reasons by rule, with the first of each as an example."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, judgement: Judgement, rules: Counter[str], *, keep: bool) -> None:
-        """Count what each rule has kept or condemned."""
+        """Add the reasons of one judgement, for which versions are kept or for which they are stale."""
         self.counts.update(rules)
         for rule in rules.keys() - self.examples.keys():
             self.examples[rule] = next(
@@ -95,25 +100,28 @@ class RuleTally:
             )
 
     def lines(self) -> list[RuleCount]:
-        """The tally for the report, the most frequent rule first."""
+        """Return the counts for the report, the most frequent rule first."""
         return [RuleCount(rule=rule, versions=count, example=self.examples[rule]) for rule, count in self.counts.most_common()]
 
 
 class Run:
-    """One run: where versions live, what is kept, what bounds it, and its report as far as it stands.
+    """One run: its stores, policies and limits, its plans, and its report so far.
 
-    Deliberately no dataclass and no pydantic model: Prefect walks through those whenever one is passed to a task.
+    Deliberately no dataclass and no pydantic model: Prefect traverses those whenever one is passed to a task.
 
     Attributes:
-        server: The Prefect API, for what the run writes itself: its progress, its report, its history.
-        store: Where versions are read and deleted; the same API, or the database.
-        touched: Keys of which something was deleted, or may have been.
-        dangling: Keys that were found without their latest version.
-        server_deletes: The server deletes artifacts by itself, too.
-        is_stalled: The server takes no deletions.
+        server: The Prefect API, through which the run writes its own artifacts.
+        store: The store in which versions are read and deleted: the same API, or the database.
+        collections: The collections in the scope of the run, from the key on where the last run stopped.
+        first_round: How many of them come before the list wraps around to the first key.
+        touched: The keys of which a version was deleted, or may have been.
+        dangling: The keys whose latest version was not found.
+        server_deletes: Whether the server deletes artifacts by itself, too.
+        is_stalled: Whether the server takes no deletions.
+        is_unsettled: Whether a version behind a latest one was deleted, so that collections must be checked with a delay.
     """
 
-    def __init__(  # noqa: PLR0913 - what a run consists of
+    def __init__(  # noqa: PLR0913 - the parts of a run
         self,
         server: ApiStore,
         policies: Sequence[RetentionPolicy],
@@ -150,7 +158,7 @@ class Run:
         self._settled = -1
 
     def reconnect(self, server: ApiStore) -> None:
-        """Go on through another connection, the one that served so far being in the middle of something."""
+        """Use another connection from now on, because the present one may be in the middle of a request."""
         if self.store is self.server:
             self.store = server
         self.server = server
@@ -167,13 +175,13 @@ class Run:
         return timedelta(minutes=minutes).total_seconds() if minutes else float("inf")
 
     def has_planning_time(self) -> bool:
-        """Whether planning still has time: half of the budget, so that there is time to delete what is planned."""
+        """Whether less than half of the time budget is used; the other half is for deleting."""
         return self.seconds < self.budget_seconds / 2
 
     def check_budgets(self) -> bool:
-        """Whether the budgets of time and number still allow a deletion; if not, the run is unfinished.
+        """Return whether the budgets of time and number allow another deletion; if not, mark the run as unfinished.
 
-        Nor does it go on where the server takes no deletions; then it has failed.
+        Return False, too, once the server takes no deletions; the run has then failed.
         """
         if self.is_stalled:
             return False
@@ -185,21 +193,21 @@ class Run:
         return True
 
     def room(self) -> float:
-        """How many deletions the budgets of time and number still allow; if none, the run is unfinished."""
+        """Return how many deletions the budgets of time and number allow; if none, mark the run as unfinished."""
         if not self.check_budgets():
             return 0
         limit = self.limits.max_deletions
         return limit - self.deletions_started if limit else float("inf")
 
     def take_deletion(self) -> bool:
-        """Take one deletion from the budgets of time and number; False once one is used up."""
+        """Take one deletion from the budgets. Return False if a budget is used up."""
         if not self.check_budgets():
             return False
         self.deletions_started += 1
         return True
 
     def defer_deletion(self) -> None:
-        """Take note of a deletion that was put off, and give the run up where that goes on with nothing gone in between."""
+        """Count a deferred deletion, and stop the run if there are too many with none done in between."""
         settled = sum(plan.report.deleted + plan.report.already_gone for plan in self.plans)
         if settled != self._settled:
             self._settled, self._deferred, self._deferred_since = settled, 0, time.monotonic()
@@ -207,29 +215,29 @@ class Run:
         stalled_for = time.monotonic() - self._deferred_since
         if self._deferred >= MAX_DEFERRED_DELETIONS and stalled_for >= MIN_STALL_SECONDS and not self.is_stalled:
             self.is_stalled = True
-            self.report.errors.append(f"the Prefect server took no deletion for {stalled_for:.0f} seconds")
+            self.report.errors.append(f"the Prefect server accepted no deletion for {stalled_for:.0f} seconds")
 
     def add_plan(self, plan: KeyPlan) -> None:
-        """Take up the stale versions of one more key."""
+        """Add the plan of a key."""
         self.plans.append(plan)
         self.planned += len(plan.stale)
 
     def listen(self, listener: Listener) -> None:
-        """Tell this listener, too, how far the run is."""
+        """Add a listener."""
         self._listeners.append(listener)
 
     async def notify(self, step: Step, done: int, total: int) -> None:
-        """Tell every listener how far the run is."""
+        """Call every listener with the progress of a step."""
         for listener in self._listeners:
             await listener(step, done, total)
 
     async def notify_deletion(self) -> None:
-        """Count one more version that has gone, and tell every listener."""
+        """Count a deletion as done, and notify every listener."""
         self.deletions_settled += 1
         await self.notify_deleting()
 
     async def notify_deleting(self) -> None:
-        """Tell every listener that the run is still at it, though it may look for long before anything goes."""
+        """Notify every listener that the run is active; it may read for long before the next deletion."""
         await self.notify("deleting", self.deletions_settled, self.planned)
 
 
@@ -237,6 +245,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def as_task(step: Callable[P, Awaitable[R]], name: str) -> Task[P, Awaitable[R]]:
-    """Make a step of the run a Prefect task: nothing is cached, stored or retried, a step's requests are."""
-    return task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False, retries=0)(step)
+def as_task(step: Callable[P, Awaitable[R]], name: str) -> Callable[P, Awaitable[R]]:
+    """Make a step of the run a Prefect task wherever a flow run is going on; elsewhere it stays the plain function.
+
+    Nothing is cached, stored or retried, a step's requests are.
+    """
+    prefect_task = task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False, retries=0)(step)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
+        return (prefect_task if in_flow_run() else step)(*args, **kwargs)
+
+    return call
+
+
+def in_flow_run() -> bool:
+    """Whether Prefect's engine runs this as a flow, with tasks, an id and a log of their own."""
+    return FlowRunContext.get() is not None

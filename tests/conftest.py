@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import certifi
+
 for name in [name for name in os.environ if name.upper().startswith(("PREFECT_", "ARTIFACT_RETENTION_"))]:
     del os.environ[name]
 
@@ -13,11 +15,18 @@ PREFECT_HOME = Path(tempfile.mkdtemp(prefix="prefect-home-"))
 atexit.register(shutil.rmtree, PREFECT_HOME, ignore_errors=True)
 os.environ["PREFECT_HOME"] = str(PREFECT_HOME)
 os.environ["PREFECT_PROFILES_PATH"] = str(PREFECT_HOME / "profiles.toml")
+# Each of Prefect's clients reads all the certificates that it trusts, for a seventh of a second; no test talks TLS.
+_, first, *_others = Path(certifi.where()).read_text(encoding="utf-8").split("-----BEGIN CERTIFICATE-----")
+ONE_CERTIFICATE = PREFECT_HOME / "certificate.pem"
+ONE_CERTIFICATE.write_text(f"-----BEGIN CERTIFICATE-----{first}", encoding="utf-8")
+os.environ["PREFECT_API_SSL_CERT_FILE"] = str(ONE_CERTIFICATE)
 
-from collections.abc import AsyncIterator, Callable  # noqa: E402 - Prefect reads the environment when it is imported
+from collections.abc import AsyncIterator, Callable, Iterator  # noqa: E402 - Prefect reads the environment when it is imported
+from contextlib import ExitStack  # noqa: E402
+from dataclasses import replace  # noqa: E402
 
 import pytest  # noqa: E402
-from servers import Server  # noqa: E402
+from servers import EACH_ONCE, LOWERED_LIMIT, Server, started  # noqa: E402
 
 MEASURED = "measured"
 
@@ -37,9 +46,29 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(figure)
 
 
-@pytest.fixture
-async def server(running_server: Server) -> AsyncIterator[Server]:
-    """The folder's server, without artifacts."""
-    await running_server.database.clear()
-    yield running_server
-    await running_server.database.clear()
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """The servers of this process: one on `sqlite` and one on `postgresql`, each started when a test first asks for it."""
+    with ExitStack() as stack:
+        running: dict[str, Server] = {}
+
+        def get(kind: str) -> Server:
+            if kind not in running:
+                settings = {"PREFECT_SERVER_API_DEFAULT_LIMIT": str(LOWERED_LIMIT)} if kind == "postgresql" else {}
+                running[kind] = stack.enter_context(started(kind, tmp_path_factory.mktemp(kind), **settings))
+            return running[kind]
+
+        yield get
+
+
+@pytest.fixture(params=EACH_ONCE, ids="-".join)
+async def server(request: pytest.FixtureRequest, servers: Callable[[str], Server]) -> AsyncIterator[Server]:
+    """A server without artifacts: on SQLite reached through its API, on PostgreSQL in its database.
+
+    The two other combinations are thorough tests. A test that is about others is marked `@on(...)`.
+    """
+    kind, store = request.param
+    made = replace(servers(kind), store=store)
+    await made.database.clear()
+    yield made
+    await made.database.clear()

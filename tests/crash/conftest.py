@@ -1,4 +1,4 @@
-"""Real Prefect servers, and a process with everything imported, from which those that are killed are forked."""
+"""A process with everything imported, from which those that are killed are forked."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -7,14 +7,7 @@ import psutil
 import pytest
 from crashes import Forge
 from prefect_artifact_retention.flows.local_server import local_server
-from servers import Server, started
-
-
-@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
-def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server for the session."""
-    with started(request.param, tmp_path_factory.mktemp(request.param)) as server:
-        yield server
+from servers import Server
 
 
 @pytest.fixture(scope="session")

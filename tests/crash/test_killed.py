@@ -10,7 +10,9 @@ from dataclasses import replace
 
 import pytest
 from crashes import MOMENTS, Death, Estate, Forge, StillAliveError, end
-from servers import Server
+from servers import POSTGRESQL_API, SQLITE_API, Server, on
+
+pytestmark = on(SQLITE_API, POSTGRESQL_API)
 
 SEED = int(os.environ.get("FAULT_SEED", "4"))
 SETTLE_SECONDS = 0.2
@@ -91,7 +93,7 @@ async def test_a_few_kills_through_the_database(server: Server, forge: Forge, re
     assert killed == len(deaths)
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 async def test_many_kills(server: Server, forge: Forge, revive: Revive, tell: Callable[[str], None]) -> None:
     """The first, second and last deletions; any request, from the first question to the report's last word; any moment."""
     chance = random.Random(SEED)

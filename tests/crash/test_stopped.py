@@ -13,7 +13,9 @@ from uuid import UUID
 
 import pytest
 from crashes import Estate, Forge, end
-from servers import Server
+from servers import POSTGRESQL_API, SQLITE_API, Server, on
+
+pytestmark = on(SQLITE_API, POSTGRESQL_API)
 
 SEED = int(os.environ.get("FAULT_SEED", "4"))
 SLOWLY = 600
@@ -54,7 +56,7 @@ async def check_final_report(server: Server, estate: Estate) -> set[UUID]:
     assert "deleting" not in json.dumps(metadata)
     report = await latest(server, "report")
     assert report
-    assert "told to end before its time" in str(report[0])
+    assert "shut down before it was finished" in str(report[0])
     left, _latest = await estate.left(server.database)
     assert estate.kept <= left
     assert not await server.database.dangling()
@@ -93,7 +95,7 @@ async def test_a_run_stopped_while_it_plans_has_deleted_nothing(server: Server, 
     assert left == {row.id for row in estate.rows}
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 async def test_wherever_sigterm_hits_the_run_stops(server: Server, forge: Forge, tell: Callable[[str], None]) -> None:
     """In whatever code is at work just then; it says so in the end, unless there was nothing left to do."""
     chance = random.Random(SEED)

@@ -137,7 +137,7 @@ def test_setting_the_alarm_up_again_changes_it(deployed: Platform, block: tuple[
     ("arguments", "words"),
     [
         (["slack-webhook/none"], "there is no block slack-webhook/none"),
-        (["pager"], "pager names no block: TYPE/NAME is meant"),
+        (["pager"], "pager names no block: it must be TYPE/NAME"),
         (["webhook/x", "--hours", "0"], "hours = 0: must be between 10 seconds and a year"),
     ],
 )

@@ -183,7 +183,7 @@ async def test_a_fault_in_a_whole_run_loses_nothing(server: Server, monkeypatch:
     assert figures.faults.total() == 3
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("prepare", [matrix, broken_collections])
 async def test_every_fault_of_every_request_loses_nothing(
@@ -204,7 +204,7 @@ async def test_every_fault_of_every_request_loses_nothing(
     assert figures.faults.total() >= 0.95 * len(cases)
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 async def test_many_faults_in_whole_runs_lose_nothing(
     server: Server, monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]
 ) -> None:

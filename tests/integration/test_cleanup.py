@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -29,24 +28,15 @@ from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
 from prefect_artifact_retention.tasks import prune
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
-from servers import Server, count_rows, drain, when_planned
+from servers import BY_API, Server, count_rows, drain, on, when_planned
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 
 
-@pytest.fixture(params=["api", "database"])
-def server(server: Server, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """A server without artifacts, whose versions are reached through its API or in its database, as many at a time."""
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let transactions delete no more at a time than the API does between two looks."""
     monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.MAX_TRANSACTION_VERSIONS", prune.DELETIONS_PER_CHECK)
-    return replace(server, store=request.param)
-
-
-@pytest.fixture
-def api_server(server: Server) -> Server:
-    """A server without artifacts, reached through its API, whose answers a test may change."""
-    if server.store != "api":
-        pytest.skip("there are no requests for versions")
-    return server
 
 
 @flow
@@ -122,14 +112,15 @@ async def test_the_history_gains_one_row_a_run(server: Server) -> None:
     assert "](http://127.0.0.1" in text
 
 
-async def test_a_history_that_is_none_begins_anew(api_server: Server) -> None:
+@on(*BY_API)
+async def test_a_history_that_is_none_begins_anew(server: Server) -> None:
     """Whatever somebody wrote to its key, a run does not fail for it."""
     for number, data in enumerate(("no json", "[1, 2]", '{"a": 1}', 7, None, [[]], "[" * 200_000)):
-        await api_server.database.insert([Row("artifact-retention-history", days(100 - number), data=data, type="table")])
-        await api_server.database.run("DELETE FROM artifact_collection WHERE latest_id NOT IN (SELECT id FROM artifact)")
-        report = await api_server.cleanup([KEEP_2])
+        await server.database.insert([Row("artifact-retention-history", days(100 - number), data=data, type="table")])
+        await server.database.run("DELETE FROM artifact_collection WHERE latest_id NOT IN (SELECT id FROM artifact)")
+        report = await server.cleanup([KEEP_2])
         assert (report.outcome, report.warnings) == ("completed", [])
-        await api_server.database.clear()
+        await server.database.clear()
 
 
 ODD_ROWS = [
@@ -141,42 +132,45 @@ ODD_ROWS = [
 ]
 
 
+@on(*BY_API)
 @pytest.mark.parametrize("odd", ODD_ROWS, ids=lambda odd: next(iter(odd)))
-async def test_an_odd_row_of_the_history_is_left_out_and_the_others_stay(api_server: Server, odd: dict[str, object]) -> None:
+async def test_an_odd_row_of_the_history_is_left_out_and_the_others_stay(server: Server, odd: dict[str, object]) -> None:
     """No run fails for it, and the report is written."""
-    await api_server.database.insert(series("report", [1, 2, 3]))
-    await api_server.cleanup([KEEP_2], mode="delete")
-    ((good,),) = await api_server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
+    await server.database.insert(series("report", [1, 2, 3]))
+    await server.cleanup([KEEP_2], mode="delete")
+    ((good,),) = await server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
     (row,) = loads(loads(good))
-    await api_server.database.run("DELETE FROM artifact_collection WHERE key LIKE '%-history'")
-    await api_server.database.insert([Row("artifact-retention-history", days(0), data=[row | odd, row], type="table")])
-    report = await api_server.cleanup([KEEP_2], mode="delete")
+    await server.database.run("DELETE FROM artifact_collection WHERE key LIKE '%-history'")
+    await server.database.insert([Row("artifact-retention-history", days(0), data=[row | odd, row], type="table")])
+    report = await server.cleanup([KEEP_2], mode="delete")
     assert (report.outcome, report.warnings) == ("completed", [])
-    ((data,),) = await api_server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
+    ((data,),) = await server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
     assert [each["deleted"] for each in loads(loads(data))] == [0, 1]
 
 
-async def test_a_row_of_the_history_that_another_run_wrote_over_is_back_in_the_next(api_server: Server) -> None:
+@on(*BY_API)
+async def test_a_row_of_the_history_that_another_run_wrote_over_is_back_in_the_next(server: Server) -> None:
     """Of runs that end in the same instant, each writes its own row beside those of before; each has its place again."""
     for key in ("first", "second", "third"):
-        await api_server.database.insert(series(key, [1, 2, 3]))
-        await api_server.cleanup([KEEP_2], mode="delete", keys=[key])
+        await server.database.insert(series(key, [1, 2, 3]))
+        await server.cleanup([KEEP_2], mode="delete", keys=[key])
     histories = "FROM artifact WHERE key = 'artifact-retention-history'"
-    for version_id, data in await api_server.database.run(f"SELECT id, data {histories} ORDER BY created DESC LIMIT 2"):
+    for version_id, data in await server.database.run(f"SELECT id, data {histories} ORDER BY created DESC LIMIT 2"):
         own, *_others, before = loads(loads(data))
-        await api_server.database.update_data(UUID(str(version_id)), json.dumps([own, before]))
-    await api_server.cleanup([KEEP_2])
-    ((data,),) = await api_server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
+        await server.database.update_data(UUID(str(version_id)), json.dumps([own, before]))
+    await server.cleanup([KEEP_2])
+    ((data,),) = await server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
     assert [row["scope"] for row in loads(loads(data))] == ["all keys", "third", "second", "first"]
 
 
-async def test_the_history_is_bounded(api_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@on(*BY_API)
+async def test_the_history_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest row goes."""
     monkeypatch.setattr("prefect_artifact_retention.tasks.history.MAX_HISTORY_ROWS", 2)
     for keep in (1, 2, 3):
-        await api_server.database.insert(series(f"report-{keep}", [1, 2, 3, 4]))
-        await api_server.cleanup([RetentionPolicy(name="p", keep_last=keep)], mode="delete", keys=[f"report-{keep}"])
-    ((data,),) = await api_server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
+        await server.database.insert(series(f"report-{keep}", [1, 2, 3, 4]))
+        await server.cleanup([RetentionPolicy(name="p", keep_last=keep)], mode="delete", keys=[f"report-{keep}"])
+    ((data,),) = await server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
     assert [each["deleted"] for each in loads(loads(data))] == [1, 2]
 
 
@@ -191,23 +185,25 @@ async def test_the_packages_own_keys_are_in_no_total(server: Server) -> None:
     assert "Besides, 10 versions of this package's own artifacts went" in loads(text)
 
 
-async def test_no_password_of_the_servers_address_is_published(api_server: Server) -> None:
+@on(*BY_API)
+async def test_no_password_of_the_servers_address_is_published(server: Server) -> None:
     """The links of the report are without it."""
-    await api_server.database.insert(series("report", [1, 2, 3]))
-    address = api_server.local.address.replace("http://", "http://somebody:s3cret@")
+    await server.database.insert(series("report", [1, 2, 3]))
+    address = server.local.address.replace("http://", "http://somebody:s3cret@")
     with temporary_settings(updates={PREFECT_API_URL: f"{address}/api"}):
         await artifact_cleanup(mode="delete", policies=[KEEP_2])
-    texts = [str(row) for row in await api_server.database.run("SELECT description, data FROM artifact")]
-    assert any(f"{api_server.local.address}/artifacts/key/" in text for text in texts)
+    texts = [str(row) for row in await server.database.run("SELECT description, data FROM artifact")]
+    assert any(f"{server.local.address}/artifacts/key/" in text for text in texts)
     assert not any("s3cret" in text for text in texts)
 
 
-async def test_a_delete_run_that_cannot_begin_ends_with_an_event_too(api_server: Server) -> None:
+@on(*BY_API)
+async def test_a_delete_run_that_cannot_begin_ends_with_an_event_too(server: Server) -> None:
     """An automation on failures sees a broken configuration."""
     since = datetime.now(UTC)
     with pytest.raises(ConfigurationError):
-        await api_server.cleanup(mode="delete")
-    (event,) = await events(api_server, since)
+        await server.run_flow(mode="delete")
+    (event,) = await events(server, since)
     assert event["event"] == "artifact-retention.cleanup.failed"
     assert "no policy is configured" in event["payload"]["error"]
 
@@ -231,8 +227,8 @@ async def test_a_delete_run_ends_with_an_event(server: Server) -> None:
     """Named by its outcome, for automations; a preview has none."""
     await server.database.insert(series("report", [1, 2, 3]))
     since = datetime.now(UTC)
-    await server.cleanup([KEEP_2])
-    await server.cleanup([KEEP_2], mode="delete")
+    await server.run_flow([KEEP_2])
+    await server.run_flow([KEEP_2], mode="delete")
     (event,) = await events(server, since)
     assert event["event"] == "artifact-retention.cleanup.completed"
     assert event["payload"]["deleted"] == 1
@@ -266,11 +262,11 @@ async def cleanup_meanwhile(server: Server, **parameters: object) -> CleanupRepo
 
     async def run_second() -> None:
         token = LISTENER.set(None)
-        second.append(await server.cleanup([KEEP_2], **({"mode": "delete"} | parameters)))
+        second.append(await server.run_flow([KEEP_2], **({"mode": "delete"} | parameters)))
         LISTENER.reset(token)
 
     with when_deleting(lambda: asyncio.create_task(run_second(), context=contextvars.Context())):
-        first = await server.cleanup([KEEP_2], mode="delete")
+        first = await server.run_flow([KEEP_2], mode="delete")
     assert first.outcome == "completed"
     assert first.deleted + first.already_gone == first.planned
     return second[0]
@@ -342,6 +338,7 @@ async def test_only_an_older_run_that_is_alive_and_deletes_the_same_keys_holds_u
             older = await client.create_flow_run(
                 artifact_cleanup, parameters={"mode": "delete", "keys": scope}, state=State(type=StateType(state))
             )
+            own = await client.create_flow_run(artifact_cleanup, parameters={"mode": "delete"}, state=Running())
     progress = Row(
         "artifact-retention-progress",
         timedelta(minutes=age_minutes),
@@ -351,7 +348,7 @@ async def test_only_an_older_run_that_is_alive_and_deletes_the_same_keys_holds_u
         flow_run_id=older.id,
     )
     await server.database.insert([progress])
-    report = await server.cleanup([KEEP_2], mode="delete")
+    report = await server.cleanup([KEEP_2], mode="delete", own_runs={own.id})
     assert (report.outcome, report.deleted) == (outcome, 0 if outcome == "skipped" else 2)
 
 
@@ -420,25 +417,27 @@ async def test_a_time_budget_converges_however_small(server: Server) -> None:
     assert await server.database.ids() == left, outcomes
 
 
-async def test_a_listing_of_artifacts_without_a_key_ends_with_the_time_for_planning(api_server: Server) -> None:
+@on(*BY_API)
+async def test_a_listing_of_artifacts_without_a_key_ends_with_the_time_for_planning(server: Server) -> None:
     """Once something is found to delete: with nothing found yet, the next run would come no further."""
-    rows = await api_server.database.insert(series(None, [*[1] * 300, *[40] * 300]))
+    rows = await server.database.insert(series(None, [*[1] * 300, *[40] * 300]))
     policies = [RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=30)]
-    report = await api_server.cleanup(policies, mode="delete", time_budget_minutes=0.0001)
+    report = await server.cleanup(policies, mode="delete", time_budget_minutes=0.0001)
     assert report.outcome == "unfinished"
     assert 0 < report.deleted <= report.planned <= 200
     (warning,) = report.warnings
-    assert re.fullmatch(r"time to plan was over after [0-9]{1,3} of 600 artifacts without a key", warning)
-    report = await api_server.cleanup(policies, mode="delete")
+    assert re.fullmatch(r"planning time was over after [0-9]{1,3} of 600 artifacts without a key", warning)
+    report = await server.cleanup(policies, mode="delete")
     assert (report.outcome, report.warnings) == ("completed", [])
-    assert await api_server.database.ids() == {row.id for row in rows[:300]}
+    assert await server.database.ids() == {row.id for row in rows[:300]}
 
 
-async def test_each_listing_of_artifacts_without_a_key_begins_elsewhere_and_shows_all(api_server: Server) -> None:
+@on(*BY_API)
+async def test_each_listing_of_artifacts_without_a_key_begins_elsewhere_and_shows_all(server: Server) -> None:
     """Those that end with the time for planning would see the same ones again and again, and never the others."""
-    rows = await api_server.database.insert(series(None, [1] * 150))
+    rows = await server.database.insert(series(None, [1] * 150))
     first_shown = set()
-    with api_server.active():
+    with server.active():
         async with connect() as connection:
             for _listing in range(6):
                 pages = [page async for page in ApiStore(connection).unkeyed(len(rows), [])]
@@ -476,12 +475,13 @@ async def test_the_results_of_runs_stay(server: Server) -> None:
             assert await (await client.read_flow_run(run_id)).state.aresult() == 42  # type: ignore[union-attr]
 
 
-async def test_a_run_begins_where_the_last_one_over_the_same_keys_stopped(api_server: Server) -> None:
+@on(*BY_API)
+async def test_a_run_begins_where_the_last_one_over_the_same_keys_stopped(server: Server) -> None:
     """Whatever runs over other keys have reported meanwhile."""
     keys = [f"{share}-{number:02}" for share in ("apples", "pears") for number in range(45)]
-    await api_server.database.insert([row for key in keys for row in series(key, [1, 2, 3])])
-    first_night = [await budgeted(api_server, share) for share in ("apples-*", "pears-*")]
-    second_night = [await budgeted(api_server, share) for share in ("apples-*", "pears-*")]
+    await server.database.insert([row for key in keys for row in series(key, [1, 2, 3])])
+    first_night = [await budgeted(server, share) for share in ("apples-*", "pears-*")]
+    second_night = [await budgeted(server, share) for share in ("apples-*", "pears-*")]
     for before, after in zip(first_night, second_night, strict=True):
         assert before.stopped_at
         assert after.key_reports[0].key == before.stopped_at
@@ -648,10 +648,11 @@ async def test_a_version_created_meanwhile_stays_and_takes_no_slot(server: Serve
     assert len(left) == 3
 
 
-async def test_one_keys_failure_stops_no_other(api_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@on(*BY_API)
+async def test_one_keys_failure_stops_no_other(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is Failed, its report says which key, and a rerun does the rest."""
-    bad = await api_server.database.insert(series("bad", [1, 2, 3]))
-    good = await api_server.database.insert(series("good", [1, 2, 3]))
+    bad = await server.database.insert(series("bad", [1, 2, 3]))
+    good = await server.database.insert(series("good", [1, 2, 3]))
     send = httpx.AsyncHTTPTransport.handle_async_request
 
     async def fail_for_bad(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
@@ -662,18 +663,17 @@ async def test_one_keys_failure_stops_no_other(api_server: Server, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", fail_for_bad)
         with pytest.raises(CleanupFailed, match=r"bad: .*500.*boom") as failed:
-            await api_server.cleanup([KEEP_2], mode="delete")
+            await server.cleanup([KEEP_2], mode="delete")
     assert (failed.value.report.failed, failed.value.report.deleted) == (1, 1)
-    assert await api_server.database.ids() == ids(bad, 0, 1, 2) | ids(good, 0, 1)
-    await api_server.cleanup([KEEP_2], mode="delete")
-    assert await api_server.database.ids() == ids(bad, 0, 1) | ids(good, 0, 1)
+    assert await server.database.ids() == ids(bad, 0, 1, 2) | ids(good, 0, 1)
+    await server.cleanup([KEEP_2], mode="delete")
+    assert await server.database.ids() == ids(bad, 0, 1) | ids(good, 0, 1)
 
 
-async def test_an_answer_lost_after_the_deletion_counts_as_deleted(
-    api_server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@on(*BY_API)
+async def test_an_answer_lost_after_the_deletion_counts_as_deleted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second attempt finds nothing: that was ours."""
-    rows = await api_server.database.insert(series("report", [1, 2, 3]))
+    rows = await server.database.insert(series("report", [1, 2, 3]))
     send = httpx.AsyncHTTPTransport.handle_async_request
     lost: list[str] = []
 
@@ -686,10 +686,10 @@ async def test_an_answer_lost_after_the_deletion_counts_as_deleted(
 
     with monkeypatch.context() as patch:
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", lose_first)
-        report = await api_server.cleanup([KEEP_2], mode="delete")
+        report = await server.cleanup([KEEP_2], mode="delete")
     assert lost
     assert (report.deleted, report.already_gone) == (1, 0)
-    assert await api_server.database.ids() == ids(rows, 0, 1)
+    assert await server.database.ids() == ids(rows, 0, 1)
 
 
 async def test_an_unreadable_plan_deletes_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -709,6 +709,7 @@ async def test_an_unreadable_plan_deletes_nothing(server: Server, monkeypatch: p
     assert await server.database.ids() == ids(rows, 0, 1, 2)
 
 
+@on(*BY_API)
 @pytest.mark.parametrize(
     ("what", "rows", "words"),
     [
@@ -718,10 +719,10 @@ async def test_an_unreadable_plan_deletes_nothing(server: Server, monkeypatch: p
     ],
 )
 async def test_rows_of_an_unknown_shape_fail_the_run_with_a_message(
-    api_server: Server, monkeypatch: pytest.MonkeyPatch, what: str, rows: list[object], words: str
+    server: Server, monkeypatch: pytest.MonkeyPatch, what: str, rows: list[object], words: str
 ) -> None:
     """As another version of Prefect may list them: nothing goes, and there is a report."""
-    versions = await api_server.database.insert(series("report", [1, 2, 3]))
+    versions = await server.database.insert(series("report", [1, 2, 3]))
     send = httpx.AsyncHTTPTransport.handle_async_request
 
     async def misshape(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
@@ -731,9 +732,9 @@ async def test_rows_of_an_unknown_shape_fail_the_run_with_a_message(
     with monkeypatch.context() as patch:
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", misshape)
         with pytest.raises(CleanupFailed, match=words):
-            await api_server.cleanup([KEEP_2], mode="delete")
-    assert await api_server.database.ids() == ids(versions, 0, 1, 2)
-    (report,) = await api_server.database.run("SELECT data FROM artifact WHERE key = 'artifact-retention-report'")
+            await server.cleanup([KEEP_2], mode="delete")
+    assert await server.database.ids() == ids(versions, 0, 1, 2)
+    (report,) = await server.database.run("SELECT data FROM artifact WHERE key = 'artifact-retention-report'")
     assert words in loads(report[0])
 
 
@@ -758,14 +759,15 @@ async def test_an_unforeseen_error_is_reported(server: Server) -> None:
     assert "deleting" not in str(loads(progress[0]))
 
 
-async def test_refused_credentials_are_reported_as_a_message(api_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@on(*BY_API)
+async def test_refused_credentials_are_reported_as_a_message(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a wrong API key is."""
 
     async def refuse(_transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
         return httpx.Response(401, json={"detail": "no"}, request=request)
 
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", refuse)
-    with api_server.active(), pytest.raises(StoreError, match=r"refuses our credentials \(401\)"):
+    with server.active(), pytest.raises(StoreError, match=r"refuses our credentials \(401\)"):
         async with connect() as connection:
             await connection.now()
 
@@ -850,10 +852,11 @@ async def test_500_keys_of_20_versions_are_left_exactly_as_an_independent_query_
     assert not await server.database.dangling()
 
 
-async def test_a_deletion_rate_limit_holds_over_all_tasks(api_server: Server) -> None:
+@on(*BY_API)
+async def test_a_deletion_rate_limit_holds_over_all_tasks(server: Server) -> None:
     """Sixty requests a minute: a run of some forty requests takes its time."""
-    await api_server.database.insert([row for number in range(3) for row in series(f"key-{number}", [1, 2, 3])])
-    report = await api_server.cleanup([KEEP_2], mode="delete", max_requests_per_minute=120)
+    await server.database.insert([row for number in range(3) for row in series(f"key-{number}", [1, 2, 3])])
+    report = await server.cleanup([KEEP_2], mode="delete", max_requests_per_minute=120)
     assert report.deleted == 3
     assert timedelta(seconds=report.duration_seconds) >= timedelta(seconds=2)
 
@@ -888,11 +891,12 @@ async def test_a_successor_stays_when_a_person_deletes_the_latest_before_the_fir
     assert not await server.database.dangling()
 
 
-async def test_an_error_never_shows_an_api_key(api_server: Server) -> None:
+@on(*BY_API)
+async def test_an_error_never_shows_an_api_key(server: Server) -> None:
     """Not even one that HTTP refuses to send, which httpx would quote."""
     # Prefect's client tries again, five times, as if a network were at fault.
     key = temporary_settings(updates={PREFECT_API_KEY: "pnu_secret\n", PREFECT_CLIENT_MAX_RETRIES: 0})
-    with api_server.active(), key, pytest.raises(StoreError, match="forbids") as refused:
+    with server.active(), key, pytest.raises(StoreError, match="forbids") as refused:
         async with connect() as connection:
             await connection.now()
     assert "pnu_secret" not in str(refused.value)

@@ -15,7 +15,7 @@ from prefect_artifact_retention.policies import RetentionPolicy
 from servers import Server
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
-TESTED = "this package is tested with Prefect 3.8 to 3.9, and may misread another"
+TESTED = "this package is tested with Prefect 3.8 to 3.9, and may misread other versions"
 UNTOLD = f"the server does not say which version of Prefect it runs; {TESTED}"
 
 ANSWERS = [

@@ -31,7 +31,7 @@ async def test_a_preview_holds_few_of_many_large_versions_at_a_time(server: Serv
     assert measured.megabytes < 300
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "size",
     [

@@ -1,6 +1,6 @@
 """A real Prefect server on PostgreSQL, whose own vacuum looks every second for what it may delete."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from servers import Server, started
@@ -13,7 +13,15 @@ VACUUM = {
 
 
 @pytest.fixture(scope="session")
-def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server for the session."""
-    with started("postgresql", tmp_path_factory.mktemp("postgresql"), **VACUUM) as server:
+def vacuumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """That server, for the session."""
+    with started("postgresql", tmp_path_factory.mktemp("vacuumed"), **VACUUM) as server:
         yield server
+
+
+@pytest.fixture
+async def server(vacuumed: Server) -> AsyncIterator[Server]:
+    """That server, without artifacts."""
+    await vacuumed.database.clear()
+    yield vacuumed
+    await vacuumed.database.clear()

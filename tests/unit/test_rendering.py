@@ -267,7 +267,7 @@ def test_a_deletion_counts_what_it_did() -> None:
     assert rows(markdown(deletion()), headline(deletion()))[4:] == [
         ["Deleted", "9 (1.2 kB)"],
         ["Already gone", "0"],
-        ["Spared by the second look", "0"],
+        ["Kept on re-check", "0"],
         ["Failed", "0"],
     ]
 

@@ -2,9 +2,7 @@
 
 import asyncio
 import sys
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Literal
 from uuid import UUID
 
 import httpx
@@ -80,11 +78,8 @@ async def test_a_progress_artifact_that_is_being_updated_stays(server: Server) -
     assert bar.id not in await server.database.ids()
 
 
-@pytest.mark.parametrize("store", ["api", "database"])
 @pytest.mark.parametrize("ahead", [timedelta(days=1), timedelta(days=-1)], ids=["ahead", "behind"])
-async def test_the_local_clock_changes_nothing(
-    server: Server, monkeypatch: pytest.MonkeyPatch, ahead: timedelta, store: Literal["api", "database"]
-) -> None:
+async def test_the_local_clock_changes_nothing(server: Server, monkeypatch: pytest.MonkeyPatch, ahead: timedelta) -> None:
     """A day ahead or behind, versions of 29.5 days stay and of 30.5 days go; the report says that the clocks differ."""
 
     class Shifted(datetime):
@@ -111,6 +106,6 @@ async def test_the_local_clock_changes_nothing(
             Row("report", days(42), metadata={"retention-ttl-days": "41.5"}),
         ]
     )
-    report = await replace(server, store=store).cleanup([policy], mode="delete")
+    report = await server.cleanup([policy], mode="delete")
     assert await server.database.ids() == {rows[number].id for number in (0, 1, 3, 4)}
     assert any("clock" in warning for warning in report.warnings)
