@@ -12,6 +12,7 @@ help:
 	@echo "make test-faults   run the long fault, crash and race suites (minutes)"
 	@echo "make test-compat   run the flow's tests with the oldest and the newest Prefect, and against an oldest server"
 	@echo "make test-docker   test the image, on the Docker engine that DOCKER_HOST names"
+	@echo "make docs   build the documentation as a site, in site/"
 	@echo "make bench  measure the speed beside the limits of the API and of the databases, and renew docs/performance.md"
 	@echo "make lint   check style, formatting, types and the workflow of CI"
 	@echo "make schema renew retention.schema.json, by which editors complete and check retention.toml"
@@ -75,11 +76,17 @@ test-compat: $(INSTALLED)
 bench: $(INSTALLED)
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks
 
+# Everything anew: only what is built is checked.
+.PHONY: docs
+docs: $(INSTALLED)
+	@$(BIN)/python -m tools
+	@$(BIN)/zensical build --strict --clean
+
 .PHONY: lint
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(PACKAGES:%=-p prefect_artifact_retention.%) -p benchmarks
+	$(BIN)/mypy $(PACKAGES:%=-p prefect_artifact_retention.%) -p benchmarks -p tools
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 .PHONY: schema
@@ -94,4 +101,4 @@ lock: $(INSTALLED)
 
 .PHONY: clean
 clean:
-	rm -rf .venv .compat .demo build dist *.egg-info
+	rm -rf .venv .compat .demo .cache build dist site *.egg-info

@@ -50,7 +50,7 @@ class LocalServer:
         """Wait until the server answers. The first start of a folder creates its database, which takes half a minute.
 
         Raises:
-            RetentionError: The server does not answer within two minutes, or has ended, as with libraries that are too new.
+            RetentionError: The server does not answer within two minutes, or ends, as with libraries that are too new.
         """
         deadline = time.monotonic() + MAX_START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:

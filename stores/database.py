@@ -71,7 +71,7 @@ MAX_CONNECTIONS = 4
 
 MAX_READERS = 2
 MAX_WRITERS = 2
-"""Concurrent transactions on PostgreSQL; more leave less of its processors to the server. On SQLite, one at a time."""
+"""Concurrent transactions on PostgreSQL; more leave less of its processors to the server. SQLite has one at a time."""
 
 LOCK_TIMEOUT_MILLISECONDS = 500
 """How long a deletion waits for a lock. From 1000 on, it may end the transactions of others by a deadlock."""

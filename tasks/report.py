@@ -46,33 +46,33 @@ class KeyReport(BaseModel):
 class PolicyReport(BaseModel):
     """The description of one policy, and the totals of its keys."""
 
-    name: str
-    sentence: str
-    keys_seen: int = 0
-    versions: int = 0
-    planned: int = 0
+    name: str = Field(description="Its name.")
+    sentence: str = Field(description="What it keeps, in a sentence.")
+    keys_seen: int = Field(default=0, description="Keys that have it.")
+    versions: int = Field(default=0, description="Versions evaluated.")
+    planned: int = Field(default=0, description="Stale versions.")
 
 
 class RuleCount(BaseModel):
     """How many versions one rule kept or made stale, with the reason of one verdict as an example."""
 
-    rule: str
-    versions: int
-    example: str
+    rule: str = Field(description="The name of the rule: a field of a policy, or `latest`, `hold`, ...")
+    versions: int = Field(description="How many versions it kept, or made stale.")
+    example: str = Field(description="The reason that one of them was given.")
 
 
 class CleanupReport(BaseModel):
     """The result of one run. Totals are sums over `key_reports`."""
 
-    mode: Mode
+    mode: Mode = Field(description="Whether stale versions were deleted or only shown.")
     now: datetime = Field(description="The server's clock when the run began; every age is counted from here.")
-    outcome: Outcome = "completed"
+    outcome: Outcome = Field(default="completed", description="How the run ended.")
     scope: list[str] = Field(default=[], description="The globs of the keys that the run is for; empty means all.")
     policy_source: str = Field(description="Where the policies come from.")
     policy_digest: str = Field(description="Changes with any field of any policy.")
-    policies: list[PolicyReport] = []
+    policies: list[PolicyReport] = Field(default=[], description="The policies, with the totals of their keys.")
     keys_seen: int = Field(default=0, description="Collections discovered, unmanaged ones included.")
-    key_reports: list[KeyReport] = []
+    key_reports: list[KeyReport] = Field(default=[], description="What was planned for each key, and what became of it.")
     housekeeping: list[KeyReport] = Field(default=[], description="The keys that this package writes itself; in no total.")
     kept_by: list[RuleCount] = Field(default=[], description="What was kept and why; a version may have several reasons.")
     condemned_by: list[RuleCount] = Field(default=[], description="What is stale and why.")
@@ -84,10 +84,10 @@ class CleanupReport(BaseModel):
         default=[],
         description="What the server deletes by itself, what that means for the policies, and what space on disk was freed.",
     )
-    warnings: list[str] = []
+    warnings: list[str] = Field(default=[], description="What somebody should look at; nothing has failed.")
     errors: list[str] = Field(default=[], description="What failed beyond a single key.")
     stopped_at: str = Field(default="", description="The key before which the run stopped; the next delete run begins there.")
-    duration_seconds: float = 0.0
+    duration_seconds: float = Field(default=0.0, description="From the first request to the end of the verification.")
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
@@ -107,6 +108,16 @@ class Database:
         for table, column in (("artifact", "id"), ("artifact_collection", "latest_id")):
             await self.run(f"UPDATE {table} SET data = CAST(:data AS {self.json_type}) WHERE {column} = :id", [values])
 
+    async def break_data(self, version_id: UUID) -> None:
+        """Let a version's data, and its collection's copy of it, be no JSON, which a server on SQLite cannot show."""
+        for table, column in (("artifact", "id"), ("artifact_collection", "latest_id")):
+            await self.run(f"UPDATE {table} SET data = '{{' WHERE {column} = :id", [{"id": self._id(version_id)}])
+
+    async def mend_data(self) -> None:
+        """Make all data JSON again."""
+        for table in ("artifact", "artifact_collection"):
+            await self.run(f"UPDATE {table} SET data = '\"x\"' WHERE data = '{{'")
+
     async def delete_version(self, version_id: UUID) -> None:
         """Remove a version, and leave its collection as it is."""
         await self.run("DELETE FROM artifact WHERE id = :id", [{"id": self._id(version_id)}])
@@ -125,6 +136,24 @@ class Database:
         """The versions that are there, without those of this package."""
         own = "(key IS NULL OR key NOT LIKE 'artifact-retention-%')"
         return {UUID(str(row[0])) for row in await self.run(f"SELECT id FROM artifact WHERE {own} AND {where}")}
+
+    async def keys(self) -> dict[UUID, str | None]:
+        """The key of each version that is there, without those of this package and the results of runs."""
+        somebodys = "key NOT LIKE 'artifact-retention-%' OR (key IS NULL AND type <> 'result')"
+        return {UUID(str(row[0])): row[1] for row in await self.run(f"SELECT id, key FROM artifact WHERE {somebodys}")}
+
+    async def versions(self, key: str) -> list[dict[str, Any]]:
+        """The versions of a key, newest first, with some of the fields that the API gives them."""
+        names = ("id", "type", "description", "data", "metadata_")
+        rows = await self.run(f"SELECT {', '.join(names)} FROM artifact WHERE key = '{key}' ORDER BY created DESC, id DESC")
+        versions = [dict(zip(names, row, strict=True)) for row in rows]
+        for version in versions:
+            version["id"] = UUID(str(version["id"]))
+            for name in ("data", "metadata_"):
+                # A number is one already, on SQLite.
+                if isinstance(version[name], str):
+                    version[name] = json.loads(version[name])
+        return versions
 
     async def dangling(self) -> list[str]:
         """Collections whose latest does not exist."""

@@ -21,8 +21,8 @@ async def cleanup(
 ) -> CleanupReport:
     """Run the steps, with the flow's parameters: discover to verify, the report, the history and the progress included.
 
-    Unlike the flow, it makes no flow run, no task runs and no events, which take a second; and it gives way to other runs only
-    if it is told which flow run it is.
+    Unlike the flow, it makes no flow run, no task runs and no event of its own, which take seconds; and it gives way to other
+    runs only if it is told which flow run it is.
 
     Args:
         policies: As the flow's.

@@ -1,11 +1,19 @@
-"""A real Prefect server on SQLite for all fault tests of one worker process."""
+"""A server in memory, and a real one on SQLite for all fault tests of one worker process."""
 
 from collections.abc import Iterator
 
 import pytest
 from database import Database
+from fake import FakeServer
 from prefect_artifact_retention.flows.local_server import local_server
 from servers import Server, drain
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    """A server in memory."""
+    with FakeServer().listening() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -131,7 +131,17 @@ def in_an_hour() -> dict[str, str]:
 
 MAINTENANCE = Fault("maintenance from here on", answers(503, lambda: {"Prefect-Maintenance": "true"}), outage=True)
 
+PAUSES = (
+    Fault("429 in seconds", answers(429, retry_after("7"))),
+    Fault("429 until a date", answers(429, in_an_hour)),
+    Fault("429 for eleven days", answers(429, retry_after("1000000"))),
+    Fault("429 for ever", answers(429, retry_after("inf"))),
+    Fault("429 until no date", answers(429, retry_after("Wed, 21 Oct 99999999999999999999 07:28:00 GMT"))),
+)
+"""Faults that are alike but for the pause that the server asks for, which nobody sleeps."""
+
 FAULTS = (
+    *PAUSES,
     Fault("timeout before", raises(httpx.ReadTimeout)),
     Fault("timeout after", raises(httpx.ReadTimeout, after=True), of=is_write),
     Fault("timeout for good", raises(httpx.ReadTimeout), lasting=True),
@@ -143,12 +153,7 @@ FAULTS = (
     Fault("404 after", answers(404, after=True), of=is_write),
     Fault("409 before", answers(409)),
     Fault("409 after", answers(409, after=True), of=is_write),
-    Fault("429 in seconds", answers(429, retry_after("7"))),
     Fault("429 in seconds, after", answers(429, retry_after("7"), after=True), of=is_write),
-    Fault("429 until a date", answers(429, in_an_hour)),
-    Fault("429 for eleven days", answers(429, retry_after("1000000"))),
-    Fault("429 for ever", answers(429, retry_after("inf"))),
-    Fault("429 until no date", answers(429, retry_after("Wed, 21 Oct 99999999999999999999 07:28:00 GMT"))),
     Fault("429 for good", answers(429, retry_after("86400")), lasting=True),
     Fault("500 before", answers(500)),
     Fault("500 after", answers(500, after=True), of=is_write),

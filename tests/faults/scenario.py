@@ -6,27 +6,28 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import httpx
 import orjson
 import pytest
+import steps
 from database import Database, Row, days, series
+from fake import FakeServer
+from fake_database import FakeDatabase
 from prefect import flow, get_client
 from prefect.exceptions import PrefectException
 from prefect.states import Running
 from prefect_artifact_retention.flows import cleanup
-from prefect_artifact_retention.flows.cleanup import open_run
-from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import RetentionError, RetentionPolicy
+from prefect_artifact_retention.policies.loading import REPORT_KEY
 from prefect_artifact_retention.stores import api
 from prefect_artifact_retention.tasks import prune
-from prefect_artifact_retention.tasks.discover import discover
-from prefect_artifact_retention.tasks.plan import guard, make_plan
 from prefect_artifact_retention.tasks.rendering import headline
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from servers import Server
+
+AnyDatabase = Database | FakeDatabase
 
 PRODUCER = "producer"
 LONG_AGO = "2001-01-01 00:00:00.000000"
@@ -87,7 +88,7 @@ def _number(rows: Sequence[Row], seed: int) -> None:
         row.id = UUID(int=chance.getrandbits(128), version=4)
 
 
-async def unfinished_run(server: Server) -> UUID:
+async def unfinished_run(server: Server | FakeServer) -> UUID:
     """A flow run that is going on."""
 
     @flow(name=PRODUCER)
@@ -99,10 +100,11 @@ async def unfinished_run(server: Server) -> UUID:
             return (await client.create_flow_run(producer, state=Running())).id
 
 
-async def fill(database: Database, made: Scenario) -> None:
+async def fill(database: AnyDatabase, made: Scenario) -> None:
     """Let the server have these versions and no others."""
     await database.clear()
-    await database.run(f"UPDATE flow_run SET created = '{LONG_AGO}'")
+    if isinstance(database, Database):
+        await database.run(f"UPDATE flow_run SET created = '{LONG_AGO}'")
     await database.insert(made.rows, made.latest)
     for version_id in made.vanished:
         await database.delete_version(version_id)
@@ -116,24 +118,18 @@ def small_and_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prune, "LATE_DELETION_SECONDS", 0)
 
 
-async def run_steps(server: Server) -> CleanupReport:
-    """A delete run without Prefect's tasks, which take seconds: the steps of the flow, in its order."""
-    with server.active():
-        async with open_run(RetentionSettings(), "delete", POLICIES, []) as run:
-            try:
-                await discover(run)
-                await make_plan(run)
-                guard(run)
-                await run.server.detect_concurrency(PRODUCER)
-                await prune.prune_keys(run, run.plans)
-                await prune.verify(run)
-            except RetentionError as error:
-                run.report.errors.append(str(error))
-            run.report.outcome = cleanup._outcome(run.report)  # noqa: SLF001 - as the flow does
-            return run.report
+async def run_steps(server: Server | FakeServer) -> CleanupReport | None:
+    """A delete run without Prefect's engine. None: it could not even begin, and said so."""
+    try:
+        with server.active():
+            return await steps.cleanup(POLICIES, mode="delete", max_task_runs=1)
+    except CleanupFailed as error:
+        return error.report
+    except RetentionError:
+        return None
 
 
-async def problems(database: Database, made: Scenario, report: CleanupReport | None) -> list[str]:
+async def problems(database: AnyDatabase, made: Scenario, report: CleanupReport | None) -> list[str]:
     """What is wrong after a run: lost, dangling, or told otherwise than it is. No report: the run said that it failed."""
     left = await database.ids()
     gone = {row.id for row in made.rows} - left - made.vanished
@@ -148,24 +144,28 @@ async def problems(database: Database, made: Scenario, report: CleanupReport | N
         found.append(f"completed with {report.remaining} remaining")
     if report.outcome == "completed" and len(gone) < len(made.stale) and not (report.spared or report.warnings):
         found.append(f"completed, and no word of the {len(made.stale) - len(gone)} stale versions left")
+    # An answer that was lost has the report posted twice.
+    shown = {version["description"] for version in await database.versions(REPORT_KEY)}
+    if shown - headlines(report):
+        found.append(f"the report shows {shown}, and is {headline(report)}")
     return found
 
 
-async def repair_problems(database: Database, made: Scenario, report: CleanupReport | None) -> list[str]:
+async def repair_problems(database: AnyDatabase, made: Scenario, report: CleanupReport | None) -> list[str]:
     """What is wrong after a run over collections that dangle: as above, but a failed run may leave them to the next one."""
     completed = report is not None and report.outcome == "completed"
     found = [problem for problem in await problems(database, made, report) if completed or not problem.startswith("dangling")]
-    copies = await database.ids("key NOT IN ('report-some', 'report-none')") - {row.id for row in made.rows}
-    found += [f"came from nowhere: {version_id}" for version_id in copies]
+    repaired = {"report-some", "report-none"}
+    nowhere = {version_id for version_id, key in (await database.keys()).items() if key not in repaired}
+    found += [f"came from nowhere: {version_id}" for version_id in nowhere - {row.id for row in made.rows}]
     if completed and await strays(database, made):
         found.append("a copy by which a collection was mended is left")
     return found
 
 
-async def strays(database: Database, made: Scenario) -> set[UUID]:
-    """Versions that nobody made, but for those of the key of which nothing was left, and what Prefect keeps of its states."""
-    results = "SELECT result_artifact_id FROM flow_run_state WHERE result_artifact_id IS NOT NULL"
-    others = await database.ids(f"(key IS NULL OR key <> '{made.lone}') AND id NOT IN ({results})")
+async def strays(database: AnyDatabase, made: Scenario) -> set[UUID]:
+    """Versions that nobody made, but for those of the key of which nothing was left."""
+    others = {version_id for version_id, key in (await database.keys()).items() if key is None or key != made.lone}
     return others - {row.id for row in made.rows}
 
 
@@ -185,13 +185,9 @@ async def run_flow(server: Server) -> CleanupReport | None:
 
 
 async def flow_problems(database: Database, made: Scenario, report: CleanupReport | None) -> list[str]:
-    """What is wrong after a whole run: as after its steps, and what the server shows of it."""
+    """What is wrong after a whole run: as after its steps, and the state of the flow run that the server shows."""
     found = await problems(database, made, report)
-    rows = await database.run("SELECT description FROM artifact WHERE key = 'artifact-retention-report'")
-    # An answer that was lost has the report posted twice.
-    shown = {row[0] for row in rows}
-    if report and shown - headlines(report):
-        found.append(f"the report shows {shown}, and is {headline(report)}")
+    shown = {version["description"] for version in await database.versions(REPORT_KEY)}
     fine = report.outcome in {"completed", "unfinished"} if report else any("failed" not in each for each in shown)
     # None, where the server could not even make a flow run.
     new = f"SELECT state_type, state_name FROM flow_run WHERE created > '{LONG_AGO}' ORDER BY created DESC LIMIT 1"
@@ -209,9 +205,3 @@ def headlines(report: CleanupReport) -> set[str]:
     posted = report.model_copy(update={"errors": before, "outcome": "completed"})
     posted.outcome = cleanup._outcome(posted)  # noqa: SLF001 - as the flow does
     return {headline(posted)}
-
-
-async def ten_minutes_pass(database: Database) -> None:
-    """A run that could not even say that it has ended is no longer taken to be at work."""
-    long_ago = (datetime.now(UTC) - timedelta(minutes=11)).strftime("%Y-%m-%d %H:%M:%S.%f")
-    await database.run(f"UPDATE artifact SET updated = '{long_ago}' WHERE key = 'artifact-retention-progress'")

@@ -10,32 +10,45 @@ from pathlib import Path
 
 import pytest
 from cyclopts import CycloptsError
-from prefect_artifact_retention.flows.cli import app
-from prefect_artifact_retention.flows.settings import ENV_PREFIX, RetentionSettings, load_settings, resolve_policies
-from prefect_artifact_retention.policies import RetentionPolicy, load_policies
+from prefect_artifact_retention.flows.cli import DONE, FAILED, INTERRUPTED, REFUSED, UNFINISHED, USAGE, app
+from prefect_artifact_retention.flows.deployment import DeploymentSettings
+from prefect_artifact_retention.flows.settings import (
+    DEPLOY_PREFIX,
+    ENV_PREFIX,
+    RetentionSettings,
+    load_settings,
+    resolve_policies,
+)
+
+from tools.cookbook import recipes, renew_verdicts
+from tools.reference import renew_tables, tables
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+PAGES = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", *(f"docs/{page.name}" for page in sorted(DOCS.glob("*.md"))))
+}
+README, REFERENCE, COOKBOOK = PAGES["README.md"], PAGES["docs/reference.md"], PAGES["docs/cookbook.md"]
+RECIPES = {part.partition("\n")[0]: part for part in recipes(COOKBOOK)[1:]}
 CONFIGURATION = (ROOT / "retention.toml").read_text(encoding="utf-8")
 LAYERS = ("policies", "stores", "tasks", "flows")
 PACKAGE = "prefect_artifact_retention"
+EVERYWHERE = pytest.mark.parametrize("page", PAGES)
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(language: str, *pages: str) -> list[str]:
+    """The code blocks of one language, of some pages or all."""
+    texts = [PAGES[page] for page in pages or PAGES]
+    return [found for text in texts for found in re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
 
 
-def commands() -> list[list[str]]:
-    """The arguments of every `artifact-retention` call in the README's shell blocks."""
+def commands() -> list[tuple[str, ...]]:
+    """The arguments of every `artifact-retention` call in the shell blocks of all pages, and in their sentences."""
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    found = [re.search(r"(?<![\w-])artifact-retention( .*|$)", line) for line in lines]
-    return [shlex.split(match[1], comments=True) for match in found if match]
-
-
-def section(title: str) -> str:
-    """The README from one heading to the next."""
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+    found = [match[1] for line in lines if (match := re.match(r"artifact-retention( .*|$)", line))]
+    inline = [call for text in PAGES.values() for call in re.findall(r"`artifact-retention( [^`]*)`", text)]
+    return sorted({tuple(shlex.split(call, comments=True)) for call in (*found, *inline)})
 
 
 def uncommented(text: str) -> str:
@@ -70,25 +83,30 @@ def test_the_shipped_configuration_shows_every_setting_with_its_default() -> Non
     assert table == RetentionSettings.model_construct().model_dump(exclude={"policies", "database_url"})
 
 
-# --- README.md
+# --- examples
 
 
 @pytest.mark.parametrize("toml", blocks("toml"))
-def test_the_policies_of_the_readme_load(toml: str) -> None:
-    """Each block on its own."""
-    assert load_policies(tomllib.loads(toml)["policies"], source="README.md")
+def test_the_policies_of_every_page_load(toml: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block on its own is a configuration by which a deletion would run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "retention.toml").write_text(toml, encoding="utf-8")
+    policies, source = resolve_policies((), load_settings(), "delete")
+    assert source == "retention.toml"
+    assert len(policies) == 1 + toml.count("[[policies]]") > 1
 
 
-def test_the_readme_shows_policies_and_commands() -> None:
+def test_the_pages_show_policies_and_commands() -> None:
     """The tests around this one have something to check."""
-    assert len(blocks("toml")) >= 2
-    assert len(commands()) >= 6
+    assert len(blocks("toml", "README.md")) == 1
+    assert len(blocks("toml")) >= 12
+    assert len(commands()) >= 10
 
 
 @pytest.mark.parametrize("arguments", commands(), ids=" ".join)
-def test_the_commands_of_the_readme_exist(arguments: list[str]) -> None:
+def test_the_commands_of_every_page_exist(arguments: tuple[str, ...]) -> None:
     """With every flag that they show; nothing is run."""
-    command, _bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
+    command, _bound, _ = app.parse_args(list(arguments), exit_on_error=False, print_error=False)
     assert command.__module__ == f"{PACKAGE}.flows.cli"
 
 
@@ -98,47 +116,16 @@ def test_a_flag_that_does_not_exist_would_be_noticed() -> None:
         app.parse_args(["preview", "--max-deletions", "3"], exit_on_error=False, print_error=False)
 
 
-def test_every_command_is_in_the_readme_and_no_other() -> None:
-    """The table of commands is complete."""
-    listed = re.findall(r"^\| `artifact-retention ([a-z ]+?)(?: [A-Z]+)?` \|", section("Commands"), flags=re.MULTILINE)
-    names = {name for name in app if not name.startswith("-")} - {"policies"}
-    assert set(listed) == names | {"policies check", "policies schema"}
-
-
-def test_every_flag_that_the_readme_names_exists() -> None:
-    """Outside of code blocks as well."""
-    named = set(re.findall(r"`(--[a-z-]+)", section("Commands") + section("Settings")))
-    ours = ("preview", "delete", "explain", "alarm", "demo")
-    collections = [app[name].assemble_argument_collection() for name in ours]
-    known = {flag for arguments in collections for argument in arguments for flag in argument.names}
-    assert named
-    assert named <= known
-
-
-def test_the_readme_lists_every_setting_with_its_default() -> None:
-    """By its name in the file and in the environment."""
-    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (\d+|none) \|", section("Settings"), flags=re.MULTILINE)
-    fields = {
-        name: field for name, field in RetentionSettings.model_fields.items() if name not in ("policies", "database_url")
-    }
-    assert rows == [(name, ENV_PREFIX + name.upper(), str(field.default) or "none") for name, field in fields.items()]
-    assert f"| never: it is a secret | `{ENV_PREFIX}DATABASE_URL` | none |" in section("Settings")
-
-
-def test_every_variable_that_the_readme_names_exists() -> None:
+@EVERYWHERE
+def test_every_variable_that_a_page_names_exists(page: str) -> None:
     """A misspelt one would be refused."""
     known = {ENV_PREFIX + name.upper() for name in (*RetentionSettings.model_fields, "config")}
-    assert set(re.findall(rf"{ENV_PREFIX}\w+", README)) == known
-
-
-def test_the_readme_lists_every_field_of_a_policy() -> None:
-    """And none that does not exist."""
-    rows = re.findall(r"^\| (`[^|]+`) \|", section("A policy"), flags=re.MULTILINE)
-    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(RetentionPolicy.model_fields)
+    known |= {DEPLOY_PREFIX + name.upper() for name in DeploymentSettings.model_fields}
+    assert {name for name in re.findall(rf"{ENV_PREFIX}\w+", PAGES[page]) if name not in known} <= {DEPLOY_PREFIX}
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_the_python_of_the_readme_imports_what_exists(block: str) -> None:
+def test_the_python_of_every_page_imports_what_exists(block: str) -> None:
     """Each block parses, and every name that it imports from this package is there."""
     for node in ast.walk(ast.parse(block)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(PACKAGE):
@@ -146,13 +133,110 @@ def test_the_python_of_the_readme_imports_what_exists(block: str) -> None:
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
-def test_every_make_target_of_the_readme_exists() -> None:
+@EVERYWHERE
+def test_every_make_target_that_a_page_names_exists(page: str) -> None:
     """In the Makefile beside it."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^(?:`)?make ([a-z]+)|`make ([a-z]+)`", README, flags=re.MULTILINE))
-    names = {first or second for first, second in targets}
-    assert {"demo", "test"} <= names
-    assert names <= set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    named = set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", PAGES[page], flags=re.MULTILINE))
+    targets = {first or second for first, second in named}
+    assert targets <= set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
+
+
+def test_the_readme_begins_with_two_commands() -> None:
+    """Those that decide whether a newcomer stays."""
+    assert [line.split("  ")[0] for line in blocks("sh", "README.md")[0].splitlines()] == ["make demo", "make test"]
+
+
+# --- reference
+
+
+def test_the_reference_says_what_the_models_say() -> None:
+    """Policy fields, settings, parameters, commands, report; `make docs` renews it."""
+    assert renew_tables(REFERENCE) == REFERENCE
+
+
+def test_every_line_of_the_reference_has_a_meaning() -> None:
+    """No model has a field without a description."""
+    generated = re.findall(r"<!-- generated: .*?<!-- end -->", REFERENCE, flags=re.DOTALL)
+    assert len(generated) == len(tables())
+    assert [line for part in generated for line in part.splitlines() if line.startswith("|") and line.endswith("|  |")] == []
+
+
+def test_the_reference_lists_the_exit_codes() -> None:
+    """Each of them, and no other."""
+    listed = re.findall(r"^\| (\d+) \|", REFERENCE.split("\n## Exit codes\n")[1].split("\n## ")[0], flags=re.MULTILINE)
+    assert [int(code) for code in listed] == [DONE, FAILED, USAGE, REFUSED, UNFINISHED, INTERRUPTED]
+
+
+# --- cookbook
+
+
+def test_the_verdicts_of_the_cookbook_are_those_of_the_code() -> None:
+    """Each recipe's policies, applied to the versions of its example; `make docs` renews them."""
+    assert renew_verdicts(COOKBOOK) == COOKBOOK
+
+
+def test_the_cookbook_has_ten_recipes() -> None:
+    """As it says."""
+    assert len(RECIPES) == 10
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_shows_what_it_keeps_and_what_it_deletes(recipe: str) -> None:
+    """Every policy of it decides on something in its example."""
+    rows = [line for line in RECIPES[recipe].splitlines() if line.startswith("|")]
+    assert any("| keep |" in row for row in rows)
+    assert any("| delete |" in row for row in rows)
+    names = re.findall(r'^name = "(.*)"$', RECIPES[recipe], flags=re.MULTILINE)
+    assert [name for name in names if "| policy |" in rows[0] and not any(f"| {name} |" in row for row in rows)] == []
+
+
+# --- pages
+
+
+@EVERYWHERE
+def test_every_link_of_a_page_leads_to_a_file(page: str) -> None:
+    """And to a heading of it, where it names one; pictures too. Only the README, which is not in the site, links out of it."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.is_file(), target
+        assert page == "README.md" or DOCS in file.parents, f"{target} is not in the site"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, target
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    """The builder does not notice one that is missing."""
+    site = (ROOT / "zensical.toml").read_text(encoding="utf-8")
+    assert sorted(re.findall(r'= "([\w-]+\.md)"', site)) == sorted(page.name for page in DOCS.glob("*.md"))
+
+
+@EVERYWHERE
+def test_every_test_that_a_page_names_exists(page: str) -> None:
+    """By its whole name, or by its beginning and an ellipsis."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    names = {name for file in files for name in re.findall(r"def (test_\w+)\(", file.read_text(encoding="utf-8"))}
+    quoted = re.findall(r"`(test_\w+)(…?)`", PAGES[page])
+    assert [
+        name for name, more in quoted if name not in names and not (more and any(known.startswith(name) for known in names))
+    ] == []
+
+
+@EVERYWHERE
+def test_every_file_of_the_project_that_a_page_names_exists(page: str) -> None:
+    """Whole paths, as `policies/model.py` or `tests/races`."""
+    folders = (*LAYERS, "tests", "benchmarks", "docs", "deployments", "tools")
+    quoted = re.findall(rf"`((?:{'|'.join(folders)})/[\w./-]*)`", PAGES[page])
+    assert [path for path in quoted if not (ROOT / path).exists()] == []
+
+
+def test_the_evidence_names_tests() -> None:
+    """The test above has something to check."""
+    assert len(re.findall(r"`test_\w+", PAGES["docs/evidence.md"])) > 30
 
 
 # --- layers

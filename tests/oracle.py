@@ -1,4 +1,4 @@
-"""A brute-force reading of DESIGN.md §2, written before `evaluation.py` was read.
+"""The rules of docs/policies.md by brute force, written before `evaluation.py` was read.
 
 Every question is asked again for every version by counting over the whole collection: slow, and hard to get wrong.
 """
@@ -19,7 +19,7 @@ def kept_ids(
     latest_id: UUID | None = None,
     running: frozenset[UUID] = frozenset(),
 ) -> set[UUID]:
-    """The ids that DESIGN.md says survive."""
+    """The ids of those that stay."""
     everything = {version.id for version in versions}
     if policy.keep_all:
         return everything
@@ -120,7 +120,7 @@ def _protected(version: Version, now: datetime, running: frozenset[UUID]) -> boo
 
 def _held(version: Version, now: datetime) -> bool:
     hold = version.metadata.get("retention-hold")
-    if hold is None or hold == "false":  # DESIGN.md is silent about "false", which has one reading only
+    if hold is None or hold == "false":  # "false" is written nowhere, and has one reading only
         return False
     try:
         until = date.fromisoformat(hold)
