@@ -22,12 +22,13 @@ ONE_CERTIFICATE.write_text(f"-----BEGIN CERTIFICATE-----{first}", encoding="utf-
 os.environ["PREFECT_API_SSL_CERT_FILE"] = str(ONE_CERTIFICATE)
 
 from collections.abc import AsyncIterator, Callable, Iterator  # noqa: E402 - Prefect reads the environment when it is imported
-from contextlib import ExitStack  # noqa: E402
 from dataclasses import replace  # noqa: E402
 
 import pytest  # noqa: E402
-from servers import EACH_ONCE, LOWERED_LIMIT, Server, started  # noqa: E402
+from fake import FakeServer  # noqa: E402
+from servers import EACH_ONCE, Server, started_when_asked  # noqa: E402
 
+pytest_plugins = ("chance",)
 MEASURED = "measured"
 
 
@@ -48,26 +49,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
-    """The servers of this process: one on `sqlite` and one on `postgresql`, each started when a test first asks for it."""
-    with ExitStack() as stack:
-        running: dict[str, Server] = {}
-
-        def get(kind: str) -> Server:
-            if kind not in running:
-                settings = {"PREFECT_SERVER_API_DEFAULT_LIMIT": str(LOWERED_LIMIT)} if kind == "postgresql" else {}
-                running[kind] = stack.enter_context(started(kind, tmp_path_factory.mktemp(kind), **settings))
-            return running[kind]
-
+    """The servers of this process, for all its tests."""
+    with started_when_asked(tmp_path_factory.mktemp("servers")) as get:
         yield get
 
 
 @pytest.fixture(params=EACH_ONCE, ids="-".join)
-async def server(request: pytest.FixtureRequest, servers: Callable[[str], Server]) -> AsyncIterator[Server]:
+async def server(request: pytest.FixtureRequest, servers: Callable[[str], Server]) -> AsyncIterator[Server | FakeServer]:
     """A server without artifacts: on SQLite reached through its API, on PostgreSQL in its database.
 
     The two other combinations are thorough tests. A test that is about others is marked `@on(...)`.
     """
     kind, store = request.param
+    if kind == "fake":
+        with FakeServer().listening() as fake:
+            yield fake
+        return
     made = replace(servers(kind), store=store)
     await made.database.clear()
     yield made

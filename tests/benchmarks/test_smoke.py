@@ -10,6 +10,8 @@ from benchmarks.session import BACKENDS
 from benchmarks.sizes import SMALL
 from benchmarks.suite import BENCHMARKS, KEPT, STORES, Bench
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:

@@ -1,20 +1,16 @@
 """A cleanup is killed at any moment: every collection stays valid, nothing kept is gone, and a rerun does the rest."""
 
 import asyncio
-import os
 import random
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pytest
+from chance import SEED
 from crashes import MOMENTS, Death, Estate, Forge, StillAliveError, end
-from servers import POSTGRESQL_API, SQLITE_API, Server, on
+from servers import BY_API, POSTGRESQL_API, POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, on, thorough
 
-pytestmark = on(SQLITE_API, POSTGRESQL_API)
-
-SEED = int(os.environ.get("FAULT_SEED", "4"))
 SETTLE_SECONDS = 0.2
 """In which the server answers what the dead process sent last."""
 
@@ -74,10 +70,10 @@ async def kill_many(server: Server, forge: Forge, revive: Revive, deaths: Sequen
     return killed, restarts
 
 
+@on(*BY_API)
 async def test_a_few_kills(server: Server, forge: Forge, revive: Revive) -> None:
     """Before, while and after a version is deleted, and at any request of the whole run."""
     chance = random.Random(SEED)
-    print(f"seed {SEED}")
     deaths = [
         Death(chance.randint(1, 30), chance.choice(MOMENTS)),
         *(Death(chance.randint(1, 40), moment, "DELETE") for moment in MOMENTS),
@@ -86,14 +82,16 @@ async def test_a_few_kills(server: Server, forge: Forge, revive: Revive) -> None
     assert killed == len(deaths)
 
 
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
 async def test_a_few_kills_through_the_database(server: Server, forge: Forge, revive: Revive) -> None:
     """A transaction is there as a whole or not at all."""
     deaths = [Death(1, "answered", "SQL"), Death(2, "before", "SQL"), Death(3, "answered", "SQL")]
-    killed, _restarts = await kill_many(replace(server, store="database"), forge, revive, deaths)
+    killed, _restarts = await kill_many(server, forge, revive, deaths)
     assert killed == len(deaths)
 
 
 @pytest.mark.thorough
+@on(SQLITE_API, POSTGRESQL_API)
 async def test_many_kills(server: Server, forge: Forge, revive: Revive, tell: Callable[[str], None]) -> None:
     """The first, second and last deletions; any request, from the first question to the report's last word; any moment."""
     chance = random.Random(SEED)
@@ -116,6 +114,8 @@ async def test_many_kills(server: Server, forge: Forge, revive: Revive, tell: Ca
     assert killed >= 35
 
 
+@pytest.mark.thorough
+@on(SQLITE_API, POSTGRESQL_API)
 async def test_a_rerun_right_after_a_crash_gives_way_and_the_next_one_does_not(
     server: Server, forge: Forge, revive: Revive
 ) -> None:

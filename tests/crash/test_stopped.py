@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import random
 import signal
 import statistics
@@ -12,12 +11,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from chance import SEED
 from crashes import Estate, Forge, end
-from servers import POSTGRESQL_API, SQLITE_API, Server, on
+from servers import BY_API, Server, on
 
-pytestmark = on(SQLITE_API, POSTGRESQL_API)
+pytestmark = on(*BY_API)
 
-SEED = int(os.environ.get("FAULT_SEED", "4"))
 SLOWLY = 600
 """Requests a minute: a run takes ten seconds, enough for something to happen meanwhile."""
 
@@ -63,7 +62,7 @@ async def check_final_report(server: Server, estate: Estate) -> set[UUID]:
     return left
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.thorough)])
 async def test_a_stopped_run_says_how_far_it_came(server: Server, forge: Forge, how: signal.Signals) -> None:
     """Within seconds; the next run, at once, is not skipped and does the rest."""
     estate = Estate.build()

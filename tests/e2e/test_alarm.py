@@ -21,6 +21,8 @@ from prefect_artifact_retention.flows.alarm import NAME
 from prefect_artifact_retention.flows.cleanup import EVENT, SCOPE_LABEL
 from prefect_artifact_retention.tasks.report import scope_digest
 
+pytestmark = pytest.mark.thorough
+
 SECONDS = 20
 """In place of 26 hours."""
 

@@ -35,6 +35,7 @@ def test_pressing_run_on_demand_previews(deployed: Platform) -> None:
     assert len(deployed.left()) == 40
 
 
+@pytest.mark.thorough
 def test_a_schedule_starts_the_nightly_run(deployed: Platform) -> None:
     """Nobody presses anything."""
     kept = deployed.fill(KEYS)
@@ -46,6 +47,7 @@ def test_a_schedule_starts_the_nightly_run(deployed: Platform) -> None:
     deployed.wait_for_silence()
 
 
+@pytest.mark.thorough
 def test_deploying_again_leaves_one_schedule_and_a_paused_one_paused(deployed: Platform) -> None:
     """Whoever paused it in the UI finds it paused."""
     deployment = deployed.deployment("nightly")
@@ -58,6 +60,7 @@ def test_deploying_again_leaves_one_schedule_and_a_paused_one_paused(deployed: P
     deployed.ask("PATCH", f"/deployments/{deployment['id']}/schedules/{again['id']}", {"active": True})
 
 
+@pytest.mark.thorough
 def test_the_links_of_the_description_lead_to_pages_of_the_ui(deployed: Platform) -> None:
     """On this server, to the keys that the package writes."""
     deployed.run("on-demand")
@@ -69,6 +72,7 @@ def test_the_links_of_the_description_lead_to_pages_of_the_ui(deployed: Platform
         assert deployed.ask("GET", f"/artifacts/{url.rpartition('/')[2]}/latest")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
@@ -84,6 +88,7 @@ def test_a_variable_that_cannot_be_meant_is_named(deployed: Platform, variables:
     assert "Traceback" not in output
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "parameters", [{"refuse_above_percent": 200}, {"max_deletions": -1}, {"mode": "purge"}, {"policies": [{"name": 7}]}]
 )
@@ -95,6 +100,7 @@ def test_a_wrong_value_is_refused_when_run_is_pressed(deployed: Platform, parame
     assert next(iter(parameters)) in response.text
 
 
+@pytest.mark.thorough
 def test_policies_that_cannot_be_meant_fail_the_run_before_anything_is_deleted(deployed: Platform) -> None:
     """What no form can check, the run's state says."""
     deployed.fill(KEYS)
@@ -104,6 +110,7 @@ def test_policies_that_cannot_be_meant_fail_the_run_before_anything_is_deleted(d
     assert len(deployed.left()) == 40
 
 
+@pytest.mark.thorough
 def test_a_second_run_is_skipped_while_the_first_is_running(deployed: Platform) -> None:
     """It ends Completed, named Skipped; the first goes on undisturbed."""
     kept = deployed.fill(KEYS)
@@ -121,6 +128,7 @@ def age_progress(made: Platform) -> None:
     made.sql("UPDATE artifact SET updated = datetime(updated, '-11 minutes') || '.000000' WHERE key LIKE '%-progress'")
 
 
+@pytest.mark.thorough
 def test_a_killed_worker_does_not_stop_the_next_nights_run(deployed: Platform) -> None:
     """The killed run stays Running for ever, and holds nobody up."""
     kept = deployed.fill(MANY)
@@ -139,6 +147,7 @@ def test_a_killed_worker_does_not_stop_the_next_nights_run(deployed: Platform) -
     assert deployed.left() == kept
 
 
+@pytest.mark.thorough
 def test_a_server_restart_in_mid_run_does_not_stop_the_next_nights_run(tmp_path: Path) -> None:
     """Whether the run of that night survives it or not."""
     with platform(tmp_path) as made:
@@ -158,11 +167,13 @@ def test_a_server_restart_in_mid_run_does_not_stop_the_next_nights_run(tmp_path:
                 wait_for("what the policy keeps", lambda: True if made.left() == kept else None)
 
 
+@pytest.mark.thorough
 def test_the_checkout_that_is_deployed_is_complete(tmp_path: Path) -> None:
     """What the tests deploy is what git has."""
     assert (checkout(tmp_path) / "deployments" / "description.md").is_file()
 
 
+@pytest.mark.thorough
 def test_the_page_on_deploying_leads_to_a_nightly_run_and_away_again_without_a_trace(tmp_path: Path) -> None:
     """Its commands and nothing else, from a fresh checkout."""
     with platform(tmp_path, policies=(ROOT / "retention.toml").read_text(encoding="utf-8")) as made:
@@ -185,6 +196,7 @@ def test_the_page_on_deploying_leads_to_a_nightly_run_and_away_again_without_a_t
             assert made.sql(f"SELECT count(*) FROM {kind}") == [(0,)], kind
 
 
+@pytest.mark.thorough
 def test_a_cancelled_run_stops_at_once_and_says_how_far_it_came(deployed: Platform) -> None:
     """Its progress and its report are honest, and the next run, a moment later, is not skipped."""
     kept = deployed.fill(MANY)

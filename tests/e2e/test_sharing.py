@@ -5,8 +5,11 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
+import pytest
 from database import Row, days, series
 from platforms import PATIENCE, POLICIES, Platform, platform, shell_block, wait_for
+
+pytestmark = pytest.mark.thorough
 
 UNKEYED = '[[policies]]\nname = "without a key"\nunkeyed = true\nkeep_within_days = 7\n'
 SHARES = {"nightly-a-m": ("7-metrics", "alpha", "beta", "m"), "nightly-n-z": ("n", "north", "west", "zebra")}

@@ -20,7 +20,6 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Running
 from prefect_artifact_retention.flows.cleanup import LISTENER, artifact_cleanup
-from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
 from prefect_artifact_retention.stores.api import ApiStore, Expiry
 from prefect_artifact_retention.stores.connection import connect
@@ -28,7 +27,7 @@ from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
 from prefect_artifact_retention.tasks import prune
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
-from servers import BY_API, Server, count_rows, drain, on, when_planned
+from servers import BY_API, Server, drain, on, when_planned
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 
@@ -819,25 +818,6 @@ async def test_the_packages_own_keys_stay_bounded(server: Server) -> None:
         "artifact-retention-history": 1,
         "report": 2,
     }
-
-
-async def test_preview_of_the_command_line_writes_nothing_at_all(server: Server, tmp_path, monkeypatch, capsys) -> None:  # noqa: ANN001
-    """No row in any table, and the plan that an independent query finds."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "retention.toml").write_text('[[policies]]\nname = "p"\nkeep_last = 3\n')
-    await server.database.insert([row for number in range(40) for row in series(f"key-{number}", range(1, 7))])
-    before = await count_rows(server)
-
-    def preview() -> int:
-        with server.active():
-            return main(["preview", "--json"])
-
-    assert await asyncio.to_thread(preview) == 0
-    assert await server.database.count_all_rows() == before
-    report = json.loads(capsys.readouterr().out)
-    ranked = "SELECT row_number() OVER (PARTITION BY key ORDER BY created DESC, id DESC) AS rank FROM artifact"
-    stale = await server.database.run(f"SELECT count(*) FROM ({ranked}) AS r WHERE rank > 3")
-    assert report["planned"] == stale[0][0] == 120
 
 
 async def test_500_keys_of_20_versions_are_left_exactly_as_an_independent_query_says(server: Server) -> None:

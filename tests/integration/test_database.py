@@ -34,7 +34,7 @@ from prefect_artifact_retention.tasks import bulk
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
 from pydantic import SecretStr
-from servers import POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, count_rows, on, when_planned
+from servers import POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on, when_planned
 
 pytestmark = on(POSTGRESQL_DATABASE, SQLITE_DATABASE)
 
@@ -306,16 +306,6 @@ async def test_the_address_may_be_in_a_block_of_the_server(server: Server) -> No
         async with get_client() as client:
             block = await client.read_block_document_by_name("retention-db", "secret")
             await client.delete_block_document(block.id)
-
-
-async def test_a_preview_through_an_address_in_a_block_writes_nothing_at_all(server: Server) -> None:
-    """Reading a block by its own method would leave an event."""
-    await server.database.insert(series("report", [1, 2, 3]))
-    with replace(server, store="api").active(), patch.dict(os.environ, ARTIFACT_RETENTION_DATABASE_BLOCK="retention-db"):
-        await Secret(value=server.database.url).save("retention-db", overwrite=True)
-        before = await count_rows(server)
-        await preview(load_settings(), [KEEP_2])
-        assert await count_rows(server) == before
 
 
 async def test_a_block_that_the_server_does_not_show_is_a_plain_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.rendering import WORD_JOINER
 from prefect_artifact_retention.tasks.report import CleanupFailed
-from servers import Server, drain
+from servers import BY_API, SQLITE_API, Server, drain, on
 
 HOSTILE = (
     "\x1b[31m\u202e\r\n\n# Taken over\n\n| a | b |\n|---|---|\n<script>alert(1)</script> [x](javascript:y) ![z](//evil) `**"
@@ -118,12 +118,13 @@ SEEN = [("log", "message"), ("flow_run_state", "message"), ("task_run_state", "m
 """What the user interface shows of a run as it is."""
 
 
+@on(*BY_API)
 async def test_a_run_over_hostile_artifacts_that_fails_with_hostile_text_publishes_and_logs_plain_text(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The report, its charts, the history, the progress, every state and every log line; and what is kept is kept."""
     await fill(server)
-    await server.cleanup([KEEP_1], mode="delete", keys=["abc*"])
+    await server.run_flow([KEEP_1], mode="delete", keys=["abc*"])
     send = httpx.AsyncHTTPTransport.handle_async_request
 
     async def fail(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
@@ -134,7 +135,7 @@ async def test_a_run_over_hostile_artifacts_that_fails_with_hostile_text_publish
     with monkeypatch.context() as patch:
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", fail)
         with pytest.raises(CleanupFailed, match="Taken over") as failed:
-            await server.cleanup([KEEP_1], mode="delete", keys=["*", f"nothing {HOSTILE}"])
+            await server.run_flow([KEEP_1], mode="delete", keys=["*", f"nothing {HOSTILE}"])
     report = failed.value.report
     assert (report.planned, report.failed) == (len(KEYS) - 1, len(KEYS) - 1)
     assert len([warning for warning in report.warnings if "unreadable retention-hold" in warning]) == len(KEYS)
@@ -144,11 +145,12 @@ async def test_a_run_over_hostile_artifacts_that_fails_with_hostile_text_publish
     texts = await check_what_people_see(server)
     assert "Taken over" in texts["artifact-retention-report"]
     assert PICTURE in texts["artifact-retention-report"]
-    await server.cleanup([KEEP_1], mode="delete")
+    await server.run_flow([KEEP_1], mode="delete")
     assert len(await server.database.ids()) == 2 * len(KEYS)
     await check_what_people_see(server)
 
 
+@on(*BY_API)
 async def test_a_run_that_gives_way_to_one_of_hostile_name_says_so_in_plain_text(server: Server) -> None:
     """And takes a history with hostile rows further."""
     await fill(server)
@@ -159,7 +161,7 @@ async def test_a_run_that_gives_way_to_one_of_hostile_name_says_so_in_plain_text
             )
     phase = {"artifact-retention-phase": "deleting"}
     age = timedelta(minutes=1)
-    await server.cleanup([KEEP_1], keys=[HOSTILE])
+    await server.run_flow([KEEP_1], keys=[HOSTILE])
     ((rows,),) = await server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
     for key in ("artifact-retention-history", "artifact-retention-progress"):
         await server.database.delete_key(key)
@@ -171,7 +173,7 @@ async def test_a_run_that_gives_way_to_one_of_hostile_name_says_so_in_plain_text
         ]
     )
     await server.database.run("UPDATE artifact SET description = '' WHERE description IS NULL")
-    report = await server.cleanup([KEEP_1], mode="delete")
+    report = await server.run_flow([KEEP_1], mode="delete")
     assert report.outcome == "skipped"
     assert "Taken over" in report.refusals[0]
     old = "key LIKE '%-history' AND id NOT IN (SELECT latest_id FROM artifact_collection)"
@@ -185,7 +187,7 @@ async def refuse(_transport: httpx.AsyncHTTPTransport, request: httpx.Request) -
     return httpx.Response(500, json={"detail": HOSTILE}, request=request)
 
 
-@pytest.mark.parametrize("running_server", ["sqlite"], indirect=True)
+@on(SQLITE_API)
 async def test_the_command_line_prints_hostile_artifacts_as_plain_text(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,9 +17,7 @@ from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.tasks import prune, run
 from prefect_artifact_retention.tasks.report import CleanupFailed
-from servers import BY_API, Server, on, when_planned
-
-pytestmark = on(*BY_API)
+from servers import BY_FAKE, POSTGRESQL_API, SQLITE_API, Server, on, when_planned
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 AT_ONCE = 4
@@ -60,6 +58,7 @@ async def keys(server: Server, *names: str, versions: int) -> dict[str, list[Row
     return rows
 
 
+@on(*BY_FAKE)
 async def test_keys_with_one_stale_version_share_their_snapshots(server: Server) -> None:
     """A run over a hundred of them sends fewer other requests than deletions."""
     rows = await keys(server, *(f"key-{number}" for number in range(100)), versions=3)
@@ -76,6 +75,7 @@ async def test_keys_with_one_stale_version_share_their_snapshots(server: Server)
     assert requests["others"] < requests["deletions"], requests
 
 
+@on(*BY_FAKE)
 @pytest.mark.parametrize("keep", [1, 2])
 async def test_a_successor_stays_when_a_person_deletes_the_latest_after_a_shared_snapshot(server: Server, keep: int) -> None:
     """Its neighbours in the look lose what they should."""
@@ -103,6 +103,7 @@ async def test_a_successor_stays_when_a_person_deletes_the_latest_after_a_shared
     assert not await server.database.dangling()
 
 
+@on(*BY_FAKE)
 @pytest.mark.parametrize("gone_before", [0, 1], ids=["one-more", "as-many"])
 async def test_a_version_that_came_and_went_since_the_plan_does_not_hide_the_one_behind_the_latest(
     server: Server, gone_before: int
@@ -145,6 +146,7 @@ async def test_a_version_that_came_and_went_since_the_plan_does_not_hide_the_one
     assert not await server.database.dangling()
 
 
+@on(*BY_FAKE)
 async def test_a_key_that_cannot_be_read_fails_alone(server: Server) -> None:
     """The keys that would have shared the look with it are pruned all the same."""
     rows = await keys(server, "a", "bad", "c", versions=3)
@@ -180,6 +182,7 @@ def watch(under_way: set[str], seen: list[tuple[str, int]]) -> Handle:
     return handle
 
 
+@on(*BY_FAKE)
 @pytest.mark.usefixtures("at_once")
 async def test_versions_of_one_key_go_several_at_once_and_the_one_behind_the_latest_last_and_alone(server: Server) -> None:
     """So that a server which is faster with several requests is used well, and no collection loses its latest version."""
@@ -195,6 +198,7 @@ async def test_versions_of_one_key_go_several_at_once_and_the_one_behind_the_lat
     assert await server.database.ids() == {rows[0].id}
 
 
+@on(SQLITE_API, POSTGRESQL_API)
 async def test_a_server_on_postgresql_gets_several_deletions_at_once_and_one_on_sqlite_never_two(server: Server) -> None:
     """Two that write at once can hold up all writes of a server on SQLite for a minute."""
     await keys(server, "a", "b", "c", versions=100)
@@ -206,6 +210,7 @@ async def test_a_server_on_postgresql_gets_several_deletions_at_once_and_one_on_
     assert max(others for _, others in seen) == most - 1
 
 
+@on(*BY_FAKE)
 @pytest.mark.parametrize("answer", [httpx.Response(403), httpx.Response(200, json=0), httpx.Response(200, text="<html>")])
 async def test_a_server_that_hides_its_kind_gets_one_deletion_at_a_time(server: Server, answer: httpx.Response) -> None:
     """All the same, everything stale goes."""
@@ -226,6 +231,7 @@ async def test_a_server_that_hides_its_kind_gets_one_deletion_at_a_time(server: 
     assert {others for _, others in seen} == {0}
 
 
+@on(SQLITE_API, POSTGRESQL_API)
 @pytest.mark.parametrize("name", ["plain", "\\server\\share", "data\\daily", "_a\\_b", "Ä\\ä", "it's"])
 async def test_the_kind_of_a_server_is_told_by_any_flow(server: Server, name: str) -> None:
     """At worst, one on PostgreSQL gets one request at a time; one on SQLite never gets several."""
@@ -240,6 +246,7 @@ async def test_the_kind_of_a_server_is_told_by_any_flow(server: Server, name: st
     assert allowed == ([] if server.database.is_sqlite or "\\" in name[1:] else [True])
 
 
+@on(*BY_FAKE)
 @pytest.mark.usefixtures("at_once")
 async def test_a_limit_of_deletions_holds_to_the_last_one_with_several_under_way(server: Server) -> None:
     """Seven are seven."""
@@ -249,6 +256,7 @@ async def test_a_limit_of_deletions_holds_to_the_last_one_with_several_under_way
     assert await server.database.ids() == {row.id for row in rows[:13]}
 
 
+@on(SQLITE_API, POSTGRESQL_API)
 @pytest.mark.usefixtures("at_once")
 async def test_a_deletion_that_fails_ends_its_key_and_those_under_way_are_counted(server: Server) -> None:
     """What the report says has gone is what the database says."""
@@ -307,6 +315,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prune, "MAX_RESEND_SECONDS", 0.05)
 
 
+@on(*BY_FAKE)
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("what", ["becomes the latest", "is held"])
 async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(server: Server, what: str) -> None:
@@ -333,6 +342,7 @@ async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(server
     assert not await server.database.dangling()
 
 
+@on(*BY_FAKE)
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("key", ["report", None])
 async def test_a_deletion_that_had_to_wait_is_done_after_another_snapshot(server: Server, key: str | None) -> None:
@@ -350,6 +360,7 @@ async def test_a_deletion_that_had_to_wait_is_done_after_another_snapshot(server
     assert await server.database.ids() == {row.id for row in rows[:2]}
 
 
+@on(*BY_FAKE)
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("key", ["report", None])
 async def test_a_deletion_that_has_to_wait_again_and_again_fails_its_key(server: Server, key: str | None) -> None:
@@ -374,6 +385,7 @@ async def test_a_deletion_that_has_to_wait_again_and_again_fails_its_key(server:
     assert {row.id for row in rows} <= await server.database.ids()
 
 
+@on(*BY_FAKE)
 @pytest.mark.usefixtures("impatient", "soon_stalled")
 async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_key(server: Server) -> None:
     """As one whose database something else holds for long; what is left is left to the next run."""
@@ -395,6 +407,7 @@ async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_
     assert await server.database.ids() == {row.id for each in rows.values() for row in each}
 
 
+@on(*BY_FAKE)
 @pytest.mark.usefixtures("impatient", "soon_stalled")
 async def test_a_server_that_takes_deletions_and_says_so_late_is_asked_for_all(server: Server) -> None:
     """As behind a proxy that waits for less long: another look finds each gone."""
@@ -413,6 +426,7 @@ async def test_a_server_that_takes_deletions_and_says_so_late_is_asked_for_all(s
     assert await server.database.ids() == {row.id for each in rows.values() for row in each[:2]}
 
 
+@on(*BY_FAKE)
 async def test_kept_versions_that_go_while_a_long_key_is_pruned_leave_their_slots_to_others(server: Server) -> None:
     """As many stay as the policy says, of those that are left."""
     rows = (await keys(server, "report", versions=200))["report"]
@@ -432,6 +446,7 @@ async def test_kept_versions_that_go_while_a_long_key_is_pruned_leave_their_slot
     assert await server.database.ids() == {rows[0].id, rows[3].id, rows[4].id}
 
 
+@on(*BY_FAKE)
 async def test_a_repair_whose_answer_is_lost_leaves_no_placeholder(server: Server) -> None:
     """The server has made two of it; were one of them left, it would take a slot of the others."""
     rows = (await keys(server, "report", versions=4))["report"]
@@ -457,6 +472,7 @@ async def test_a_repair_whose_answer_is_lost_leaves_no_placeholder(server: Serve
     assert await server.database.ids() == {rows[1].id}
 
 
+@on(*BY_FAKE)
 @pytest.mark.usefixtures("impatient", "one_at_once")
 async def test_what_waits_behind_a_deferred_deletion_is_checked_again_too(server: Server) -> None:
     """Of the same key: nothing more of it is sent on the old look."""
@@ -471,6 +487,7 @@ async def test_what_waits_behind_a_deferred_deletion_is_checked_again_too(server
     assert await server.database.ids() == {rows[0].id, rows[6].id}
 
 
+@on(*BY_FAKE)
 @pytest.mark.usefixtures("one_at_once")
 async def test_the_check_right_before_a_successor_goes_is_not_held_up_by_another_key(server: Server) -> None:
     """Its deletion follows at once, whoever else waits: a person's deletion of the latest in the meantime is seen."""
@@ -497,6 +514,7 @@ async def test_the_check_right_before_a_successor_goes_is_not_held_up_by_another
     assert not await server.database.dangling()
 
 
+@on(*BY_FAKE)
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("key", ["report", None])
 async def test_deletions_that_have_to_wait_now_and_then_end_no_long_key(server: Server, key: str | None) -> None:

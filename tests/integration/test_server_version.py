@@ -12,7 +12,9 @@ from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.flows.explanation import explain
 from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import RetentionPolicy
-from servers import Server
+from servers import BY_API, Server, on
+
+pytestmark = on(*BY_API)
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 TESTED = "this package is tested with Prefect 3.8 to 3.9, and may misread other versions"

@@ -8,6 +8,8 @@ from command import measure
 from filling import Size, fill
 from servers import Server, started
 
+pytestmark = pytest.mark.thorough
+
 MAX_MEGABYTES = 400
 BUDGET_MINUTES = 1.5
 GRACE_SECONDS = 15
@@ -31,7 +33,6 @@ async def test_a_preview_holds_few_of_many_large_versions_at_a_time(server: Serv
     assert measured.megabytes < 300
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     "size",
     [
