@@ -119,7 +119,7 @@ def run(folder: Path, *, as_json: bool = False) -> int:
 def _steps(config: str, *, as_json: bool) -> int:
     """Run the demo's commands in this process, which sees the demo's server and nothing of the user's own Prefect.
 
-    Prefect is imported while the server starts; a line on stdin says that it has, none that it never will.
+    Prefect is imported while the server starts; a line on stdin says that the server answers, and none that it never will.
     """
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     from prefect_artifact_retention.flows import cleanup, cli, explanation  # noqa: F401, PLC0415

@@ -28,5 +28,7 @@ def configuration_schema() -> dict[str, Any]:
     file = create_model("retention.toml", __config__={"extra": "forbid"}, **fields)
     schema = file.model_json_schema(ref_template="#/definitions/{model}")
     definitions = schema.pop("$defs")
-    definitions["RetentionPolicy"]["anyOf"] = [{"required": [rule]} for rule in KEEP_RULES]
+    policy = definitions["RetentionPolicy"]
+    policy["description"], _, _ = policy["description"].partition("\n\n")
+    policy["anyOf"] = [{"required": [rule]} for rule in KEEP_RULES]
     return {"$schema": DRAFT, **schema, "definitions": definitions}

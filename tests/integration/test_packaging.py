@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -13,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_wheel_runs_by_uvx_beside_folders_of_the_same_names(tmp_path: Path) -> None:
-    """One import name, so a project's own `policies` is not taken for ours."""
+    """One import name, so a project's own `policies` is not taken for ours; the license is in both archives."""
     source, project = tmp_path / "source", tmp_path / "project"
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
@@ -22,9 +24,12 @@ def test_the_wheel_runs_by_uvx_beside_folders_of_the_same_names(tmp_path: Path) 
         target = source / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())
-    build = [sys.executable, "-m", "uv", "build", "-q", "--wheel", "--no-build-isolation", "-o", str(tmp_path), str(source)]
+    build = [sys.executable, "-m", "uv", "build", "-q", "--no-build-isolation", "-o", str(tmp_path), str(source)]
     subprocess.run(build, check=True, timeout=200)
-    (wheel,) = tmp_path.glob("*.whl")
+    (sdist,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+    with tarfile.open(sdist) as source_archive, ZipFile(wheel) as wheel_archive:
+        assert f"{sdist.name.removesuffix('.tar.gz')}/LICENSE" in source_archive.getnames()
+        assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel_archive.namelist())
     for folder in ("flows", "tasks", "stores", "policies"):
         (project / folder).mkdir(parents=True)
         (project / folder / "__init__.py").write_text("raise RuntimeError('this is the user\\'s own')\n")
