@@ -113,7 +113,7 @@ class Database:
         for table, column in (("artifact", "id"), ("artifact_collection", "latest_id")):
             await self.run(f"UPDATE {table} SET data = '{{' WHERE {column} = :id", [{"id": self._id(version_id)}])
 
-    async def mend_data(self) -> None:
+    async def repair_data(self) -> None:
         """Make all data JSON again."""
         for table in ("artifact", "artifact_collection"):
             await self.run(f"UPDATE {table} SET data = '\"x\"' WHERE data = '{{'")

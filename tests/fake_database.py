@@ -89,7 +89,7 @@ class FakeDatabase:
         """Let a version's data, and its collection's copy of it, be what the server cannot show."""
         await self.update_data(version_id, BROKEN)
 
-    async def mend_data(self) -> None:
+    async def repair_data(self) -> None:
         """Make all data readable again."""
         for row in (*self.artifacts.values(), *self.collections.values()):
             if row["data"] is BROKEN:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -103,6 +103,8 @@ class Server:
     database: Database
     store: Literal["api", "database"] = "api"
     """How cleanups reach the versions."""
+    limit: int = 200
+    """Rows in a page of its API."""
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -174,13 +176,16 @@ def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
 @contextmanager
 def started_when_asked(folder: Path, **settings: str) -> Iterator[Callable[[str], Server]]:
     """One server on `sqlite` and one on `postgresql`, each started when it is first asked for, until the context ends."""
-    lowered = {"postgresql": {"PREFECT_SERVER_API_DEFAULT_LIMIT": str(LOWERED_LIMIT)}}
+    limits = {"postgresql": LOWERED_LIMIT}
     with ExitStack() as stack:
         running: dict[str, Server] = {}
 
         def get(kind: str) -> Server:
             if kind not in running:
-                running[kind] = stack.enter_context(started(kind, folder / kind, **lowered.get(kind, {}), **settings))
+                limit = limits.get(kind, Server.limit)
+                allowed = {"PREFECT_SERVER_API_DEFAULT_LIMIT": str(limit)}
+                server = stack.enter_context(started(kind, folder / kind, **allowed, **settings))
+                running[kind] = replace(server, limit=limit)
             return running[kind]
 
         yield get

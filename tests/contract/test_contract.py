@@ -19,13 +19,15 @@ from prefect import flow, get_client, task
 from prefect.states import Completed, Running
 from prefect_artifact_retention.stores.api import ApiStore, Expiry
 from prefect_artifact_retention.stores.connection import connect
-from servers import Server
+from servers import FAKE, POSTGRESQL_API, SQLITE_API, Server, on
+
+pytestmark = on(FAKE, SQLITE_API, POSTGRESQL_API)
 
 AnyServer = Server | FakeServer
 ARTIFACT_FIELDS = {
     "created", "data", "description", "flow_run_id", "id", "key", "metadata_", "task_run_id", "type", "updated",
 }  # fmt: skip
-PAGE = 200
+MORE_THAN_A_PAGE = 201
 
 
 @flow
@@ -227,9 +229,9 @@ async def test_the_clock_tells_when_a_version_was_created(server: AnyServer, api
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/artifacts/filter", {"limit": PAGE + 1}),
-        ("/artifacts/latest/filter", {"limit": PAGE + 1}),
-        ("/flow_runs/filter", {"limit": PAGE + 1}),
+        ("/artifacts/filter", {"limit": MORE_THAN_A_PAGE}),
+        ("/artifacts/latest/filter", {"limit": MORE_THAN_A_PAGE}),
+        ("/flow_runs/filter", {"limit": MORE_THAN_A_PAGE}),
         ("/artifacts/filter", {"limit": -1}),
         ("/artifacts/filter", {"offset": -1}),
         ("/artifacts/filter", {"sort": "CREATED_ASC"}),
@@ -246,11 +248,12 @@ async def test_a_listing_that_prefect_does_not_know_is_refused(api: Api, path: s
 
 async def test_a_page_has_at_most_as_many_rows_as_asked_for(server: AnyServer, api: Api) -> None:
     """The server's own limit where none is given, and none of zero."""
-    await server.database.insert(series(None, range(PAGE + 1)))
-    assert [len(await api.ids(limit=limit)) for limit in (0, 1, PAGE, None)] == [0, 1, PAGE, PAGE]
-    assert len(await api.ids(offset=PAGE)) == 1
-    assert await api.ids(offset=PAGE + 1) == []
-    assert await api.count() == PAGE + 1
+    page = server.limit
+    await server.database.insert(series(None, range(page + 1)))
+    assert [len(await api.ids(limit=limit)) for limit in (0, 1, page, None)] == [0, 1, page, page]
+    assert len(await api.ids(offset=page)) == 1
+    assert await api.ids(offset=page + 1) == []
+    assert await api.count() == page + 1
 
 
 async def test_deleting_while_paging_skips_rows(server: AnyServer, api: Api) -> None:
@@ -325,7 +328,7 @@ async def test_data_that_the_server_cannot_show_fails_every_page_that_it_is_on(s
     assert (await api.delete(f"/artifacts/{rows[2].id}")).status_code == 204
     await server.database.break_data(rows[3].id)
     assert (await api.post("/artifacts/latest/filter", json={})).status_code == 500
-    await server.database.mend_data()
+    await server.database.repair_data()
     assert len(await api.ids()) == 3
 
 

@@ -30,7 +30,7 @@ from scenario import (
     strays,
     unfinished_run,
 )
-from servers import Server
+from servers import SQLITE_API, Server, on
 
 MAX_PAUSES = MAX_LOST_REQUESTS * 6 * MAX_PAUSE_SECONDS
 """What a run may spend waiting between attempts, whatever the server says."""
@@ -195,6 +195,7 @@ async def test_every_fault_of_every_request_loses_nothing(
     assert figures.faults.total() >= 0.95 * len(cases)
 
 
+@on(SQLITE_API)
 @pytest.mark.parametrize(("prepare", "most"), [(pruning, 4), (broken_collections, 2)])
 async def test_a_fault_on_the_way_to_a_real_server_loses_nothing(
     server: Server,
@@ -209,6 +210,7 @@ async def test_a_fault_on_the_way_to_a_real_server_loses_nothing(
     assert figures.faults.total() == most
 
 
+@on(SQLITE_API)
 async def test_a_fault_in_a_whole_run_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefect's own requests, the report, the history and the progress included; what the server shows is honest, too."""
     trial, made, cases = await whole_runs(server, monkeypatch, 7)
@@ -217,6 +219,7 @@ async def test_a_fault_in_a_whole_run_loses_nothing(server: Server, monkeypatch:
     assert figures.faults.total() == 3
 
 
+@on(SQLITE_API)
 @pytest.mark.thorough
 async def test_many_faults_in_whole_runs_lose_nothing(
     server: Server, monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]

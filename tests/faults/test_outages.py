@@ -24,7 +24,7 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores import concurrency
 from prefect_artifact_retention.stores.connection import MAX_LOST_REQUESTS, connect
 from scenario import fill, problems, run_flow, run_steps, scenario, small_and_prompt, unfinished_run
-from servers import Server
+from servers import SQLITE_API, Server, on
 
 ATTEMPTS = 6
 """Of each request, by Prefect's client, which pauses after the last one, too."""
@@ -150,7 +150,7 @@ async def test_versions_that_the_server_cannot_show_fail_their_key_and_no_other(
         assert failed.key == "report"
         assert "500" in failed.error
         assert await fake.database.ids() == made.kept | report_rows
-    await fake.database.mend_data()
+    await fake.database.repair_data()
     assert (await run_steps(fake)).outcome == "completed"
     assert await fake.database.ids() == made.kept
 
@@ -167,7 +167,7 @@ async def test_a_latest_version_that_the_server_cannot_show_fails_its_key_and_no
     assert report.outcome == "failed"
     assert report.errors == ["the key after other: nothing deleted, because the server fails to show it (500)"]
     assert await fake.database.ids() == made.kept | {row.id for row in made.rows if row.key == "report"}
-    await fake.database.mend_data()
+    await fake.database.repair_data()
     assert (await run_steps(fake)).outcome == "completed"
     assert await fake.database.ids() == made.kept
 
@@ -185,6 +185,7 @@ async def test_an_artifact_without_a_key_that_the_server_cannot_show_is_left_alo
     assert await fake.database.ids() == made.kept | {row.id}
 
 
+@on(SQLITE_API)
 async def test_a_whole_run_reports_a_key_that_the_server_cannot_show(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is Failed, and has pruned the others."""
     made = scenario(await unfinished_run(server))

@@ -17,7 +17,6 @@ from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.flows.settings import load_settings
 from prefect_artifact_retention.policies import RetentionPolicy
 from servers import (
-    LOWERED_LIMIT,
     POSTGRESQL_API,
     POSTGRESQL_DATABASE,
     PROMPT,
@@ -88,7 +87,7 @@ async def test_a_run_without_work_sends_few_requests(server: Server, monkeypatch
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", count)
     report = await server.run_flow([RetentionPolicy(name="ten", keep_last=versions)], mode="delete")
     assert (report.versions_seen, report.planned) == (keys * versions, 0)
-    page = 200 if server.database.is_sqlite else LOWERED_LIMIT
+    page = server.limit
     assert requests.total() <= keys * versions / page + keys / page + 150, requests
 
 
