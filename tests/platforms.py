@@ -16,6 +16,7 @@ import httpx
 import psutil
 from database import Database, Row, series
 from prefect_artifact_retention.flows.local_server import LocalServer, local_server
+from templates import copy_template
 
 ROOT = Path(__file__).parents[1]
 PREFECT = str(Path(sys.executable).parent / "prefect")
@@ -216,6 +217,8 @@ class Platform:
 @contextmanager
 def platform(folder: Path, policies: str = POLICIES, **settings: str) -> Iterator[Platform]:
     """A server with an empty database, and a checkout beside it."""
+    (folder / "prefect").mkdir(parents=True)
+    copy_template("sqlite", sys.executable, folder / "prefect" / "prefect.db")
     with local_server(folder / "prefect", **settings) as local:
         code = checkout(folder / "code", policies)
         local.wait()

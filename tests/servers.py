@@ -162,7 +162,7 @@ def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
         with local_server(folder, python=SERVER_PYTHON, **settings) as local:
             local.wait()
             yield Server(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect.db'}"))
-            drain()
+            drain(timeout=1)
         return
     copy_template(kind, SERVER_PYTHON, folder / "data")
     with _postgres(folder / "data") as postgres:
@@ -170,7 +170,7 @@ def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
         with local_server(folder, database_url=url, python=SERVER_PYTHON, **settings) as local:
             local.wait()
             yield Server(local, Database(url))
-            drain()
+            drain(timeout=1)
 
 
 @contextmanager
@@ -203,9 +203,9 @@ async def count_rows(server: Server, settle_seconds: float = SETTLE_SECONDS) -> 
     raise TimeoutError("the server goes on writing rows")
 
 
-def drain() -> None:
+def drain(timeout: float = 10) -> None:
     """Let Prefect send its last events and log lines while there is a server to take them."""
     # In a thread: where an event loop runs, Prefect would give a coroutine back instead.
     with ThreadPoolExecutor() as pool:
         for worker in (EventsWorker, APILogWorker):
-            pool.submit(worker.drain_all, timeout=10).result()
+            pool.submit(worker.drain_all, timeout=timeout).result()

@@ -44,7 +44,10 @@ PRESS_AGAIN_SECONDS = 30
 KEPT = 6
 """By the policy of the checkout."""
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no browser: there is no chromium on the PATH")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(not CHROMIUM, reason="no browser: there is no chromium on the PATH"),
+]
 
 
 @dataclass(frozen=True)

@@ -704,7 +704,7 @@ async def test_an_unreadable_plan_deletes_nothing(server: Server, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", truncate)
         with pytest.raises(CleanupFailed, match="does not answer like a Prefect API"):
-            await server.cleanup([KEEP_2], mode="delete")
+            await server.run_flow([KEEP_2], mode="delete")
     assert await server.database.ids() == ids(rows, 0, 1, 2)
 
 
@@ -864,7 +864,7 @@ async def test_a_successor_stays_when_a_person_deletes_the_latest_before_the_fir
 
     with monkeypatch.context() as patch, when_planned(mark):
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", delete_latest)
-        report = await server.cleanup([RetentionPolicy(name="p", keep_last=keep)], mode="delete")
+        report = await server.run_flow([RetentionPolicy(name="p", keep_last=keep)], mode="delete")
     assert deleted
     assert await server.database.ids() == ids(rows, *range(1, keep + 1))
     assert (report.deleted, report.spared) == (0, 1)
@@ -946,7 +946,7 @@ async def test_a_producer_and_a_person_before_the_first_deletion_cost_no_success
 
     with monkeypatch.context() as patch, when_planned(mark):
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", interfere)
-        report = await server.cleanup([RetentionPolicy(name="p", keep_last=1)], mode="delete")
+        report = await server.run_flow([RetentionPolicy(name="p", keep_last=1)], mode="delete")
     assert done
     left = await server.database.ids()
     assert rows[1].id in left

@@ -34,9 +34,7 @@ from prefect_artifact_retention.tasks import bulk
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
 from pydantic import SecretStr
-from servers import POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on, when_planned
-
-pytestmark = on(POSTGRESQL_DATABASE, SQLITE_DATABASE)
+from servers import BY_DATABASE, Server, on, when_planned
 
 KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
@@ -87,6 +85,7 @@ def some_data(chance: random.Random, depth: int = 0) -> object:
     return chance.choice(plain if depth > 2 else plain + nested)()
 
 
+@on(*BY_DATABASE)
 async def test_both_stores_read_the_same_versions(server: Server) -> None:
     """Every field of whatever producers write; sizes are measured in the database, and from what the API shows."""
     chance = random.Random(7)
@@ -108,6 +107,7 @@ async def test_both_stores_read_the_same_versions(server: Server) -> None:
             assert await database.all_collections([]) == await api.all_collections([])
 
 
+@on(*BY_DATABASE)
 async def test_metadata_that_cannot_be_read_keeps_its_version(server: Server) -> None:
     """Prefect writes objects only; whoever writes anything else into the database may mean a hold by it."""
     rows = await server.database.insert(series("report", [1, 2, 3, 4]))
@@ -119,6 +119,7 @@ async def test_metadata_that_cannot_be_read_keeps_its_version(server: Server) ->
     assert sum("unreadable retention-hold" in warning for warning in report.warnings) == 2
 
 
+@on(*BY_DATABASE)
 async def test_a_listing_that_is_left_early_leaves_no_connection_behind(server: Server) -> None:
     """Though more has been asked for by then."""
     await server.database.insert([*series("one", [1, 2]), *series("other", [1, 2])])
@@ -166,6 +167,7 @@ async def estate(server: Server) -> tuple[list[Row], dict[str, UUID]]:
     return rows, latest
 
 
+@on(*BY_DATABASE)
 async def test_both_stores_plan_report_and_leave_the_same(server: Server) -> None:
     """Row for row, on random data: holds, TTLs, unfinished runs, idle and unmanaged keys, dangling and odd latest versions."""
     rows, latest = await estate(server)
@@ -202,6 +204,7 @@ def other_database(server: Server, file: Path) -> Server:
     return replace(server, database=Database(f"sqlite+aiosqlite:///{file}"))
 
 
+@on(*BY_DATABASE)
 async def test_a_database_of_another_server_is_refused(server: Server, tmp_path: Path) -> None:
     """Whether it is empty or has artifacts of its own."""
     rows = await server.database.insert(series("report", [1, 2, 3]))
@@ -221,6 +224,7 @@ async def test_a_database_of_another_server_is_refused(server: Server, tmp_path:
     assert len(await server.database.ids()) == len(await stranger.database.ids()) == len(rows)
 
 
+@on(*BY_DATABASE)
 async def test_a_copy_of_the_servers_database_takes_no_deletion(server: Server, tmp_path: Path) -> None:
     """It has all the artifacts, but not the flow run that deletes."""
     if not server.database.is_sqlite:
@@ -257,6 +261,7 @@ async def test_a_schema_that_is_not_as_known_is_refused(tmp_path: Path, change: 
     engine.dispose()
 
 
+@on(*BY_DATABASE)
 async def test_jsonb_would_be_refused(server: Server) -> None:
     """It is another text of another size than what the API shows."""
     if server.database.is_sqlite:
@@ -269,6 +274,7 @@ async def test_jsonb_would_be_refused(server: Server) -> None:
         await transaction.rollback()
 
 
+@on(*BY_DATABASE)
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -292,6 +298,7 @@ async def test_an_address_of_no_database_is_refused_with_a_message(server: Serve
 # --- where the address comes from
 
 
+@on(*BY_DATABASE)
 async def test_the_address_may_be_in_a_block_of_the_server(server: Server) -> None:
     """A Secret block; one that is not there is an error that names the setting."""
     rows = await server.database.insert(series("report", [1, 2, 3]))
@@ -308,6 +315,7 @@ async def test_the_address_may_be_in_a_block_of_the_server(server: Server) -> No
             await client.delete_block_document(block.id)
 
 
+@on(*BY_DATABASE)
 async def test_a_block_that_the_server_does_not_show_is_a_plain_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a traceback, which could quote its address."""
     send = httpx.AsyncHTTPTransport.handle_async_request
@@ -328,6 +336,7 @@ async def test_a_block_that_the_server_does_not_show_is_a_plain_error(server: Se
 # --- pruned in bulk
 
 
+@on(*BY_DATABASE)
 async def test_what_has_not_changed_goes_in_bulk_and_the_counts_are_exact(server: Server) -> None:
     """Without a task for each key: no version is asked for by itself."""
     rows = [row for number in range(40) for row in series(f"key-{number:02}", [1, 2, 3, 4])]
@@ -352,6 +361,7 @@ async def test_what_has_not_changed_goes_in_bulk_and_the_counts_are_exact(server
     assert await server.database.run("SELECT key FROM artifact_collection WHERE key LIKE 'idle-%'") == []
 
 
+@on(*BY_DATABASE)
 async def test_a_key_of_more_than_a_batch_goes_in_several_batches(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """And so do many artifacts without a key; `max_deletions` stops in the middle of a batch, and bytes are exact."""
     monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.MAX_TRANSACTION_VERSIONS", 7)
@@ -371,6 +381,7 @@ async def test_a_key_of_more_than_a_batch_goes_in_several_batches(server: Server
     assert await server.database.ids() == {row.id for row in rows[:2]}
 
 
+@on(*BY_DATABASE)
 async def test_a_run_that_lives_again_and_a_hold_keep_artifacts_without_a_key(server: Server) -> None:
     """Both come after the plan; their neighbours go."""
     with server.active():
@@ -391,6 +402,7 @@ async def test_a_run_that_lives_again_and_a_hold_keep_artifacts_without_a_key(se
     assert (report.deleted, report.spared) == (1, 2)
 
 
+@on(*BY_DATABASE)
 async def test_the_statement_that_deletes_artifacts_without_a_key_keeps_results_and_keys(server: Server) -> None:
     """Whatever it is given."""
     kinds = [Row(None, days(40)), Row(None, days(40), type="result"), Row("report", days(40)), Row(None, days(40), type=None)]
@@ -400,6 +412,7 @@ async def test_the_statement_that_deletes_artifacts_without_a_key_keeps_results_
     assert await server.database.ids() == {row.id for row in rows[1:]}
 
 
+@on(*BY_DATABASE)
 async def test_the_servers_clock_counts_through_the_database_too(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """It dates the versions; the database may be on another machine, and on SQLite its clock is ours."""
     now = Connection.now
@@ -414,6 +427,7 @@ async def test_the_servers_clock_counts_through_the_database_too(server: Server,
     assert await server.database.ids() == {row.id for row in rows[:2]}
 
 
+@on(*BY_DATABASE)
 async def test_a_deletion_rate_is_kept(server: Server) -> None:
     """Ten versions at four a second take two seconds at least."""
     await server.database.insert(series("report", range(1, 13)))
@@ -423,6 +437,7 @@ async def test_a_deletion_rate_is_kept(server: Server) -> None:
     assert report.duration_seconds >= 2
 
 
+@on(*BY_DATABASE)
 async def test_a_batch_has_few_of_large_versions(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writers wait for a transaction, and its time goes by bytes; a whole key of more than that goes one by one."""
     monkeypatch.setattr(bulk, "MAX_TRANSACTION_BYTES", 10_000)
@@ -458,6 +473,7 @@ async def test_a_batch_has_few_of_large_versions(server: Server, monkeypatch: py
     assert sorted(batches)[-2:] == [2, 20]
 
 
+@on(*BY_DATABASE)
 async def test_what_takes_too_long_in_a_batch_goes_one_by_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow disk does not stop a run for good."""
     if server.database.is_sqlite:
@@ -478,6 +494,7 @@ async def test_what_takes_too_long_in_a_batch_goes_one_by_one(server: Server, mo
     assert len(await server.database.ids()) == 2
 
 
+@on(*BY_DATABASE)
 async def test_each_statement_is_planned_for_its_own_values(server: Server) -> None:
     """PostgreSQL settles for a plan for any values once a prepared statement was used five times: half as fast, in batches."""
     if server.database.is_sqlite:
@@ -492,6 +509,7 @@ async def test_each_statement_is_planned_for_its_own_values(server: Server) -> N
             assert (await connection.scalars(generic, {"ours": "%FROM artifact%"})).all() == []
 
 
+@on(*BY_DATABASE)
 async def test_a_vacuum_does_not_wait_for_ever(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever holds the table may do so for hours: the report says that nothing was vacuumed, and what is stale has gone."""
     if server.database.is_sqlite:
@@ -508,6 +526,7 @@ async def test_a_vacuum_does_not_wait_for_ever(server: Server, monkeypatch: pyte
     assert "lock timeout" in warning
 
 
+@on(*BY_DATABASE)
 async def test_a_run_cancelled_in_the_middle_of_a_batch_counts_what_has_gone(server: Server) -> None:
     """The transaction ends, and its versions are in the report."""
     rows = await server.database.insert([row for number in range(50) for row in series(f"key-{number}", [1, 2, 3, 4])])
@@ -531,6 +550,7 @@ async def test_a_run_cancelled_in_the_middle_of_a_batch_counts_what_has_gone(ser
     assert f"Deleted {gone} versions" in description[0]
 
 
+@on(*BY_DATABASE)
 async def test_a_run_cancelled_in_the_middle_of_a_batch_that_fails_ends_all_the_same(server: Server) -> None:
     """The batch waits for a version that somebody has locked, until an administrator ends its connection."""
     if server.database.is_sqlite:
@@ -556,6 +576,7 @@ async def test_a_run_cancelled_in_the_middle_of_a_batch_that_fails_ends_all_the_
 # --- space on disk
 
 
+@on(*BY_DATABASE)
 async def test_the_report_says_what_space_was_freed_or_why_none_was(server: Server) -> None:
     """After a deletion the space stays with the database; a VACUUM gives back what SQLite can, and PostgreSQL at the end.
 
@@ -582,6 +603,7 @@ async def test_the_report_says_what_space_was_freed_or_why_none_was(server: Serv
 # --- collections without their latest version
 
 
+@on(*BY_DATABASE)
 async def test_a_successor_pruned_while_a_person_deletes_the_latest_comes_back(server: Server) -> None:
     """The server read which version follows, we deleted it, and the server named it the latest: it is created again."""
     if server.database.is_sqlite:
@@ -617,6 +639,7 @@ async def test_a_successor_pruned_while_a_person_deletes_the_latest_comes_back(s
     assert abs(datetime.now(UTC) - second.age - created) < timedelta(minutes=1)
 
 
+@on(*BY_DATABASE)
 async def test_a_repaired_collection_has_the_data_of_its_newest_version(server: Server) -> None:
     """As the server itself would write it."""
     rows = series("broken", [1, 2, 3])
@@ -633,6 +656,7 @@ async def test_a_repaired_collection_has_the_data_of_its_newest_version(server: 
     assert repaired == newest
 
 
+@on(*BY_DATABASE)
 async def test_a_latest_version_is_not_deleted_while_others_are_left(server: Server) -> None:
     """The store itself refuses, also for the only version if `is_latest` is not set; with it, the collection goes, too."""
     rows = await server.database.insert(series("report", [1, 2]))
@@ -648,6 +672,7 @@ async def test_a_latest_version_is_not_deleted_while_others_are_left(server: Ser
     assert await server.database.run("SELECT key FROM artifact_collection") == []
 
 
+@on(*BY_DATABASE)
 async def test_a_version_that_has_come_to_be_held_or_in_use_is_not_deleted_by_itself_either(server: Server) -> None:
     """Its key is pruned by itself because it has changed, and may go on changing; a hold that is over keeps nothing."""
     with server.active():
@@ -665,6 +690,7 @@ async def test_a_version_that_has_come_to_be_held_or_in_use_is_not_deleted_by_it
     assert await server.database.ids() == {row.id for row in rows[:4]}
 
 
+@on(*BY_DATABASE)
 async def test_nothing_is_deleted_of_a_key_that_somebody_is_writing_to(server: Server) -> None:
     """Whoever creates a version holds its collection until it is there; its neighbour goes meanwhile."""
     if server.database.is_sqlite:
@@ -693,6 +719,7 @@ async def deletion_of(store: DatabaseStore, key: str, *, stays: int) -> KeyDelet
     return KeyDeletion(collection, history.mark, [version.id for version in newest_first[stays:]], is_last=True)
 
 
+@on(*BY_DATABASE)
 async def test_a_key_whose_run_has_not_finished_is_passed_over_and_the_rest_of_its_batch_goes(server: Server) -> None:
     """Nothing of it, not even its versions of other runs; nor its collection, where all of it was to go."""
     with server.active():
@@ -710,6 +737,7 @@ async def test_a_key_whose_run_has_not_finished_is_passed_over_and_the_rest_of_i
         await server.database.clear()
 
 
+@on(*BY_DATABASE)
 async def test_a_batch_with_a_latest_version_deletes_nothing(server: Server) -> None:
     """Whoever asks for it: the store looks for itself."""
     rows = await server.database.insert([*series("report", [1, 2]), *series("other", [1, 2])])
@@ -723,6 +751,7 @@ async def test_a_batch_with_a_latest_version_deletes_nothing(server: Server) -> 
 # --- a role that may do just what is needed
 
 
+@on(*BY_DATABASE)
 async def test_the_documented_grants_are_enough_and_no_more_than_needed(server: Server) -> None:
     """A run deletes, repairs and drops an idle key as that role; without any of the grants it would not.
 

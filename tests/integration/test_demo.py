@@ -1,4 +1,4 @@
-"""The demo, as `make demo` runs it, twice in the same folder."""
+"""The demo, as `make demo` runs it."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 
 def run_demo(folder: Path, home: Path, *flags: str) -> str:
@@ -18,7 +20,7 @@ def run_demo(folder: Path, home: Path, *flags: str) -> str:
     return done.stdout
 
 
-def test_the_demo_deletes_what_it_says_and_works_twice(tmp_path: Path) -> None:
+def test_the_demo_deletes_what_it_says(tmp_path: Path) -> None:
     """It never uses the user's own Prefect, where nothing answers here."""
     folder, home = tmp_path / "demo", tmp_path / "home"
     home.mkdir()
@@ -37,7 +39,15 @@ def test_the_demo_deletes_what_it_says_and_works_twice(tmp_path: Path) -> None:
     database.close()
     created = int(text.partition("Created ")[2].partition(" versions")[0])
     assert (held, idle, left) == ((1,), (0,), (created - stale,))
-    report = json.loads(run_demo(folder, home, "--json"))
-    assert (report["outcome"], report["deleted"]) == ("completed", report["planned"])
-    assert 380 <= report["planned"] <= 410
     assert not list(home.iterdir())
+
+
+@pytest.mark.thorough
+def test_the_demo_works_twice_in_the_same_folder(tmp_path: Path) -> None:
+    """And its report can be read by a program."""
+    folder, home = tmp_path / "demo", tmp_path / "home"
+    home.mkdir()
+    for _time in range(2):
+        report = json.loads(run_demo(folder, home, "--json"))
+        assert (report["outcome"], report["deleted"]) == ("completed", report["planned"])
+        assert 380 <= report["planned"] <= 410

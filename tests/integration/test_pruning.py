@@ -204,7 +204,7 @@ async def test_a_server_on_postgresql_gets_several_deletions_at_once_and_one_on_
     await keys(server, "a", "b", "c", versions=100)
     seen: list[tuple[str, int]] = []
     with transport(watch(set(), seen)):
-        report = await server.cleanup([KEEP_2], mode="delete")
+        report = await server.run_flow([KEEP_2], mode="delete")
     assert report.deleted == 294
     most = 1 if server.database.is_sqlite else concurrency.MAX_CONCURRENT_REQUESTS
     assert max(others for _, others in seen) == most - 1
