@@ -109,14 +109,14 @@ class StillAliveError(Exception):
     """A process has not ended in time; it has been killed."""
 
 
-def end(process: BaseProcess, how: signal.Signals | None = None, patience: float = 150) -> int:
+def end(process: BaseProcess, how: signal.Signals | None = None, timeout: float = 150) -> int:
     """Wait for the end of a process, sending it a signal first if one is given, and return its exit code.
 
     Patiently: a server on SQLite holds all its writes up for a minute now and then.
     """
     if how and process.pid and process.is_alive():
         os.kill(process.pid, how)
-    process.join(patience)
+    process.join(timeout)
     code = process.exitcode
     if code is None:
         process.kill()

@@ -45,8 +45,8 @@ class Database:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
         # Now and then, a Prefect server on SQLite locks its database for a minute.
-        patience = {"timeout": LOCKED_SECONDS} if self.is_sqlite else {}
-        self.engine = create_async_engine(url, poolclass=NullPool, connect_args=patience)
+        connect_args = {"timeout": LOCKED_SECONDS} if self.is_sqlite else {}
+        self.engine = create_async_engine(url, poolclass=NullPool, connect_args=connect_args)
         self.json_type = "TEXT" if self.is_sqlite else "JSON"
 
     async def run(self, statement: str, rows: Sequence[Mapping[str, object]] | None = None) -> Sequence[sa.Row]:

@@ -20,7 +20,7 @@ from templates import copy_template
 
 ROOT = Path(__file__).parents[1]
 PREFECT = str(Path(sys.executable).parent / "prefect")
-PATIENCE = 180
+TIMEOUT_SECONDS = 180
 """Seconds in which whatever is waited for must have happened."""
 
 POLICIES = '[[policies]]\nname = "keep some"\nkeep_last = 6\n'
@@ -51,14 +51,14 @@ def before_you_start() -> list[str]:
     return [line for line in shell_block("Before you start") if line not in ("make .venv/.installed", ". .venv/bin/activate")]
 
 
-def wait_for(what: str, look: Callable[[], Any], patience: float = PATIENCE) -> Any:  # noqa: ANN401 - what it sees
+def wait_for(what: str, look: Callable[[], Any], timeout: float = TIMEOUT_SECONDS) -> Any:  # noqa: ANN401 - what it sees
     """Look until there is something to see."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if (seen := look()) is not None:
             return seen
         time.sleep(0.3)
-    raise AssertionError(f"not seen within {patience:g} s: {what}")
+    raise AssertionError(f"not seen within {timeout:g} s: {what}")
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Platform:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=PATIENCE * 4,
+            timeout=TIMEOUT_SECONDS * 4,
         )
         output = done.stdout + done.stderr
         assert (done.returncode != 0) == fails, output
@@ -119,7 +119,7 @@ class Platform:
             assert shell.poll() is None, self.log()
             return True if self.deployments() == ["nightly", "on-demand"] else None
 
-        wait_for("the deployments", deployed, patience=PATIENCE * 4)
+        wait_for("the deployments", deployed, timeout=TIMEOUT_SECONDS * 4)
 
     @contextmanager
     def worker(self, pool: str = "artifact-retention") -> Iterator[subprocess.Popen[bytes]]:

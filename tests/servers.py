@@ -35,8 +35,9 @@ SERVER_PYTHON = os.environ.get("TEST_SERVER_PYTHON", sys.executable)
 PROMPT = {f"PREFECT_SERVER_SERVICES_{service}_FLUSH_INTERVAL": "0.25" for service in ("EVENT_PERSISTER", "TASK_RUN_RECORDER")}
 """What a run has caused to be written is written soon after, and can be counted."""
 
+PROMPT_SECONDS = 0.5
 SETTLE_SECONDS = 2
-"""Longer than a server with these settings keeps to itself what it was told."""
+"""Longer than a server with these settings keeps to itself what it was told; and with time to spare."""
 
 UNHURRIED_SECONDS = 7
 """The same for a server with its own settings."""

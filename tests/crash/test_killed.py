@@ -21,7 +21,7 @@ Revive = Callable[[Server], None]
 async def rerun(server: Server, forge: Forge, revive: Revive, expected: int = 0) -> int:
     """Run a cleanup to its end, which is to exit with this code; return how often the server had to be restarted for it."""
     try:
-        code = await asyncio.to_thread(lambda: end(forge.start(server), patience=30))
+        code = await asyncio.to_thread(lambda: end(forge.start(server), timeout=30))
     except StillAliveError:
         code = -1
     if code == expected:

@@ -14,7 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from platforms import PATIENCE, Platform
+from platforms import TIMEOUT_SECONDS, Platform
 from prefect.blocks.webhook import Webhook
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_artifact_retention.flows.alarm import NAME
@@ -55,7 +55,13 @@ def alarm(deployed: Platform, *arguments: str) -> tuple[int, str]:
     """Call the command; its exit code, and all that it prints."""
     command = [str(Path(sys.executable).parent / "artifact-retention"), "alarm", *arguments]
     done = subprocess.run(
-        command, env=deployed.environment, cwd=deployed.folder, check=False, capture_output=True, text=True, timeout=PATIENCE
+        command,
+        env=deployed.environment,
+        cwd=deployed.folder,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -103,7 +109,7 @@ def test_the_alarm_is_silent_while_cleanups_succeed_and_goes_off_when_they_stop(
     succeed(deployed, "watched-*", "failed")
     succeed(deployed, "watched-a")
     succeed(deployed, "other-*")
-    told = calls.get(timeout=PATIENCE)
+    told = calls.get(timeout=TIMEOUT_SECONDS)
     assert "No cleanup of watched-* has succeeded" in told
     assert time.monotonic() - last > SECONDS - 5
     (automation,) = automations(deployed, f"{NAME} watched-*")
@@ -116,7 +122,7 @@ def test_the_alarm_goes_off_where_no_cleanup_has_ever_succeeded(
     """A deployment that never ran is found out, too."""
     name, calls = block
     assert alarm(deployed, name, "--key", "never-*", "--hours", str(SECONDS / 3600))[0] == 0
-    assert "No cleanup of never-* has succeeded" in calls.get(timeout=PATIENCE)
+    assert "No cleanup of never-* has succeeded" in calls.get(timeout=TIMEOUT_SECONDS)
     (automation,) = automations(deployed, f"{NAME} never-*")
     deployed.ask("DELETE", f"/automations/{automation}")
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pytest
 from database import Row
-from platforms import PATIENCE, ROOT, Platform, wait_for
+from platforms import ROOT, TIMEOUT_SECONDS, Platform, wait_for
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 from prefect_artifact_retention.tasks.history import Row as HistoryRow
 
@@ -38,7 +38,7 @@ KEYS = {
     "dashboard-link": 9,
 }
 WIDTH, HEIGHT = 1440, 900
-LONG_MS = PATIENCE * 1000
+LONG_MS = TIMEOUT_SECONDS * 1000
 """For a run; now and then, a Prefect server on SQLite holds its writes up for a minute."""
 PRESS_AGAIN_SECONDS = 30
 KEPT = 6
@@ -106,8 +106,8 @@ def visitor(address: str, interface: Interface) -> Iterator[Visitor]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=interface.theme)
-        page.set_default_timeout(PATIENCE * 400)
-        expect.set_options(timeout=PATIENCE * 400)
+        page.set_default_timeout(TIMEOUT_SECONDS * 400)
+        expect.set_options(timeout=TIMEOUT_SECONDS * 400)
         try:
             yield Visitor(page, interface, address)
         finally:

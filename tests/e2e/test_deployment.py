@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from database import series
-from platforms import PATIENCE, ROOT, Platform, before_you_start, checkout, end, platform, shell_block, wait_for
+from platforms import ROOT, TIMEOUT_SECONDS, Platform, before_you_start, checkout, end, platform, shell_block, wait_for
 from prefect_artifact_retention.flows.local_server import local_server
 
 KEYS = [f"key-{number}" for number in range(4)]
@@ -190,7 +190,7 @@ def test_the_page_on_deploying_leads_to_a_nightly_run_and_away_again_without_a_t
             end(process, signal.SIGTERM)
         assert made.left() & {str(row.id) for row in old} == {str(row.id) for row in old[:10]}
         uninstalling = made.shell(shell_block("Uninstalling"))
-        assert uninstalling.wait(PATIENCE) == 0, made.log()
+        assert uninstalling.wait(TIMEOUT_SECONDS) == 0, made.log()
         assert made.sql("SELECT count(*) FROM artifact WHERE key LIKE 'artifact-retention-%'") == [(0,)]
         for kind in ("flow", "flow_run", "deployment", "deployment_schedule", "work_pool"):
             assert made.sql(f"SELECT count(*) FROM {kind}") == [(0,)], kind

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from database import Row, days, series
-from platforms import PATIENCE, POLICIES, Platform, platform, shell_block, wait_for
+from platforms import POLICIES, TIMEOUT_SECONDS, Platform, platform, shell_block, wait_for
 
 pytestmark = pytest.mark.thorough
 
@@ -44,7 +44,7 @@ def test_two_workers_delete_their_keys_at_once_and_nightly_the_rest(tmp_path: Pa
         made.insert([*loose, *series("artifact-retention-report", range(1, 41))])
         made.prefect("work-pool", "create", "artifact-retention", "--type", "process")
         sharing = made.shell(shell_block("Sharing the work"))
-        assert sharing.wait(PATIENCE) == 0, made.log()
+        assert sharing.wait(TIMEOUT_SECONDS) == 0, made.log()
         assert made.deployments() == ["nightly", *SHARES, "on-demand"]
         with made.worker(), made.worker("artifact-retention-2"):
             runs = {name: made.start(name, **SLOWLY) for name in SHARES}

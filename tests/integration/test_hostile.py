@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.rendering import WORD_JOINER
 from prefect_artifact_retention.tasks.report import CleanupFailed
-from servers import BY_API, SQLITE_API, Server, drain, on
+from servers import BY_API, PROMPT, PROMPT_SECONDS, SQLITE_API, Server, count_rows, on, started_when_asked
 
 HOSTILE = (
     "\x1b[31m\u202e\r\n\n# Taken over\n\n| a | b |\n|---|---|\n<script>alert(1)</script> [x](javascript:y) ![z](//evil) `**"
@@ -44,6 +44,13 @@ BECOMES_LINK = re.compile(r"https?://|www\.|[\w.+-]@\w", re.IGNORECASE)
 
 KEEP_1 = RetentionPolicy(name="<b>|one*", match_types=[HOSTILE, "markdown"], match_keys=["*", HOSTILE], keep_last=1)
 PICTURE = "data:image/svg+xml;base64,"
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """Servers that write at once what they are told, so that all of it is looked at."""
+    with started_when_asked(tmp_path_factory.mktemp("hostile"), **PROMPT) as get:
+        yield get
 
 
 async def fill(server: Server) -> None:
@@ -97,7 +104,8 @@ def loads(data: object) -> Any:  # noqa: ANN401 - JSON
 
 async def check_what_people_see(server: Server) -> dict[str, Any]:
     """Look at all that a run has written for people, and return the texts of its own artifacts."""
-    await asyncio.to_thread(drain)
+    # Once all of it has been written.
+    await count_rows(server, PROMPT_SECONDS)
     texts = {}
     for key, data, description in await server.database.run(
         "SELECT key, data, description FROM artifact WHERE key LIKE 'artifact-retention-%' ORDER BY created"
