@@ -34,7 +34,7 @@ from prefect_artifact_retention.tasks import bulk
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
 from pydantic import SecretStr
-from servers import BY_DATABASE, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on, when_planned
+from servers import BY_DATABASE, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, drain, on, when_planned
 
 KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
@@ -352,6 +352,7 @@ async def test_what_has_not_changed_goes_in_bulk_and_the_counts_are_exact(server
     assert report.bytes_freed == sum(len(json.dumps(row.data)) for row in gone) == report.bytes_planned
     own = "SELECT flow_run_id FROM artifact WHERE key = 'artifact-retention-report'"
     tasks: set[str] = set()
+    await asyncio.to_thread(drain)
     async with asyncio.timeout(60):
         # The server writes them, in their order, some seconds after it was told of them.
         while "report" not in tasks:
