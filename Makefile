@@ -40,15 +40,20 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal -rfEs
 .PHONY: test
 test: $(INSTALLED)
 	@echo "Running the tests on real Prefect servers of their own ..."
-	@$(PYTEST) -m "not thorough and not docker"
+	@$(PYTEST) -m "not thorough and not long and not docker"
 
 .PHONY: test-all
-test-all: test test-thorough
+test-all: test test-thorough test-long
 
 # The tests of the image need the Docker engine that DOCKER_HOST names, those of the user interface a Chromium; else they are skipped.
 .PHONY: test-thorough
 test-thorough: $(INSTALLED)
-	@$(PYTEST) -m "thorough or docker"
+	@$(PYTEST) -m "(thorough or docker) and not long"
+
+# Prints the figures of docs/evidence.md.
+.PHONY: test-long
+test-long: $(INSTALLED)
+	@$(PYTEST) -m long
 
 # Environments of their own, in which the package is installed as its users have it. Only the oldest needs a pin.
 COMPAT := tests/integration/test_cleanup.py tests/integration/test_pruning.py tests/integration/test_server_expiry.py tests/integration/test_server_version.py

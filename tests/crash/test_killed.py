@@ -90,7 +90,7 @@ async def test_a_few_kills_through_the_database(server: Server, forge: Forge, re
     assert killed == len(deaths)
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 @on(SQLITE_API, POSTGRESQL_API)
 async def test_many_kills(server: Server, forge: Forge, revive: Revive, tell: Callable[[str], None]) -> None:
     """The first, second and last deletions; any request, from the first question to the report's last word; any moment."""

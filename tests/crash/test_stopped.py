@@ -94,7 +94,7 @@ async def test_a_run_stopped_while_it_plans_has_deleted_nothing(server: Server, 
     assert left == {row.id for row in estate.rows}
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 async def test_wherever_sigterm_hits_the_run_stops(server: Server, forge: Forge, tell: Callable[[str], None]) -> None:
     """In whatever code is at work just then; it says so in the end, unless there was nothing left to do."""
     chance = random.Random(SEED)

@@ -220,7 +220,7 @@ async def test_a_fault_in_a_whole_run_loses_nothing(server: Server, monkeypatch:
 
 
 @on(SQLITE_API)
-@pytest.mark.thorough
+@pytest.mark.long
 async def test_many_faults_in_whole_runs_lose_nothing(
     server: Server, monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]
 ) -> None:

@@ -8,7 +8,7 @@ from command import measure
 from filling import Size, fill
 from servers import Server, started
 
-pytestmark = pytest.mark.thorough
+pytestmark = pytest.mark.long
 
 MAX_MEGABYTES = 400
 BUDGET_MINUTES = 1.5

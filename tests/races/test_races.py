@@ -247,7 +247,7 @@ async def test_holds_set_while_keys_are_pruned_in_bulk_are_kept(server: Server, 
     assert not await server.database.dangling()
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 async def test_a_long_race(server: Server, monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]) -> None:
     """The same for six hundred keys; some dangle in between, or it was no race."""
     figures = await race(server, monkeypatch, 600)
