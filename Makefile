@@ -56,7 +56,7 @@ test-long: $(INSTALLED)
 	@$(PYTEST) -m long
 
 # Environments of their own, in which the package is installed as its users have it. Only the oldest needs a pin.
-COMPAT := tests/integration/test_cleanup.py tests/integration/test_pruning.py tests/integration/test_server_expiry.py tests/integration/test_server_version.py
+COMPAT := tests/integration/test_cleanup.py tests/integration/test_pruning.py tests/integration/test_server_expiry.py tests/integration/test_server_version.py tests/contract
 OLDEST := $(shell sed -n 's/^  "prefect>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 PREFECT_VERSION := -c 'import prefect; print(prefect.__version__)'
 
@@ -95,7 +95,7 @@ lint: $(INSTALLED)
 
 .PHONY: schema
 schema: $(INSTALLED)
-	@$(BIN)/artifact-retention policies schema > retention.schema.json
+	@mkdir -p build && $(BIN)/artifact-retention policies schema > build/retention.schema.json && mv build/retention.schema.json retention.schema.json
 
 .PHONY: lock
 lock: $(INSTALLED)

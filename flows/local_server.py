@@ -65,7 +65,7 @@ class LocalServer:
         (*_, last_line) = ["no message", *log.read_text(errors="replace").splitlines()]
         raise RetentionError(
             f"the local Prefect server did not start ({printable(last_line)}; see {log}). "
-            "The versions of its libraries that work come with: pip install 'prefect-artifact-retention[server]'"
+            "If that is about fastapi or sqlalchemy: the versions that work come with this package's extra `server`"
         )
 
 

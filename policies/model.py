@@ -158,8 +158,8 @@ class RetentionPolicy(BaseModel):
     """Which versions of which keys are kept. A number of 0 switches its rule off.
 
     The keep rules form a union: a version is deleted only if no rule keeps it. The latest version of a key, held versions,
-    versions of unfinished runs, versions newer than the cleanup, and results of runs are always kept (README, "How a verdict
-    is reached").
+    versions of unfinished runs, versions newer than the cleanup, and results of runs are always kept (docs/policies.md, "Who
+    decides").
 
     Raises:
         pydantic.ValidationError: A value is out of bounds, or two fields contradict each other.

@@ -348,7 +348,7 @@ class ApiStore:
         Checked twice, because the latest version may change between the two requests of a check.
         """
         suspects = list(keys)
-        for _look in range(2):
+        for _check in range(2):
             collections = await self.collections(suspects)
             half_repaired = [each.key for each in collections if each.is_placeholder and await self._has_others(each)]
             latest = {each.latest_id: each.key for each in collections if each.key not in half_repaired}

@@ -547,7 +547,7 @@ async def _repair(run: Run, keys: Sequence[str]) -> tuple[dict[str, str], dict[s
     """
     problems: dict[str, str] = {}
     suspects = keys
-    for _take_snapshot in range(MAX_REPAIR_ROUNDS):
+    for _round in range(MAX_REPAIR_ROUNDS):
         suspects = await run.store.dangling(suspects)
         for key in suspects:
             try:

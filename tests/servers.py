@@ -196,7 +196,7 @@ async def count_rows(server: Server, settle_seconds: float = SETTLE_SECONDS) -> 
     """The rows of every table, once the server has written all that it was told."""
     drain()
     rows = await server.database.count_all_rows()
-    for _look in range(MAX_POLLS):
+    for _poll in range(MAX_POLLS):
         await asyncio.sleep(settle_seconds)
         before, rows = rows, await server.database.count_all_rows()
         if rows == before:

@@ -34,8 +34,8 @@ def copy_template(kind: str, python: str, target: Path) -> None:
         if not template.exists():
             with tempfile.TemporaryDirectory(prefix="template-") as folder:
                 made = (_make_sqlite if kind == "sqlite" else _make_postgresql)(python, Path(folder))
-                _copy(made, template.with_suffix(".part"))
-            template.with_suffix(".part").rename(template)
+                _copy(made, template.with_name(f"{template.name}.part"))
+            template.with_name(f"{template.name}.part").rename(template)
     _copy(template, target)
 
 
@@ -75,6 +75,6 @@ def _copy(source: Path, target: Path) -> None:
 def _lock(template: Path) -> Iterator[None]:
     """Let one process at a time make this template."""
     CACHE.mkdir(exist_ok=True)
-    with template.with_suffix(".lock").open("w") as file:
+    with template.with_name(f"{template.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -17,18 +17,19 @@ import pytest
 import steps
 from chance import SEED
 from fake import FakeServer
-from hypothesis import HealthCheck, seed, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from injection import FAULTS, Fault, Send, line
 from oracle import kept_ids
 from prefect.server.schemas.actions import ArtifactCreate
+from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, Version
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from scenario import small_and_prompt
 
 POLICIES = (
-    RetentionPolicy(name="loads", match_keys=["load-*"], keep_last=1, drop_idle_keys_after_days=5),
+    RetentionPolicy(name="loads", match_keys=["load-*"], keep_last=2, drop_idle_keys_after_days=5),
     RetentionPolicy(name="audit", match_keys=["audit"], keep_all=True),
     RetentionPolicy(name="daily", match_keys=["daily"], keep_daily=2, keep_oldest=True),
     RetentionPolicy(name="personal", match_keys=["personal"], keep_last=3, expire_after_days=4),
@@ -69,9 +70,13 @@ class AnyOrder(RuleBasedStateMachine):
 
     # --- producers and people
 
-    @initialize(histories=st.lists(st.tuples(st.sampled_from(KEYS), st.integers(1, 8)), min_size=1, max_size=6))
-    def begin(self, histories: Sequence[tuple[str | None, int]]) -> None:
-        """Some keys have some versions, half a day apart."""
+    @initialize(
+        histories=st.lists(st.tuples(st.sampled_from(KEYS), st.integers(1, 8)), min_size=1, max_size=6),
+        takes_several=st.booleans(),
+    )
+    def begin(self, histories: Sequence[tuple[str | None, int]], *, takes_several: bool) -> None:
+        """Some keys have some versions, half a day apart; some servers take several requests at once."""
+        self.server.takes_several = takes_several
         for _round in range(8):
             for key, versions in histories:
                 if versions > _round:
@@ -180,6 +185,8 @@ class AnyOrder(RuleBasedStateMachine):
                 "delete_latest",
                 "delete_latest",
                 "delete_latest",
+                "produce_and_delete_former_latest",
+                "produce_and_delete_former_latest",
                 "produce",
                 "change_metadata",
                 "delete",
@@ -204,6 +211,7 @@ class AnyOrder(RuleBasedStateMachine):
             doing: dict[str, Callable[[], None]] = {
                 "produce": lambda: self.produce(key, None, by_run=True, seconds=1),
                 "change_metadata": lambda: self.change_metadata(place, {HOLD: "true"}),
+                "produce_and_delete_former_latest": lambda: self._replace_latest_of(keys or [str(key)]),
                 "delete": lambda: self.delete(place),
                 "delete_latest": lambda: self._delete_latest_of(keys) if keys else self.delete_latest(place),
                 "lose_latest": lambda: self.lose_latest(place),
@@ -224,7 +232,7 @@ class AnyOrder(RuleBasedStateMachine):
         if claim is not None and disturbed.victim in disturbed.requests[: claim + 1]:
             # Each key is judged anew once the run has said that it deletes.
             assert not kept_then - self._mine(), "what was kept before anything went has gone"
-        elif what in {"produce", "delete_latest"}:
+        elif what in {"produce", "delete_latest", "produce_and_delete_former_latest"}:
             # Its collection is read right before versions of a key go. Of two of the same instant, either may be kept.
             for key in keys:
                 wanted = {version_id for version_id in kept_then if self.keys[version_id] == key}
@@ -238,6 +246,14 @@ class AnyOrder(RuleBasedStateMachine):
             if row["key"] in keys:
                 self.deleted_by_people.add(row["latest_id"])
                 self.server.database.delete(row["latest_id"])
+
+    def _replace_latest_of(self, keys: Sequence[str]) -> None:
+        """Somebody creates a new version of some keys, and deletes those that were the latest until then."""
+        former = {row["key"]: row["latest_id"] for row in self._collections() if row["key"] in keys}
+        for key, version_id in former.items():
+            self.produce(key, None, by_run=False, seconds=1)
+            self.deleted_by_people.add(version_id)
+            self.server.database.delete(version_id)
 
     def _judge(self, report: CleanupReport | None, kept: set[UUID], before: set[UUID]) -> None:
         gone = before - self._mine()
@@ -256,7 +272,9 @@ class AnyOrder(RuleBasedStateMachine):
 
         async def run() -> CleanupReport | None:
             try:
-                return await steps.cleanup(POLICIES, mode="delete", **parameters)
+                return await steps.cleanup(
+                    POLICIES, mode="delete", own_runs={self.server.start_run(artifact_cleanup.name)}, **parameters
+                )
             except CleanupFailed as error:
                 return error.report
             except RetentionError:
@@ -342,6 +360,8 @@ def test_nothing_kept_is_lost_whatever_happens_in_any_order(monkeypatch: pytest.
                 deadline=None,
                 database=None,
                 derandomize=False,
+                # A failure is shown as it was found: to make it smaller takes many minutes.
+                phases=[Phase.generate],
                 suppress_health_check=list(HealthCheck),
             ),
         )

@@ -147,6 +147,33 @@ async def test_a_version_that_came_and_went_since_the_plan_does_not_hide_the_one
 
 
 @on(*BY_FAKE)
+async def test_a_successor_stays_when_the_latest_is_replaced_and_deleted_right_before_the_batch(server: Server) -> None:
+    """The new version takes no slot, so the one behind the deleted latest moves up."""
+    rows = (await keys(server, "report", versions=2))["report"]
+    planned: list[bool] = []
+    done: list[bool] = []
+
+    async def mark() -> None:
+        # The new version must be younger than the run, whose clock has whole seconds.
+        await asyncio.sleep(1.1)
+        planned.append(True)
+
+    async def interfere(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if planned and not done and request.url.path.endswith("/latest/filter") and b'"report"' in request.content:
+            done.append(True)
+            async with get_client() as somebody:
+                await somebody.request("POST", "/artifacts/", json={"key": "report", "type": "markdown", "data": "new"})
+                await somebody.delete_artifact(rows[0].id)
+        return await send(transport, request)
+
+    with transport(interfere), when_planned(mark):
+        report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+    assert done
+    assert rows[1].id in await server.database.ids()
+    assert (report.deleted, report.spared) == (0, 1)
+
+
+@on(*BY_FAKE)
 async def test_a_key_that_cannot_be_read_fails_alone(server: Server) -> None:
     """The keys that would have shared its snapshot are pruned all the same."""
     rows = await keys(server, "a", "bad", "c", versions=3)

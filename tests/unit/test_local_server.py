@@ -22,7 +22,7 @@ def test_a_server_whose_libraries_are_too_new_is_told_of_with_the_way_out(tmp_pa
         server.wait()
     message = str(caught.value)
     assert "did not start (TypeError: an unexpected \\x1b[31margument; see " in message
-    assert "'prefect-artifact-retention[server]'" in message
+    assert "extra `server`" in message
     assert str(tmp_path / "home" / "server.log") in message
 
 
