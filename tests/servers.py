@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -165,13 +166,15 @@ def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
             yield Server(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect.db'}"))
             drain(timeout=1)
         return
-    copy_template(kind, SERVER_PYTHON, folder / "data")
-    with _postgres(folder / "data") as postgres:
-        url = postgres.get_uri().replace("postgresql://", "postgresql+asyncpg://")
-        with local_server(folder, database_url=url, python=SERVER_PYTHON, **settings) as local:
-            local.wait()
-            yield Server(local, Database(url))
-            drain(timeout=1)
+    # Not in pytest's own folder: for root, PostgreSQL runs as another user, whom each session of pytest shuts out of that.
+    with tempfile.TemporaryDirectory(prefix="postgresql-", ignore_cleanup_errors=True) as place:
+        copy_template(kind, SERVER_PYTHON, Path(place) / "data")
+        with _postgres(Path(place) / "data") as postgres:
+            url = postgres.get_uri().replace("postgresql://", "postgresql+asyncpg://")
+            with local_server(folder, database_url=url, python=SERVER_PYTHON, **settings) as local:
+                local.wait()
+                yield Server(local, Database(url))
+                drain(timeout=1)
 
 
 @contextmanager
