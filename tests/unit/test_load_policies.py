@@ -618,3 +618,23 @@ def test_a_limit_for_unkeyed_artifacts_promises_no_latest() -> None:
 def test_a_policy_of_one_day_describes_itself_in_the_singular() -> None:
     """Not `the last 1 days`."""
     assert not re.search(r"\b1 \w+s\b", policy(keep_within_days=1, keep_daily=1, grace_days=1).describe())
+
+
+@pytest.mark.parametrize(
+    ("fields", "beyond"),
+    [
+        ({"keep_all": True}, True),
+        ({"keep_last": 1}, True),
+        ({"keep_monthly": 1}, True),
+        ({"keep_within_days": 31}, True),
+        ({"keep_within_days": 30}, False),
+        ({"keep_within_days": 1, "grace_days": 31}, True),
+        ({"keep_within_days": 1, "keep_oldest": True}, True),
+        ({"keep_last": 1, "expire_after_days": 30}, False),
+        ({"keep_last": 1, "expire_after_days": 31}, True),
+    ],
+    ids=str,
+)
+def test_a_policy_says_whether_it_keeps_versions_longer_than_a_server_does(fields: dict[str, Any], *, beyond: bool) -> None:
+    """Which the report warns of, where the server deletes by itself after 30 days."""
+    assert RetentionPolicy(name="p", **fields).keeps_beyond(30) == beyond
