@@ -200,7 +200,7 @@ class AnyOrder(RuleBasedStateMachine):
         at_check=st.booleans(),
     )
     def clean_up_meanwhile(self, what: str, at: int, place: int, tasks: int, *, at_check: bool) -> None:
-        """A run during which somebody is at work loses nothing that was kept when it began, and looks before it deletes."""
+        """A run during which somebody is at work loses nothing that was kept when it began, and checks before it deletes."""
         kept, before, dangling, now = self._kept(), self._mine(), self._dangling(), self.server.now()
         kept_then: set[UUID] = set()
         keys: list[str] = []

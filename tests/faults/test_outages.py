@@ -113,7 +113,7 @@ async def test_requests_that_are_lost_together_count_as_one(fake: FakeServer, mo
 async def test_a_run_that_listings_hide_is_not_taken_for_one_that_has_ended(
     fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody deletes many flow runs while we ask for theirs, from the plan to the last look: its version stays."""
+    """Somebody deletes many flow runs while we ask for theirs, from the plan to the last check: its version stays."""
 
     def of_flow_runs(request: httpx.Request) -> bool:
         return is_listing(request) and "/flow_runs/" in request.url.path

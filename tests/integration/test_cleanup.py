@@ -34,7 +34,7 @@ KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let transactions delete no more at a time than the API does between two looks."""
+    """Let transactions delete no more at a time than the API does between two checks."""
     monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.MAX_TRANSACTION_VERSIONS", prune.DELETIONS_PER_CHECK)
 
 
@@ -312,7 +312,7 @@ async def test_runs_over_different_keys_at_once_each_delete_theirs_and_share_the
         f"SELECT key, count(*), {once} FROM artifact WHERE key LIKE 'artifact-retention-%' GROUP BY key"
     )
     assert len(ours) == 3
-    # What the two of them write themselves comes before or after the other's look.
+    # What the two of them write themselves comes before or after the other's snapshot.
     assert all(number >= 30 and once <= 32 for _key, number, once in ours), ours
 
 

@@ -338,7 +338,7 @@ def putting_off(rows: Sequence[Row], meanwhile: Callable[[str], Awaitable[None]]
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a look be too old for another attempt after less than a second."""
+    """Let a check be too old for another attempt after less than a second."""
     monkeypatch.setattr(prune, "MAX_RESEND_SECONDS", 0.05)
 
 
@@ -502,7 +502,7 @@ async def test_a_repair_whose_answer_is_lost_leaves_no_placeholder(server: Serve
 @on(*BY_FAKE)
 @pytest.mark.usefixtures("impatient", "one_at_once")
 async def test_what_waits_behind_a_deferred_deletion_is_checked_again_too(server: Server) -> None:
-    """Of the same key: nothing more of it is sent on the old look."""
+    """Of the same key: nothing more of it is sent on the old check."""
     rows = (await keys(server, "report", versions=8))["report"]
 
     async def hold_the_next(_version_id: str) -> None:

@@ -52,7 +52,7 @@ def local_times(versions: Iterable[Version]) -> list[str]:
     return [f"{time.astimezone(ZURICH):%Y-%m-%d %H:%M%z}" for time in times]
 
 
-def claimed(night: Night, rule: str) -> list[str]:
+def kept_by(night: Night, rule: str) -> list[str]:
     """The local times of what one rule keeps."""
     return local_times(verdict.version for verdict in night.verdicts if rule in verdict.rules)
 
@@ -65,10 +65,10 @@ def night_of(year: int, month: int, day: int) -> Night:
 def test_the_year_ends_with_exactly_its_hours_days_weeks_months_and_years() -> None:
     """Every slot is the last hour of its period, by Zurich's clock, W53 included."""
     last = hourly_year()[-1]
-    assert claimed(last, "keep_hourly") == [
+    assert kept_by(last, "keep_hourly") == [
         f"{END.astimezone(ZURICH).replace(minute=0) - timedelta(hours=hours):%Y-%m-%d %H:%M%z}" for hours in range(24)
     ]
-    assert claimed(last, "keep_daily") == [
+    assert kept_by(last, "keep_daily") == [
         "2027-01-06 03:00+0100",
         "2027-01-05 23:00+0100",
         "2027-01-04 23:00+0100",
@@ -77,14 +77,14 @@ def test_the_year_ends_with_exactly_its_hours_days_weeks_months_and_years() -> N
         "2027-01-01 23:00+0100",
         "2026-12-31 23:00+0100",
     ]
-    assert claimed(last, "keep_weekly") == [
+    assert kept_by(last, "keep_weekly") == [
         "2027-01-06 03:00+0100",
         "2027-01-03 23:00+0100",  # 2026-W53
         "2026-12-27 23:00+0100",
         "2026-12-20 23:00+0100",
         "2026-12-13 23:00+0100",
     ]
-    assert claimed(last, "keep_monthly") == [
+    assert kept_by(last, "keep_monthly") == [
         "2027-01-06 03:00+0100",
         "2026-12-31 23:00+0100",
         "2026-11-30 23:00+0100",
@@ -98,7 +98,7 @@ def test_the_year_ends_with_exactly_its_hours_days_weeks_months_and_years() -> N
         "2026-03-31 23:00+0200",
         "2026-02-28 23:00+0100",
     ]
-    assert claimed(last, "keep_yearly") == ["2027-01-06 03:00+0100", "2026-12-31 23:00+0100"]
+    assert kept_by(last, "keep_yearly") == ["2027-01-06 03:00+0100", "2026-12-31 23:00+0100"]
 
 
 def test_the_year_ends_with_no_version_more_than_its_slots() -> None:
@@ -141,7 +141,7 @@ def test_a_year_of_nights_under_every_kind_of_keep_rule_ends_where_one_pruning_w
 )
 def test_every_night_of_the_year_fills_the_slots_it_can(rule: str, slots: int, first_full_night: int) -> None:
     """From 2, 7 and 26 January and 1 December on, also in the nights when the clocks change."""
-    counts = [len(claimed(night, rule)) for night in hourly_year()]
+    counts = [len(kept_by(night, rule)) for night in hourly_year()]
     assert counts == sorted(counts)
     assert counts.index(slots) == first_full_night
     assert counts[-1] == slots
@@ -154,7 +154,7 @@ def test_the_collection_never_outgrows_its_slots() -> None:
 
 def test_the_night_after_dst_begins_keeps_24_hours_without_the_skipped_one() -> None:
     """On 2026-03-29 Zurich has no 02:00; 24 hours reach back to 05:00 the day before."""
-    hours = claimed(night_of(2026, 3, 29), "keep_hourly")
+    hours = kept_by(night_of(2026, 3, 29), "keep_hourly")
     assert hours[:4] == [
         "2026-03-29 04:00+0200",
         "2026-03-29 03:00+0200",
@@ -167,7 +167,7 @@ def test_the_night_after_dst_begins_keeps_24_hours_without_the_skipped_one() -> 
 
 def test_the_night_after_dst_ends_keeps_the_repeated_hour_twice() -> None:
     """On 2026-10-25 Zurich has 02:00 twice, and both take a slot."""
-    hours = claimed(night_of(2026, 10, 25), "keep_hourly")
+    hours = kept_by(night_of(2026, 10, 25), "keep_hourly")
     assert hours[:4] == [
         "2026-10-25 03:00+0100",
         "2026-10-25 02:00+0100",
@@ -181,6 +181,6 @@ def test_the_night_after_dst_ends_keeps_the_repeated_hour_twice() -> None:
 @pytest.mark.parametrize(("month", "day"), [(3, 30), (10, 26)])
 def test_the_days_on_which_clocks_change_are_one_day_each(month: int, day: int) -> None:
     """The night after, the seven dailies are seven consecutive dates, each but today at 23:00."""
-    dailies = claimed(night_of(2026, month, day), "keep_daily")
+    dailies = kept_by(night_of(2026, month, day), "keep_daily")
     assert [daily[:10] for daily in dailies] == [f"2026-{month:02d}-{day - back:02d}" for back in range(7)]
     assert {daily[11:16] for daily in dailies[1:]} == {"23:00"}
