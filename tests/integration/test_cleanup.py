@@ -352,7 +352,7 @@ async def test_only_an_older_run_that_is_alive_and_deletes_the_same_keys_holds_u
 
 
 async def test_protected_versions_stay(server: Server) -> None:
-    """Held, unreadable, within its TTL, or of a run that has not finished; their plain neighbours go."""
+    """Held, unreadable, misspelt, within its TTL, or of a run that has not finished; their plain neighbours go."""
 
     @flow(name="producer")
     def producer() -> None:
@@ -370,11 +370,18 @@ async def test_protected_versions_stay(server: Server) -> None:
             Row("report", days(13), flow_run_id=running),
             Row("report", days(14), flow_run_id=uuid4()),
             Row("report", days(15), metadata={"retention-ttl-days": "3"}),
+            Row("report", days(16), metadata={"RETENTION_HOLD": "true"}),
+            Row("report", days(17), metadata={"retention.ttl": "30"}),
+            Row("report", days(18), metadata={"artifact-retention-phase": "deleting"}),
+            Row(None, days(19), metadata={"Retention-Hold": "true"}),
+            Row(None, days(20), metadata={"hold": "true"}),
         ]
     )
-    report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
-    assert await server.database.ids() == ids(rows, 0, 1, 2, 3, 4)
-    assert any("yess" in warning for warning in report.warnings)
+    policies = [RetentionPolicy(name="one", keep_last=1), RetentionPolicy(name="loose", unkeyed=True, keep_within_days=1)]
+    report = await server.cleanup(policies, mode="delete")
+    assert await server.database.ids() == ids(rows, 0, 1, 2, 3, 4, 7, 8, 10)
+    for culprit in ("yess", "RETENTION_HOLD", "retention.ttl", "Retention-Hold"):
+        assert any(culprit in warning for warning in report.warnings)
 
 
 async def test_an_idle_key_goes_with_its_latest_and_an_active_one_keeps_it(server: Server) -> None:
