@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, overload
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from prefect_artifact_retention.policies.formatting import count, days, printable
+from prefect_artifact_retention.policies.formatting import days, printable
 from prefect_artifact_retention.policies.periods import CALENDAR
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -300,11 +300,7 @@ class RetentionPolicy(BaseModel):
             kept.append(f"the last {self.keep_last}")
         if self.keep_within_days:
             kept.append(f"all of the last {days(self.keep_within_days)}")
-        kept += [
-            f"the newest of each of the last {count(number, period.noun)}"
-            for period in CALENDAR
-            if (number := getattr(self, period.rule))
-        ]
+        kept += [period.describe(number) for period in CALENDAR if (number := getattr(self, period.rule))]
         if any(getattr(self, period.rule) for period in CALENDAR):
             kept[-1] += f" ({self.timezone})"
         if self.keep_oldest:

@@ -27,6 +27,12 @@ class Period(NamedTuple):
     noun: str
     name: Callable[[datetime], str]
 
+    def describe(self, number: int) -> str:
+        """Describe what a rule of this many periods keeps."""
+        if number == 1:
+            return f"the newest of the last {self.noun} that has any"
+        return f"the newest of each of the last {number} {self.noun}s that have any"
+
 
 def _iso_week(local: datetime) -> str:
     year, week, _ = local.isocalendar()

@@ -579,22 +579,22 @@ DESCRIBED = [
     (
         {"keep_within_days": 1.5, "keep_hourly": 24, "keep_daily": 14, "timezone": "Europe/Zurich"},
         (
-            "Every key: keep all of the last 1.5 days, the newest of each of the last 24 hours, "
-            "the newest of each of the last 14 days (Europe/Zurich)."
+            "Every key: keep all of the last 1.5 days, the newest of each of the last 24 hours that have any, "
+            "the newest of each of the last 14 days that have any (Europe/Zurich)."
         ),
     ),
     (
         {"match_keys": ["a-*", "b"], "exclude_keys": ["a-x"], "match_types": ["table", "markdown"], "keep_weekly": 8},
         (
             "Keys a-*, b except a-x whose latest version is of type table or markdown: "
-            "keep the newest of each of the last 8 weeks (UTC)."
+            "keep the newest of each of the last 8 weeks that have any (UTC)."
         ),
     ),
     (
         {"keep_last": 3, "keep_monthly": 12, "keep_yearly": 5, "keep_oldest": True, "grace_days": 2},
         (
-            "Every key: keep the last 3, the newest of each of the last 12 months, "
-            "the newest of each of the last 5 years (UTC), the oldest, each for 2 days after it was superseded."
+            "Every key: keep the last 3, the newest of each of the last 12 months that have any, "
+            "the newest of each of the last 5 years that have any (UTC), the oldest, each for 2 days after it was superseded."
         ),
     ),
     (
