@@ -529,7 +529,8 @@ HOSTILE_KEYS = ["a_b", "aXb", "a%b", "A-B", "a-b", "", "abc", "abc\n", "a|b`c*<b
 async def test_a_key_is_matched_exactly(server: Server, key: str) -> None:
     """Its look-alikes lose nothing."""
     rows = {name: await server.database.insert(series(name, [1, 2, 3])) for name in HOSTILE_KEYS}
-    policy = RetentionPolicy(name="exact", match_keys=[key.replace("*", "[*]")], keep_last=1)
+    is_possible = re.fullmatch("[a-z0-9-]*", key)  # no policy may name the others, which only SQL makes
+    policy = RetentionPolicy(name="exact", match_keys=[key if is_possible else "*"], keep_last=1)
     await server.cleanup([policy], keys=[key.replace("*", "[*]")], mode="delete")
     left = {row.id for name in HOSTILE_KEYS for row in rows[name][: 1 if name == key else 3]}
     assert await server.database.ids() == left

@@ -160,9 +160,14 @@ def test_an_argument_that_is_no_text_is_refused(call: Call) -> None:
 
 def test_hostile_configuration_steers_no_terminal(folder: Path, call: Call) -> None:
     """What it means, and what is wrong with it."""
-    policies = '[[policies]]\nname = "a"\nkeep_last = 1\nmatch_keys = ["\\u001b[31m*", "\\u202e"]\n'
+    policies = '[[policies]]\nname = "a"\nkeep_last = 1\nmatch_types = ["\\u001b[31m*", "\\u202e"]\n'
     file = folder / "a\x1b[31m.toml"
-    for text, code in ((policies, 0), (policies + '"b\\u001b[31m" = 1\n', 2), ('"c\\u001b[31m" = 1\n', 2)):
+    for text, code in (
+        (policies, 0),
+        (policies + '"b\\u001b[31m" = 1\n', 2),
+        (policies.replace("types", "keys"), 2),
+        ('"c\\u001b[31m" = 1\n', 2),
+    ):
         file.write_text(text, encoding="utf-8")
         outcome = call("policies", "check", "--config", str(file))
         assert outcome.code == code
