@@ -132,11 +132,11 @@ def _shadowing(earlier: Sequence[RetentionPolicy], later: RetentionPolicy) -> li
     """Return the names of the policies that together take every key of a later one; none if it may have a key."""
     if later.unkeyed:
         return [policy.name for policy in earlier if policy.unkeyed][:1]
-    first = [_covering(earlier, glob, later) for glob in later.match_keys]
+    first = [covering(earlier, glob, later) for glob in later.match_keys]
     return [] if None in first else list(dict.fromkeys(name for name in first if name))
 
 
-def _covering(earlier: Sequence[RetentionPolicy], glob: str, later: RetentionPolicy) -> str | None:
+def covering(earlier: Sequence[RetentionPolicy], glob: str, later: RetentionPolicy) -> str | None:
     """Return the name of the first policy that takes every key which a later one would select by this glob."""
     for policy in earlier:
         all_types = not policy.match_types or (later.match_types and {*later.match_types} <= {*policy.match_types})

@@ -20,7 +20,8 @@ RESULT = "result"
 """The type of artifacts without a key in which Prefect 2 kept the results of runs; those of Prefect 3 have no type."""
 
 
-TYPES = ("markdown", "table", "progress", "image", "link", RESULT)
+LINK = "link"
+TYPES = ("markdown", "table", "progress", "image", LINK, RESULT)
 """The artifact types that Prefect has names for; producers may have others."""
 
 

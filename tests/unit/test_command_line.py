@@ -190,13 +190,26 @@ def test_policies_check_says_what_each_policy_means(call: Call) -> None:
     assert outcome.stderr == ""
 
 
+def test_policies_check_says_what_is_doubtful(folder: Path, call: Call) -> None:
+    """It is no error: somebody may mean it."""
+    policies = '[[policies]]\nname = "logs"\nkeep_monthly = 12\nexpire_after_days = 30\nmatch_types = ["link"]\n'
+    (folder / "retention.toml").write_text(policies, encoding="utf-8")
+    outcome = call("policies", "check")
+    _policies, link, months = " ".join(outcome.stdout.split()).split("doubtful: ")
+    assert link.startswith("policy \"logs\": match_types has 'link'")
+    assert months.startswith('policy "logs": keep_monthly = 12 would reach back about 365 days, but expire_after_days = 30')
+    assert outcome.code == 0
+    assert len(json.loads(call("policies", "check", "--json").stdout)["doubts"]) == 2
+
+
 @pytest.mark.usefixtures("config")
 def test_policies_check_as_json_is_one_document_and_nothing_else(call: Call) -> None:
     """With the sentence beside the fields."""
     outcome = call("policies", "check", "--json")
     assert outcome.code == 0
     document = json.loads(outcome.stdout)
-    assert set(document) == {"source", "digest", "policies"}
+    assert set(document) == {"source", "digest", "policies", "doubts"}
+    assert document["doubts"] == []
     assert document["source"] == "retention.toml"
     audit, default = document["policies"]
     assert (audit["name"], audit["keep_all"], audit["sentence"]) == ("audit", True, "Keys audit-*: keep everything.")
