@@ -69,7 +69,8 @@ def select_policy(policies: Sequence[RetentionPolicy], key: str | None, latest_t
 def stand_in(policies: Sequence[RetentionPolicy], override: RetentionPolicy) -> tuple[RetentionPolicy, ...]:
     """Replace the rules of every keyed policy by those of `override`, except where a policy has `keep_all`.
 
-    The selectors stay, so keys with `keep_all` stay protected by it. Keys that no policy selects get `override` itself.
+    The selectors stay, so keys with `keep_all` stay protected by it. Keys that no policy selects get `override` itself,
+    without those of its globs that the others take.
     """
     rules = override.model_dump(exclude={"name", *SELECTORS})
     replaced = [
@@ -81,7 +82,8 @@ def stand_in(policies: Sequence[RetentionPolicy], override: RetentionPolicy) -> 
         for policy in policies
         if not policy.unkeyed
     ]
-    return tuple(replaced if _shadowing(replaced, override) else [*replaced, override])
+    left = [glob for glob in override.match_keys if not covering(replaced, glob, override)]
+    return tuple([*replaced, override.model_copy(update={"match_keys": left})] if left else replaced)
 
 
 def digest(policies: Sequence[RetentionPolicy]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from builders import policy
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, load_policies
+from prefect_artifact_retention.policies.doubts import find_doubts
 from prefect_artifact_retention.policies.loading import (
     OWN_KEYS,
     OWN_POLICY,
@@ -579,6 +580,14 @@ def test_keys_without_a_policy_get_the_override() -> None:
     policies = stand_in(load(reports(match_keys=["a*"])), COMMAND_LINE)
     assert chosen(policies, "b") == "command line"
     assert stand_in((), COMMAND_LINE) == (COMMAND_LINE,)
+
+
+def test_an_override_is_only_for_the_keys_that_no_policy_takes() -> None:
+    """The others have their policy, under its name; nothing about it is doubtful."""
+    override = policy(match_keys=["a-1", "b", "artifact-x"], keep_last=1)
+    policies = stand_in(load(reports(match_keys=["a*"], exclude_keys=[]), reports(name="b", match_keys=["b-*"])), override)
+    assert [each.match_keys for each in policies] == [["a*"], ["b-*"], ["b"]]
+    assert find_doubts(policies) == []
 
 
 def test_unkeyed_artifacts_are_no_business_of_an_override() -> None:
