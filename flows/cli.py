@@ -162,18 +162,21 @@ def check(*, config: Config = None, as_json: Json = False) -> int:
     if not settings.policies:
         raise ConfigurationError("no policy is configured: write a [[policies]] table into retention.toml")
     from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
+    from prefect_artifact_retention.policies.doubts import find_doubts  # noqa: PLC0415
 
     with_own, source = resolve_policies((), settings, "delete")
-    policies = with_own[1:]
+    policies, doubts = with_own[1:], find_doubts(with_own)
     if as_json:
         described = [policy.model_dump() | {"sentence": policy.describe()} for policy in policies]
-        _print_json({"source": source, "digest": digest(with_own), "policies": described})
+        _print_json({"source": source, "digest": digest(with_own), "policies": described, "doubts": doubts})
     else:
         console = Console()
         title = f"{printable(source)}: {len(policies)} policies, tried in this order"
         console.print(title, markup=False, highlight=False)
         for policy in policies:
             console.print(f"  {policy.name}: {policy.describe()}", markup=False, highlight=False)
+        for doubt in doubts:
+            console.print(f"doubtful: {printable(doubt)}", markup=False, highlight=False)
     return DONE
 
 

@@ -3,8 +3,10 @@
 - `model`: the value types `Version`, `Versions`, `Verdict` and `RetentionPolicy`.
 - `evaluation`: `evaluate`, which decides for each version of a key whether it is kept, and why.
 - `periods`: the calendar periods of `keep_hourly` to `keep_yearly`.
+- `globs`: which globs can match a key at all, and which cover others.
 - `control`: holds and TTLs in an artifact's metadata.
 - `loading`: reads policies from configuration, and reports every mistake in them.
+- `doubts`: what is valid in policies and yet hardly meant.
 - `formatting`: numbers, durations and text from outside, as they are shown.
 """
 

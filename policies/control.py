@@ -1,7 +1,8 @@
 """Holds and TTLs: the entries by which a producer controls the retention of one version, in its metadata.
 
 `retention-hold` is "true" or a date (UTC, inclusive); `retention-ttl-days` is a number of days. An invalid value keeps the
-version and is reported: holds fail closed, because a deletion cannot be undone.
+version and is reported, and so does any other entry that reads as `retention-...`, such as `retention_hold`: holds fail
+closed, because a deletion cannot be undone. The entries of this package itself begin with `artifact-retention-`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ TTL_DAYS = "retention-ttl-days"
 MAX_TTL_DAYS = 36_525
 """A hundred years. A longer TTL counts as invalid, and so keeps its version."""
 
+_IS_MEANT = re.compile(r"[^a-z0-9]*retention([^a-z0-9]|hold|ttl)", re.IGNORECASE | re.ASCII)
+"""How names begin that are meant for this package, whatever their case and separators: `Retention-Hold`, `retention_ttl`."""
+
 _DAYS = re.compile(r"[0-9]+(\.[0-9]+)?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _MAX_QUOTED_CHARS = 40
@@ -29,8 +33,8 @@ class Control:
     Attributes:
         held: The reason for which a hold keeps the version, such as "held until 2026-12-31"; None without a hold in force.
         ttl: The time to live; None without a valid one.
-        has_ttl: Whether there is a TTL, valid or not; such a version takes no slot of a keep rule.
-        unreadable: A message for each invalid entry; each keeps the version.
+        has_ttl: Whether there is a TTL, valid or not, misspelt or not; such a version takes no slot of a keep rule.
+        unreadable: A message for each entry with an invalid value or an unknown name; each keeps the version.
     """
 
     held: str | None = None
@@ -42,11 +46,17 @@ class Control:
 NO_CONTROL = Control()
 
 
+def select_control(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Select the entries that are meant to control retention, misspelt ones included."""
+    return {name: value for name, value in metadata.items() if _IS_MEANT.match(name)}
+
+
 def read_control(metadata: Mapping[str, str], now: datetime) -> Control:
     """Read the hold and the TTL in the metadata of one version, as of `now`."""
-    if HOLD not in metadata and TTL_DAYS not in metadata:
+    if not (metadata := select_control(metadata)):
         return NO_CONTROL
-    unreadable = []
+    unknown = sorted(metadata.keys() - {HOLD, TTL_DAYS})
+    unreadable = [f"unknown metadata entry {_shown(name)} (known are {HOLD} and {TTL_DAYS})" for name in unknown]
     held, ttl = None, None
     if HOLD in metadata:
         try:
@@ -58,7 +68,7 @@ def read_control(metadata: Mapping[str, str], now: datetime) -> Control:
             ttl = _read_ttl(metadata[TTL_DAYS])
         except ValueError:
             unreadable.append(f"unreadable {TTL_DAYS} {_shown(metadata[TTL_DAYS])}")
-    return Control(held, ttl, TTL_DAYS in metadata, tuple(unreadable))
+    return Control(held, ttl, any("ttl" in name.lower() for name in metadata), tuple(unreadable))
 
 
 def _read_hold(value: object, now: datetime) -> str | None:

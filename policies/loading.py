@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from prefect_artifact_retention.policies.errors import ConfigurationError
+from prefect_artifact_retention.policies.globs import covers
 from prefect_artifact_retention.policies.model import SELECTORS, RetentionPolicy
 from pydantic import BaseModel, ValidationError
 
 REPORT_KEY = "artifact-retention-report"
 HISTORY_KEY = "artifact-retention-history"
 PROGRESS_KEY = "artifact-retention-progress"
+OWN_PREFIX = "artifact-retention-"
 OWN_KEYS = (REPORT_KEY, HISTORY_KEY, PROGRESS_KEY)
 """The keys of the artifacts that this package writes."""
 
@@ -66,7 +69,8 @@ def select_policy(policies: Sequence[RetentionPolicy], key: str | None, latest_t
 def stand_in(policies: Sequence[RetentionPolicy], override: RetentionPolicy) -> tuple[RetentionPolicy, ...]:
     """Replace the rules of every keyed policy by those of `override`, except where a policy has `keep_all`.
 
-    The selectors stay, so keys with `keep_all` stay protected by it. Keys that no policy selects get `override` itself.
+    The selectors stay, so keys with `keep_all` stay protected by it. Keys that no policy selects get `override` itself,
+    without those of its globs that the others take.
     """
     rules = override.model_dump(exclude={"name", *SELECTORS})
     replaced = [
@@ -78,8 +82,8 @@ def stand_in(policies: Sequence[RetentionPolicy], override: RetentionPolicy) -> 
         for policy in policies
         if not policy.unkeyed
     ]
-    shadowed = any(_shadows(policy, override) for policy in replaced)
-    return tuple(replaced if shadowed else [*replaced, override])
+    left = [glob for glob in override.match_keys if not covering(replaced, glob, override)]
+    return tuple([*replaced, override.model_copy(update={"match_keys": left})] if left else replaced)
 
 
 def digest(policies: Sequence[RetentionPolicy]) -> str:
@@ -110,18 +114,35 @@ def _shown(value: object) -> str:
 
 def _conflicts(policies: Sequence[RetentionPolicy]) -> Iterator[str]:
     for number, policy in enumerate(policies):
-        for earlier in policies[:number]:
-            if earlier.name == policy.name:
-                yield f'two policies have name = "{policy.name}"'
-            elif _shadows(earlier, policy):
-                what = "unkeyed = true" if policy.unkeyed else f"match_keys = {policy.match_keys}"
-                yield f'policy "{policy.name}": {what} can never apply: policy "{earlier.name}" before it takes them all'
+        earlier = policies[:number]
+        if any(each.name == policy.name for each in earlier):
+            yield f'two policies have name = "{policy.name}"'
+        elif own := [glob for glob in policy.match_keys if policy is not OWN_POLICY and _is_for_own_keys(glob)]:
+            yield f'policy "{policy.name}": match_keys = {own} can never apply: policy "{OWN_POLICY.name}" is for these keys'
+        elif shadowing := _shadowing(earlier, policy):
+            what = "unkeyed = true" if policy.unkeyed else f"match_keys = {policy.match_keys}"
+            names = " and ".join(f'"{name}"' for name in shadowing)
+            who = f"policy {names} before it takes" if len(shadowing) == 1 else f"policies {names} before it take"
+            yield f'policy "{policy.name}": {what} can never apply: {who} them all'
 
 
-def _shadows(earlier: RetentionPolicy, later: RetentionPolicy) -> bool:
-    return (
-        earlier.unkeyed == later.unkeyed
-        and not earlier.exclude_keys
-        and not earlier.match_types
-        and all(not {"*", pattern}.isdisjoint(earlier.match_keys) for pattern in later.match_keys)
-    )
+def _is_for_own_keys(glob: str) -> bool:
+    return glob.startswith(OWN_PREFIX) and any(fnmatchcase(key, glob) for key in OWN_KEYS)
+
+
+def _shadowing(earlier: Sequence[RetentionPolicy], later: RetentionPolicy) -> list[str]:
+    """Return the names of the policies that together take every key of a later one; none if it may have a key."""
+    if later.unkeyed:
+        return [policy.name for policy in earlier if policy.unkeyed][:1]
+    first = [covering(earlier, glob, later) for glob in later.match_keys]
+    return [] if None in first else list(dict.fromkeys(name for name in first if name))
+
+
+def covering(earlier: Sequence[RetentionPolicy], glob: str, later: RetentionPolicy) -> str | None:
+    """Return the name of the first policy that takes every key which a later one would select by this glob."""
+    for policy in earlier:
+        all_types = not policy.match_types or (later.match_types and {*later.match_types} <= {*policy.match_types})
+        all_keys = {*policy.exclude_keys} <= {*later.exclude_keys} and any(covers(own, glob) for own in policy.match_keys)
+        if all_types and all_keys and not policy.unkeyed:
+            return policy.name
+    return None

@@ -11,12 +11,18 @@ from typing import Annotated, Any, NamedTuple, overload
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from prefect_artifact_retention.policies.formatting import count, days, printable
+from prefect_artifact_retention.policies.formatting import days, printable
+from prefect_artifact_retention.policies.globs import covers, impossible
 from prefect_artifact_retention.policies.periods import CALENDAR
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 RESULT = "result"
 """The type of artifacts without a key in which Prefect 2 kept the results of runs; those of Prefect 3 have no type."""
+
+
+LINK = "link"
+TYPES = ("markdown", "table", "progress", "image", LINK, RESULT)
+"""The artifact types that Prefect has names for; producers may have others."""
 
 
 class Version(NamedTuple):
@@ -171,7 +177,7 @@ class RetentionPolicy(BaseModel):
     match_keys: list[str] = Field(
         default=["*"],
         title="Match keys",
-        description="Globs (* ? [abc]) of the keys that this policy is for; case-sensitive, the whole key.",
+        description="Globs (* ? [abc]) of the keys that this policy is for; the whole key, which has only a-z, 0-9 and -.",
         min_length=1,
     )
     exclude_keys: list[str] = Field(
@@ -222,6 +228,21 @@ class RetentionPolicy(BaseModel):
             raise ValueError("must be one line of visible text")
         return name
 
+    @field_validator("match_keys", "exclude_keys")
+    @classmethod
+    def _possible_globs(cls, globs: list[str]) -> list[str]:
+        if problems := [problem for glob in globs if (problem := impossible(glob))]:
+            raise ValueError("; ".join(problems))
+        return globs
+
+    @field_validator("match_types")
+    @classmethod
+    def _exact_types(cls, types: list[str]) -> list[str]:
+        for kind in types:
+            if kind not in TYPES and (meant := kind.strip().lower()) in TYPES:
+                raise ValueError(f"no artifact is of type {kind!r}; did you mean {meant!r}?")
+        return types
+
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, name: str) -> str:
@@ -246,7 +267,7 @@ class RetentionPolicy(BaseModel):
             yield from _beside(given, "unkeyed = true", allowed=("name", "unkeyed", *AGE_RULES))
         if not any(given.get(rule) for rule in KEEP_RULES):
             yield f"no keep rule: set one of {', '.join(KEEP_RULES)}"
-        if all(any(_excludes(glob, pattern) for glob in self.exclude_keys) for pattern in self.match_keys):
+        if all(any(covers(glob, pattern) for glob in self.exclude_keys) for pattern in self.match_keys):
             yield f"exclude_keys = {self.exclude_keys} excludes all of match_keys = {self.match_keys}"
         if 0 < self.expire_after_days < self.keep_within_days:
             yield (
@@ -300,11 +321,7 @@ class RetentionPolicy(BaseModel):
             kept.append(f"the last {self.keep_last}")
         if self.keep_within_days:
             kept.append(f"all of the last {days(self.keep_within_days)}")
-        kept += [
-            f"the newest of each of the last {count(number, period.noun)}"
-            for period in CALENDAR
-            if (number := getattr(self, period.rule))
-        ]
+        kept += [period.describe(number) for period in CALENDAR if (number := getattr(self, period.rule))]
         if any(getattr(self, period.rule) for period in CALENDAR):
             kept[-1] += f" ({self.timezone})"
         if self.keep_oldest:
@@ -319,7 +336,6 @@ class RetentionPolicy(BaseModel):
         return sentence
 
 
-WILDCARDS = frozenset("*?[")
 SELECTORS = ("match_keys", "exclude_keys", "match_types")
 AGE_RULES = ("keep_within_days", "expire_after_days")
 KEEP_RULES = ("keep_all", "keep_last", "keep_within_days", *(period.rule for period in CALENDAR))
@@ -329,10 +345,3 @@ def _beside(given: Mapping[str, object], switch: str, *, allowed: tuple[str, ...
     for name, value in given.items():
         if name not in allowed:
             yield f"{name} = {value!r} has no meaning beside {switch}"
-
-
-def _excludes(glob: str, pattern: str) -> bool:
-    """Whether `glob` matches every key that `pattern` matches; decided for equal globs, plain keys and `prefix*` only."""
-    if glob.endswith("*") and not WILDCARDS & set(glob[:-1]):
-        return pattern.startswith(glob[:-1])
-    return glob == pattern or (not WILDCARDS & set(pattern) and fnmatchcase(pattern, glob))

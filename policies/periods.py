@@ -19,13 +19,21 @@ class Period(NamedTuple):
         rule: The field of the policy, such as `keep_daily`.
         word: The adjective in a reason, such as "daily".
         noun: The noun in a policy's description, such as "day".
+        days: How long it lasts, on average.
         name: Names the period of a local time; two times are in the same period if the names are equal.
     """
 
     rule: str
     word: str
     noun: str
+    days: float
     name: Callable[[datetime], str]
+
+    def describe(self, number: int) -> str:
+        """Describe what a rule of this many periods keeps."""
+        if number == 1:
+            return f"the newest of the last {self.noun} that has any"
+        return f"the newest of each of the last {number} {self.noun}s that have any"
 
 
 def _iso_week(local: datetime) -> str:
@@ -38,9 +46,9 @@ def _hour(local: datetime) -> str:
 
 
 CALENDAR = (
-    Period("keep_hourly", "hourly", "hour", _hour),
-    Period("keep_daily", "daily", "day", lambda local: f"{local:%Y-%m-%d}"),
-    Period("keep_weekly", "weekly", "week", _iso_week),
-    Period("keep_monthly", "monthly", "month", lambda local: f"{local:%Y-%m}"),
-    Period("keep_yearly", "yearly", "year", lambda local: f"{local:%Y}"),
+    Period("keep_hourly", "hourly", "hour", 1 / 24, _hour),
+    Period("keep_daily", "daily", "day", 1, lambda local: f"{local:%Y-%m-%d}"),
+    Period("keep_weekly", "weekly", "week", 7, _iso_week),
+    Period("keep_monthly", "monthly", "month", 365.25 / 12, lambda local: f"{local:%Y-%m}"),
+    Period("keep_yearly", "yearly", "year", 365.25, lambda local: f"{local:%Y}"),
 )

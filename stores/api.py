@@ -19,7 +19,7 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect_artifact_retention.policies import StoreError, Version
-from prefect_artifact_retention.policies.control import HOLD, TTL_DAYS
+from prefect_artifact_retention.policies.control import HOLD, select_control
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.model import RESULT, Versions
 from prefect_artifact_retention.stores.connection import Connection, ResponseTooLargeError
@@ -600,12 +600,12 @@ def _metadata(row: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
 
 
 def control_metadata(metadata: Any) -> Mapping[str, str]:  # noqa: ANN401 - JSON
-    """Select the hold and the TTL from an artifact's metadata. Metadata that is no object counts as an invalid hold."""
+    """Select what controls retention from an artifact's metadata. Metadata that is no object counts as an invalid hold."""
     if not metadata:
         return NO_METADATA
     if not isinstance(metadata, dict):
         return {HOLD: "(metadata that is no object)"}
-    return {name: metadata[name] for name in (HOLD, TTL_DAYS) if name in metadata}
+    return select_control(metadata) or NO_METADATA
 
 
 def _optional_id(text: str | None) -> UUID | None:

@@ -100,8 +100,8 @@ MAX_ROWS_PER_QUERY = 20_000
 METADATA_ROWS_PER_FETCH = 1_000
 """Rows with metadata read at a time; more take more memory, as metadata may be large."""
 
-METADATA_PREFIX = "retention-"
-"""How the metadata entries that control retention begin."""
+METADATA_WORD = "retention"
+"""What the names of all metadata entries that control retention contain, in lower or upper case."""
 
 COMPARED_COLLECTIONS = 10
 """Collections compared between server and database before a preview. With fewer, another server's database may pass."""
@@ -421,9 +421,8 @@ class DatabaseStore:
             raise KeptVersionError(f"{self.address} keeps a version that was to be deleted; the whole batch was rolled back")
 
     async def _delete_unkeyed(self, connection: AsyncConnection, ids: Sequence[UUID]) -> set[UUID]:
-        metadata = sa.cast(ARTIFACT.c.metadata_, sa.Text)
         these = self._among(ARTIFACT.c.id, ids)
-        plain = sa.or_(metadata.is_(None), ~metadata.contains(METADATA_PREFIX))
+        plain = self._control_text().is_(None)
         free = sa.select(ARTIFACT.c.id).where(these, _IS_UNKEYED, plain, *_runs_have_ended())
         going = set(await connection.scalars(free))
         await connection.execute(sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, going)))
@@ -608,7 +607,9 @@ class DatabaseStore:
     def _control_text(self) -> sa.ColumnElement[str | None]:
         """The metadata as text if it may have retention entries, else NULL."""
         text = sa.cast(ARTIFACT.c.metadata_, sa.Text)
-        return sa.case((text.contains(METADATA_PREFIX), text))
+        # In the collation of a Turkish database, the lower case of I is no i.
+        compared = text if self.is_sqlite else sa.collate(text, "C")
+        return sa.case((sa.func.lower(compared).contains(METADATA_WORD), text))
 
     def _plain_columns(self) -> tuple[sa.ColumnElement[Any], ...]:
         """The fields of `Version`, in its order, without the key and the metadata."""

@@ -12,6 +12,7 @@ from itertools import chain
 from uuid import UUID
 
 from prefect_artifact_retention.policies import RetentionPolicy, Verdict, Version
+from prefect_artifact_retention.policies.doubts import find_doubts
 from prefect_artifact_retention.policies.evaluation import Judgement, judge
 from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.policies.loading import OWN_POLICY, select_policy
@@ -20,6 +21,9 @@ from prefect_artifact_retention.stores.store import Collection, History
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.report import KeyReport, PolicyReport
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
+
+MANY_SINGLE_VERSIONS = 50
+"""The number of keys with a single version from which the report doubts that their policy is of use."""
 
 ZOMBIE_AGE = timedelta(days=7)
 """The age from which the report names an unfinished run that keeps versions."""
@@ -37,6 +41,10 @@ async def make_plan(run: Run) -> None:
             managed[collection.key] = collection, policy
         else:
             run.report.unmanaged.append(collection.key)
+    run.report.doubts = [
+        *_without_keys(run, {policy.name for _collection, policy in managed.values()}),
+        *find_doubts(run.policies),
+    ]
     unkeyed_policy = None if run.report.scope else select_policy(run.policies, None, None)
     # With the API, the collector must run: the responses are in reference cycles, and hold megabytes of payloads.
     with nullcontext() if run.store is run.server else _without_collector():
@@ -44,7 +52,34 @@ async def make_plan(run: Run) -> None:
     if not unkeyed_policy and not run.report.scope:
         run.report.unmanaged_unkeyed = await run.store.count_unkeyed()
     run.report.policies = _policy_reports(run)
+    run.report.doubts += _single_versions(run)
     run.report.kept_by, run.report.condemned_by = run.kept_by.lines(), run.condemned_by.lines()
+
+
+def _without_keys(run: Run, used: AbstractSet[str]) -> Iterator[str]:
+    """Describe each policy that has no key today; those that were to protect something come first."""
+    if run.report.scope or not run.report.keys_seen:
+        return
+    unused = [each for each in run.policies if each is not OWN_POLICY and not each.unkeyed and each.name not in used]
+    for policy in sorted(unused, key=lambda policy: not policy.keep_all):
+        matches = any(policy.matches(each.key, each.type) for each in run.collections)
+        why = "policies before it take all keys that it matches" if matches else "it matches no key"
+        effect = "PROTECTS NOTHING" if policy.keep_all else "is for nothing"
+        yield f'policy "{policy.name}" {effect} today: {why}'
+
+
+def _single_versions(run: Run) -> Iterator[str]:
+    """Describe each policy whose keys mostly have a single version, as keys with a date in their name do."""
+    for policy in run.policies:
+        if policy is OWN_POLICY or policy.keep_all or policy.drop_idle_keys_after_days:
+            continue
+        keys = [each for each in run.report.key_reports if each.policy == policy.name and each.key is not None]
+        single = sum(each.versions == 1 for each in keys)
+        if single >= MANY_SINGLE_VERSIONS and 2 * single > len(keys):
+            yield (
+                f'policy "{policy.name}": {single} of its {len(keys)} keys have a single version, which always stays; '
+                "only drop_idle_keys_after_days deletes such keys"
+            )
 
 
 @contextmanager

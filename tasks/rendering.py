@@ -109,6 +109,7 @@ def _problems(report: CleanupReport) -> Iterable[str]:
         ("Failures", [*report.errors, *failures]),
         ("Repaired", [f"{label(key)}: its latest version had vanished and was posted again" for key in report.repaired]),
         ("Warnings", report.warnings),
+        ("Doubts about the policies", report.doubts),
     ):
         if lines:
             yield f"## {title}\n\n" + _bullets(lines)

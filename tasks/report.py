@@ -85,6 +85,7 @@ class CleanupReport(BaseModel):
         description="What the server deletes by itself, what that means for the policies, and what space on disk was freed.",
     )
     warnings: list[str] = Field(default=[], description="What somebody should look at; nothing has failed.")
+    doubts: list[str] = Field(default=[], description="What is valid in the policies, and yet is hardly meant.")
     errors: list[str] = Field(default=[], description="What failed beyond a single key.")
     stopped_at: str = Field(default="", description="The key before which the run stopped; the next delete run begins there.")
     duration_seconds: float = Field(default=0.0, description="From the first request to the end of the verification.")

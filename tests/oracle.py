@@ -115,7 +115,13 @@ def _protected(version: Version, now: datetime, running: frozenset[UUID]) -> boo
     """Held, written by a run that still runs, created after now, or marked in a way that nobody can read."""
     if version.flow_run_id in running or version.task_run_id in running:
         return True
-    return version.created > now or _held(version, now) or _ttl_is_unreadable(version)
+    return version.created > now or _held(version, now) or _ttl_is_unreadable(version) or _has_misspelt_entry(version)
+
+
+def _has_misspelt_entry(version: Version) -> bool:
+    """An entry that somebody meant for us, and that is neither of the two."""
+    names = {name for name in version.metadata if name.lower().replace("_", "-").startswith("retention-")}
+    return bool(names - {"retention-hold", "retention-ttl-days"})
 
 
 def _held(version: Version, now: datetime) -> bool:

@@ -42,7 +42,7 @@ KEYS = [
 BECOMES_LINK = re.compile(r"https?://|www\.|[\w.+-]@\w", re.IGNORECASE)
 """What both of Prefect's user interfaces make a link of, as GitHub's markdown does, though it is plain text."""
 
-KEEP_1 = RetentionPolicy(name="<b>|one*", match_types=[HOSTILE, "markdown"], match_keys=["*", HOSTILE], keep_last=1)
+KEEP_1 = RetentionPolicy(name="<b>|one*", match_types=[HOSTILE, "markdown"], keep_last=1)
 PICTURE = "data:image/svg+xml;base64,"
 
 
@@ -225,4 +225,5 @@ async def test_the_command_line_prints_hostile_artifacts_as_plain_text(
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", refuse)
         for command in (["preview"], ["explain", "x"], ["delete"]):
             assert (await asyncio.to_thread(call, *command))[0] == 1
-    assert (await asyncio.to_thread(call, "delete", "--key", HOSTILE.replace("[", "[[]"), "--keep-last", "1"))[0] == 0
+    assert (await asyncio.to_thread(call, "delete", "--key", HOSTILE, "--keep-last", "1"))[0] == 2
+    assert (await asyncio.to_thread(call, "delete", "--key", HOSTILE.replace("[", "[[]")))[0] == 0

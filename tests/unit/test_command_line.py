@@ -160,9 +160,14 @@ def test_an_argument_that_is_no_text_is_refused(call: Call) -> None:
 
 def test_hostile_configuration_steers_no_terminal(folder: Path, call: Call) -> None:
     """What it means, and what is wrong with it."""
-    policies = '[[policies]]\nname = "a"\nkeep_last = 1\nmatch_keys = ["\\u001b[31m*", "\\u202e"]\n'
+    policies = '[[policies]]\nname = "a"\nkeep_last = 1\nmatch_types = ["\\u001b[31m*", "\\u202e"]\n'
     file = folder / "a\x1b[31m.toml"
-    for text, code in ((policies, 0), (policies + '"b\\u001b[31m" = 1\n', 2), ('"c\\u001b[31m" = 1\n', 2)):
+    for text, code in (
+        (policies, 0),
+        (policies + '"b\\u001b[31m" = 1\n', 2),
+        (policies.replace("types", "keys"), 2),
+        ('"c\\u001b[31m" = 1\n', 2),
+    ):
         file.write_text(text, encoding="utf-8")
         outcome = call("policies", "check", "--config", str(file))
         assert outcome.code == code
@@ -185,13 +190,26 @@ def test_policies_check_says_what_each_policy_means(call: Call) -> None:
     assert outcome.stderr == ""
 
 
+def test_policies_check_says_what_is_doubtful(folder: Path, call: Call) -> None:
+    """It is no error: somebody may mean it."""
+    policies = '[[policies]]\nname = "logs"\nkeep_monthly = 12\nexpire_after_days = 30\nmatch_types = ["link"]\n'
+    (folder / "retention.toml").write_text(policies, encoding="utf-8")
+    outcome = call("policies", "check")
+    _policies, link, months = " ".join(outcome.stdout.split()).split("doubtful: ")
+    assert link.startswith("policy \"logs\": match_types has 'link'")
+    assert months.startswith('policy "logs": keep_monthly = 12 would reach back about 365 days, but expire_after_days = 30')
+    assert outcome.code == 0
+    assert len(json.loads(call("policies", "check", "--json").stdout)["doubts"]) == 2
+
+
 @pytest.mark.usefixtures("config")
 def test_policies_check_as_json_is_one_document_and_nothing_else(call: Call) -> None:
     """With the sentence beside the fields."""
     outcome = call("policies", "check", "--json")
     assert outcome.code == 0
     document = json.loads(outcome.stdout)
-    assert set(document) == {"source", "digest", "policies"}
+    assert set(document) == {"source", "digest", "policies", "doubts"}
+    assert document["doubts"] == []
     assert document["source"] == "retention.toml"
     audit, default = document["policies"]
     assert (audit["name"], audit["keep_all"], audit["sentence"]) == ("audit", True, "Keys audit-*: keep everything.")

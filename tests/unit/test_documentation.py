@@ -19,6 +19,7 @@ from prefect_artifact_retention.flows.settings import (
     load_settings,
     resolve_policies,
 )
+from prefect_artifact_retention.policies.doubts import find_doubts
 
 from tools.cookbook import recipes, renew_verdicts
 from tools.reference import renew_tables, tables
@@ -94,6 +95,7 @@ def test_the_policies_of_every_page_load(toml: str, tmp_path: Path, monkeypatch:
     policies, source = resolve_policies((), load_settings(), "delete")
     assert source == "retention.toml"
     assert len(policies) == 1 + toml.count("[[policies]]") > 1
+    assert find_doubts(policies) == []
 
 
 def test_the_pages_show_policies_and_commands() -> None:

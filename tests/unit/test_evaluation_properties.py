@@ -34,6 +34,9 @@ METADATA: tuple[dict[str, str], ...] = (
     {"retention-hold": "2025-01-01"},
     {"retention-hold": "yess"},
     {"retention-hold": "2026-02-30", "retention-ttl-days": "2"},
+    {"retention_hold": "false"},
+    {"Retention-Hold": "2025-01-01", "retention-ttl-days": "2"},
+    {"artifact-retention-phase": "deleting", "hold": "true"},
 )
 COUNTS = ("keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly")
 DAYS = (0.25, 0.5, 1, 2, 7, 30, 90)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from builders import policy
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, load_policies
+from prefect_artifact_retention.policies.doubts import find_doubts
 from prefect_artifact_retention.policies.loading import (
     OWN_KEYS,
     OWN_POLICY,
@@ -69,6 +70,37 @@ REFUSED = [
     pytest.param({"timezone": ""}, "timezone = '': is no IANA time zone", id="empty-zone"),
     pytest.param({"timezone": "../UTC"}, "timezone = '../UTC': is no IANA time zone", id="zone-outside-the-database"),
     pytest.param({"match_keys": []}, "match_keys = []: list should have at least 1 item", id="matches-nothing"),
+    *(
+        pytest.param({field: ["a", glob]}, f"{field} = ['a', {glob!r}]: {glob!r} matches no key, because keys {why}", id=glob)
+        for field in ("match_keys", "exclude_keys")
+        for glob, why in {
+            "Audit-*": "have only a-z, 0-9 and -, and no 'A'; did you mean 'audit-*'?",
+            "audit_*": "have only a-z, 0-9 and -, and no '_'; did you mean 'audit-*'?",
+            "AUDIT[A-Z]": "have only a-z, 0-9 and -, and no 'A'; did you mean 'audit[a-z]'?",
+            "a.b": "have only a-z, 0-9 and -, and no '.'; did you mean 'a-b'?",
+            " audit-*": "have only a-z, 0-9 and -, and no ' '; did you mean 'audit-*'?",
+            "audit-*\n": "have only a-z, 0-9 and -, and no '\\n'; did you mean 'audit-*'?",
+            "audit-{a,b}": "have only a-z, 0-9 and -, and no '{'; each glob is an entry of its own in the list",
+            "audit,b": "have only a-z, 0-9 and -, and no ','; each glob is an entry of its own in the list",
+            "^audit-.*$": "have only a-z, 0-9 and -, and no '^'",
+            "audit-%": "have only a-z, 0-9 and -, and no '%'",
+            "a[*]": "have only a-z, 0-9 and -, and no '[*]'",
+            "a[A-Z_]": "have only a-z, 0-9 and -, and no '[A-Z_]'; did you mean 'a[a-z-]'?",
+            "a[!a-z0-9-]": "have only a-z, 0-9 and -, and no '[!a-z0-9-]'",
+            "audit-[12": "have only a-z, 0-9 and -, and no '['",
+        }.items()
+    ),
+    pytest.param(
+        {"match_keys": ["[^a]*"]},
+        "match_keys = ['[^a]*']: '[^a]*' has ^ in a set of characters; all but these is written [!a]",
+        id="negation-of-regular-expressions",
+    ),
+    *(
+        pytest.param(
+            {"match_types": [kind]}, f"match_types = [{kind!r}]: no artifact is of type {kind!r}; did you mean 'table'?"
+        )
+        for kind in ("Table", "TABLE", " table")
+    ),
     pytest.param({"match_keys": "daily-*"}, "match_keys = 'daily-*': input should be a valid list", id="glob-for-a-list"),
     pytest.param({"exclude_keys": ["*"]}, "exclude_keys = ['*'] excludes all of match_keys = ['*']", id="excludes-everything"),
     pytest.param(
@@ -121,7 +153,8 @@ ACCEPTED = [
     {"match_keys": ["*", "a"], "exclude_keys": ["a"]},
     {"match_keys": ["a-*"], "exclude_keys": ["a-b"]},
     {"match_keys": ["a-1", "b-1"], "exclude_keys": ["a-?"]},
-    {"match_keys": ["A"], "exclude_keys": ["a"]},
+    {"match_keys": ["**", "a?[b-d]*", "[!_]", "[]a-]", "-1"], "exclude_keys": ["[0-9]*"]},
+    {"match_types": ["table", "Chart", "my own"]},
     {"keep_within_days": 30, "expire_after_days": 30},
     {"keep_within_days": 30, "drop_idle_keys_after_days": 30},
     {"keep_within_days": 0.5, "grace_days": 0.25},
@@ -260,6 +293,15 @@ SHADOWED = [
     pytest.param({"match_keys": ["a"]}, {"match_keys": ["a"], "match_types": ["table"]}, id="types-make-no-difference"),
     pytest.param({"match_keys": ["a*"]}, {"match_keys": ["a*"], "exclude_keys": ["ab"]}, id="nor-do-excludes"),
     pytest.param({"keep_last": 0, "keep_all": True}, {"match_keys": ["a"]}, id="keep-all-shadows-too"),
+    pytest.param({"match_keys": ["report-*"]}, {"match_keys": ["report-audit"]}, id="a-key-of-a-prefix"),
+    pytest.param({"match_keys": ["report-*"]}, {"match_keys": ["report-a-*", "report-?"]}, id="globs-of-a-prefix"),
+    pytest.param({"match_keys": ["*-a"]}, {"match_keys": ["report-a"]}, id="a-key-of-a-suffix"),
+    pytest.param({"match_keys": ["**"]}, {"match_keys": ["*"]}, id="two-stars-are-one"),
+    pytest.param({"match_keys": ["a-**"]}, {"match_keys": ["a-*"]}, id="also-behind-a-prefix"),
+    pytest.param(
+        {"match_types": ["table", "image"]}, {"match_keys": ["a"], "match_types": ["table"]}, id="types-among-its-types"
+    ),
+    pytest.param({"exclude_keys": ["b-*"]}, {"match_keys": ["a"], "exclude_keys": ["b-*"]}, id="the-same-excludes"),
 ]
 
 
@@ -279,6 +321,10 @@ NOT_SHADOWED = [
     pytest.param({"match_keys": ["a"]}, {"match_keys": ["a", "b"]}, id="one-pattern-left"),
     pytest.param({"keep_last": 0, "keep_within_days": 7, "unkeyed": True}, {}, id="unkeyed-before-keyed"),
     pytest.param({}, {"keep_last": 0, "keep_within_days": 7, "unkeyed": True}, id="keyed-before-unkeyed"),
+    pytest.param({"match_keys": ["report-audit"]}, {"match_keys": ["report-*"]}, id="a-key-before-its-prefix"),
+    pytest.param({"match_keys": ["report-?"]}, {"match_keys": ["report-*"]}, id="a-question-mark-before-a-star"),
+    pytest.param({"match_types": ["table"]}, {"match_types": ["table", "image"]}, id="one-type-left"),
+    pytest.param({"exclude_keys": ["b"]}, {"match_keys": ["a", "b"], "exclude_keys": ["c"]}, id="other-excludes"),
 ]
 
 
@@ -286,6 +332,42 @@ NOT_SHADOWED = [
 def test_a_policy_that_can_apply_loads_behind_another(first: Table, second: Table) -> None:
     """The counterparts."""
     assert len(load(reports(name="first", **first), reports(name="second", **second))) == 2
+
+
+def test_a_policy_whose_keys_several_others_take_is_refused() -> None:
+    """The message names those that take something."""
+    tables = [
+        reports(name="reports", match_keys=["report-*"]),
+        reports(name="models", match_keys=["model-*"]),
+        reports(name="loads", match_keys=["load-a", "load-b"]),
+        {"name": "audit", "match_keys": ["report-audit", "load-b", "report-x"], "keep_all": True},
+    ]
+    assert problems(*tables) == [
+        (
+            f"{SOURCE}: policy \"audit\": match_keys = ['report-audit', 'load-b', 'report-x'] can never apply: "
+            'policies "reports" and "loads" before it take them all'
+        )
+    ]
+    tables[2]["match_types"] = ["table"]
+    assert len(load(*tables)) == 4
+
+
+@pytest.mark.parametrize("glob", ["artifact-retention-*", "artifact-retention-report", "artifact-retention-h*"])
+def test_no_policy_is_for_the_keys_of_this_package(glob: str) -> None:
+    """Whatever it says, theirs is built in; accepted, it would protect nothing."""
+    shield = {"name": "shield", "match_keys": ["audit-*", glob], "keep_all": True}
+    assert problems(shield) == [
+        (
+            f"{SOURCE}: policy \"shield\": match_keys = ['{glob}'] can never apply: "
+            'policy "artifact-retention (built in)" is for these keys'
+        )
+    ]
+
+
+@pytest.mark.parametrize("glob", ["artifact-retention-dashboard", "artifact-*", "*"])
+def test_keys_that_only_look_like_those_of_this_package_may_have_a_policy(glob: str) -> None:
+    """The counterpart."""
+    assert len(load({"name": "shield", "match_keys": [glob], "keep_all": True})) == 1
 
 
 def test_a_second_policy_for_unkeyed_artifacts_is_refused() -> None:
@@ -397,6 +479,11 @@ def test_unkeyed_artifacts_and_keys_have_policies_of_their_own() -> None:
     assert chosen(load(loose), "a", None) is None
 
 
+def unchecked(**fields: object) -> RetentionPolicy:
+    """A policy with globs that are refused: Prefect makes no such keys, but whoever writes into its database does."""
+    return RetentionPolicy.model_construct(None, **reports(**fields))
+
+
 LONG = "k" * 3000
 STAR = "star-takes-the-empty-key"
 EXACT = [
@@ -428,7 +515,7 @@ EXACT = [
 @pytest.mark.parametrize(("glob", "taken", "left"), EXACT)
 def test_a_glob_takes_whole_keys_exactly_and_is_never_widened(glob: str, taken: list[str], left: list[str]) -> None:
     """Case counts, and so does every character that is special elsewhere (in SQL's LIKE, in regular expressions)."""
-    policies = load(reports(match_keys=[glob]))
+    policies = (unchecked(match_keys=[glob]),)
     assert [key for key in taken if chosen(policies, key) is None] == []
     assert [key for key in left if chosen(policies, key) is not None] == []
 
@@ -436,7 +523,7 @@ def test_a_glob_takes_whole_keys_exactly_and_is_never_widened(glob: str, taken: 
 @pytest.mark.parametrize(("glob", "taken", "left"), [case for case in EXACT if case.id != STAR])
 def test_an_exclude_is_as_exact_as_a_match(glob: str, taken: list[str], left: list[str]) -> None:
     """What it takes is excluded, what it leaves is not (an exclude of everything is refused)."""
-    policies = load(reports(exclude_keys=[glob]))
+    policies = (unchecked(exclude_keys=[glob]),)
     assert [key for key in taken if chosen(policies, key) is not None] == []
     assert [key for key in left if chosen(policies, key) is None] == []
 
@@ -493,6 +580,14 @@ def test_keys_without_a_policy_get_the_override() -> None:
     policies = stand_in(load(reports(match_keys=["a*"])), COMMAND_LINE)
     assert chosen(policies, "b") == "command line"
     assert stand_in((), COMMAND_LINE) == (COMMAND_LINE,)
+
+
+def test_an_override_is_only_for_the_keys_that_no_policy_takes() -> None:
+    """The others have their policy, under its name; nothing about it is doubtful."""
+    override = policy(match_keys=["a-1", "b", "artifact-x"], keep_last=1)
+    policies = stand_in(load(reports(match_keys=["a*"], exclude_keys=[]), reports(name="b", match_keys=["b-*"])), override)
+    assert [each.match_keys for each in policies] == [["a*"], ["b-*"], ["b"]]
+    assert find_doubts(policies) == []
 
 
 def test_unkeyed_artifacts_are_no_business_of_an_override() -> None:
@@ -579,22 +674,22 @@ DESCRIBED = [
     (
         {"keep_within_days": 1.5, "keep_hourly": 24, "keep_daily": 14, "timezone": "Europe/Zurich"},
         (
-            "Every key: keep all of the last 1.5 days, the newest of each of the last 24 hours, "
-            "the newest of each of the last 14 days (Europe/Zurich)."
+            "Every key: keep all of the last 1.5 days, the newest of each of the last 24 hours that have any, "
+            "the newest of each of the last 14 days that have any (Europe/Zurich)."
         ),
     ),
     (
         {"match_keys": ["a-*", "b"], "exclude_keys": ["a-x"], "match_types": ["table", "markdown"], "keep_weekly": 8},
         (
             "Keys a-*, b except a-x whose latest version is of type table or markdown: "
-            "keep the newest of each of the last 8 weeks (UTC)."
+            "keep the newest of each of the last 8 weeks that have any (UTC)."
         ),
     ),
     (
         {"keep_last": 3, "keep_monthly": 12, "keep_yearly": 5, "keep_oldest": True, "grace_days": 2},
         (
-            "Every key: keep the last 3, the newest of each of the last 12 months, "
-            "the newest of each of the last 5 years (UTC), the oldest, each for 2 days after it was superseded."
+            "Every key: keep the last 3, the newest of each of the last 12 months that have any, "
+            "the newest of each of the last 5 years that have any (UTC), the oldest, each for 2 days after it was superseded."
         ),
     ),
     (

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from prefect_artifact_retention.policies import ConfigurationError, StoreError
+from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.stores.connection import MAX_DETAIL_CHARS, _detail
 from prefect_artifact_retention.tasks.history import _row
@@ -468,7 +468,8 @@ def test_what_a_server_says_about_an_error_is_one_short_line(text: str) -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_policys_sentence_and_the_name_of_a_run_are_printable(text: str) -> None:
     """Globs and types may be anything; so may the name that somebody gives a flow run, or writes into a history."""
-    hostile = policy(keep_last=1, match_keys=["x" + text], exclude_keys=[text], match_types=[text])
+    fields = {"match_keys": ["x" + text], "exclude_keys": [text], "match_types": [text]}
+    hostile = RetentionPolicy.model_construct(None, name="unchecked", keep_last=1, **fields)
     assert hostile.describe().isprintable()
     assert scope_label([text, "x" + text]).isprintable()
     row = _row(report(scope=[text]), text, {"This run": "http://server"})

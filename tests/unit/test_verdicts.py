@@ -424,6 +424,40 @@ def test_a_hold_that_cannot_be_read_keeps_the_version_and_is_reported(text: str)
     )
 
 
+MISSPELT = [
+    *("retention_hold", "Retention-Hold", "RETENTION_HOLD", "retention-holds", "retention-hold-until", " retention-hold"),
+    *("retention.hold", "retention hold", "retention\u2013hold", "retentionHold", "retention-ttl", "retention_ttl_days"),
+]
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+@pytest.mark.parametrize("value", ["true", "false", "2020-01-01", "3"])
+def test_an_entry_of_another_name_that_was_meant_for_us_keeps_the_version_and_is_reported(name: str, value: str) -> None:
+    """Whatever its value: only its producer knows what it was to mean."""
+    versions = [days_old(0), days_old(400, metadata={"x": "y", name: value})]
+    known = "(known are retention-hold and retention-ttl-days)"
+    assert judged(versions, policy(keep_last=1))[-1] == f"400d KEEP unknown metadata entry {name!r} {known}"
+
+
+def test_a_right_entry_makes_up_for_no_misspelt_one() -> None:
+    """`false` in the one, `true` in the other: who knows."""
+    versions = [days_old(0), days_old(9, metadata={"retention-hold": "false", "retention_hold": "true"})]
+    assert judged(versions, policy(keep_last=1))[-1].startswith("9d KEEP unknown metadata entry 'retention_hold'")
+
+
+def test_a_version_with_a_misspelt_ttl_takes_no_slot_and_one_with_a_misspelt_hold_does() -> None:
+    """As with those whose value cannot be read."""
+    for name, kept in (("retention_ttl", 3), ("retention_hold", 2)):
+        versions = [days_old(0), days_old(1, metadata={name: "x"}), *history(2, 3)]
+        assert len([line for line in judged(versions, policy(keep_last=2)) if " KEEP " in line]) == kept
+
+
+def test_a_key_with_a_misspelt_entry_is_not_idle() -> None:
+    """It may be held."""
+    versions = [days_old(100), days_old(101, metadata={"retention_hold": "true"})]
+    assert " KEEP " in judged(versions, policy(keep_last=1, drop_idle_keys_after_days=50))[0]
+
+
 def test_a_held_version_keeps_its_slot() -> None:
     """Protections change no slot: holding the second newest makes no room for a third."""
     versions = [days_old(0), with_metadata(1, hold="true"), days_old(2)]
@@ -435,8 +469,9 @@ def test_a_held_version_keeps_its_slot() -> None:
 
 
 def test_other_metadata_is_nobodys_business() -> None:
-    """Only the two retention- entries are read."""
-    versions = [days_old(0), days_old(9, metadata={"hold": "true", "ttl": "99", "retention-holds": "true"})]
+    """Only entries that read retention- are; those of this package begin otherwise."""
+    others = {"hold": "true", "ttl": "99", "retentive": "true", "data-retention": "9", "artifact-retention-phase": "deleting"}
+    versions = [days_old(0), days_old(9, metadata=others)]
     assert judged(versions, policy(keep_last=1))[-1].startswith("9d DELETE")
 
 
