@@ -77,7 +77,7 @@ async def clean_up(server: Server, store: Store, keep_last: int) -> Observed:
     policy = RetentionPolicy(name="keep some", keep_last=keep_last)
     with _observed() as (requests, phases):
         began = time.monotonic()
-        report = await replace(server, store=store).cleanup([policy], mode="delete")
+        report = await replace(server, store=store).run_flow([policy], mode="delete")
         return Observed(
             report,
             seconds=time.monotonic() - began,
