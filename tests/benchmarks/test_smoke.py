@@ -10,7 +10,7 @@ from benchmarks.session import BACKENDS
 from benchmarks.sizes import SMALL
 from benchmarks.suite import BENCHMARKS, KEPT, STORES, Bench
 
-pytestmark = pytest.mark.thorough
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
