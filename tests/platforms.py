@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ TIMEOUT_SECONDS = 180
 """Seconds in which whatever is waited for must have happened."""
 
 POLICIES = '[[policies]]\nname = "keep some"\nkeep_last = 6\n'
+NOT_NOW = f"0 {(datetime.now(UTC).hour + 12) % 24} * * *"
+"""A cron expression half a day away, lest a schedule start a run in the middle of a test."""
+
 TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -88,7 +92,11 @@ class Platform:
     @property
     def environment(self) -> dict[str, str]:
         """Of every command."""
-        return self.local.environment | {"COLUMNS": "200", "PREFECT_WORKER_QUERY_SECONDS": "1"}
+        return self.local.environment | {
+            "COLUMNS": "200",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "ARTIFACT_RETENTION_DEPLOY_CRON": NOT_NOW,
+        }
 
     def shell(self, commands: Collection[str], **variables: str) -> subprocess.Popen[bytes]:
         """Start a shell in the checkout with some commands, the first failing one being the last."""

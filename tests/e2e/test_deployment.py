@@ -7,7 +7,18 @@ from pathlib import Path
 import httpx
 import pytest
 from database import series
-from platforms import ROOT, TIMEOUT_SECONDS, Platform, before_you_start, checkout, end, platform, shell_block, wait_for
+from platforms import (
+    NOT_NOW,
+    ROOT,
+    TIMEOUT_SECONDS,
+    Platform,
+    before_you_start,
+    checkout,
+    end,
+    platform,
+    shell_block,
+    wait_for,
+)
 from prefect_artifact_retention.flows.local_server import local_server
 
 KEYS = [f"key-{number}" for number in range(4)]
@@ -43,7 +54,7 @@ def test_a_schedule_starts_the_nightly_run(deployed: Platform) -> None:
     wait_for("the scheduled run's deletions", lambda: True if deployed.left() == kept else None)
     deployed.prefect("deploy", "--all")
     (schedule,) = deployed.deployment("nightly")["schedules"]
-    assert schedule["schedule"]["cron"] == "0 3 * * *"
+    assert schedule["schedule"]["cron"] == NOT_NOW
     deployed.wait_for_silence()
 
 
