@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 from httpx import HTTPError
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError, load_policies
 from prefect_artifact_retention.policies.formatting import printable
@@ -29,13 +29,27 @@ if TYPE_CHECKING:
 DONE, FAILED, USAGE, REFUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 EXIT_CODES = {"completed": DONE, "failed": FAILED, "refused": REFUSED, "unfinished": UNFINISHED, "skipped": UNFINISHED}
 
+
+def _whole_number(_type: object, tokens: Sequence[Token]) -> int:
+    """Read a whole number. Cyclopts rounds 0.4 to 0, which means no limit."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value} is no whole number") from None
+
+
 Keys = Annotated[
     tuple[str, ...],
     Parameter(name="--key", help="A key, or a glob such as 'report-*'; may be repeated. Default: all.", negative=()),
 ]
-KeepLast = Annotated[int, Parameter(name="--keep-last", help="For these keys and this call: keep the N newest. Needs --key.")]
+KeepLast = Annotated[
+    int | None,
+    Parameter(
+        name="--keep-last", help="For these keys and this call: keep the N newest. Needs --key.", converter=_whole_number
+    ),
+]
 KeepWithinDays = Annotated[
-    float,
+    float | None,
     Parameter(name="--keep-within-days", help="For these keys and this call: keep versions of at most this age. Needs --key."),
 ]
 Config = Annotated[
@@ -57,8 +71,8 @@ app.command(policies_app)
 def preview(
     *,
     key: Keys = (),
-    keep_last: KeepLast = 0,
-    keep_within_days: KeepWithinDays = 0,
+    keep_last: KeepLast = None,
+    keep_within_days: KeepWithinDays = None,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -74,9 +88,11 @@ def preview(
 def delete(  # noqa: PLR0913 - the flags of the command
     *,
     key: Keys = (),
-    keep_last: KeepLast = 0,
-    keep_within_days: KeepWithinDays = 0,
-    max_deletions: Annotated[int, Parameter(help="Delete at most this many versions. 0: as configured.")] = 0,
+    keep_last: KeepLast = None,
+    keep_within_days: KeepWithinDays = None,
+    max_deletions: Annotated[
+        int, Parameter(help="Delete at most this many versions. 0: as configured.", converter=_whole_number)
+    ] = 0,
     time_budget_minutes: Annotated[float, Parameter(help="Stop after this time. 0: as configured.")] = 0,
     refuse_above_percent: Annotated[float, Parameter(help="Delete nothing if a larger share would go. 0: as configured.")] = 0,
     config: Config = None,
@@ -248,7 +264,10 @@ def _fail(error: RetentionError, tokens: Sequence[str], code: int) -> int:
 
 
 def _configure(
-    config: Path | None, keys: Sequence[str] = (), keep_last: int = 0, keep_within_days: float = 0
+    config: Path | None,
+    keys: Sequence[str] = (),
+    keep_last: int | None = None,
+    keep_within_days: float | None = None,
 ) -> tuple[RetentionSettings, tuple[RetentionPolicy, ...]]:
     """Read the settings, and the policies of these keys with the rules that the flags give."""
     from prefect_artifact_retention.flows.settings import CONFIG_VARIABLE, load_settings  # noqa: PLC0415
@@ -257,14 +276,17 @@ def _configure(
         # The flow reads the settings again, and must find the same file.
         os.environ[CONFIG_VARIABLE] = str(config)
     settings = load_settings(config)
-    if not keep_last and not keep_within_days:
+    given = {"keep_last": keep_last, "keep_within_days": keep_within_days}
+    rules = {name: value for name, value in given.items() if value is not None}
+    if not rules:
         return settings, ()
     if not keys:
         raise ConfigurationError("--keep-last and --keep-within-days need --key: for all keys, write a policy")
+    if not any(rules.values()):
+        flags = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in rules.items())
+        raise ConfigurationError(f"command line: {flags} keeps nothing: 0 switches a rule off, and no other is given")
     try:
-        override = RetentionPolicy(
-            name="command line", match_keys=list(keys), keep_last=keep_last, keep_within_days=keep_within_days
-        )
+        override = RetentionPolicy.model_validate({"name": "command line", "match_keys": list(keys), **rules})
     except ValidationError as error:
         raise ConfigurationError("\n".join(f"command line: {line}" for line in describe_validation_error(error))) from error
     configured = load_policies(settings.policies, source=settings.source("policies"))

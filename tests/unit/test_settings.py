@@ -7,6 +7,8 @@ from unittest.mock import patch
 
 import pytest
 from builders import policy
+from prefect.exceptions import ParameterTypeError
+from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.flows.settings import RetentionSettings, load_settings, resolve_policies
 from prefect_artifact_retention.policies import ConfigurationError
 from prefect_artifact_retention.policies.loading import OWN_POLICY, PREVIEW_POLICY
@@ -331,3 +333,26 @@ def test_a_policy_with_the_name_of_our_own_is_refused() -> None:
     """Names are unique in a report."""
     with pytest.raises(ConfigurationError, match="parameters of this run: two policies have name"):
         resolve_policies((policy(name=OWN_POLICY.name, keep_last=1),), load_settings(), "delete")
+
+
+@pytest.mark.parametrize("name", ["max_deletions", "max_task_runs", "max_requests_per_minute", "max_deletions_per_second"])
+@pytest.mark.parametrize("number", ["0.4", "1.6", "nan"])
+def test_a_number_that_is_not_whole_is_refused_from_every_source(
+    name: str, number: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is never rounded: a limit of 0.4 would become none."""
+    write(f"{name} = {number}\n")
+    assert f"retention.toml: {name} = " in refusal()
+    monkeypatch.setenv(f"ARTIFACT_RETENTION_{name.upper()}", number)
+    assert f"ARTIFACT_RETENTION_{name.upper()}: {name} = '{number}'" in refusal()
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [{"max_deletions": 0.4}, {"max_task_runs": 1.6}, {"max_requests_per_minute": "0.4"}, {"max_deletions": True}],
+    ids=str,
+)
+def test_a_flow_parameter_that_is_no_whole_number_is_refused(parameter: dict[str, object]) -> None:
+    """Prefect checks it by the type of the flow's argument."""
+    with pytest.raises(ParameterTypeError):
+        artifact_cleanup.validate_parameters(parameter)
