@@ -16,6 +16,7 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 from prefect_artifact_retention.flows.cleanup import EVENT, SCOPE_LABEL, SUCCESSES
 from prefect_artifact_retention.policies import ConfigurationError, StoreError
+from prefect_artifact_retention.policies.globs import fits_prefect_keys
 from prefect_artifact_retention.stores.connection import connect, reason
 from prefect_artifact_retention.tasks.rendering import scope_label
 from prefect_artifact_retention.tasks.report import scope_digest
@@ -50,11 +51,15 @@ async def set_up_alarm(block: str, hours: float, keys: Sequence[str] = ()) -> Al
         keys: The parameter `keys` of the cleanups that are watched; empty for cleanups of all keys.
 
     Raises:
-        ConfigurationError: There is no such block, it is no notification or webhook, or `hours` is out of bounds.
+        ConfigurationError: There is no such block, it is no notification or webhook, `hours` is out of bounds, or no
+            key can match one of `keys`.
         StoreError: The server cannot be reached, or refuses a request.
     """
     if not MIN_HOURS <= hours <= 24 * 365:
         raise ConfigurationError(f"command line: hours = {hours:g}: must be between 10 seconds and a year")
+    for glob in keys:
+        if not fits_prefect_keys(glob):
+            raise ConfigurationError(f"command line: keys = {glob!r}: no key can match it")
     scope = scope_label(keys)
     name = " ".join([NAME, *keys])
     async with connect() as connection:

@@ -42,7 +42,7 @@ from prefect_artifact_retention.stores.connection import connect, reason
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.store import Store
 from prefect_artifact_retention.tasks.bulk import bulk_task, measure_disk, reclaim_task
-from prefect_artifact_retention.tasks.discover import discover, discover_task
+from prefect_artifact_retention.tasks.discover import check_scope, discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
 from prefect_artifact_retention.tasks.prune import group_label, pack, prune_keys, prune_task, verify, verify_task
@@ -166,6 +166,7 @@ async def preview(
     """
     async with open_run(settings, "preview", policies, keys) as run:
         await discover(run)
+        check_scope(run)
         await make_plan(run)
         guard(run)
         run.report.duration_seconds = run.seconds
@@ -194,7 +195,8 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         mode: preview reports what would be deleted; delete deletes it.
         policies: Used instead of the configured ones, except that configured keep_all policies stay in force. Empty: as
             configured (retention.toml or environment).
-        keys: Globs of the keys to clean up, such as report-*. Empty: all keys, and the artifacts without a key.
+        keys: Globs of the keys to clean up, such as report-*. Empty: all keys, and the artifacts without a key. One that no
+            key can match, such as Report-*, is an error.
         max_deletions: Delete at most this many versions; the next run goes on. 0: as configured, else no limit.
         time_budget_minutes: Stop after this time; the next run goes on. 0: as configured, else no limit.
         refuse_above_percent: Delete nothing if more than this share of the versions would go, of the whole run or of any one
@@ -208,7 +210,7 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
 
     Raises:
         CleanupFailed: The run was refused or failed; carries the report.
-        ConfigurationError: A policy or setting is invalid; nothing has run.
+        ConfigurationError: A policy, a setting or a glob of `keys` is invalid; nothing has run.
         StoreError: The server cannot be reached, or refuses a request.
     """
     given = {
@@ -253,9 +255,14 @@ async def clean_up(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> Non
         run: The run; its report says how it ended, whatever goes wrong.
         progress: Where people see how far it is.
         vacuum: Whether to give the space of what went back to the file system, if the database is ours to reach.
+
+    Raises:
+        ConfigurationError: The scope of the run cannot be meant; nothing was written.
     """
     try:
         await _steps(run, progress, vacuum=vacuum)
+    except ConfigurationError:
+        raise
     except RetentionError as error:
         run.report.errors.append(str(error))
     except Exception as error:  # noqa: BLE001 - the report is published after any error; Prefect logs the traceback
@@ -313,6 +320,7 @@ async def _final_report(run: Run, progress: ProgressArtifact) -> None:
 async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     resume_at = await read_resume_key(run) if run.limits.time_budget_minutes else ""
     await discover_task(run, resume_at=resume_at)
+    check_scope(run)
     if await _skip_for_older_run(run):
         return
     await progress.start("Step 1/3: planning")

@@ -1,0 +1,49 @@
+"""How a run ends: what it exits with, and that nothing that fails beside it decides over that."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from database import series
+from prefect_artifact_retention.flows.cli import main
+from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
+from servers import BY_FAKE, Server, on
+
+KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a policy of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "retention.toml").write_text('[[policies]]\nname = "keep two"\nkeep_last = 2\n', encoding="utf-8")
+    return tmp_path
+
+
+async def call(server: Server, *arguments: str) -> int:
+    """Call the command line, which has an event loop of its own."""
+    with server.active():
+        return await asyncio.to_thread(main, arguments)
+
+
+@on(*BY_FAKE)
+@pytest.mark.parametrize("glob", ["", "Report-*", "report_*", "Report"])
+async def test_a_scope_that_no_key_can_match_deletes_nothing_and_is_bad_usage(
+    server: Server, glob: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither do the other globs beside it, and nothing is written."""
+    rows = await server.database.insert(series("report-a", [1, 2, 3]))
+    with pytest.raises(ConfigurationError, match=f"^keys = '{glob.replace('*', '[*]')}': "):
+        await server.cleanup([KEEP_2], mode="delete", keys=["report-*", glob])
+    assert await server.database.ids() == {row.id for row in rows}
+    assert await call(server, "preview", "--key", glob) == 2
+    assert f"artifact-retention: keys = '{glob}': " in capsys.readouterr().err
+
+
+@on(*BY_FAKE)
+async def test_a_glob_that_a_key_may_match_one_day_is_only_warned_of(server: Server) -> None:
+    """An odd key that is there is cleaned up, though Prefect would accept no such key today."""
+    await server.database.insert(series("Odd_key", [1, 2, 3]))
+    report = await server.cleanup([KEEP_2], mode="delete", keys=["one-day-*", "Odd_*"])
+    assert (report.outcome, report.deleted) == ("completed", 1)
+    assert report.warnings == ["no key matches one-day-*"]

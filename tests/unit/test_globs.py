@@ -1,0 +1,21 @@
+"""Globs of keys: which of them can match a key of Prefect at all."""
+
+import pytest
+from prefect_artifact_retention.policies.globs import fits_prefect_keys
+
+
+@pytest.mark.parametrize(
+    "glob", ["report", "report-*", "*", "?", "load-20??-*", "[a-f]*", "[!a]*", "[^a]*", "[A-Za-z]x", "[]-]", "-"]
+)
+def test_a_glob_of_letters_digits_dashes_and_wildcards_fits(glob: str) -> None:
+    """Also a class that holds other characters besides."""
+    assert fits_prefect_keys(glob)
+
+
+@pytest.mark.parametrize(
+    "glob",
+    ["", "Report-*", "report_*", "a,b", "{a,b}", "^report-.*$", " report", "report\n", "[A-Z]*", "[!a-z0-9-]", "report[", "é"],
+)
+def test_a_glob_with_a_character_that_no_key_has_does_not_fit(glob: str) -> None:
+    """The empty one neither: a key has at least one character."""
+    assert not fits_prefect_keys(glob)
