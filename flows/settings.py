@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,11 @@ ENV_PREFIX = "ARTIFACT_RETENTION_"
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 DEPLOY_PREFIX = f"{ENV_PREFIX}DEPLOY_"
 """The prefix of the variables that `prefect deploy` reads; a run ignores them."""
+KUBERNETES = re.compile(
+    rf"{ENV_PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes sets in every pod beside a Service called `artifact-retention` or `artifact-retention-...`; no settings."""
+
 DEFAULT_FILE = "retention.toml"
 DOTENV = ".env"
 
@@ -187,7 +193,7 @@ def find_variables(prefix: str, fields: Iterable[str]) -> dict[str, list[str]]:
     """Find the variables with a prefix in `.env` and in the environment.
 
     Returns:
-        The names by source, in ascending priority.
+        The names by source, in ascending priority, without those that Kubernetes sets for Services.
 
     Raises:
         ConfigurationError: A variable names no field, or `.env` cannot be read.
@@ -196,6 +202,7 @@ def find_variables(prefix: str, fields: Iterable[str]) -> dict[str, list[str]]:
     found = {}
     for origin, variables in ((f"{DOTENV}: ", _read_dotenv()), ("", os.environ)):
         ours = [name.upper() for name in variables if name.upper().startswith(prefix)]
+        ours = [name for name in ours if name in known or not KUBERNETES.fullmatch(name)]
         found[origin] = [name for name in ours if prefix == DEPLOY_PREFIX or not name.startswith(DEPLOY_PREFIX)]
         _refuse_unknown(origin or "environment", found[origin], known)
     return found

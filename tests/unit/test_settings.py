@@ -9,7 +9,13 @@ import pytest
 from builders import policy
 from prefect.exceptions import ParameterTypeError
 from prefect_artifact_retention.flows.cleanup import artifact_cleanup
-from prefect_artifact_retention.flows.settings import RetentionSettings, load_settings, resolve_policies
+from prefect_artifact_retention.flows.settings import (
+    DEPLOY_PREFIX,
+    RetentionSettings,
+    find_variables,
+    load_settings,
+    resolve_policies,
+)
 from prefect_artifact_retention.policies import ConfigurationError
 from prefect_artifact_retention.policies.loading import OWN_POLICY, PREVIEW_POLICY
 from pydantic import SecretStr
@@ -356,3 +362,33 @@ def test_a_flow_parameter_that_is_no_whole_number_is_refused(parameter: dict[str
     """Prefect checks it by the type of the flow's argument."""
     with pytest.raises(ParameterTypeError):
         artifact_cleanup.validate_parameters(parameter)
+
+
+SERVICE = {
+    # As Kubernetes 1.31 sets them in every pod of the namespace, for a Service with a named port.
+    "SERVICE_HOST": "10.0.0.11",
+    "SERVICE_PORT": "8080",
+    "SERVICE_PORT_HTTP": "8080",
+    "PORT": "tcp://10.0.0.11:8080",
+    "PORT_8080_TCP": "tcp://10.0.0.11:8080",
+    "PORT_8080_TCP_PROTO": "tcp",
+    "PORT_8080_TCP_PORT": "8080",
+    "PORT_8080_TCP_ADDR": "10.0.0.11",
+}
+
+
+@pytest.mark.parametrize("service", ["", "UI_", "DEPLOY_", "METRICS_EXPORTER_"])
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Service called artifact-retention, or artifact-retention-ui, fails no run in its namespace."""
+    for name, value in SERVICE.items():
+        monkeypatch.setenv(f"ARTIFACT_RETENTION_{service}{name}", value)
+    monkeypatch.setenv(MAX_DELETIONS, "3")
+    assert load_settings().max_deletions == 3
+    assert find_variables(DEPLOY_PREFIX, ["pool"]) == {".env: ": [], "": []}
+
+
+@pytest.mark.parametrize("name", ["SERVICE", "SERVICE_HOSTS", "PORTS", "PORT_HTTP", "MAX_DELETION"])
+def test_what_only_resembles_it_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt setting is still an error."""
+    monkeypatch.setenv(f"ARTIFACT_RETENTION_{name}", "1")
+    assert f"environment: unknown field ARTIFACT_RETENTION_{name}" in refusal()
