@@ -19,7 +19,7 @@ from prefect_artifact_retention.policies import ConfigurationError, StoreError
 from prefect_artifact_retention.policies.globs import fits_prefect_keys
 from prefect_artifact_retention.stores.connection import connect, reason
 from prefect_artifact_retention.tasks.rendering import scope_label
-from prefect_artifact_retention.tasks.report import scope_digest
+from prefect_artifact_retention.tasks.report import in_order, scope_digest
 from pydantic import BaseModel, Field
 
 NAME = "artifact-retention-alarm"
@@ -61,7 +61,7 @@ async def set_up_alarm(block: str, hours: float, keys: Sequence[str] = ()) -> Al
         if not fits_prefect_keys(glob):
             raise ConfigurationError(f"command line: keys = {glob!r}: no key can match it")
     scope = scope_label(keys)
-    name = " ".join([NAME, *keys])
+    name = " ".join([NAME, *in_order(keys)])
     async with connect() as connection:
         client = connection.client
         await connection.now()

@@ -27,7 +27,7 @@ from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
 from prefect_artifact_retention.tasks import prune
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
-from servers import BY_API, Server, drain, on, when_planned
+from servers import BY_API, BY_FAKE, Server, drain, on, when_planned
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 
@@ -486,9 +486,20 @@ async def test_a_run_begins_where_the_last_one_over_the_same_keys_stopped(server
         assert after.key_reports[0].key == before.stopped_at
 
 
-async def budgeted(server: Server, share: str) -> CleanupReport:
+@on(*BY_FAKE)
+async def test_a_scope_is_the_same_in_any_order(server: Server) -> None:
+    """The next run over the same keys goes on where the last one stopped, and stands beside it in the history."""
+    keys = [f"{share}-{number:02}" for share in ("apples", "pears") for number in range(45)]
+    await server.database.insert([row for key in keys for row in series(key, [1, 2, 3])])
+    before = await budgeted(server, "pears-*", "apples-*")
+    after = await budgeted(server, "apples-*", "pears-*", "apples-*")
+    assert before.stopped_at
+    assert after.key_reports[0].key == before.stopped_at
+
+
+async def budgeted(server: Server, *shares: str) -> CleanupReport:
     """Run a cleanup of some keys that its time budget stops."""
-    return await server.cleanup([KEEP_2], mode="delete", keys=[share], time_budget_minutes=0.001)
+    return await server.cleanup([KEEP_2], mode="delete", keys=shares, time_budget_minutes=0.001)
 
 
 async def test_a_share_above_the_limit_is_refused_and_nothing_goes(server: Server) -> None:
