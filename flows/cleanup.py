@@ -107,6 +107,8 @@ async def open_run(
         report = CleanupReport(mode=mode, now=now, scope=list(keys), policy_source=source, policy_digest=digest(all_policies))
         if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:
             report.warn(f"the server's clock, which counts, differs from this machine's: it says {now:%Y-%m-%d %H:%M} UTC")
+        for doubt in settings.without_effect():
+            report.warn(doubt)
         if connection.shows_credentials:
             # Prefect logs "View at http://user:password@...", and its events do not reach such a server.
             report.warn("PREFECT_API_URL has credentials in it, which Prefect itself prints: use PREFECT_API_AUTH_STRING")

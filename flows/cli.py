@@ -181,15 +181,18 @@ def check(*, config: Config = None, as_json: Json = False) -> int:
 
     with_own, source = resolve_policies((), settings, "delete")
     policies = with_own[1:]
+    doubts = list(settings.without_effect())
     if as_json:
         described = [policy.model_dump() | {"sentence": policy.describe()} for policy in policies]
-        _print_json({"source": source, "digest": digest(with_own), "policies": described})
+        _print_json({"source": source, "digest": digest(with_own), "policies": described, "warnings": doubts})
     else:
         console = Console()
         title = f"{printable(source)}: {len(policies)} policies, tried in this order"
         console.print(title, markup=False, highlight=False)
         for policy in policies:
             console.print(f"  {policy.name}: {policy.describe()}", markup=False, highlight=False)
+        for doubt in doubts:
+            console.print(f"Warning: {printable(doubt)}", markup=False, highlight=False)
     return DONE
 
 

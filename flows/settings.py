@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,6 +39,9 @@ KUBERNETES = re.compile(
 DEFAULT_FILE = "retention.toml"
 DOTENV = ".env"
 
+
+DATABASE_ONLY = ("max_deletions_per_second", "reclaim")
+"""The settings that say nothing about a run through the API."""
 
 Number = Annotated[int, Field(ge=0, le=10_000_000), BeforeValidator(refuse_bool)]
 Minutes = Annotated[float, Field(ge=0, le=10_080, allow_inf_nan=False), BeforeValidator(refuse_bool)]
@@ -74,6 +77,19 @@ class RetentionSettings(BaseSettings):
     )
 
     _sources: dict[str, str] = {}
+
+    def without_effect(self) -> Iterator[str]:
+        """Describe the settings that have no effect beside the others."""
+        if self.database_url.get_secret_value() and self.database_block:
+            yield f"{self.source('database_block')}: database_block is ignored, because database_url is set"
+        if not self.database_url.get_secret_value() and not self.database_block:
+            for name in DATABASE_ONLY:
+                value = getattr(self, name)
+                if value != type(self).model_fields[name].default:
+                    yield (
+                        f"{self.source(name)}: {name} = {value} is ignored: it applies to deletions in the database, "
+                        "and neither database_url nor database_block is set"
+                    )
 
     @classmethod
     def settings_customise_sources(  # noqa: D102 - pydantic-settings' hook

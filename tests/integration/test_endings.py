@@ -47,3 +47,12 @@ async def test_a_glob_that_a_key_may_match_one_day_is_only_warned_of(server: Ser
     report = await server.cleanup([KEEP_2], mode="delete", keys=["one-day-*", "Odd_*"])
     assert (report.outcome, report.deleted) == ("completed", 1)
     assert report.warnings == ["no key matches one-day-*"]
+
+
+@on(*BY_FAKE)
+async def test_a_run_says_which_of_its_settings_have_no_effect(server: Server, folder: Path) -> None:
+    """In the warnings of its report."""
+    (folder / "retention.toml").write_text('reclaim = "vacuum"\n', encoding="utf-8")
+    report = await server.cleanup([KEEP_2], mode="delete")
+    (warning,) = report.warnings
+    assert warning.startswith("retention.toml: reclaim = vacuum is ignored: ")

@@ -202,12 +202,23 @@ def test_policies_check_as_json_is_one_document_and_nothing_else(call: Call) -> 
     outcome = call("policies", "check", "--json")
     assert outcome.code == 0
     document = json.loads(outcome.stdout)
-    assert set(document) == {"source", "digest", "policies"}
+    assert set(document) == {"source", "digest", "policies", "warnings"}
     assert document["source"] == "retention.toml"
     audit, default = document["policies"]
     assert (audit["name"], audit["keep_all"], audit["sentence"]) == ("audit", True, "Keys audit-*: keep everything.")
     assert (default["name"], default["keep_last"]) == ("default", 10)
     assert outcome.stderr == ""
+
+
+def test_policies_check_says_what_has_no_effect(folder: Path, call: Call) -> None:
+    """It is no mistake: several machines may share the file, and only one reaches the database."""
+    (folder / "retention.toml").write_text(f'reclaim = "vacuum"\n{POLICIES}', encoding="utf-8")
+    outcome = call("policies", "check")
+    assert outcome.code == 0
+    warning = "retention.toml: reclaim = vacuum is ignored: it applies to deletions in the database, "
+    assert outcome.stdout.splitlines()[-1].startswith(f"Warning: {warning}")
+    (told,) = json.loads(call("policies", "check", "--json").stdout)["warnings"]
+    assert told.startswith(warning)
 
 
 def test_policies_check_reads_the_file_that_the_flag_names(folder: Path, call: Call) -> None:

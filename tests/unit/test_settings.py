@@ -392,3 +392,31 @@ def test_what_only_resembles_it_is_refused(name: str, monkeypatch: pytest.Monkey
     """A misspelt setting is still an error."""
     monkeypatch.setenv(f"ARTIFACT_RETENTION_{name}", "1")
     assert f"environment: unknown field ARTIFACT_RETENTION_{name}" in refusal()
+
+
+def test_what_applies_to_the_database_only_is_told_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the source of each; a throttle that is believed in may be worse than none."""
+    write('reclaim = "vacuum"\n')
+    monkeypatch.setenv("ARTIFACT_RETENTION_MAX_DELETIONS_PER_SECOND", "5")
+    why = "is ignored: it applies to deletions in the database, and neither database_url nor database_block is set"
+    assert list(load_settings().without_effect()) == [
+        f"ARTIFACT_RETENTION_MAX_DELETIONS_PER_SECOND: max_deletions_per_second = 5 {why}",
+        f"retention.toml: reclaim = vacuum {why}",
+    ]
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_BLOCK"])
+def test_with_a_database_nothing_is_ignored(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever its address comes from; and without one, nothing is said of defaults."""
+    assert not list(load_settings().without_effect())
+    write('reclaim = "vacuum"\nmax_deletions_per_second = 5\n')
+    monkeypatch.setenv(f"ARTIFACT_RETENTION_{name}", "x")
+    assert not list(load_settings().without_effect())
+
+
+def test_a_block_beside_an_address_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address goes first."""
+    write('database_block = "prefect-database"\n')
+    monkeypatch.setenv("ARTIFACT_RETENTION_DATABASE_URL", "sqlite:///x")
+    told = list(load_settings().without_effect())
+    assert told == ["retention.toml: database_block is ignored, because database_url is set"]
