@@ -171,6 +171,7 @@ async def preview(
         check_scope(run)
         await make_plan(run)
         guard(run)
+        run.report.outcome = _outcome(run.report)
         run.report.duration_seconds = run.seconds
         return run.report
 

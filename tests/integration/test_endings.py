@@ -1,13 +1,16 @@
 """How a run ends: what it exits with, and that nothing that fails beside it decides over that."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
-from database import series
+from database import Row, days, series
+from fake import FakeServer
+from fake_database import BROKEN
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
-from servers import BY_FAKE, Server, on
+from servers import BY_FAKE, FAKE, Server, on
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 
@@ -56,3 +59,15 @@ async def test_a_run_says_which_of_its_settings_have_no_effect(server: Server, f
     report = await server.cleanup([KEEP_2], mode="delete")
     (warning,) = report.warnings
     assert warning.startswith("retention.toml: reclaim = vacuum is ignored: ")
+
+
+@on(FAKE)
+async def test_a_preview_that_could_not_read_a_key_has_failed(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the command line as in the flow; what could be read is shown all the same."""
+    await server.database.insert([*series("good", [1, 2, 3]), *series("bad", [1, 2])])
+    await server.database.insert([Row("bad", days(3), data=BROKEN)])
+    assert await call(server, "preview", "--json") == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["outcome"], report["planned"]) == ("failed", 1)
+    assert await call(server, "preview", "--key", "good", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["outcome"] == "completed"
