@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -131,7 +132,13 @@ def delete(  # noqa: PLR0913 - the flags of the command
         report = error.report
     except HTTPError as error:
         raise StoreError(f"the Prefect server failed during the run: {reason(error)}") from None
-    return _show(report, as_json=as_json)
+    try:
+        _show(report, as_json=as_json)
+        sys.stdout.flush()
+    except OSError as error:
+        # The reader has gone, or a disk is full; the versions are deleted all the same.
+        _complain(f"the report could not be printed: {error.strerror}")
+    return EXIT_CODES[report.outcome]
 
 
 @app.command
@@ -226,9 +233,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of the output has closed it, as `head` does. Without this, Python fails again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        # The reader of the output has closed it, as `head` does.
+        code = FAILED
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # Otherwise, Python fails again when it flushes at exit, with an exit code of its own.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return code
 
 
@@ -245,7 +257,8 @@ def _run(tokens: Sequence[str]) -> int:
     except RetentionError as error:
         return _fail(error, tokens, FAILED)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; a rerun goes on where this one stopped\n")
+        with suppress(OSError):
+            sys.stderr.write("interrupted; a rerun goes on where this one stopped\n")
         return INTERRUPTED
     return code if isinstance(code, int) else DONE
 
@@ -260,10 +273,16 @@ def _refuse_undecodable(tokens: Sequence[str]) -> None:
 
 
 def _fail(error: RetentionError, tokens: Sequence[str], code: int) -> int:
-    sys.stderr.write(f"artifact-retention: {error}\n")
+    _complain(str(error))
     if "--json" in tokens:
         _print_json({"error": str(error)})
     return code
+
+
+def _complain(text: str) -> None:
+    """Write a message to stderr, if it has a reader: one that has gone decides over no exit code."""
+    with suppress(OSError):
+        sys.stderr.write(f"artifact-retention: {text}\n")
 
 
 def _configure(
@@ -332,7 +351,11 @@ def _show(report: CleanupReport, *, as_json: bool) -> int:
     else:
         from rich.markdown import Markdown  # noqa: PLC0415
 
-        Console().print(Markdown(markdown(report).replace(WORD_JOINER, "")))
+        console = Console()
+        # Not printed by rich, which exits with 1 where the reader has gone.
+        with console.capture() as printed:
+            console.print(Markdown(markdown(report).replace(WORD_JOINER, "")))
+        sys.stdout.write(printed.get())
     return EXIT_CODES[report.outcome]
 
 

@@ -2,15 +2,19 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
+from command import COMMAND
 from database import Row, days, series
 from fake import FakeServer
 from fake_database import BROKEN
+from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
-from servers import BY_FAKE, FAKE, Server, on
+from prefect_artifact_retention.tasks.run import Step
+from servers import BY_FAKE, FAKE, SQLITE_API, Server, on
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 
@@ -71,3 +75,38 @@ async def test_a_preview_that_could_not_read_a_key_has_failed(server: FakeServer
     assert (report["outcome"], report["planned"]) == ("failed", 1)
     assert await call(server, "preview", "--key", "good", "--json") == 0
     assert json.loads(capsys.readouterr().out)["outcome"] == "completed"
+
+
+@on(*BY_FAKE)
+async def test_a_listener_that_fails_changes_nothing_for_the_run(server: Server) -> None:
+    """As the progress does whose reader has gone: every key is planned and pruned all the same."""
+    rows = await server.database.insert([*series("one", [1, 2, 3]), *series("two", [1, 2, 3])])
+
+    async def fail(_step: Step, _done: int, _total: int) -> None:
+        raise BrokenPipeError
+
+    token = LISTENER.set(fail)
+    try:
+        report = await server.cleanup([KEEP_2], mode="delete")
+    finally:
+        LISTENER.reset(token)
+    assert (report.outcome, report.deleted, report.warnings) == ("completed", 2, [])
+    assert await server.database.ids() == {rows[number].id for number in (0, 1, 3, 4)}
+
+
+@on(SQLITE_API)
+@pytest.mark.parametrize("reader", ["gone", "/dev/full"])
+async def test_a_delete_run_whose_output_nobody_takes_exits_as_it_ended(server: Server, folder: Path, reader: str) -> None:
+    """As in `delete 2>&1 | head -1`: 0, and the stale versions of every key have gone."""
+    rows = await server.database.insert([*series("one", [1, 2, 3]), *series("two", [1, 2, 3])])
+    if reader == "gone":
+        reading, writing = os.pipe()
+        os.close(reading)
+    else:
+        writing = os.open(reader, os.O_WRONLY)
+    process = await asyncio.create_subprocess_exec(
+        COMMAND, "delete", cwd=folder, env=server.local.environment, stdout=writing, stderr=writing
+    )
+    os.close(writing)
+    assert await process.wait() == 0
+    assert {row.id for row in rows} & await server.database.ids() == {rows[number].id for number in (0, 1, 3, 4)}
