@@ -288,7 +288,9 @@ async def _publish(run: Run, progress: ProgressArtifact) -> None:
         await progress.finish(description, complete=report.outcome == "completed")
     except RetentionError as error:
         report.errors.append(str(error))
-        report.outcome = _outcome(report)
+    except Exception as error:  # noqa: BLE001 - the event and the exit code say all the same what was deleted
+        report.errors.append(f"the report could not be written: unexpected {type(error).__name__}")
+    report.outcome = _outcome(report)
 
 
 async def _final_report(run: Run, progress: ProgressArtifact) -> None:
@@ -304,14 +306,15 @@ async def _final_report(run: Run, progress: ProgressArtifact) -> None:
     report.warn("The run was shut down before it was finished; deletions in flight at that time may not be counted.")
     description = with_links(f"Stopped. {headline(report)}", links(), "Reports", "History")
     _logger().warning(f"Stopped. {outcome_message(report)}")
-    with suppress(RetentionError, TimeoutError):
+    # Whatever fails here, the event below says what was deleted.
+    with suppress(Exception):
         async with asyncio.timeout(FINAL_REPORT_SECONDS), connect() as connection:
             run.reconnect(ApiStore(connection))
             progress.connection = connection
             await progress.finish(description, complete=False)
-            with suppress(RetentionError):
+            with suppress(Exception):
                 await publish_report(run)
-            with suppress(RetentionError):
+            with suppress(Exception):
                 if run.touched:
                     await verify(run)
             # Once more: an update that was in flight at the shutdown may have overwritten the one above.
@@ -392,16 +395,19 @@ def _outcome(report: CleanupReport) -> Outcome:
 
 
 def _announce(ending: Outcome | Literal["stopped"], scope: Sequence[str], payload: Mapping[str, Any]) -> None:
-    """Emit the event of a delete run, such as `artifact-retention.cleanup.completed`."""
-    emit_event(
-        event=f"{EVENT}.{ending}",
-        resource={
-            "prefect.resource.id": EVENT,
-            "prefect.resource.name": f"artifact cleanup of {scope_label(scope)}",
-            SCOPE_LABEL: scope_digest(scope),
-        },
-        payload={"scope": list(scope), **payload},
-    )
+    """Emit the event of a delete run, such as `artifact-retention.cleanup.completed`. A failure is logged only."""
+    try:
+        emit_event(
+            event=f"{EVENT}.{ending}",
+            resource={
+                "prefect.resource.id": EVENT,
+                "prefect.resource.name": f"artifact cleanup of {scope_label(scope)}",
+                SCOPE_LABEL: scope_digest(scope),
+            },
+            payload={"scope": list(scope), **payload},
+        )
+    except Exception as error:  # noqa: BLE001 - the run is over, and its state says how it ended
+        _logger().warning(f"The event of the run could not be emitted: {type(error).__name__}")
 
 
 def _final_state(report: CleanupReport) -> State[CleanupReport]:

@@ -5,16 +5,18 @@ import json
 import os
 from pathlib import Path
 
+import httpx
 import pytest
 from command import COMMAND
 from database import Row, days, series
 from fake import FakeServer
-from fake_database import BROKEN
+from fake_database import BROKEN, Artifact
 from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
+from prefect_artifact_retention.tasks.report import CleanupFailed
 from prefect_artifact_retention.tasks.run import Step
-from servers import BY_FAKE, FAKE, SQLITE_API, Server, on
+from servers import BY_FAKE, FAKE, SQLITE_API, Server, on, when_planned
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 
@@ -110,3 +112,52 @@ async def test_a_delete_run_whose_output_nobody_takes_exits_as_it_ended(server: 
     os.close(writing)
     assert await process.wait() == 0
     assert {row.id for row in rows} & await server.database.ids() == {rows[number].id for number in (0, 1, 3, 4)}
+
+
+@on(FAKE)
+async def test_a_version_that_grew_after_the_plan_leaves_report_and_history(server: FakeServer) -> None:
+    """What it frees is more than the plan saw; what is left is not less than nothing."""
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+
+    async def grow() -> None:
+        server.database.artifacts[rows[2].id]["data"] = "x" * 1_000
+
+    with when_planned(grow):
+        report = await server.cleanup([KEEP_2], mode="delete")
+    assert (report.outcome, report.deleted, report.bytes_freed, report.warnings) == ("completed", 1, 1_002, [])
+    (row,) = json.loads(published(server, "history")["data"])
+    assert (row["deleted"], row["bytes before"], row["bytes after"]) == (1, 9, 0)
+    assert "Deleted 1 version" in published(server, "report")["description"]
+
+
+@on(FAKE)
+@pytest.mark.parametrize("key", ["history", "report"])
+async def test_what_fails_when_a_report_is_published_loses_no_result(
+    server: FakeServer, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nobody foresaw it: the history that fails costs no report, the report that fails no result of the run."""
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def fail(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST" and f'"key":"artifact-retention-{key}"'.encode() in request.content.replace(b" ", b""):
+            raise ZeroDivisionError
+        return await send(transport, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", fail)
+    if key == "history":
+        report = await server.cleanup([KEEP_2], mode="delete")
+        assert report.warnings == ["the history could not be written: unexpected ZeroDivisionError"]
+        assert "ZeroDivisionError" in str(published(server, "report")["data"])
+    else:
+        with pytest.raises(CleanupFailed, match="the report could not be written: unexpected ZeroDivisionError") as failed:
+            await server.cleanup([KEEP_2], mode="delete")
+        report = failed.value.report
+    assert report.deleted == 1
+    assert rows[2].id not in await server.database.ids()
+
+
+def published(server: FakeServer, key: str) -> Artifact:
+    """The version of one of the package's own keys."""
+    (found,) = [each for each in server.database.artifacts.values() if each["key"] == f"artifact-retention-{key}"]
+    return found
