@@ -29,8 +29,8 @@ async def publish_report(run: Run) -> None:
     """Write a new version of the report and of the history.
 
     The metadata of the report has the key at which the next delete run begins. A skipped run writes only its row of the
-    history, so that the latest report stays that of the run before. What fails in the history or the charts is a warning in the
-    report, which is published without it.
+    history, so that the latest report stays that of the run before. What fails in the history or the charts is a warning of
+    the report, which is published without it.
 
     Raises:
         StoreError: The server refuses the report.
