@@ -191,6 +191,7 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     refuse_above_percent: Percent = 0,
     max_task_runs: Number = 0,
     max_requests_per_minute: Number = 0,
+    ignore_guard: bool = False,  # noqa: FBT001, FBT002 - a box of the run form
 ) -> CleanupReport:
     """Delete the artifact versions that no retention policy keeps, and report what was kept, what went, and why.
 
@@ -203,10 +204,11 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         max_deletions: Delete at most this many versions; the next run goes on. 0: as configured, else no limit.
         time_budget_minutes: Stop after this time; the next run goes on. 0: as configured, else no limit.
         refuse_above_percent: Delete nothing if more than this share of the versions would go, of the whole run or of any one
-            policy. 0: as configured, else off.
+            policy. 0: as configured, else off. If another is configured, the stricter holds.
         max_task_runs: Prune tasks at most; more keys are packed together. 0: as configured, else 25.
         max_requests_per_minute: Requests to the server at most. 0: as configured, else 150 on Prefect Cloud and no limit on
             your own server.
+        ignore_guard: Delete whatever share of the versions goes, in this run; refuse_above_percent does not apply.
 
     Returns:
         The report, also published as the artifact `artifact-retention-report`.
@@ -224,7 +226,7 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         "max_requests_per_minute": max_requests_per_minute,
     }
     try:
-        settings = load_settings().model_copy(update={name: value for name, value in given.items() if value})
+        settings = load_settings().with_parameters(ignore_guard=ignore_guard, **given)
         report = await _open_and_clean_up(settings, mode, policies, keys)
     except RetentionError as error:
         if mode == "delete":

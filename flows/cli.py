@@ -95,7 +95,10 @@ def delete(  # noqa: PLR0913 - the flags of the command
         int, Parameter(help="Delete at most this many versions. 0: as configured.", converter=_whole_number)
     ] = 0,
     time_budget_minutes: Annotated[float, Parameter(help="Stop after this time. 0: as configured.")] = 0,
-    refuse_above_percent: Annotated[float, Parameter(help="Delete nothing if a larger share would go. 0: as configured.")] = 0,
+    refuse_above_percent: Annotated[
+        float, Parameter(help="Delete nothing if a larger share would go; the stricter of this and the configured one.")
+    ] = 0,
+    ignore_guard: Annotated[bool, Parameter(help="Delete whatever share goes, in this run.", negative=())] = False,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -124,6 +127,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
             max_deletions=max_deletions,
             time_budget_minutes=time_budget_minutes,
             refuse_above_percent=refuse_above_percent,
+            ignore_guard=ignore_guard,
         )
 
     try:

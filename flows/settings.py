@@ -78,6 +78,17 @@ class RetentionSettings(BaseSettings):
 
     _sources: dict[str, str] = {}
 
+    def with_parameters(self, *, ignore_guard: bool = False, **parameters: float) -> RetentionSettings:
+        """Return these settings with the parameters of one run, of which 0 means as configured.
+
+        A parameter overrides a setting, but of two guards the stricter holds: that of a deployment must not undo the one that
+        somebody has configured. Only `ignore_guard` switches it off.
+        """
+        guards = [self.refuse_above_percent, parameters.pop("refuse_above_percent", 0)]
+        strictest = min((percent for percent in guards if percent), default=0)
+        given = {name: value for name, value in parameters.items() if value}
+        return self.model_copy(update={**given, "refuse_above_percent": 0 if ignore_guard else strictest})
+
     def without_effect(self) -> Iterator[str]:
         """Describe the settings that have no effect beside the others."""
         if self.database_url.get_secret_value() and self.database_block:

@@ -161,3 +161,15 @@ def published(server: FakeServer, key: str) -> Artifact:
     """The version of one of the package's own keys."""
     (found,) = [each for each in server.database.artifacts.values() if each["key"] == f"artifact-retention-{key}"]
     return found
+
+
+@on(*BY_FAKE)
+async def test_a_guard_is_not_weakened_by_a_parameter(server: Server, folder: Path) -> None:
+    """A run with a higher one refuses; one that ignores the guard deletes."""
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    (folder / "retention.toml").write_text("refuse_above_percent = 10\n", encoding="utf-8")
+    with pytest.raises(CleanupFailed, match="more than refuse_above_percent = 10 allows"):
+        await server.cleanup([KEEP_2], mode="delete", refuse_above_percent=50)
+    assert {row.id for row in rows} <= await server.database.ids()
+    report = await server.cleanup([KEEP_2], mode="delete", ignore_guard=True)
+    assert report.deleted == 1

@@ -420,3 +420,21 @@ def test_a_block_beside_an_address_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("ARTIFACT_RETENTION_DATABASE_URL", "sqlite:///x")
     told = list(load_settings().without_effect())
     assert told == ["retention.toml: database_block is ignored, because database_url is set"]
+
+
+@pytest.mark.parametrize(
+    ("configured", "parameter", "holds"), [(10, 50, 10), (50, 10, 10), (10, 0, 10), (0, 50, 50), (0, 0, 0), (10, 100, 10)]
+)
+def test_the_stricter_guard_holds(configured: float, parameter: float, holds: float) -> None:
+    """That of a deployment does not undo what is configured; only the explicit parameter does."""
+    write(f"refuse_above_percent = {configured}\nmax_deletions = 5\n")
+    settings = load_settings()
+    assert settings.with_parameters(refuse_above_percent=parameter).refuse_above_percent == holds
+    assert settings.with_parameters(refuse_above_percent=parameter, ignore_guard=True).refuse_above_percent == 0
+
+
+def test_other_parameters_override_the_settings() -> None:
+    """In either direction; 0 means as configured."""
+    write("max_deletions = 5\nmax_task_runs = 4\n")
+    settings = load_settings().with_parameters(max_deletions=9, max_task_runs=0)
+    assert (settings.max_deletions, settings.max_task_runs) == (9, 4)
