@@ -57,6 +57,9 @@ LOGGER = logging.getLogger(__name__)
 LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 """A further listener of the runs in this context: the progress bar of the command line."""
 
+FINISHED: ContextVar[list[CleanupReport] | None] = ContextVar("finished", default=None)
+"""Gets the report of each delete run in this context, for a caller whom Prefect may give an error instead of the result."""
+
 EVENT = "artifact-retention.cleanup"
 """The resource of the events of delete runs, and the beginning of their names."""
 
@@ -249,6 +252,8 @@ async def _open_and_clean_up(
             await _final_report(run, progress)
             raise
         if mode == "delete":
+            if (finished := FINISHED.get()) is not None:
+                finished.append(run.report)
             _announce(run.report.outcome, keys, run.report.model_dump(mode="json", include=EVENT_FIELDS))
         return run.report
 

@@ -118,7 +118,10 @@ def delete(  # noqa: PLR0913 - the flags of the command
 
     resolve_policies(policies, settings, "delete")
 
+    finished: list[CleanupReport] = []
+
     async def run() -> CleanupReport:
+        cleanup.FINISHED.set(finished)
         await cleanup.reach_server()
         return await cleanup.artifact_cleanup(
             mode="delete",
@@ -135,7 +138,11 @@ def delete(  # noqa: PLR0913 - the flags of the command
     except CleanupFailed as error:
         report = error.report
     except HTTPError as error:
-        raise StoreError(f"the Prefect server failed during the run: {reason(error)}") from None
+        if not finished:
+            raise StoreError(f"the Prefect server failed during the run: {reason(error)}") from None
+        report = finished[-1]
+        report.errors.append(f"the Prefect server failed after the run, whose state it may not show: {reason(error)}")
+        report.outcome = "failed"
     try:
         _show(report, as_json=as_json)
         sys.stdout.flush()

@@ -97,7 +97,7 @@ async def test_a_listener_that_fails_changes_nothing_for_the_run(server: Server)
 
 
 @on(SQLITE_API)
-@pytest.mark.parametrize("reader", ["gone", "/dev/full"])
+@pytest.mark.parametrize("reader", ["gone", pytest.param("/dev/full", marks=pytest.mark.thorough)])
 async def test_a_delete_run_whose_output_nobody_takes_exits_as_it_ended(server: Server, folder: Path, reader: str) -> None:
     """As in `delete 2>&1 | head -1`: 0, and the stale versions of every key have gone."""
     rows = await server.database.insert([*series("one", [1, 2, 3]), *series("two", [1, 2, 3])])
@@ -173,3 +173,26 @@ async def test_a_guard_is_not_weakened_by_a_parameter(server: Server, folder: Pa
     assert {row.id for row in rows} <= await server.database.ids()
     report = await server.cleanup([KEEP_2], mode="delete", ignore_guard=True)
     assert report.deleted == 1
+
+
+@on(SQLITE_API)
+async def test_a_server_that_fails_after_the_deletions_costs_no_report_on_the_command_line(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prefect cannot set the state of the flow run; what was deleted is printed all the same, with the error."""
+    await server.database.insert(series("report", [1, 2, 3]))
+    send = httpx.AsyncHTTPTransport.handle_async_request
+    deleted = False
+
+    async def fail(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        nonlocal deleted
+        deleted = deleted or request.method == "DELETE"
+        if deleted and "/flow_runs/" in request.url.path and request.url.path.endswith("/set_state"):
+            return httpx.Response(500, json={"detail": "boom"}, request=request)
+        return await send(transport, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", fail)
+    assert await call(server, "delete", "--json") == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["outcome"], report["deleted"]) == ("failed", 1)
+    assert "the Prefect server failed after the run" in report["errors"][0]
