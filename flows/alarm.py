@@ -16,9 +16,10 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 from prefect_artifact_retention.flows.cleanup import EVENT, SCOPE_LABEL, SUCCESSES
 from prefect_artifact_retention.policies import ConfigurationError, StoreError
+from prefect_artifact_retention.policies.globs import impossible
 from prefect_artifact_retention.stores.connection import connect, reason
 from prefect_artifact_retention.tasks.rendering import scope_label
-from prefect_artifact_retention.tasks.report import scope_digest
+from prefect_artifact_retention.tasks.report import in_order, scope_digest
 from pydantic import BaseModel, Field
 
 NAME = "artifact-retention-alarm"
@@ -50,13 +51,17 @@ async def set_up_alarm(block: str, hours: float, keys: Sequence[str] = ()) -> Al
         keys: The parameter `keys` of the cleanups that are watched; empty for cleanups of all keys.
 
     Raises:
-        ConfigurationError: There is no such block, it is no notification or webhook, or `hours` is out of bounds.
+        ConfigurationError: There is no such block, it is no notification or webhook, `hours` is out of bounds, or no
+            key can match one of `keys`.
         StoreError: The server cannot be reached, or refuses a request.
     """
     if not MIN_HOURS <= hours <= 24 * 365:
         raise ConfigurationError(f"command line: hours = {hours:g}: must be between 10 seconds and a year")
+    for glob in keys:
+        if problem := impossible(glob):
+            raise ConfigurationError(f"command line: keys: {problem}")
     scope = scope_label(keys)
-    name = " ".join([NAME, *keys])
+    name = " ".join([NAME, *in_order(keys)])
     async with connect() as connection:
         client = connection.client
         await connection.now()

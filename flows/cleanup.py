@@ -42,7 +42,7 @@ from prefect_artifact_retention.stores.connection import connect, reason
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.store import Store
 from prefect_artifact_retention.tasks.bulk import bulk_task, measure_disk, reclaim_task
-from prefect_artifact_retention.tasks.discover import discover, discover_task
+from prefect_artifact_retention.tasks.discover import check_scope, discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
 from prefect_artifact_retention.tasks.prune import group_label, pack, prune_keys, prune_task, verify, verify_task
@@ -56,6 +56,9 @@ LOGGER = logging.getLogger(__name__)
 
 LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 """A further listener of the runs in this context: the progress bar of the command line."""
+
+FINISHED: ContextVar[list[CleanupReport] | None] = ContextVar("finished", default=None)
+"""Gets the report of each delete run in this context, for a caller whom Prefect may give an error instead of the result."""
 
 EVENT = "artifact-retention.cleanup"
 """The resource of the events of delete runs, and the beginning of their names."""
@@ -107,6 +110,8 @@ async def open_run(
         report = CleanupReport(mode=mode, now=now, scope=list(keys), policy_source=source, policy_digest=digest(all_policies))
         if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:
             report.warn(f"the server's clock, which counts, differs from this machine's: it says {now:%Y-%m-%d %H:%M} UTC")
+        for doubt in settings.without_effect():
+            report.warn(doubt)
         if connection.shows_credentials:
             # Prefect logs "View at http://user:password@...", and its events do not reach such a server.
             report.warn("PREFECT_API_URL has credentials in it, which Prefect itself prints: use PREFECT_API_AUTH_STRING")
@@ -166,8 +171,10 @@ async def preview(
     """
     async with open_run(settings, "preview", policies, keys) as run:
         await discover(run)
+        check_scope(run)
         await make_plan(run)
         guard(run)
+        run.report.outcome = _outcome(run.report)
         run.report.duration_seconds = run.seconds
         return run.report
 
@@ -187,6 +194,7 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     refuse_above_percent: Percent = 0,
     max_task_runs: Number = 0,
     max_requests_per_minute: Number = 0,
+    ignore_guard: bool = False,  # noqa: FBT001, FBT002 - a box of the run form
 ) -> CleanupReport:
     """Delete the artifact versions that no retention policy keeps, and report what was kept, what went, and why.
 
@@ -194,21 +202,23 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         mode: preview reports what would be deleted; delete deletes it.
         policies: Used instead of the configured ones, except that configured keep_all policies stay in force. Empty: as
             configured (retention.toml or environment).
-        keys: Globs of the keys to clean up, such as report-*. Empty: all keys, and the artifacts without a key.
+        keys: Globs of the keys to clean up, such as report-*. Empty: all keys, and the artifacts without a key. One that no
+            key can match, such as Report-*, is an error.
         max_deletions: Delete at most this many versions; the next run goes on. 0: as configured, else no limit.
         time_budget_minutes: Stop after this time; the next run goes on. 0: as configured, else no limit.
         refuse_above_percent: Delete nothing if more than this share of the versions would go, of the whole run or of any one
-            policy. 0: as configured, else off.
+            policy. 0: as configured, else off. If another is configured, the stricter holds.
         max_task_runs: Prune tasks at most; more keys are packed together. 0: as configured, else 25.
         max_requests_per_minute: Requests to the server at most. 0: as configured, else 150 on Prefect Cloud and no limit on
             your own server.
+        ignore_guard: Delete whatever share of the versions goes, in this run; refuse_above_percent does not apply.
 
     Returns:
         The report, also published as the artifact `artifact-retention-report`.
 
     Raises:
         CleanupFailed: The run was refused or failed; carries the report.
-        ConfigurationError: A policy or setting is invalid; nothing has run.
+        ConfigurationError: A policy, a setting or a glob of `keys` is invalid; nothing has run.
         StoreError: The server cannot be reached, or refuses a request.
     """
     given = {
@@ -219,7 +229,7 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         "max_requests_per_minute": max_requests_per_minute,
     }
     try:
-        settings = load_settings().model_copy(update={name: value for name, value in given.items() if value})
+        settings = load_settings().with_parameters(ignore_guard=ignore_guard, **given)
         report = await _open_and_clean_up(settings, mode, policies, keys)
     except RetentionError as error:
         if mode == "delete":
@@ -242,6 +252,8 @@ async def _open_and_clean_up(
             await _final_report(run, progress)
             raise
         if mode == "delete":
+            if (finished := FINISHED.get()) is not None:
+                finished.append(run.report)
             _announce(run.report.outcome, keys, run.report.model_dump(mode="json", include=EVENT_FIELDS))
         return run.report
 
@@ -253,9 +265,14 @@ async def clean_up(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> Non
         run: The run; its report says how it ended, whatever goes wrong.
         progress: Where people see how far it is.
         vacuum: Whether to give the space of what went back to the file system, if the database is ours to reach.
+
+    Raises:
+        ConfigurationError: The scope of the run cannot be meant; nothing was written.
     """
     try:
         await _steps(run, progress, vacuum=vacuum)
+    except ConfigurationError:
+        raise
     except RetentionError as error:
         run.report.errors.append(str(error))
     except Exception as error:  # noqa: BLE001 - the report is published after any error; Prefect logs the traceback
@@ -278,7 +295,9 @@ async def _publish(run: Run, progress: ProgressArtifact) -> None:
         await progress.finish(description, complete=report.outcome == "completed")
     except RetentionError as error:
         report.errors.append(str(error))
-        report.outcome = _outcome(report)
+    except Exception as error:  # noqa: BLE001 - the event and the exit code say all the same what was deleted
+        report.errors.append(f"the report could not be written: unexpected {type(error).__name__}")
+    report.outcome = _outcome(report)
 
 
 async def _final_report(run: Run, progress: ProgressArtifact) -> None:
@@ -294,14 +313,15 @@ async def _final_report(run: Run, progress: ProgressArtifact) -> None:
     report.warn("The run was shut down before it was finished; deletions in flight at that time may not be counted.")
     description = with_links(f"Stopped. {headline(report)}", links(), "Reports", "History")
     _logger().warning(f"Stopped. {outcome_message(report)}")
-    with suppress(RetentionError, TimeoutError):
+    # Whatever fails here, the event below says what was deleted.
+    with suppress(Exception):
         async with asyncio.timeout(FINAL_REPORT_SECONDS), connect() as connection:
             run.reconnect(ApiStore(connection))
             progress.connection = connection
             await progress.finish(description, complete=False)
-            with suppress(RetentionError):
+            with suppress(Exception):
                 await publish_report(run)
-            with suppress(RetentionError):
+            with suppress(Exception):
                 if run.touched:
                     await verify(run)
             # Once more: an update that was in flight at the shutdown may have overwritten the one above.
@@ -313,6 +333,7 @@ async def _final_report(run: Run, progress: ProgressArtifact) -> None:
 async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     resume_at = await read_resume_key(run) if run.limits.time_budget_minutes else ""
     await discover_task(run, resume_at=resume_at)
+    check_scope(run)
     if await _skip_for_older_run(run):
         return
     await progress.start("Step 1/3: planning")
@@ -381,16 +402,19 @@ def _outcome(report: CleanupReport) -> Outcome:
 
 
 def _announce(ending: Outcome | Literal["stopped"], scope: Sequence[str], payload: Mapping[str, Any]) -> None:
-    """Emit the event of a delete run, such as `artifact-retention.cleanup.completed`."""
-    emit_event(
-        event=f"{EVENT}.{ending}",
-        resource={
-            "prefect.resource.id": EVENT,
-            "prefect.resource.name": f"artifact cleanup of {scope_label(scope)}",
-            SCOPE_LABEL: scope_digest(scope),
-        },
-        payload={"scope": list(scope), **payload},
-    )
+    """Emit the event of a delete run, such as `artifact-retention.cleanup.completed`. A failure is logged only."""
+    try:
+        emit_event(
+            event=f"{EVENT}.{ending}",
+            resource={
+                "prefect.resource.id": EVENT,
+                "prefect.resource.name": f"artifact cleanup of {scope_label(scope)}",
+                SCOPE_LABEL: scope_digest(scope),
+            },
+            payload={"scope": list(scope), **payload},
+        )
+    except Exception as error:  # noqa: BLE001 - the run is over, and its state says how it ended
+        _logger().warning(f"The event of the run could not be emitted: {type(error).__name__}")
 
 
 def _final_state(report: CleanupReport) -> State[CleanupReport]:

@@ -10,11 +10,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 from httpx import HTTPError
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError, load_policies
 from prefect_artifact_retention.policies.formatting import printable
@@ -29,13 +30,27 @@ if TYPE_CHECKING:
 DONE, FAILED, USAGE, REFUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 EXIT_CODES = {"completed": DONE, "failed": FAILED, "refused": REFUSED, "unfinished": UNFINISHED, "skipped": UNFINISHED}
 
+
+def _whole_number(_type: object, tokens: Sequence[Token]) -> int:
+    """Read a whole number. Cyclopts rounds 0.4 to 0, which means no limit."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value} is no whole number") from None
+
+
 Keys = Annotated[
     tuple[str, ...],
     Parameter(name="--key", help="A key, or a glob such as 'report-*'; may be repeated. Default: all.", negative=()),
 ]
-KeepLast = Annotated[int, Parameter(name="--keep-last", help="For these keys and this call: keep the N newest. Needs --key.")]
+KeepLast = Annotated[
+    int | None,
+    Parameter(
+        name="--keep-last", help="For these keys and this call: keep the N newest. Needs --key.", converter=_whole_number
+    ),
+]
 KeepWithinDays = Annotated[
-    float,
+    float | None,
     Parameter(name="--keep-within-days", help="For these keys and this call: keep versions of at most this age. Needs --key."),
 ]
 Config = Annotated[
@@ -57,8 +72,8 @@ app.command(policies_app)
 def preview(
     *,
     key: Keys = (),
-    keep_last: KeepLast = 0,
-    keep_within_days: KeepWithinDays = 0,
+    keep_last: KeepLast = None,
+    keep_within_days: KeepWithinDays = None,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -74,11 +89,16 @@ def preview(
 def delete(  # noqa: PLR0913 - the flags of the command
     *,
     key: Keys = (),
-    keep_last: KeepLast = 0,
-    keep_within_days: KeepWithinDays = 0,
-    max_deletions: Annotated[int, Parameter(help="Delete at most this many versions. 0: as configured.")] = 0,
+    keep_last: KeepLast = None,
+    keep_within_days: KeepWithinDays = None,
+    max_deletions: Annotated[
+        int, Parameter(help="Delete at most this many versions. 0: as configured.", converter=_whole_number)
+    ] = 0,
     time_budget_minutes: Annotated[float, Parameter(help="Stop after this time. 0: as configured.")] = 0,
-    refuse_above_percent: Annotated[float, Parameter(help="Delete nothing if a larger share would go. 0: as configured.")] = 0,
+    refuse_above_percent: Annotated[
+        float, Parameter(help="Delete nothing if a larger share would go; the stricter of this and the configured one.")
+    ] = 0,
+    ignore_guard: Annotated[bool, Parameter(help="Delete whatever share goes, in this run.", negative=())] = False,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -98,7 +118,10 @@ def delete(  # noqa: PLR0913 - the flags of the command
 
     resolve_policies(policies, settings, "delete")
 
+    finished: list[CleanupReport] = []
+
     async def run() -> CleanupReport:
+        cleanup.FINISHED.set(finished)
         await cleanup.reach_server()
         return await cleanup.artifact_cleanup(
             mode="delete",
@@ -107,6 +130,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
             max_deletions=max_deletions,
             time_budget_minutes=time_budget_minutes,
             refuse_above_percent=refuse_above_percent,
+            ignore_guard=ignore_guard,
         )
 
     try:
@@ -114,8 +138,18 @@ def delete(  # noqa: PLR0913 - the flags of the command
     except CleanupFailed as error:
         report = error.report
     except HTTPError as error:
-        raise StoreError(f"the Prefect server failed during the run: {reason(error)}") from None
-    return _show(report, as_json=as_json)
+        if not finished:
+            raise StoreError(f"the Prefect server failed during the run: {reason(error)}") from None
+        report = finished[-1]
+        report.errors.append(f"the Prefect server failed after the run, whose state it may not show: {reason(error)}")
+        report.outcome = "failed"
+    try:
+        _show(report, as_json=as_json)
+        sys.stdout.flush()
+    except OSError as error:
+        # The reader has gone, or a disk is full; the versions are deleted all the same.
+        _complain(f"the report could not be printed: {error.strerror}")
+    return EXIT_CODES[report.outcome]
 
 
 @app.command
@@ -165,10 +199,12 @@ def check(*, config: Config = None, as_json: Json = False) -> int:
     from prefect_artifact_retention.policies.doubts import find_doubts  # noqa: PLC0415
 
     with_own, source = resolve_policies((), settings, "delete")
-    policies, doubts = with_own[1:], find_doubts(with_own)
+    policies, doubts, warnings = with_own[1:], find_doubts(with_own), list(settings.without_effect())
     if as_json:
         described = [policy.model_dump() | {"sentence": policy.describe()} for policy in policies]
-        _print_json({"source": source, "digest": digest(with_own), "policies": described, "doubts": doubts})
+        _print_json(
+            {"source": source, "digest": digest(with_own), "policies": described, "doubts": doubts, "warnings": warnings}
+        )
     else:
         console = Console()
         title = f"{printable(source)}: {len(policies)} policies, tried in this order"
@@ -177,6 +213,8 @@ def check(*, config: Config = None, as_json: Json = False) -> int:
             console.print(f"  {policy.name}: {policy.describe()}", markup=False, highlight=False)
         for doubt in doubts:
             console.print(f"doubtful: {printable(doubt)}", markup=False, highlight=False)
+        for warning in warnings:
+            console.print(f"warning: {printable(warning)}", markup=False, highlight=False)
     return DONE
 
 
@@ -210,9 +248,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of the output has closed it, as `head` does. Without this, Python fails again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        # The reader of the output has closed it, as `head` does.
+        code = FAILED
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # Otherwise, Python fails again when it flushes at exit, with an exit code of its own.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return code
 
 
@@ -229,7 +272,8 @@ def _run(tokens: Sequence[str]) -> int:
     except RetentionError as error:
         return _fail(error, tokens, FAILED)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; a rerun goes on where this one stopped\n")
+        with suppress(OSError):
+            sys.stderr.write("interrupted; a rerun goes on where this one stopped\n")
         return INTERRUPTED
     return code if isinstance(code, int) else DONE
 
@@ -244,14 +288,23 @@ def _refuse_undecodable(tokens: Sequence[str]) -> None:
 
 
 def _fail(error: RetentionError, tokens: Sequence[str], code: int) -> int:
-    sys.stderr.write(f"artifact-retention: {error}\n")
+    _complain(str(error))
     if "--json" in tokens:
         _print_json({"error": str(error)})
     return code
 
 
+def _complain(text: str) -> None:
+    """Write a message to stderr, if it has a reader: one that has gone decides over no exit code."""
+    with suppress(OSError):
+        sys.stderr.write(f"artifact-retention: {text}\n")
+
+
 def _configure(
-    config: Path | None, keys: Sequence[str] = (), keep_last: int = 0, keep_within_days: float = 0
+    config: Path | None,
+    keys: Sequence[str] = (),
+    keep_last: int | None = None,
+    keep_within_days: float | None = None,
 ) -> tuple[RetentionSettings, tuple[RetentionPolicy, ...]]:
     """Read the settings, and the policies of these keys with the rules that the flags give."""
     from prefect_artifact_retention.flows.settings import CONFIG_VARIABLE, load_settings  # noqa: PLC0415
@@ -260,14 +313,17 @@ def _configure(
         # The flow reads the settings again, and must find the same file.
         os.environ[CONFIG_VARIABLE] = str(config)
     settings = load_settings(config)
-    if not keep_last and not keep_within_days:
+    given = {"keep_last": keep_last, "keep_within_days": keep_within_days}
+    rules = {name: value for name, value in given.items() if value is not None}
+    if not rules:
         return settings, ()
     if not keys:
         raise ConfigurationError("--keep-last and --keep-within-days need --key: for all keys, write a policy")
+    if not any(rules.values()):
+        flags = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in rules.items())
+        raise ConfigurationError(f"command line: {flags} keeps nothing: 0 switches a rule off, and no other is given")
     try:
-        override = RetentionPolicy(
-            name="command line", match_keys=list(keys), keep_last=keep_last, keep_within_days=keep_within_days
-        )
+        override = RetentionPolicy.model_validate({"name": "command line", "match_keys": list(keys), **rules})
     except ValidationError as error:
         raise ConfigurationError("\n".join(f"command line: {line}" for line in describe_validation_error(error))) from error
     configured = load_policies(settings.policies, source=settings.source("policies"))
@@ -310,7 +366,11 @@ def _show(report: CleanupReport, *, as_json: bool) -> int:
     else:
         from rich.markdown import Markdown  # noqa: PLC0415
 
-        Console().print(Markdown(markdown(report).replace(WORD_JOINER, "")))
+        console = Console()
+        # Not printed by rich, which exits with 1 where the reader has gone.
+        with console.capture() as printed:
+            console.print(Markdown(markdown(report).replace(WORD_JOINER, "")))
+        sys.stdout.write(printed.get())
     return EXIT_CODES[report.outcome]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from prefect_artifact_retention.tasks.run import Listener, Step
 from rich.console import Console
@@ -22,13 +22,20 @@ def progress_display(*, quiet: bool) -> Iterator[Listener]:
         yield _silent if quiet else _PlainLines().listen
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        shown = {step: bars.add_task(step, total=None, visible=False) for step in ("planning", "deleting")}
+    bars = Progress(*columns, console=console, transient=True)
+    shown = {step: bars.add_task(step, total=None, visible=False) for step in ("planning", "deleting")}
 
-        async def listen(step: Step, done: int, total: int) -> None:
-            bars.update(shown[step], completed=done, total=total, visible=True)
+    async def listen(step: Step, done: int, total: int) -> None:
+        bars.update(shown[step], completed=done, total=total, visible=True)
 
+    # A terminal that has gone must not cost a run its result.
+    with suppress(OSError):
+        bars.start()
+    try:
         yield listen
+    finally:
+        with suppress(OSError):
+            bars.stop()
 
 
 async def _silent(step: Step, done: int, total: int) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,9 +31,17 @@ ENV_PREFIX = "ARTIFACT_RETENTION_"
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 DEPLOY_PREFIX = f"{ENV_PREFIX}DEPLOY_"
 """The prefix of the variables that `prefect deploy` reads; a run ignores them."""
+KUBERNETES = re.compile(
+    rf"{ENV_PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes sets in every pod beside a Service called `artifact-retention` or `artifact-retention-...`; no settings."""
+
 DEFAULT_FILE = "retention.toml"
 DOTENV = ".env"
 
+
+DATABASE_ONLY = ("max_deletions_per_second", "reclaim")
+"""The settings that say nothing about a run through the API."""
 
 Number = Annotated[int, Field(ge=0, le=10_000_000), BeforeValidator(refuse_bool)]
 Minutes = Annotated[float, Field(ge=0, le=10_080, allow_inf_nan=False), BeforeValidator(refuse_bool)]
@@ -68,6 +77,30 @@ class RetentionSettings(BaseSettings):
     )
 
     _sources: dict[str, str] = {}
+
+    def with_parameters(self, *, ignore_guard: bool = False, **parameters: float) -> RetentionSettings:
+        """Return these settings with the parameters of one run, of which 0 means as configured.
+
+        A parameter overrides a setting, but of two guards the stricter holds: that of a deployment must not undo the one that
+        somebody has configured. Only `ignore_guard` switches it off.
+        """
+        guards = [self.refuse_above_percent, parameters.pop("refuse_above_percent", 0)]
+        strictest = min((percent for percent in guards if percent), default=0)
+        given = {name: value for name, value in parameters.items() if value}
+        return self.model_copy(update={**given, "refuse_above_percent": 0 if ignore_guard else strictest})
+
+    def without_effect(self) -> Iterator[str]:
+        """Describe the settings that have no effect beside the others."""
+        if self.database_url.get_secret_value() and self.database_block:
+            yield f"{self.source('database_block')}: database_block is ignored, because database_url is set"
+        if not self.database_url.get_secret_value() and not self.database_block:
+            for name in DATABASE_ONLY:
+                value = getattr(self, name)
+                if value != type(self).model_fields[name].default:
+                    yield (
+                        f"{self.source(name)}: {name} = {value} is ignored: it applies to deletions in the database, "
+                        "and neither database_url nor database_block is set"
+                    )
 
     @classmethod
     def settings_customise_sources(  # noqa: D102 - pydantic-settings' hook
@@ -187,7 +220,7 @@ def find_variables(prefix: str, fields: Iterable[str]) -> dict[str, list[str]]:
     """Find the variables with a prefix in `.env` and in the environment.
 
     Returns:
-        The names by source, in ascending priority.
+        The names by source, in ascending priority, without those that Kubernetes sets for Services.
 
     Raises:
         ConfigurationError: A variable names no field, or `.env` cannot be read.
@@ -196,6 +229,7 @@ def find_variables(prefix: str, fields: Iterable[str]) -> dict[str, list[str]]:
     found = {}
     for origin, variables in ((f"{DOTENV}: ", _read_dotenv()), ("", os.environ)):
         ours = [name.upper() for name in variables if name.upper().startswith(prefix)]
+        ours = [name for name in ours if name in known or not KUBERNETES.fullmatch(name)]
         found[origin] = [name for name in ours if prefix == DEPLOY_PREFIX or not name.startswith(DEPLOY_PREFIX)]
         _refuse_unknown(origin or "environment", found[origin], known)
     return found

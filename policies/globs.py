@@ -19,6 +19,8 @@ _STARS = re.compile(r"\*+")
 
 def impossible(glob: str) -> str | None:
     """Say why no key can match a glob, or none that is meant; None if one can."""
+    if not glob:
+        return "'' matches no key; * is for all keys"
     part = _impossible_part(glob)
     if part is None:
         return None

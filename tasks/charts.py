@@ -117,7 +117,7 @@ def _versions(key: KeyReport, *, deletes: bool) -> Bar:
 
 
 def _bytes(key: KeyReport, *, deletes: bool) -> Bar:
-    return Bar(label(key.key), key.bytes_seen, key.bytes_seen - (key.bytes_freed if deletes else key.bytes))
+    return Bar(label(key.key), key.bytes_seen, max(0, key.bytes_seen - (key.bytes_freed if deletes else key.bytes)))
 
 
 def _across(panel: Panel, x: float, width: float) -> Iterator[str]:

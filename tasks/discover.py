@@ -1,4 +1,4 @@
-"""Discover: lists the collections in the scope of the run."""
+"""Discover: lists the collections in the scope of the run, and refuses a scope that cannot be meant."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 from fnmatch import fnmatchcase
 
-from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
 from prefect_artifact_retention.policies.formatting import count, days
+from prefect_artifact_retention.policies.globs import impossible
 from prefect_artifact_retention.policies.loading import OWN_KEYS, OWN_POLICY
 from prefect_artifact_retention.stores.store import Collection
 from prefect_artifact_retention.tasks.rendering import label
@@ -48,6 +49,19 @@ async def discover(run: Run, *, resume_at: str = "") -> None:
     run.server_deletes = bool(run.report.notes)
     if doubt := await run.server.untested_version():
         run.report.warn(doubt)
+
+
+def check_scope(run: Run) -> None:
+    """Refuse a scope with a glob that no key matches, and no key that Prefect accepts ever can: it is a mistake.
+
+    A glob that may match a key one day is only warned of.
+
+    Raises:
+        ConfigurationError: There is such a glob.
+    """
+    for glob in run.report.scope:
+        if (problem := impossible(glob)) and not any(fnmatchcase(each.key, glob) for each in run.collections):
+            raise ConfigurationError(f"keys: {problem}")
 
 
 async def _notes(run: Run) -> list[str]:

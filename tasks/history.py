@@ -104,7 +104,8 @@ def _row(report: CleanupReport, run_name: str, links: Mapping[str, str]) -> Row:
         deleted=report.deleted,
         versions_after=report.versions_seen - report.deleted - report.already_gone,
         bytes_before=report.bytes_seen,
-        bytes_after=report.bytes_seen - report.bytes_freed,
+        # A version that was updated after the plan may have freed more than the plan saw.
+        bytes_after=sum(max(0, key.bytes_seen - key.bytes_freed) for key in report.key_reports),
         seconds=round(report.duration_seconds, 1),
         link=links.get("This run", ""),
     )

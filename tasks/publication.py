@@ -29,7 +29,8 @@ async def publish_report(run: Run) -> None:
     """Write a new version of the report and of the history.
 
     The metadata of the report has the key at which the next delete run begins. A skipped run writes only its row of the
-    history, so that the latest report stays that of the run before.
+    history, so that the latest report stays that of the run before. What fails in the history or the charts is a warning of
+    the report, which is published without it.
 
     Raises:
         StoreError: The server refuses the report.
@@ -40,9 +41,16 @@ async def publish_report(run: Run) -> None:
     except StoreError as error:
         rows = []
         report.warn(str(error))
+    except Exception as error:  # noqa: BLE001 - versions may be gone for good, and only the report says so
+        rows = []
+        report.warn(f"the history could not be written: unexpected {type(error).__name__}")
     if report.outcome == "skipped":
         return
-    pictures = [picture for picture in (keys_chart(report), trend_chart(*trend(rows, report))) if picture]
+    try:
+        pictures = [picture for picture in (keys_chart(report), trend_chart(*trend(rows, report))) if picture]
+    except Exception as error:  # noqa: BLE001 - as above
+        pictures = []
+        report.warn(f"the charts could not be drawn: unexpected {type(error).__name__}")
     metadata = (
         {SCOPE: scope_digest(report.scope), RESUME_AT: report.stopped_at[:MAX_METADATA_CHARS]}
         if report.mode == "delete"

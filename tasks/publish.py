@@ -6,7 +6,8 @@ Prefect's own `create_markdown_artifact` and the like take no `metadata`, in whi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -16,6 +17,9 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.control import HOLD, MAX_TTL_DAYS, TTL_DAYS
 from prefect_artifact_retention.stores.connection import shielded
 
+MIN_TTL_DAYS = Decimal("0.00001")
+"""About a second. A shorter TTL is taken for a mistake."""
+
 
 async def publish_artifact(  # noqa: PLR0913 - the fields of an artifact
     data: object,
@@ -23,8 +27,8 @@ async def publish_artifact(  # noqa: PLR0913 - the fields of an artifact
     type: str,  # noqa: A002 - Prefect's name of the field
     key: str | None = None,
     description: str | None = None,
-    hold: bool | date = False,
-    ttl_days: float | None = None,
+    hold: bool | date | str | None = False,
+    ttl_days: float | Decimal | str | None = None,
 ) -> UUID:
     """Create an artifact with a hold or a TTL; in a flow or task, it belongs to that run.
 
@@ -33,19 +37,17 @@ async def publish_artifact(  # noqa: PLR0913 - the fields of an artifact
         type: `markdown`, `table`, `link`, `image`, `progress` or a type of your own.
         key: The key of which this becomes the latest version.
         description: The description in the UI.
-        hold: True, or the last day (UTC), to keep the artifact whatever the policies say.
-        ttl_days: The age in days until which the artifact is kept, and after which it is stale.
+        hold: True, or the last day (UTC), to keep the artifact whatever the policies say; also as text: "true", "2030-12-31".
+        ttl_days: The age in days until which the artifact is kept, and after which it is stale; also as text: "30".
 
     Raises:
-        ValueError: The TTL is not a positive number of days.
+        ValueError: The hold is neither true, false nor a date; or the TTL is no number of days, or too small or large.
     """
     metadata = {}
-    if hold:
-        metadata[HOLD] = "true" if hold is True else date(hold.year, hold.month, hold.day).isoformat()
+    if hold is not None and (entry := _hold_entry(hold)) != "false":
+        metadata[HOLD] = entry
     if ttl_days is not None:
-        if not 0 < ttl_days <= MAX_TTL_DAYS:
-            raise ValueError(f"ttl_days = {ttl_days!r} is not between 0 and {MAX_TTL_DAYS}")
-        metadata[TTL_DAYS] = format(ttl_days, "f").rstrip("0").rstrip(".") if isinstance(ttl_days, float) else str(ttl_days)
+        metadata[TTL_DAYS] = _ttl_entry(ttl_days)
     async with get_client() as client:
         return await create(client, data, type=type, key=key, description=description, metadata=metadata)
 
@@ -81,3 +83,29 @@ async def create(  # noqa: PLR0913 - the fields of an artifact
         return (await shielded(client.create_artifact(artifact))).id
     except ValueError as error:
         raise StoreError("the server's answer to a new artifact cannot be read") from error
+
+
+def _hold_entry(hold: object) -> str:
+    """Write a hold as metadata has it: true, false, or a date."""
+    if isinstance(hold, datetime) and hold.tzinfo:
+        hold = hold.astimezone(UTC)
+    if isinstance(hold, date):
+        return date(hold.year, hold.month, hold.day).isoformat()
+    text = str(hold).strip().lower() if isinstance(hold, str | bool) else ""
+    if text in {"true", "false"}:
+        return text
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"hold = {hold!r} is neither true, false nor a date such as 2030-12-31") from None
+
+
+def _ttl_entry(ttl_days: object) -> str:
+    """Write a TTL as metadata has it: a decimal number of days, without an exponent."""
+    try:
+        number = Decimal("NaN" if isinstance(ttl_days, bool) else str(ttl_days))
+    except InvalidOperation:
+        number = Decimal("NaN")
+    if not number.is_finite() or not MIN_TTL_DAYS <= number <= MAX_TTL_DAYS:
+        raise ValueError(f"ttl_days = {ttl_days!r} is no number of days between {MIN_TTL_DAYS:f} and {MAX_TTL_DAYS}")
+    return f"{number.normalize():f}"

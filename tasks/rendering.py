@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from prefect_artifact_retention.policies.formatting import count
-from prefect_artifact_retention.tasks.report import CleanupReport, RuleCount
+from prefect_artifact_retention.tasks.report import CleanupReport, RuleCount, in_order
 
 MAX_STALE_KEYS_LISTED = 20
 MAX_KEYS_LISTED = 20
@@ -68,8 +68,8 @@ def label(key: str | None) -> str:
 
 
 def scope_label(keys: Iterable[str]) -> str:
-    """Format the scope of a run, from the globs of its keys, as one printable line."""
-    return ", ".join(label(glob) for glob in keys) or "all keys"
+    """Format the scope of a run, from the globs of its keys in any order, as one printable line."""
+    return ", ".join(label(glob) for glob in in_order(keys)) or "all keys"
 
 
 def with_links(text: str, links: Mapping[str, str], *names: str) -> str:

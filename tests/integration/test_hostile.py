@@ -27,6 +27,7 @@ from servers import BY_API, PROMPT, PROMPT_SECONDS, SQLITE_API, Server, count_ro
 HOSTILE = (
     "\x1b[31m\u202e\r\n\n# Taken over\n\n| a | b |\n|---|---|\n<script>alert(1)</script> [x](javascript:y) ![z](//evil) `**"
 )
+AS_A_GLOB = HOSTILE.replace("[", "[[]")
 KEYS = [
     HOSTILE,
     "",
@@ -143,7 +144,7 @@ async def test_a_run_over_hostile_artifacts_that_fails_with_hostile_text_publish
     with monkeypatch.context() as patch:
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", fail)
         with pytest.raises(CleanupFailed, match="Taken over") as failed:
-            await server.run_flow([KEEP_1], mode="delete", keys=["*", f"nothing {HOSTILE}"])
+            await server.run_flow([KEEP_1], mode="delete", keys=["*", AS_A_GLOB])
     report = failed.value.report
     assert (report.planned, report.failed) == (len(KEYS) - 1, len(KEYS) - 1)
     assert len([warning for warning in report.warnings if "unreadable retention-hold" in warning]) == len(KEYS)
@@ -169,7 +170,7 @@ async def test_a_run_that_gives_way_to_one_of_hostile_name_says_so_in_plain_text
             )
     phase = {"artifact-retention-phase": "deleting"}
     age = timedelta(minutes=1)
-    await server.run_flow([KEEP_1], keys=[HOSTILE])
+    await server.run_flow([KEEP_1], keys=[AS_A_GLOB])
     ((rows,),) = await server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-history'")
     for key in ("artifact-retention-history", "artifact-retention-progress"):
         await server.database.delete_key(key)

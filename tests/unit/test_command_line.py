@@ -112,6 +112,17 @@ BAD_USAGE = [
         "command line: keep_last = -1: input should be greater than or equal to 0",
     ),
     (["preview", "--key", "x", "--keep-within-days", "nan"], "command line: keep_within_days = nan: "),
+    (["preview", "--keep-last", "0"], "need --key"),
+    (["delete", "--key", "x", "--keep-last", "0"], "command line: --keep-last 0 keeps nothing"),
+    (["preview", "--key", "x", "--keep-within-days", "0"], "command line: --keep-within-days 0 keeps nothing"),
+    (
+        ["delete", "--key", "x", "--keep-last", "0", "--keep-within-days", "0"],
+        "--keep-last 0 --keep-within-days 0 keeps nothing",
+    ),
+    (["delete", "--max-deletions", "0.4"], "--max-deletions: 0.4 is no whole number"),
+    (["delete", "--max-deletions", "-0.4"], "--max-deletions: -0.4 is no whole number"),
+    (["delete", "--key", "x", "--keep-last", "2.5"], "--keep-last: 2.5 is no whole number"),
+    (["preview", "--key", "x", "--keep-last", "1.6"], "--keep-last: 1.6 is no whole number"),
     (["delete"], "no policy is configured, and nothing is deleted without one"),
     (["delete", "--key", "x"], "no policy is configured, and nothing is deleted without one"),
     (["delete", "--max-deletions", "-1"], "command line: max_deletions = -1: input should be greater than or equal to 0"),
@@ -208,13 +219,24 @@ def test_policies_check_as_json_is_one_document_and_nothing_else(call: Call) -> 
     outcome = call("policies", "check", "--json")
     assert outcome.code == 0
     document = json.loads(outcome.stdout)
-    assert set(document) == {"source", "digest", "policies", "doubts"}
-    assert document["doubts"] == []
+    assert set(document) == {"source", "digest", "policies", "doubts", "warnings"}
+    assert (document["doubts"], document["warnings"]) == ([], [])
     assert document["source"] == "retention.toml"
     audit, default = document["policies"]
     assert (audit["name"], audit["keep_all"], audit["sentence"]) == ("audit", True, "Keys audit-*: keep everything.")
     assert (default["name"], default["keep_last"]) == ("default", 10)
     assert outcome.stderr == ""
+
+
+def test_policies_check_says_what_has_no_effect(folder: Path, call: Call) -> None:
+    """It is no mistake: several machines may share the file, and only one reaches the database."""
+    (folder / "retention.toml").write_text(f'reclaim = "vacuum"\n{POLICIES}', encoding="utf-8")
+    outcome = call("policies", "check")
+    assert outcome.code == 0
+    warning = "retention.toml: reclaim = vacuum is ignored: it applies to deletions in the database, "
+    assert outcome.stdout.splitlines()[-1].startswith(f"warning: {warning}")
+    (told,) = json.loads(call("policies", "check", "--json").stdout)["warnings"]
+    assert told.startswith(warning)
 
 
 def test_policies_check_reads_the_file_that_the_flag_names(folder: Path, call: Call) -> None:
@@ -242,6 +264,9 @@ def test_a_mistake_as_json_is_one_document_and_nothing_else(folder: Path, call: 
 
 # --- in a process of its own
 
+CLI = ("-m", "prefect_artifact_retention.flows.cli")
+NO_SERVER = {"PREFECT_API_URL": "http://127.0.0.1:1/api"}
+
 
 def run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run our own interpreter with nothing of the user's Prefect."""
@@ -253,12 +278,20 @@ def run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedPr
 
 def test_an_unreachable_server_is_one_clear_line(folder: Path) -> None:
     """Exit code 1, the address, no traceback; as JSON too."""
-    address = "http://127.0.0.1:1/api"
-    process = run(folder, "-m", "prefect_artifact_retention.flows.cli", "preview", "--json", PREFECT_API_URL=address)
+    address = NO_SERVER["PREFECT_API_URL"]
+    process = run(folder, *CLI, "preview", "--json", **NO_SERVER)
     assert process.returncode == 1, process.stderr
     assert process.stderr.startswith(f"artifact-retention: cannot reach the Prefect server at {address}")
     assert process.stderr.count("\n") == 1
     assert process.stderr.removeprefix("artifact-retention: ").strip() == json.loads(process.stdout)["error"]
+
+
+@pytest.mark.usefixtures("config")
+def test_a_rule_that_is_off_stands_beside_one_that_is_on(folder: Path) -> None:
+    """A zero is refused only where nothing else is kept; here the call gets as far as the server."""
+    process = run(folder, *CLI, "preview", "--key", "x", "--keep-last", "0", "--keep-within-days", "3", **NO_SERVER)
+    assert process.returncode == 1
+    assert "cannot reach the Prefect server" in process.stderr
 
 
 @pytest.mark.usefixtures("config")

@@ -69,6 +69,7 @@ REFUSED = [
     ),
     pytest.param({"timezone": ""}, "timezone = '': is no IANA time zone", id="empty-zone"),
     pytest.param({"timezone": "../UTC"}, "timezone = '../UTC': is no IANA time zone", id="zone-outside-the-database"),
+    pytest.param({"match_keys": [""]}, "match_keys = ['']: '' matches no key; * is for all keys", id="empty-glob"),
     pytest.param({"match_keys": []}, "match_keys = []: list should have at least 1 item", id="matches-nothing"),
     *(
         pytest.param({field: ["a", glob]}, f"{field} = ['a', {glob!r}]: {glob!r} matches no key, because keys {why}", id=glob)
@@ -149,7 +150,6 @@ ACCEPTED = [
     {"keep_last": 1_000_000},
     {"timezone": "Europe/Zurich"},
     {"match_keys": ["daily-*"]},
-    {"match_keys": [""]},
     {"match_keys": ["*", "a"], "exclude_keys": ["a"]},
     {"match_keys": ["a-*"], "exclude_keys": ["a-b"]},
     {"match_keys": ["a-1", "b-1"], "exclude_keys": ["a-?"]},

@@ -26,7 +26,7 @@ from prefect_artifact_retention.tasks.rendering import (
     scope_label,
     size,
 )
-from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, PolicyReport, RuleCount
+from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, PolicyReport, RuleCount, scope_digest
 from prefect_artifact_retention.tasks.run import KeyPlan
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -526,3 +526,11 @@ def test_sizes_are_aligned_like_numbers_and_stay_on_one_line() -> None:
     table = markdown(deletion()).split("## Keys")[1].split("## ")[0]
     assert table.count("---:") == 7
     assert "2\u00a0kB |" in table
+
+
+def test_a_scope_has_one_label_and_one_digest_in_any_order() -> None:
+    """By the label, the trend finds the runs of a scope; by the digest, the alarm and the next run do."""
+    orders = [["b*", "a*"], ["a*", "b*"], ["a*", "b*", "a*"]]
+    assert {scope_label(keys) for keys in orders} == {"a*, b*"}
+    assert len({scope_digest(keys) for keys in orders}) == 1
+    assert scope_digest(["a*"]) != scope_digest(["a*", "b*"]) != scope_digest([])

@@ -7,7 +7,15 @@ from unittest.mock import patch
 
 import pytest
 from builders import policy
-from prefect_artifact_retention.flows.settings import RetentionSettings, load_settings, resolve_policies
+from prefect.exceptions import ParameterTypeError
+from prefect_artifact_retention.flows.cleanup import artifact_cleanup
+from prefect_artifact_retention.flows.settings import (
+    DEPLOY_PREFIX,
+    RetentionSettings,
+    find_variables,
+    load_settings,
+    resolve_policies,
+)
 from prefect_artifact_retention.policies import ConfigurationError
 from prefect_artifact_retention.policies.loading import OWN_POLICY, PREVIEW_POLICY
 from pydantic import SecretStr
@@ -331,3 +339,102 @@ def test_a_policy_with_the_name_of_our_own_is_refused() -> None:
     """Names are unique in a report."""
     with pytest.raises(ConfigurationError, match="parameters of this run: two policies have name"):
         resolve_policies((policy(name=OWN_POLICY.name, keep_last=1),), load_settings(), "delete")
+
+
+@pytest.mark.parametrize("name", ["max_deletions", "max_task_runs", "max_requests_per_minute", "max_deletions_per_second"])
+@pytest.mark.parametrize("number", ["0.4", "1.6", "nan"])
+def test_a_number_that_is_not_whole_is_refused_from_every_source(
+    name: str, number: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is never rounded: a limit of 0.4 would become none."""
+    write(f"{name} = {number}\n")
+    assert f"retention.toml: {name} = " in refusal()
+    monkeypatch.setenv(f"ARTIFACT_RETENTION_{name.upper()}", number)
+    assert f"ARTIFACT_RETENTION_{name.upper()}: {name} = '{number}'" in refusal()
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [{"max_deletions": 0.4}, {"max_task_runs": 1.6}, {"max_requests_per_minute": "0.4"}, {"max_deletions": True}],
+    ids=str,
+)
+def test_a_flow_parameter_that_is_no_whole_number_is_refused(parameter: dict[str, object]) -> None:
+    """Prefect checks it by the type of the flow's argument."""
+    with pytest.raises(ParameterTypeError):
+        artifact_cleanup.validate_parameters(parameter)
+
+
+SERVICE = {
+    # As Kubernetes 1.31 sets them in every pod of the namespace, for a Service with a named port.
+    "SERVICE_HOST": "10.0.0.11",
+    "SERVICE_PORT": "8080",
+    "SERVICE_PORT_HTTP": "8080",
+    "PORT": "tcp://10.0.0.11:8080",
+    "PORT_8080_TCP": "tcp://10.0.0.11:8080",
+    "PORT_8080_TCP_PROTO": "tcp",
+    "PORT_8080_TCP_PORT": "8080",
+    "PORT_8080_TCP_ADDR": "10.0.0.11",
+}
+
+
+@pytest.mark.parametrize("service", ["", "UI_", "DEPLOY_", "METRICS_EXPORTER_"])
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Service called artifact-retention, or artifact-retention-ui, fails no run in its namespace."""
+    for name, value in SERVICE.items():
+        monkeypatch.setenv(f"ARTIFACT_RETENTION_{service}{name}", value)
+    monkeypatch.setenv(MAX_DELETIONS, "3")
+    assert load_settings().max_deletions == 3
+    assert find_variables(DEPLOY_PREFIX, ["pool"]) == {".env: ": [], "": []}
+
+
+@pytest.mark.parametrize("name", ["SERVICE", "SERVICE_HOSTS", "PORTS", "PORT_HTTP", "MAX_DELETION"])
+def test_what_only_resembles_it_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt setting is still an error."""
+    monkeypatch.setenv(f"ARTIFACT_RETENTION_{name}", "1")
+    assert f"environment: unknown field ARTIFACT_RETENTION_{name}" in refusal()
+
+
+def test_what_applies_to_the_database_only_is_told_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the source of each; a throttle that is believed in may be worse than none."""
+    write('reclaim = "vacuum"\n')
+    monkeypatch.setenv("ARTIFACT_RETENTION_MAX_DELETIONS_PER_SECOND", "5")
+    why = "is ignored: it applies to deletions in the database, and neither database_url nor database_block is set"
+    assert list(load_settings().without_effect()) == [
+        f"ARTIFACT_RETENTION_MAX_DELETIONS_PER_SECOND: max_deletions_per_second = 5 {why}",
+        f"retention.toml: reclaim = vacuum {why}",
+    ]
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_BLOCK"])
+def test_with_a_database_nothing_is_ignored(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever its address comes from; and without one, nothing is said of defaults."""
+    assert not list(load_settings().without_effect())
+    write('reclaim = "vacuum"\nmax_deletions_per_second = 5\n')
+    monkeypatch.setenv(f"ARTIFACT_RETENTION_{name}", "x")
+    assert not list(load_settings().without_effect())
+
+
+def test_a_block_beside_an_address_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address goes first."""
+    write('database_block = "prefect-database"\n')
+    monkeypatch.setenv("ARTIFACT_RETENTION_DATABASE_URL", "sqlite:///x")
+    told = list(load_settings().without_effect())
+    assert told == ["retention.toml: database_block is ignored, because database_url is set"]
+
+
+@pytest.mark.parametrize(
+    ("configured", "parameter", "holds"), [(10, 50, 10), (50, 10, 10), (10, 0, 10), (0, 50, 50), (0, 0, 0), (10, 100, 10)]
+)
+def test_the_stricter_guard_holds(configured: float, parameter: float, holds: float) -> None:
+    """That of a deployment does not undo what is configured; only the explicit parameter does."""
+    write(f"refuse_above_percent = {configured}\nmax_deletions = 5\n")
+    settings = load_settings()
+    assert settings.with_parameters(refuse_above_percent=parameter).refuse_above_percent == holds
+    assert settings.with_parameters(refuse_above_percent=parameter, ignore_guard=True).refuse_above_percent == 0
+
+
+def test_other_parameters_override_the_settings() -> None:
+    """In either direction; 0 means as configured."""
+    write("max_deletions = 5\nmax_task_runs = 4\n")
+    settings = load_settings().with_parameters(max_deletions=9, max_task_runs=0)
+    assert (settings.max_deletions, settings.max_task_runs) == (9, 4)
