@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -46,7 +47,7 @@ from prefect_artifact_retention.tasks.discover import check_scope, discover, dis
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
 from prefect_artifact_retention.tasks.prune import group_label, pack, prune_keys, prune_task, verify, verify_task
-from prefect_artifact_retention.tasks.publication import links, publish_report, read_resume_key, report_task
+from prefect_artifact_retention.tasks.publication import links, publish_report, report_task
 from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label, with_links
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, Mode, Outcome, scope_digest
 from prefect_artifact_retention.tasks.run import KeyPlan, Limits, Listener, Run, in_flow_run
@@ -331,15 +332,17 @@ async def _final_report(run: Run, progress: ProgressArtifact) -> None:
 
 
 async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
-    resume_at = await read_resume_key(run) if run.limits.time_budget_minutes else ""
-    await discover_task(run, resume_at=resume_at)
+    await discover_task(run)
     check_scope(run)
     if await _skip_for_older_run(run):
         return
     await progress.start("Step 1/3: planning")
     await plan_task(run)
     guard(run)
-    if run.report.mode != "delete" or run.report.refusals or not (run.plans or run.dangling):
+    if run.report.mode != "delete" or run.report.refusals:
+        return
+    if not (run.plans or run.dangling):
+        run.next_start = run.report.stopped_at
         return
     await progress.announce_deleting()
     if await _skip_for_older_run(run):
@@ -352,18 +355,28 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
             await bulk_task(run, database)
         else:
             await run.server.detect_concurrency(runtime.flow_run.flow_name or artifact_cleanup.name)
-        groups = pack([plan for plan in run.plans if plan.stale], run.limits.max_task_runs)
-        await for_each(groups, partial(_prune, run), MAX_CONCURRENT_GROUPS)
+        await _prune_all(run)
     except RetentionError as error:
         run.report.errors.append(str(error))
-    unfinished = next(
-        (plan.key for plan in run.plans if plan.key is not None and plan.remaining and not plan.report.error), None
-    )
-    if run.report.outcome == "unfinished" and unfinished is not None:
-        run.report.stopped_at = unfinished
+    finally:
+        run.next_start = run.find_next_start()
     await verify_task(run)
     if database and run.report.deleted:
         await reclaim_task(run, database, on_disk, vacuum=vacuum)
+
+
+async def _prune_all(run: Run) -> None:
+    """Prune what is stale: no more keys at a time than `max_deletions` allows for, in the order of the plans."""
+    waiting = deque(plan for plan in run.user_plans if plan.stale)
+    while waiting and (room := run.room()):
+        plans: list[KeyPlan] = []
+        while waiting and room > 0:
+            plans.append(waiting.popleft())
+            room -= len(plans[-1].stale)
+        await for_each(pack(plans, run.limits.max_task_runs), partial(_prune, run), MAX_CONCURRENT_GROUPS)
+    if own := [plan for plan in run.own_plans if plan.stale]:
+        with run.without_budgets():
+            await _prune(run, own)
 
 
 async def _prune(run: Run, group: Sequence[KeyPlan]) -> None:

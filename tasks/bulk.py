@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError
@@ -40,16 +40,21 @@ async def prune_unchanged(run: Run, store: DatabaseStore) -> None:
         StoreError: The database cannot be reached, refuses a statement, or does not answer in time.
     """
     limit = min(MAX_TRANSACTION_VERSIONS, store.max_per_second or MAX_TRANSACTION_VERSIONS)
-    pending = [plan for plan in reversed(run.plans) if plan.key is not None]
     # With a limit on deletions, one transaction at a time: concurrent ones could exceed it together.
     at_once = 1 if run.limits.max_deletions or store.max_per_second else store.writers
-    working = (_prune_pending(run, store, pending, limit) for _ in range(at_once))
-    for error in await asyncio.gather(*working, return_exceptions=True):
-        if error:
-            raise error
-    for plan in run.plans:
-        if plan.key is None:
-            await _prune_unkeyed(run, store, plan, limit)
+    # The artifacts without a key have a place in the order of the plans, too, by which they get their share of the budgets.
+    for is_unkeyed, plans in groupby(run.user_plans, key=lambda plan: plan.key is None):
+        if is_unkeyed:
+            for plan in plans:
+                await _prune_unkeyed(run, store, plan, limit)
+            continue
+        pending = list(plans)[::-1]
+        working = (_prune_pending(run, store, pending, limit) for _ in range(at_once))
+        for error in await asyncio.gather(*working, return_exceptions=True):
+            if error:
+                raise error
+    with run.without_budgets():
+        await _prune_pending(run, store, run.own_plans, limit)
 
 
 async def _prune_pending(run: Run, store: DatabaseStore, pending: list[KeyPlan], limit: int) -> None:

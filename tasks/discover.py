@@ -11,19 +11,18 @@ from prefect_artifact_retention.policies.formatting import count, days
 from prefect_artifact_retention.policies.globs import impossible
 from prefect_artifact_retention.policies.loading import OWN_KEYS, OWN_POLICY
 from prefect_artifact_retention.stores.store import Collection
+from prefect_artifact_retention.tasks.history import read_next_start
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run, as_task
 
 
-async def discover(run: Run, *, resume_at: str = "") -> None:
+async def discover(run: Run) -> None:
     """List the collections in the scope of the run, in the order of their keys.
 
-    A delete run always includes the package's own keys, because each run adds versions to them.
-
-    Args:
-        run: Its `collections` and `first_round` are set.
-        resume_at: The key at which the last run stopped; the list begins there, and wraps around.
+    With a limit, the list begins where the last delete run stopped, and wraps around. A delete run always includes the
+    package's own keys, because each run adds versions to them.
     """
+    resume_at = await read_next_start(run) if run.limits.max_deletions or run.limits.time_budget_minutes else ""
     scope = run.report.scope
     own = OWN_KEYS if run.report.mode == "delete" else ()
     unreadable: list[str | None] = []
@@ -89,12 +88,12 @@ def _promises(what: str, policies: Sequence[RetentionPolicy], period: float) -> 
 
 
 def _start(collections: list[Collection], resume_at: str) -> int:
-    """Return the index of the first key that starts with `resume_at`, else of the next key, else 0."""
+    """Return the index of the first key that starts with `resume_at`, else of the next key, else behind the last."""
     if not resume_at:
         return 0
     after = (index for index, each in enumerate(collections) if each.key >= resume_at)
     same = (index for index, each in enumerate(collections) if each.key.startswith(resume_at))
-    return next(same, next(after, 0))
+    return next(same, next(after, len(collections)))
 
 
 discover_task = as_task(discover, "discover")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated
 
@@ -50,6 +50,8 @@ class Row(BaseModel):
     bytes_after: Amount = Field(alias="bytes after")
     seconds: float = Field(ge=0, allow_inf_nan=False)
     link: ShortText = ""
+    next_start: ShortText = Field(default="", alias="next run begins with")
+    """Of a delete run: where the next one over the same keys is to begin; empty at the first key."""
 
 
 async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> list[Row]:
@@ -66,9 +68,13 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
     Raises:
         StoreError: The server cannot be reached, or refuses the artifact.
     """
-    versions = await run.server.newest_rows(HISTORY_KEY, HISTORY_VERSIONS_READ)
-    before = _merged([_rows(version.get("data")) for version in versions])
-    rows = [_row(run.report, run_name, links), *before][:MAX_HISTORY_ROWS]
+    before = await _read(run)
+    next_start = run.next_start
+    if next_start is None:
+        # A run that was refused, skipped or stopped early does not change it, nor does a preview.
+        next_start = _next_start(before, run.report)
+    row = _row(run.report, run_name, links)
+    rows = [row.model_copy(update={"next_start": next_start[:MAX_TEXT_CHARS]}), *before][:MAX_HISTORY_ROWS]
     description = with_links(
         f"{count(len(rows), 'run')}, the newest first. The last: {headline(run.report)}", links, "Reports"
     )
@@ -79,6 +85,25 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
     except httpx.HTTPError as error:
         raise StoreError(f"the history could not be written: {reason(error)}") from None
     return rows
+
+
+async def read_next_start(run: Run) -> str:
+    """Read where a delete run over the keys of this one is to begin; empty if the last one left nothing, or is unknown.
+
+    Raises:
+        StoreError: The server cannot be reached, or refuses a request.
+    """
+    return _next_start(await _read(run), run.report)
+
+
+async def _read(run: Run) -> list[Row]:
+    versions = await run.server.newest_rows(HISTORY_KEY, HISTORY_VERSIONS_READ)
+    return _merged([_rows(version.get("data")) for version in versions])
+
+
+def _next_start(rows: Iterable[Row], report: CleanupReport) -> str:
+    scope = scope_label(report.scope)[:MAX_TEXT_CHARS]
+    return next((row.next_start for row in rows if row.scope == scope), "")
 
 
 def trend(rows: Sequence[Row], report: CleanupReport) -> tuple[list[Bar], list[Bar]]:

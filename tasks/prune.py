@@ -182,13 +182,14 @@ def pack(plans: Sequence[KeyPlan], limit: int) -> list[list[KeyPlan]]:
     if len(plans) <= limit:
         return [[plan] for plan in plans]
     number = max(1, min(limit, sum(len(plan.stale) for plan in plans) // MIN_TASK_DELETIONS))
-    groups: list[list[KeyPlan]] = [[] for _ in range(number)]
+    groups: list[list[int]] = [[] for _ in range(number)]
     weights = [0] * number
-    for plan in sorted(plans, key=lambda plan: len(plan.stale), reverse=True):
+    for index in sorted(range(len(plans)), key=lambda index: len(plans[index].stale), reverse=True):
         lightest = weights.index(min(weights))
-        groups[lightest].append(plan)
-        weights[lightest] += len(plan.stale)
-    return groups
+        groups[lightest].append(index)
+        weights[lightest] += len(plans[index].stale)
+    # What a time budget cuts off is what the next run begins with, so the order of the plans is kept.
+    return [[plans[index] for index in group] for group in sorted(sorted(group) for group in groups if group)]
 
 
 def group_label(group: Sequence[KeyPlan]) -> str:

@@ -1,4 +1,4 @@
-"""Publishes the result of a run: the report, the history, and the key at which the next delete run begins."""
+"""Publishes the result of a run: the report, and the history, which also says where the next delete run begins."""
 
 from __future__ import annotations
 
@@ -13,24 +13,14 @@ from prefect_artifact_retention.tasks.charts import keys_chart, trend_chart
 from prefect_artifact_retention.tasks.history import extend_history, trend
 from prefect_artifact_retention.tasks.publish import create
 from prefect_artifact_retention.tasks.rendering import headline, markdown
-from prefect_artifact_retention.tasks.report import scope_digest
 from prefect_artifact_retention.tasks.run import Run, as_task
-
-SCOPE = "artifact-retention-scope"
-RESUME_AT = "artifact-retention-resume-at"
-MAX_METADATA_CHARS = 500
-"""The server cuts a longer value in metadata."""
-
-REPORT_VERSIONS_READ = 30
-"""Reports searched for the last run of the same scope: as many as the package keeps."""
 
 
 async def publish_report(run: Run) -> None:
     """Write a new version of the report and of the history.
 
-    The metadata of the report has the key at which the next delete run begins. A skipped run writes only its row of the
-    history, so that the latest report stays that of the run before. What fails in the history or the charts is a warning of
-    the report, which is published without it.
+    A skipped run writes only its row of the history, so that the latest report stays that of the run before. What fails in the
+    history or the charts is a warning of the report, which is published without it.
 
     Raises:
         StoreError: The server refuses the report.
@@ -44,6 +34,8 @@ async def publish_report(run: Run) -> None:
     except Exception as error:  # noqa: BLE001 - versions may be gone for good, and only the report says so
         rows = []
         report.warn(f"the history could not be written: unexpected {type(error).__name__}")
+    if report.mode == "delete":
+        report.stopped_at = rows[0].next_start if rows else run.next_start or ""
     if report.outcome == "skipped":
         return
     try:
@@ -51,11 +43,6 @@ async def publish_report(run: Run) -> None:
     except Exception as error:  # noqa: BLE001 - as above
         pictures = []
         report.warn(f"the charts could not be drawn: unexpected {type(error).__name__}")
-    metadata = (
-        {SCOPE: scope_digest(report.scope), RESUME_AT: report.stopped_at[:MAX_METADATA_CHARS]}
-        if report.mode == "delete"
-        else {}
-    )
     try:
         await create(
             run.server.connection.client,
@@ -63,7 +50,6 @@ async def publish_report(run: Run) -> None:
             type="markdown",
             key=REPORT_KEY,
             description=headline(report),
-            metadata=metadata,
         )
     except httpx.HTTPError as error:
         raise StoreError(f"the report could not be written: {reason(error)}") from None
@@ -79,15 +65,6 @@ def links() -> Mapping[str, str]:
         "Progress": f"artifacts/key/{PROGRESS_KEY}",
     }
     return {name: f"{ui}/{path}" for name, path in pages.items()} if ui else {}
-
-
-async def read_resume_key(run: Run) -> str:
-    """Return the key at which the last delete run of the same scope stopped; empty if it was complete or is not found."""
-    for row in await run.server.newest_rows(REPORT_KEY, REPORT_VERSIONS_READ):
-        metadata = row.get("metadata_") or {}
-        if metadata.get(SCOPE) == scope_digest(run.report.scope):
-            return str(metadata.get(RESUME_AT, ""))
-    return ""
 
 
 report_task = as_task(publish_report, "report")

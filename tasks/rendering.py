@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from prefect_artifact_retention.policies.formatting import count
-from prefect_artifact_retention.tasks.report import CleanupReport, RuleCount, in_order
+from prefect_artifact_retention.tasks.report import UNKEYED, CleanupReport, RuleCount, in_order
 
 MAX_STALE_KEYS_LISTED = 20
 MAX_KEYS_LISTED = 20
@@ -114,7 +114,11 @@ def _problems(report: CleanupReport) -> Iterable[str]:
         if lines:
             yield f"## {title}\n\n" + _bullets(lines)
     if report.stopped_at:
-        yield f"Stopped before {escape(label(report.stopped_at))}; the next delete run begins there."
+        where = escape(label(None if report.stopped_at == UNKEYED else report.stopped_at))
+        if report.mode == "delete":
+            yield f"The next delete run begins with {where}."
+        else:
+            yield f"Planning stopped before {where}, because its time was over."
 
 
 def _totals(report: CleanupReport) -> str:

@@ -13,6 +13,9 @@ from pydantic import BaseModel, Field, computed_field
 Mode = Literal["preview", "delete"]
 Outcome = Literal["completed", "unfinished", "refused", "skipped", "failed"]
 
+UNKEYED = "~"
+"""The place of the artifacts without a key in the order in which keys are planned: behind all characters of keys."""
+
 MAX_WARNINGS = 50
 """Further warnings are dropped; with more, a report of a broken server would be unreadable."""
 
@@ -87,7 +90,11 @@ class CleanupReport(BaseModel):
     warnings: list[str] = Field(default=[], description="What somebody should look at; nothing has failed.")
     doubts: list[str] = Field(default=[], description="What is valid in the policies, and yet is hardly meant.")
     errors: list[str] = Field(default=[], description="What failed beyond a single key.")
-    stopped_at: str = Field(default="", description="The key before which the run stopped; the next delete run begins there.")
+    stopped_at: str = Field(
+        default="",
+        description="Of a delete run: the key with which the next one over the same keys begins; ~ stands for the artifacts "
+        "without a key, and empty for the first key. Of a preview: the key before which its planning time was over.",
+    )
     duration_seconds: float = Field(default=0.0, description="From the first request to the end of the verification.")
 
     @computed_field  # type: ignore[prop-decorator]

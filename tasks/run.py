@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Literal, ParamSpec, TypeVar
 from uuid import UUID
@@ -16,10 +17,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.policies.evaluation import Judgement
+from prefect_artifact_retention.policies.loading import OWN_KEYS
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from prefect_artifact_retention.stores.store import Mark, Store
-from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, RuleCount
+from prefect_artifact_retention.tasks.report import UNKEYED, CleanupReport, KeyReport, RuleCount
 
 LOGGER = logging.getLogger(__name__)
 
@@ -82,6 +84,11 @@ class KeyPlan:
         """Stale versions that are still to be deleted."""
         return self.report.remaining
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything of the key has been deleted, or found gone or kept by now."""
+        return self.report.remaining < self.report.planned
+
 
 @dataclass(slots=True)
 class RuleTally:
@@ -117,6 +124,7 @@ class Run:
         store: The store in which versions are read and deleted: the same API, or the database.
         collections: The collections in the scope of the run, from the key on where the last run stopped.
         first_round: How many of them come before the list wraps around to the first key.
+        next_start: Where the next delete run begins; None as long as this run has not changed it.
         touched: The keys of which a version was deleted, or may have been.
         dangling: The keys whose latest version was not found.
         server_deletes: Whether the server deletes artifacts by itself, too.
@@ -143,6 +151,7 @@ class Run:
         self.own_runs = frozenset(own_runs)
         self.collections: list[ArtifactCollection] = []
         self.first_round = 0
+        self.next_start: str | None = None
         self.plans: list[KeyPlan] = []
         self.dangling: set[str] = set()
         self.server_deletes = False
@@ -219,6 +228,43 @@ class Run:
         if self._deferred >= MAX_DEFERRED_DELETIONS and stalled_for >= MIN_STALL_SECONDS and not self.is_stalled:
             self.is_stalled = True
             self.report.errors.append(f"the Prefect server accepted no deletion for {stalled_for:.0f} seconds")
+
+    @contextmanager
+    def without_budgets(self) -> Iterator[None]:
+        """Delete outside the budgets: the package's own keys would use up small ones in every run."""
+        limits, started = self.limits, self.deletions_started
+        self.limits = replace(limits, max_deletions=0, time_budget_minutes=0)
+        try:
+            yield
+        finally:
+            self.limits, self.deletions_started = limits, started
+
+    def find_next_start(self) -> str:
+        """Return where the next delete run is to begin: with what this one has not reached; empty if it has reached all.
+
+        A key of which something was deleted is not the next one: it may get new stale versions faster than they can be deleted
+        within the budgets, and no other key would ever be pruned.
+        """
+        plan = next((plan for plan in self.user_plans if plan.remaining and not plan.report.error), None)
+        if plan is None:
+            return self.report.stopped_at
+        keys = [each.key for each in self.collections]
+        places = [*keys[: self.first_round], UNKEYED, *keys[self.first_round :]]
+        place = UNKEYED if plan.key is None else plan.key
+        if not plan.is_begun:
+            return place
+        following = places[places.index(place) + 1 :] + places
+        return next((each for each in following if each not in OWN_KEYS), place)
+
+    @property
+    def user_plans(self) -> list[KeyPlan]:
+        """The plans of all keys but the package's own."""
+        return [plan for plan in self.plans if plan.key not in OWN_KEYS]
+
+    @property
+    def own_plans(self) -> list[KeyPlan]:
+        """The plans of the package's own keys."""
+        return [plan for plan in self.plans if plan.key in OWN_KEYS]
 
     def add_plan(self, plan: KeyPlan) -> None:
         """Add the plan of a key."""

@@ -511,6 +511,59 @@ async def test_a_scope_is_the_same_in_any_order(server: Server) -> None:
     assert after.key_reports[0].key == before.stopped_at
 
 
+async def test_with_a_limit_every_key_has_its_turn(server: Server) -> None:
+    """Also if the first has more stale versions than the limit ever lets go; and so have the artifacts without a key."""
+    policies = [KEEP_2, RetentionPolicy(name="loose", unkeyed=True, keep_within_days=1)]
+    loose = [Row(None, days(9)) for _ in range(4)]
+    await server.database.insert([*series("a", range(10, 99)), *series("z", range(10, 16)), *loose])
+    for _night in range(6):
+        report = await server.cleanup(policies, mode="delete", max_deletions=3)
+        assert report.deleted == 3
+    assert len(await server.database.ids("key = 'z'")) == 2
+    assert len(await server.database.ids("key IS NULL")) < 4
+
+
+@on(*BY_FAKE)
+@pytest.mark.parametrize("between", ["preview", "refused", "failed", "another scope"])
+async def test_where_the_next_run_begins_outlives_runs_in_between(
+    server: Server, between: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Previews, and runs that were refused, have failed, or were over other keys."""
+    await server.database.insert([row for key in ("a", "b", "c") for row in series(key, [1, 2, 3, 4])])
+    first = await server.cleanup([KEEP_2], mode="delete", max_deletions=2)
+    assert (first.outcome, first.stopped_at) == ("unfinished", "b")
+    if between == "preview":
+        await server.cleanup([KEEP_2])
+    elif between == "refused":
+        with pytest.raises(CleanupFailed):
+            await server.cleanup([KEEP_2], mode="delete", refuse_above_percent=1)
+    elif between == "failed":
+        send = httpx.AsyncHTTPTransport.handle_async_request
+
+        async def fail(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+            if request.url.path.endswith("/artifacts/latest/filter"):
+                return httpx.Response(400, request=request)
+            return await send(transport, request)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", fail)
+            with pytest.raises(CleanupFailed):
+                await server.cleanup([KEEP_2], mode="delete")
+    else:
+        await server.cleanup([KEEP_2], mode="delete", keys=["c*"], max_deletions=1)
+    then = await server.cleanup([KEEP_2], mode="delete", max_deletions=1)
+    assert [key.key for key in then.key_reports if key.deleted] == ["b"]
+
+
+async def test_the_packages_own_keys_use_up_no_limit(server: Server) -> None:
+    """However many versions of them are stale."""
+    await server.database.insert([*series("artifact-retention-report", range(1, 60)), *series("report", [1, 2, 3, 4, 5])])
+    report = await server.cleanup([KEEP_2], mode="delete", max_deletions=1)
+    assert report.deleted == 1
+    assert report.housekeeping[0].deleted > 1
+    assert len(await server.database.ids("key = 'report'")) == 4
+
+
 async def budgeted(server: Server, *shares: str) -> CleanupReport:
     """Run a cleanup of some keys that its time budget stops."""
     return await server.cleanup([KEEP_2], mode="delete", keys=shares, time_budget_minutes=0.001)

@@ -354,7 +354,7 @@ def test_trouble_has_a_section_of_each_kind_before_the_totals() -> None:
     assert bullets(text, "Failures") == ["the clock stopped", "report-daily: the server went away"]
     assert bullets(text, "Repaired") == ["report-weekly: its latest version had vanished and was posted again"]
     assert bullets(text, "Warnings") == ["a run older than a week"]
-    assert "Stopped before report\\-daily; the next delete run begins there." in text
+    assert "The next delete run begins with report\\-daily." in text
 
 
 def test_unmanaged_keys_are_listed_up_to_twenty() -> None:
