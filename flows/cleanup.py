@@ -373,7 +373,7 @@ async def _prune_all(run: Run) -> None:
         while waiting and room > 0:
             plans.append(waiting.popleft())
             room -= len(plans[-1].stale)
-        await for_each(pack(plans, run.limits.max_task_runs), partial(_prune, run), MAX_CONCURRENT_GROUPS)
+        await for_each(pack(plans, run.limits.max_task_runs), partial(_prune, run), run.at_once(MAX_CONCURRENT_GROUPS))
     if own := [plan for plan in run.own_plans if plan.stale]:
         with run.without_budgets():
             await _prune(run, own)

@@ -77,10 +77,12 @@ class Connection:
         address: The address of the API for messages, without credentials.
         shows_credentials: Whether `PREFECT_API_URL` has credentials in it.
         is_cloud: Whether the API is that of Prefect Cloud.
+        seconds_per_request: Seconds between two requests at the rate limit; 0 without one.
     """
 
-    def __init__(self, client: PrefectClient, concurrency: AdaptiveConcurrency) -> None:
+    def __init__(self, client: PrefectClient, concurrency: AdaptiveConcurrency, seconds_per_request: float = 0) -> None:
         self.client = client
+        self.seconds_per_request = seconds_per_request
         # Any other part of the address may be a secret.
         self.address = str(client.api_url.copy_with(userinfo=b"", query=None, fragment=None))
         self.shows_credentials = bool(client.api_url.userinfo)
@@ -243,7 +245,7 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
         limiter = _limiter(rate)
     try:
         async with client:
-            yield Connection(client, concurrency)
+            yield Connection(client, concurrency, 60 / rate if rate else 0)
     except httpx.RequestError as error:
         address = client.api_url.copy_with(userinfo=b"", query=None, fragment=None)
         raise StoreError(f"cannot reach the Prefect server at {address}: {reason(error)}") from None

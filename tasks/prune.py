@@ -4,9 +4,10 @@ A deletion cannot be undone, so its grounds are checked again as late as the API
 
 - Before anything of a key goes, its versions are listed and judged again (a snapshot). Keys that have at most
   `DELETIONS_PER_CHECK` stale versions between them share one snapshot.
-- Before each batch, the key's policy and `latest_id` are read again; after `DELETIONS_PER_CHECK` deletions, so are holds, the
-  states of runs and the versions kept. If anything has changed, or the server did not take a deletion for
-  `MAX_RESEND_SECONDS`, a new snapshot is taken.
+- Before each batch, the key's policy and `latest_id` are read again; after `DELETIONS_PER_CHECK` deletions, or half of
+  `MAX_CHECK_AGE_SECONDS`, so are holds, the states of runs and the versions kept. If anything has changed, or the server did
+  not take a deletion for `MAX_RESEND_SECONDS`, a new snapshot is taken.
+- Nothing is sent on a check that is older than `MAX_CHECK_AGE_SECONDS`, whatever it waited for.
 - The oldest versions go first, several at once. The version behind the latest goes last and alone, after one more read of
   `latest_id`. The latest of an idle key goes last too, and only if it is the only version left.
 
@@ -67,8 +68,13 @@ MAX_RESEND_SECONDS = 2
 """How long after its first attempt a deletion may be retried without a new snapshot. With more, a version that has become the
 latest, or is held, meanwhile may be deleted."""
 
-MAX_SNAPSHOT_AGE_SECONDS = 120
-"""How old a snapshot may be when a deletion is first sent. With less, deletions that wait are deferred more often."""
+MAX_CHECK_AGE_SECONDS = 120
+"""How old a check may be when a deletion is sent on it, so how long a new hold may take effect. With less, there are more
+checks, and deletions that wait are deferred more often."""
+
+MAX_CHECK_AGE_REQUESTS = 15
+"""At a low rate limit, a check may be as old as the time that so many requests take. With fewer, its own requests and those
+between them would use it up, and nothing would ever be deleted."""
 
 MAX_DEFERRALS = 5
 """Deferred deletions in a row, with none done in between, after which a key fails."""
@@ -102,8 +108,10 @@ class _Snapshot:
     """All versions of the key."""
     kept: Sequence[UUID]
     """The newest kept versions: if one is deleted, another version takes its slot of a rule."""
+    checked_at: float
+    """When the reading of holds, runs and kept versions began, by the monotonic clock."""
     age: int = 0
-    """Deletions of this key since holds, runs and kept versions were read."""
+    """Deletions of this key since then."""
     is_checked: bool = False
     """Whether the collection was read after the versions, so that the first batch needs no check."""
 
@@ -117,12 +125,12 @@ class _Snapshot:
         """Whether the whole key is stale, which is the only case in which a latest version is."""
         return any(each.id == self.collection.latest_id for each in self.stale)
 
-    def batches(self) -> Iterator[Sequence[Version]]:
-        """Split the stale versions into batches, the successor last and alone.
+    def batches(self, deletions: int) -> Iterator[Sequence[Version]]:
+        """Split the stale versions into batches of as many deletions, the successor last and alone.
 
         The latest version of an idle key is a batch only if it is the only version left.
         """
-        yield from _batches(self.plain)
+        yield from _batches(self.plain, deletions)
         successor = [each for each in self.stale if each.id == self.successor]
         if successor:
             yield successor
@@ -151,10 +159,10 @@ class _Retries:
 
 @dataclass(slots=True)
 class _Attempts:
-    """The attempts to send one deletion, which end when its snapshot is too old."""
+    """The attempts to send one deletion, which end when its check is too old."""
 
-    began: float
-    """When the batch began."""
+    deadline: float
+    """When the check of the batch is too old, by the monotonic clock."""
     outdated: Sequence[OutdatedSnapshotError]
     """The errors of deferred deletions of the batch; once there is one, nothing more is sent."""
     first: float | None = None
@@ -168,7 +176,7 @@ class _Attempts:
     def start(self) -> bool:
         """Return whether another attempt may be sent now, and record the first one."""
         now = time.monotonic()
-        if self.outdated or now - self.began > MAX_SNAPSHOT_AGE_SECONDS:
+        if self.outdated or now > self.deadline:
             return False
         self.first = self.first or now
         return now - self.first <= MAX_RESEND_SECONDS
@@ -211,7 +219,7 @@ async def prune_task(run: Run, group: Sequence[KeyPlan], name: str) -> State[Non
 
 async def prune_keys(run: Run, plans: Sequence[KeyPlan]) -> None:
     """Prune some keys. Keys with few stale versions share a snapshot, which takes more requests than their deletions."""
-    for batch in _key_batches(plans):
+    for batch in _key_batches(plans, _deletions_per_check(run)):
         # Checked before the snapshot, too: there may be thousands of batches.
         if not run.check_budgets():
             break
@@ -221,14 +229,25 @@ async def prune_keys(run: Run, plans: Sequence[KeyPlan]) -> None:
             await _prune_together(run, [_Key(plan.key, plan, set(plan.stale)) for plan in batch if plan.key is not None])
 
 
-def _key_batches(plans: Sequence[KeyPlan]) -> Iterator[Sequence[KeyPlan]]:
-    """Split keys into batches that share a snapshot, with at most `DELETIONS_PER_CHECK` deletions between two checks."""
+def _max_check_age(run: Run) -> float:
+    """Return the seconds for which deletions may be sent on a check."""
+    return max(MAX_CHECK_AGE_SECONDS, MAX_CHECK_AGE_REQUESTS * run.seconds_per_request)
+
+
+def _deletions_per_check(run: Run) -> int:
+    """Return how many deletions may rest on a check: at a low rate limit, no more than are sent before it is too old."""
+    in_time = _max_check_age(run) / 2 / run.seconds_per_request if run.seconds_per_request else DELETIONS_PER_CHECK
+    return int(min(DELETIONS_PER_CHECK, in_time))
+
+
+def _key_batches(plans: Sequence[KeyPlan], deletions: int) -> Iterator[Sequence[KeyPlan]]:
+    """Split keys into batches that share a snapshot, with at most so many deletions between two checks."""
     batch: list[KeyPlan] = []
     for plan in plans:
         together = [*batch, plan]
         if batch and (
             None in {plan.key, batch[0].key}
-            or sum(len(each.stale) for each in together) > DELETIONS_PER_CHECK
+            or sum(len(each.stale) for each in together) > deletions
             or sum(each.report.versions for each in together) > MAX_SHARED_VERSIONS
             or sum(each.report.bytes_seen for each in together) > MAX_SHARED_BYTES
         ):
@@ -249,16 +268,17 @@ async def _prune_together(run: Run, keys: Sequence[_Key]) -> None:
         async with _failures_recorded(key.plan):
             await _prune_keyed(run, key, snapshots.get(key.name), at_once=1)
 
-    await for_each(keys, prune, MAX_CONCURRENT_REQUESTS)
+    await for_each(keys, prune, run.at_once(MAX_CONCURRENT_REQUESTS))
 
 
 async def _checked_snapshots(run: Run, keys: Sequence[_Key]) -> dict[str, _Snapshot]:
     """Take a shared snapshot, then check the collections of its keys. A key that has changed meanwhile is left out."""
     snapshots = await _first_snapshot(run, keys)
     plain = {name: snapshot for name, snapshot in snapshots.items() if snapshot.plain}
+    began = time.monotonic()
     collections = {each.key: each for each in await run.store.collections(list(plain))} if plain else {}
     for name, snapshot in plain.items():
-        snapshot.is_checked = await _still_applies(run, snapshot, snapshot.plain, collections.get(name))
+        snapshot.is_checked = await _still_applies(run, snapshot, snapshot.plain, collections.get(name), began)
         if not snapshot.is_checked:
             del snapshots[name]
     return snapshots
@@ -290,7 +310,7 @@ async def _prune_keyed(run: Run, key: _Key, snapshot: _Snapshot | None, *, at_on
     snapshot = snapshot or (await _take_snapshot(run, [key])).get(key.name)
     retries = _Retries(run, key.plan.report)
     while snapshot:
-        batches = list(snapshot.batches())
+        batches = list(snapshot.batches(_deletions_per_check(run)))
         if not batches:
             # Only the latest of an idle key is left, and the key has other versions by now.
             key.plan.report.spared += len(key.pending)
@@ -302,8 +322,10 @@ async def _prune_keyed(run: Run, key: _Key, snapshot: _Snapshot | None, *, at_on
                     break
                 snapshot.age += len(batch)
                 run.is_unsettled |= any(version.id == snapshot.successor for version in batch)
+                deadline = snapshot.checked_at + _max_check_age(run)
+                latest_id = snapshot.collection.latest_id
                 try:
-                    if not await _delete(run, key.plan, batch, key.pending, at_once, latest_id=snapshot.collection.latest_id):
+                    if not await _delete(run, key.plan, batch, key.pending, at_once, deadline, latest_id=latest_id):
                         return
                 except OutdatedSnapshotError as error:
                     retries.record_deferral(error)
@@ -315,18 +337,33 @@ async def _prune_keyed(run: Run, key: _Key, snapshot: _Snapshot | None, *, at_on
 
 async def _recheck(run: Run, snapshot: _Snapshot, batch: Sequence[Version]) -> bool:
     """Check a snapshot before a batch, unless that was done for several keys just now. False: a new snapshot is needed."""
-    if snapshot.is_checked:
+    if snapshot.is_checked and _is_fresh(run, snapshot):
         snapshot.is_checked = False
         return True
+    began = time.monotonic()
     collections = await run.store.collections([snapshot.collection.key])
-    return await _still_applies(run, snapshot, batch, collections[0] if collections else None)
+    return await _still_applies(run, snapshot, batch, collections[0] if collections else None, began)
 
 
-async def _still_applies(run: Run, snapshot: _Snapshot, batch: Sequence[Version], collection: Collection | None) -> bool:
+def _is_fresh(run: Run, snapshot: _Snapshot) -> bool:
+    """Return whether a batch may rest on the last check; the other half of its time is for the deletions themselves."""
+    return time.monotonic() - snapshot.checked_at <= _max_check_age(run) / 2
+
+
+async def _still_applies(
+    run: Run, snapshot: _Snapshot, batch: Sequence[Version], collection: Collection | None, began: float
+) -> bool:
     """Return whether nothing has changed since the snapshot that may keep a version of the batch.
 
     Holds, the states of runs, and whether the versions kept are still there, are read again once `DELETIONS_PER_CHECK`
-    deletions have passed.
+    deletions have passed, or half of the time for which a check counts.
+
+    Args:
+        run: The run.
+        snapshot: The snapshot; its `checked_at` is renewed if all is read again.
+        batch: The versions to be deleted next.
+        collection: The collection as it is now; None if it is gone.
+        began: When the reading of the collection began.
     """
     latest_id = snapshot.collection.latest_id
     if collection is None or select_policy(run.policies, collection.key, collection.type) != snapshot.policy:
@@ -337,9 +374,9 @@ async def _still_applies(run: Run, snapshot: _Snapshot, batch: Sequence[Version]
         collection.latest_id in snapshot.present or snapshot.is_of_idle_key or not await run.store.versions([latest_id])
     ):
         return False
-    if snapshot.age + len(batch) <= DELETIONS_PER_CHECK:
+    if snapshot.age + len(batch) <= DELETIONS_PER_CHECK and _is_fresh(run, snapshot):
         return True
-    snapshot.age = 0
+    snapshot.age, snapshot.checked_at = 0, began
     if not await run.store.all_exist(snapshot.kept):
         return False
     metadata = {version.id: version.metadata for version in await run.store.versions([version.id for version in batch])}
@@ -357,6 +394,7 @@ async def _first_snapshot(run: Run, keys: Sequence[_Key]) -> dict[str, _Snapshot
     `_take_snapshot`: its `latest_id` may be the planned one again, but the version behind the latest another.
     """
     await run.notify_deleting()
+    began = time.monotonic()
     histories = await _histories(run, keys, is_first=True)
     current = {
         key.name: key.plan.collection
@@ -367,7 +405,7 @@ async def _first_snapshot(run: Run, keys: Sequence[_Key]) -> dict[str, _Snapshot
         and key.plan.collection.latest_id in history.versions.ids
         and history.versions.created[0] <= run.report.now
     }
-    return await _judge(run, [key for key in keys if key.name in current], current, histories)
+    return await _judge(run, [key for key in keys if key.name in current], current, histories, began)
 
 
 async def _take_snapshot(run: Run, keys: Sequence[_Key]) -> dict[str, _Snapshot]:
@@ -380,12 +418,13 @@ async def _take_snapshot(run: Run, keys: Sequence[_Key]) -> dict[str, _Snapshot]
     if not keys:
         return {}
     await run.notify_deleting()
+    began = time.monotonic()
     collections = {each.key: each for each in await run.store.collections([key.name for key in keys])}
-    return await _judge(run, keys, collections, await _histories(run, keys))
+    return await _judge(run, keys, collections, await _histories(run, keys), began)
 
 
 async def _judge(
-    run: Run, keys: Sequence[_Key], collections: Mapping[str, Collection], histories: Mapping[str, History]
+    run: Run, keys: Sequence[_Key], collections: Mapping[str, Collection], histories: Mapping[str, History], began: float
 ) -> dict[str, _Snapshot]:
     """Judge the versions of some keys, and return a snapshot for each that still has stale ones."""
     subjects: dict[str, tuple[Versions, RetentionPolicy, UUID]] = {}
@@ -404,7 +443,7 @@ async def _judge(
         successor = next((version_id for version_id in versions.ids if version_id != latest_id), None)
         kept = [versions.ids[index] for index in islice(judgement.kept(), MAX_KEPT_CHECKED)]
         present = frozenset(versions.ids)
-        snapshots[key.name] = _Snapshot(collections[key.name], policy, successor, stale, present, kept)
+        snapshots[key.name] = _Snapshot(collections[key.name], policy, successor, stale, present, kept, began)
     return snapshots
 
 
@@ -435,10 +474,11 @@ def _settle(run: Run, key: _Key, history: History, judgement: Judgement | None) 
 async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
     """Delete artifacts without a key, batch by batch. Before each batch, they are read and judged again."""
     retries = _Retries(run, plan.report)
-    for ids in _batches(plan.stale):
+    for ids in _batches(plan.stale, _deletions_per_check(run)):
         pending = set(ids)
         while pending:
             await run.notify_deleting()
+            deadline = time.monotonic() + _max_check_age(run)
             versions = [version for version in await run.store.versions(pending) if version.key is None]
             _settle_deferred(run, plan, len(pending) - len(versions))
             judgements = await judge_unkeyed(run, versions, plan.policy)
@@ -447,7 +487,7 @@ async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
             plan.report.spared += len(versions) - len(stale)
             pending = {version.id for version in stale}
             try:
-                if not await _delete(run, plan, stale, pending, MAX_CONCURRENT_REQUESTS):
+                if not await _delete(run, plan, stale, pending, MAX_CONCURRENT_REQUESTS, deadline):
                     return
             except OutdatedSnapshotError as error:
                 retries.record_deferral(error)
@@ -459,16 +499,17 @@ def _settle_deferred(run: Run, plan: KeyPlan, gone: int) -> None:
     plan.report.failed = 0
 
 
-async def _delete(  # noqa: PLR0913 - the versions, and how they are deleted
+async def _delete(  # noqa: PLR0913, PLR0917 - the versions, and how they are deleted
     run: Run,
     plan: KeyPlan,
     versions: Sequence[Version],
     pending: set[UUID],
     at_once: int,
+    deadline: float,
     *,
     latest_id: UUID | None = None,
 ) -> bool:
-    """Delete versions in their order, `at_once` at a time. Return False once a budget of the run is used up.
+    """Delete versions in their order, `at_once` at a time, until the deadline. Return False once a budget is used up.
 
     Raises:
         StoreError: A deletion failed, and may have been done. No other was started after it, and those in flight were awaited
@@ -477,7 +518,6 @@ async def _delete(  # noqa: PLR0913 - the versions, and how they are deleted
     waiting = deque(versions)
     failures: list[Exception] = []
     outdated: list[OutdatedSnapshotError] = []
-    began = time.monotonic()
 
     def begun() -> Iterator[Version]:
         while waiting and not (failures or outdated) and run.take_deletion():
@@ -486,7 +526,7 @@ async def _delete(  # noqa: PLR0913 - the versions, and how they are deleted
     async def delete(version: Version) -> None:
         if plan.key is not None:
             run.touched.add(plan.key)
-        attempts = _Attempts(began, outdated)
+        attempts = _Attempts(deadline, outdated)
         try:
             deleted = await run.store.delete(version.id, is_latest=version.id == latest_id, start_attempt=attempts.start)
         except KeptVersionError:
@@ -516,8 +556,8 @@ async def _delete(  # noqa: PLR0913 - the versions, and how they are deleted
     return not waiting
 
 
-def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    return (items[start : start + DELETIONS_PER_CHECK] for start in range(0, len(items), DELETIONS_PER_CHECK))
+def _batches(items: Sequence[Item], number: int) -> Iterator[Sequence[Item]]:
+    return (items[start : start + number] for start in range(0, len(items), number))
 
 
 async def verify(run: Run) -> None:

@@ -29,6 +29,10 @@ Step = Literal["planning", "deleting"]
 Listener = Callable[[Step, int, int], Awaitable[None]]
 """Called with the step, how much of it is done, and its total."""
 
+SLOW_SECONDS_PER_REQUEST = 0.5
+"""The time between two requests from which on a run works on one key at a time. With more, a checked key waits for the
+requests of others, and its check is too old when its deletions are sent."""
+
 MAX_DEFERRED_DELETIONS = 15
 MIN_STALL_SECONDS = 60
 """A run fails once the server has deferred this many deletions, for this long, with none done in between: its database may be
@@ -185,6 +189,15 @@ class Run:
         """Seconds that the run may take; infinite without a time budget."""
         minutes = self.limits.time_budget_minutes
         return timedelta(minutes=minutes).total_seconds() if minutes else float("inf")
+
+    @property
+    def seconds_per_request(self) -> float:
+        """Seconds between two requests at the rate limit; 0 without one."""
+        return self.server.connection.seconds_per_request
+
+    def at_once(self, most: int) -> int:
+        """Return how many keys to work on at once: one if the rate limit makes them wait for each other anyway."""
+        return 1 if self.seconds_per_request >= SLOW_SECONDS_PER_REQUEST else most
 
     def has_planning_time(self) -> bool:
         """Whether less than half of the time budget is used; the other half is for deleting."""

@@ -1,6 +1,7 @@
 """Keys that share a snapshot, and concurrent deletions: as safe as one key, one version at a time."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,10 +10,11 @@ from uuid import UUID
 
 import httpx
 import pytest
+from aiolimiter import AsyncLimiter
 from database import Row, series
 from prefect import get_client
 from prefect_artifact_retention.policies import RetentionPolicy
-from prefect_artifact_retention.stores import concurrency
+from prefect_artifact_retention.stores import concurrency, connection
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.tasks import prune, run
@@ -552,3 +554,50 @@ async def test_deletions_that_have_to_wait_now_and_then_end_no_long_key(server: 
         report = await server.cleanup(policies, mode="delete")
     assert (report.outcome, report.deleted, report.failed) == ("completed", 150, 0)
     assert await server.database.ids() == {rows[0].id}
+
+
+@on(*BY_FAKE)
+@pytest.mark.parametrize("kind", ["keys of one version", "a long key", "without a key"])
+async def test_nothing_is_sent_on_a_check_that_is_too_old(server: Server, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hold that is set after the check counts from then on, however long deletions have to wait for each other."""
+    monkeypatch.setattr(prune, "MAX_CHECK_AGE_SECONDS", 0.3)
+    rows = {
+        "keys of one version": [row for number in range(40) for row in series(f"key-{number}", [1, 2, 3])],
+        "a long key": series("report", range(1, 43)),
+        "without a key": series(None, range(8, 48)),
+    }[kind]
+    await server.database.insert(rows)
+    sent: list[float] = []
+
+    async def slowly(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if request.method == "DELETE":
+            if not sent:
+                for row in rows:
+                    await server.database.update_metadata(row.id, {"retention-hold": "true"})
+            sent.append(time.monotonic())
+            await asyncio.sleep(0.05)
+        return await send(transport, request)
+
+    policies = [KEEP_2, RetentionPolicy(name="loose", unkeyed=True, keep_within_days=7)]
+    with transport(slowly):
+        report = await server.cleanup(policies, mode="delete")
+    assert report.outcome == "completed"
+    assert sent[-1] - sent[0] <= 0.3
+    assert 1 <= report.deleted <= len(sent) < report.planned
+
+
+@on(*BY_FAKE)
+@pytest.mark.parametrize("per_minute", [1, 30])
+async def test_a_low_rate_limit_makes_progress(server: Server, per_minute: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of keys that share a check, of one with many versions, and of what has no key; here, a minute takes 30 ms."""
+    factor = 2000
+    monkeypatch.setattr(connection, "_limiter", lambda rate: AsyncLimiter(1, 60 / factor / rate))
+    monkeypatch.setattr(run.Run, "seconds_per_request", 60 / factor / per_minute)
+    monkeypatch.setattr(run, "SLOW_SECONDS_PER_REQUEST", run.SLOW_SECONDS_PER_REQUEST / factor)
+    monkeypatch.setattr(run, "MIN_STALL_SECONDS", run.MIN_STALL_SECONDS / factor)
+    monkeypatch.setattr(prune, "MAX_CHECK_AGE_SECONDS", prune.MAX_CHECK_AGE_SECONDS / factor)
+    one_each = [row for number in range(8) for row in series(f"key-{number}", [1, 2, 3])]
+    await server.database.insert([*one_each, *series("report", range(1, 20)), *series(None, [1, 8, 9])])
+    policies = [KEEP_2, RetentionPolicy(name="loose", unkeyed=True, keep_within_days=7)]
+    report = await server.cleanup(policies, mode="delete", max_requests_per_minute=per_minute)
+    assert (report.outcome, report.deleted) == ("completed", 8 + 17 + 2)
