@@ -34,11 +34,12 @@ POLICIES = (
     RetentionPolicy(name="daily", match_keys=["daily"], keep_daily=2, keep_oldest=True),
     RetentionPolicy(name="personal", match_keys=["personal"], keep_last=3, expire_after_days=4),
     RetentionPolicy(name="graceful", match_keys=["graceful"], keep_last=1, grace_days=1),
+    RetentionPolicy(name="one", match_keys=["one-*"], keep_last=1),
     RetentionPolicy(name="reports", match_keys=["report*"], keep_last=2, keep_within_days=1),
     RetentionPolicy(name="unkeyed", unkeyed=True, keep_within_days=3),
 )
 UNMANAGED = "unmanaged"
-KEYS = ("load-1", "load-2", "audit", "daily", "personal", "graceful", "report", "report-2", UNMANAGED, None)
+KEYS = ("load-1", "load-2", "audit", "daily", "personal", "graceful", "one-1", "report", "report-2", UNMANAGED, None)
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DELETING = b'"artifact-retention-phase":"deleting"'
 HOLD, TTL = "retention-hold", "retention-ttl-days"
@@ -238,6 +239,35 @@ class AnyOrder(RuleBasedStateMachine):
                 wanted = {version_id for version_id in kept_then if self.keys[version_id] == key}
                 assert len(wanted) <= len(self._versions(key)), "what was kept when its collection was read has gone"
                 assert what == "produce" or wanted <= self._mine()
+
+    @rule(
+        key=st.sampled_from(["one-1", "graceful", "load-1"]),
+        versions=st.integers(2, 6),
+        at=st.integers(0, 6),
+        tasks=st.sampled_from([1, 25]),
+        replaced=st.booleans(),
+    )
+    def clean_up_while_the_latest_of_a_key_goes(self, key: str, versions: int, at: int, tasks: int, *, replaced: bool) -> None:
+        """What becomes the latest in the middle of its key's deletions stays, unless it is being deleted just then."""
+        for _version in range(versions):
+            self.produce(key, None, by_run=False, seconds=0)
+            self.server.pass_time(timedelta(hours=12))
+        kept, before, now = self._kept(), self._mine(), self.server.now()
+        moved_up: set[UUID] = set()
+
+        async def meanwhile(request: httpx.Request, send: Send) -> httpx.Response:
+            version_id = UUID(request.url.path.rpartition("/")[2])
+            if key := self.keys.get(version_id):
+                (self._replace_latest_of if replaced else self._delete_latest_of)([key])
+                latest = {row["latest_id"] for row in self._collections() if row["key"] == key}
+                moved_up.update(latest & self._kept(now) - {version_id})
+            return await send(request)
+
+        fault = Fault("the latest goes", meanwhile, of=lambda request: request.method == "DELETE")
+        with line(self.monkeypatch, fault, at):
+            report = self._run(max_task_runs=tasks)
+        self._judge(report, kept, before)
+        assert moved_up <= self._mine(), "what has become the latest has gone"
 
     # --- what is there, and what must be
 
