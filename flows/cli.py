@@ -111,6 +111,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
     )
     # Prefect's log goes to the server only; on the terminal, this command prints the report.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    from prefect.exceptions import FailedRun, MissingResult  # noqa: PLC0415
     from prefect_artifact_retention.flows import cleanup  # noqa: PLC0415
     from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
     from prefect_artifact_retention.stores.connection import reason  # noqa: PLC0415
@@ -137,6 +138,11 @@ def delete(  # noqa: PLR0913 - the flags of the command
         report = _follow(run, quiet=as_json)
     except CleanupFailed as error:
         report = error.report
+    except (MissingResult, FailedRun) as error:
+        # The answer to Prefect's last request was lost, and the answer to its next attempt has no result in it.
+        if not finished:
+            raise RetentionError(str(error)) from None
+        report = finished[-1]
     except HTTPError as error:
         if not finished:
             raise StoreError(f"the Prefect server failed during the run: {reason(error)}") from None

@@ -305,22 +305,18 @@ async def test_runs_over_different_keys_at_once_each_delete_theirs_and_share_the
     rows = {name: await server.database.insert(series(name, range(1, 31))) for name in ("apples", "pears")}
     for name in ("report", "history", "progress"):
         await server.database.insert(series(f"artifact-retention-{name}", range(1, 71)))
-    with server.active():
-        cleanups = (artifact_cleanup(mode="delete", policies=[KEEP_2], keys=[f"{name[0]}*"]) for name in rows)
-        reports = await asyncio.gather(*cleanups)
+    cleanups = (server.cleanup([KEEP_2], mode="delete", keys=[f"{name[0]}*"]) for name in rows)
+    reports = await asyncio.gather(*cleanups)
     assert [(report.outcome, report.deleted, report.already_gone, report.warnings) for report in reports] == [
         ("completed", 28, 0, [])
     ] * 2
     assert await server.database.ids() == {row.id for name in rows for row in rows[name][:2]}
     assert await server.database.dangling() == []
-    # A report of which a server that stalls has lost the answer is there twice.
-    once = "count(DISTINCT flow_run_id) + sum(CASE WHEN flow_run_id IS NULL THEN 1 ELSE 0 END)"
-    ours = await server.database.run(
-        f"SELECT key, count(*), {once} FROM artifact WHERE key LIKE 'artifact-retention-%' GROUP BY key"
-    )
+    ours = await server.database.run("SELECT key, count(*) FROM artifact WHERE key LIKE 'artifact-retention-%' GROUP BY key")
     assert len(ours) == 3
-    # What the two of them write themselves comes before or after the other's snapshot.
-    assert all(number >= 30 and once <= 32 for _key, number, once in ours), ours
+    # What the two of them write themselves comes before or after the other's snapshot; and a report of which a server that
+    # stalls has lost the answer is there twice.
+    assert all(30 <= number <= 34 for _key, number in ours), ours
 
 
 @pytest.mark.parametrize(

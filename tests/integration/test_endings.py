@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from pathlib import Path
 
 import httpx
@@ -196,3 +197,26 @@ async def test_a_server_that_fails_after_the_deletions_costs_no_report_on_the_co
     report = json.loads(capsys.readouterr().out)
     assert (report["outcome"], report["deleted"]) == ("failed", 1)
     assert "the Prefect server failed after the run" in report["errors"][0]
+
+
+@on(SQLITE_API)
+@pytest.mark.parametrize("outcome", ["completed", "refused"])
+async def test_a_lost_answer_to_the_last_request_costs_no_report_on_the_command_line(
+    server: Server, outcome: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prefect asks again, and gets the state as the server has it, without the result."""
+    await server.database.insert(series("report", [1, 2, 3]))
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def lose(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        response = await send(transport, request)
+        if re.search(r"/flow_runs/.*/set_state$", request.url.path) and b"RUNNING" not in request.content:
+            await response.aread()
+            return await send(transport, request)
+        return response
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", lose)
+    guard = ["--refuse-above-percent", "1"] if outcome == "refused" else []
+    assert await call(server, "delete", "--json", *guard) == (3 if guard else 0)
+    report = json.loads(capsys.readouterr().out)
+    assert (report["outcome"], report["deleted"]) == (outcome, 0 if guard else 1)
