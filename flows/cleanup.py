@@ -73,7 +73,9 @@ EVENT_FIELDS = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "
 """The fields of the report in the events of delete runs."""
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
-"""A larger difference between the server's clock and this machine's is reported."""
+"""A larger difference between the server's clock and this machine's is reported; one between the `Date` header of the server's
+answers, by which ages are counted, and the dates that it gives to artifacts ends a delete run. With more, a wrong `Date` makes
+versions older by as much."""
 
 MAX_CONCURRENT_GROUPS = 4
 """Prune tasks that run concurrently: while some take snapshots, others delete. With more, snapshots are older when their
@@ -334,15 +336,15 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     resume_at = await read_resume_key(run) if run.limits.time_budget_minutes else ""
     await discover_task(run, resume_at=resume_at)
     check_scope(run)
-    if await _skip_for_older_run(run):
+    await _start_progress(run, progress)
+    if run.report.refusals or await _skip_for_older_run(run, progress):
         return
-    await progress.start("Step 1/3: planning")
     await plan_task(run)
     guard(run)
     if run.report.mode != "delete" or run.report.refusals or not (run.plans or run.dangling):
         return
     await progress.announce_deleting()
-    if await _skip_for_older_run(run):
+    if await _skip_for_older_run(run, progress):
         return
     _logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
     database = run.store if isinstance(run.store, DatabaseStore) else None
@@ -379,7 +381,39 @@ async def _prune(run: Run, group: Sequence[KeyPlan]) -> None:
         run.report.errors.append(printable(f"prune {group_label(group)}: {state.message}"))
 
 
-async def _skip_for_older_run(run: Run) -> bool:
+async def _start_progress(run: Run, progress: ProgressArtifact) -> None:
+    """Create the progress artifact, and refuse a delete run whose clock is not the one with which the server dates artifacts.
+
+    The run's clock comes from a `Date` header, which a proxy may have written. The server dates artifacts itself, and what it
+    has dated is what the run deletes.
+
+    Raises:
+        StoreError: The server refuses the artifact of a delete run, so that its clock cannot be checked.
+    """
+    deletes = run.report.mode == "delete"
+    before = run.seconds
+    try:
+        await progress.start("Step 1/3: planning")
+        server_now = progress.now()
+    except StoreError:
+        if deletes:
+            raise
+        return
+    earliest, latest = (run.report.now + timedelta(seconds=seconds) for seconds in (before, run.seconds))
+    if earliest - CLOCK_TOLERANCE <= server_now <= latest + CLOCK_TOLERANCE:
+        return
+    doubt = (
+        f"the answers of the server are dated {latest:%Y-%m-%d %H:%M} UTC, and an artifact that it has just created "
+        f"{server_now:%Y-%m-%d %H:%M} UTC: one of the two clocks is wrong (the Date header may be that of a proxy), "
+        "so no age can be relied on"
+    )
+    if deletes:
+        run.report.refusals.append(doubt)
+    else:
+        run.report.warn(f"{doubt}; a delete run would be refused")
+
+
+async def _skip_for_older_run(run: Run, progress: ProgressArtifact) -> bool:
     """Skip a delete run, and return True, if an older one is deleting some of the same keys.
 
     Called before planning, to save the work, and again in the deleting phase, which other runs can see: of two runs that start
@@ -388,7 +422,7 @@ async def _skip_for_older_run(run: Run) -> bool:
     if run.report.mode != "delete":
         return False
     for own_id in run.own_runs:
-        if other := await older_run(run, own_id):
+        if other := await older_run(run, own_id, progress.now()):
             run.report.outcome = "skipped"
             run.report.refusals.append(other)
             return True
