@@ -25,6 +25,7 @@ from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.flows.settings import (
+    ENV_PREFIX,
     Minutes,
     Number,
     Percent,
@@ -38,7 +39,7 @@ from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import digest
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.concurrency import for_each
-from prefect_artifact_retention.stores.connection import connect, reason
+from prefect_artifact_retention.stores.connection import connect, reason, uses_ephemeral_server
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.store import Store
 from prefect_artifact_retention.tasks.bulk import bulk_task, measure_disk, reclaim_task
@@ -72,6 +73,12 @@ SUCCESSES = {f"{EVENT}.{outcome}" for outcome in ("completed", "unfinished")}
 EVENT_FIELDS = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "keys_seen", "versions_seen"}
 """The fields of the report in the events of delete runs."""
 
+EPHEMERAL_SERVER = (
+    "neither PREFECT_API_URL nor the active Prefect profile names a server, so Prefect starts a temporary one, "
+    "which is not the server that others use"
+)
+"""What is wrong where a run has no server."""
+
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """A larger difference between the server's clock and this machine's is reported; one between the `Date` header of the server's
 answers, by which ages are counted, and the dates that it gives to artifacts ends a delete run. With more, a wrong `Date` makes
@@ -101,6 +108,8 @@ async def open_run(
         StoreError: The server or the database cannot be reached, or refuses a request.
     """
     all_policies, source = resolve_policies(policies, settings, mode)
+    if mode == "delete":
+        refuse_ephemeral_server(settings)
     async with connect(settings.max_requests_per_minute) as connection, AsyncExitStack() as stack:
         server = ApiStore(connection)
         # First, because it also shows whether the server can be reached at all.
@@ -109,9 +118,18 @@ async def open_run(
         if url := await _database_url(settings, connection.client):
             store = database = await stack.enter_async_context(open_database(url, settings.max_deletions_per_second))
             await database.check(server, own_runs, deletes=mode == "delete")
-        report = CleanupReport(mode=mode, now=now, scope=list(keys), policy_source=source, policy_digest=digest(all_policies))
+        report = CleanupReport(
+            mode=mode,
+            server=connection.address,
+            now=now,
+            scope=list(keys),
+            policy_source=source,
+            policy_digest=digest(all_policies),
+        )
         if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:
             report.warn(f"the server's clock, which counts, differs from this machine's: it says {now:%Y-%m-%d %H:%M} UTC")
+        if uses_ephemeral_server():
+            report.warn(EPHEMERAL_SERVER)
         for doubt in settings.without_effect():
             report.warn(doubt)
         if connection.shows_credentials:
@@ -148,12 +166,26 @@ async def _database_url(settings: RetentionSettings, client: PrefectClient) -> s
     return str(document.data.get("value"))
 
 
-async def reach_server() -> None:
-    """Check that the server answers, for a clearer error than Prefect's own.
+def refuse_ephemeral_server(settings: RetentionSettings) -> None:
+    """Refuse to delete on a temporary server, unless that is asked for.
 
     Raises:
+        ConfigurationError: No server is configured.
+    """
+    if uses_ephemeral_server() and not settings.allow_ephemeral_server:
+        raise ConfigurationError(
+            f"{EPHEMERAL_SERVER}. Nothing is deleted there unless {ENV_PREFIX}ALLOW_EPHEMERAL_SERVER is true"
+        )
+
+
+async def reach_server(settings: RetentionSettings) -> None:
+    """Check that there is a server to delete on and that it answers, for a clearer error than Prefect's own.
+
+    Raises:
+        ConfigurationError: No server is configured.
         StoreError: The server cannot be reached, refuses the credentials, or has a version on which Prefect runs no flow.
     """
+    refuse_ephemeral_server(settings)
     async with connect() as connection:
         await connection.now()
         try:

@@ -81,8 +81,7 @@ class Connection:
 
     def __init__(self, client: PrefectClient, concurrency: AdaptiveConcurrency) -> None:
         self.client = client
-        # Any other part of the address may be a secret.
-        self.address = str(client.api_url.copy_with(userinfo=b"", query=None, fragment=None))
+        self.address = _public(client.api_url)
         self.shows_credentials = bool(client.api_url.userinfo)
         self.is_cloud = client.server_type == ServerType.CLOUD
         self._concurrency = concurrency
@@ -203,6 +202,15 @@ class Connection:
         return StoreError(f"the Prefect server at {self.address} {message}", status)
 
 
+def uses_ephemeral_server() -> bool:
+    """Return whether Prefect starts a temporary server in place of one that is configured: no `PREFECT_API_URL` is set.
+
+    That server is not the one whose artifacts people look at, so a deletion there succeeds, night after night, on nothing.
+    """
+    settings = get_current_settings()
+    return not settings.api.url and settings.server.ephemeral.enabled
+
+
 @asynccontextmanager
 async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]:
     """Open a connection to the API of the active Prefect profile or `PREFECT_API_URL`.
@@ -245,8 +253,7 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
         async with client:
             yield Connection(client, concurrency)
     except httpx.RequestError as error:
-        address = client.api_url.copy_with(userinfo=b"", query=None, fragment=None)
-        raise StoreError(f"cannot reach the Prefect server at {address}: {reason(error)}") from None
+        raise StoreError(f"cannot reach the Prefect server at {_public(client.api_url)}: {reason(error)}") from None
 
 
 async def shielded(request: Coroutine[Any, Any, Answer]) -> Answer:
@@ -263,6 +270,11 @@ async def shielded(request: Coroutine[Any, Any, Answer]) -> Answer:
         if not sending.cancel():
             sending.exception()
         raise
+
+
+def _public(address: httpx.URL) -> str:
+    """Format an address without credentials and what else may be a secret."""
+    return str(address.copy_with(userinfo=b"", query=None, fragment=None)).rstrip("/")
 
 
 def ui_address() -> str:

@@ -73,8 +73,9 @@ class ProgressArtifact:
         """
         try:
             made = await create(self.connection.client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
-        except httpx.HTTPError as error:
-            raise StoreError(f"the progress artifact could not be written: {reason(error)}") from None
+        except (httpx.HTTPError, StoreError) as error:
+            why = str(error) if isinstance(error, StoreError) else reason(error)
+            raise StoreError(f"the progress artifact could not be written: {why}") from None
         self._id, self._created, self._created_at = made.id, made.created, time.monotonic()
 
     def now(self) -> datetime:
