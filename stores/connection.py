@@ -2,13 +2,14 @@
 
 Prefect's own client sends the requests: it supports profiles, Cloud and basic auth, and retries 408, 429, 502, 503, timeouts
 and lost connections. Hooks on its HTTP client count each attempt, limit the request rate over all tasks of a run, notice when
-the server is busy, and refuse a response that is too large before it is read.
+the server is busy, and refuse a response that is too large before it is read. Below them, the HTTP/2 transport sends a request
+again by itself where a server closes the connection with GOAWAY; it tells that to the trace of the request only.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -105,7 +106,7 @@ class Connection:
             method: The HTTP method.
             path: The path below the API's address.
             body: The content of the request, sent as JSON.
-            attempts: An item is appended each time the request is sent.
+            attempts: An item is appended each time the request is sent, by the transport itself, too.
             max_bytes: Refuse a response whose `Content-Length` is above this. 0 is no limit.
             start_attempt: Called right before each attempt; if it returns False, the request is not sent.
 
@@ -114,6 +115,7 @@ class Connection:
             OutdatedSnapshotError: `start_attempt` returned False. An earlier attempt may have succeeded.
             StoreError: The server cannot be reached, refuses the credentials, or answers with an error.
         """
+        attempts = [] if attempts is None else attempts
         content = None if body is None else orjson.dumps(body)
         headers = self._headers | ({"Content-Type": "application/json"} if content else {})
         async with self._concurrency.slot(is_timed=method == "DELETE") as turn:
@@ -130,10 +132,11 @@ class Connection:
                         content=content,
                         headers=headers,
                         extensions={
-                            "attempts": [] if attempts is None else attempts,
+                            "attempts": attempts,
                             "max_bytes": max_bytes,
                             "start_attempt": start_attempt,
                             "turn": turn,
+                            "trace": _trace_resends(attempts, start_attempt),
                         },
                     )
                 )
@@ -209,6 +212,29 @@ def uses_ephemeral_server() -> bool:
     """
     settings = get_current_settings()
     return not settings.api.url and settings.server.ephemeral.enabled
+
+
+def _trace_resends(
+    attempts: list[float], start_attempt: Callable[[], bool] | None
+) -> Callable[[str, Mapping[str, Any]], Awaitable[None]]:
+    """Create a trace for httpcore that counts what the transport sends again within one attempt of Prefect's client.
+
+    A server may have acted on the first sending, whatever its GOAWAY says: a 404 to the second one is then no sign that
+    somebody else has deleted the version.
+    """
+    traced = 0
+
+    async def trace(event: str, _info: Mapping[str, Any]) -> None:
+        nonlocal traced
+        if not event.endswith(".send_request_headers.started"):
+            return
+        if len(attempts) == traced:
+            if start_attempt and not start_attempt():
+                raise _LateError
+            attempts.append(asyncio.get_running_loop().time())
+        traced = len(attempts)
+
+    return trace
 
 
 @asynccontextmanager
