@@ -14,10 +14,10 @@ from prefect.events.actions import CallWebhook, SendNotification
 from prefect.events.schemas.automations import AutomationCore, CompoundTrigger, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
-from prefect_artifact_retention.flows.cleanup import EVENT, SCOPE_LABEL, SUCCESSES
+from prefect_artifact_retention.flows.cleanup import EPHEMERAL_SERVER, EVENT, SCOPE_LABEL, SUCCESSES
 from prefect_artifact_retention.policies import ConfigurationError, StoreError
 from prefect_artifact_retention.policies.globs import impossible
-from prefect_artifact_retention.stores.connection import connect, reason
+from prefect_artifact_retention.stores.connection import connect, reason, uses_ephemeral_server
 from prefect_artifact_retention.tasks.rendering import scope_label
 from prefect_artifact_retention.tasks.report import in_order, scope_digest
 from pydantic import BaseModel, Field
@@ -31,6 +31,7 @@ class Alarm(BaseModel):
     """The alarm that was created or changed."""
 
     name: str = Field(description="The automation.")
+    server: str = Field(description="The address of the server's API, without credentials.")
     block: str = Field(description="The block that is called.")
     scope: str = Field(description="The keys whose cleanups are watched.")
     hours: float = Field(description="How long no cleanup may have succeeded.")
@@ -39,7 +40,8 @@ class Alarm(BaseModel):
     def describe(self) -> str:
         """Describe in one line when the alarm goes off, and which block it calls."""
         how = "changed" if self.renewed else "set up"
-        return f"{self.name}: {how}; calls {self.block} when no cleanup of {self.scope} succeeds for {self.hours:g} hours"
+        when = f"when no cleanup of {self.scope} succeeds for {self.hours:g} hours"
+        return f"{self.name}: {how} on {self.server}; calls {self.block} {when}"
 
 
 async def set_up_alarm(block: str, hours: float, keys: Sequence[str] = ()) -> Alarm:
@@ -51,8 +53,8 @@ async def set_up_alarm(block: str, hours: float, keys: Sequence[str] = ()) -> Al
         keys: The parameter `keys` of the cleanups that are watched; empty for cleanups of all keys.
 
     Raises:
-        ConfigurationError: There is no such block, it is no notification or webhook, `hours` is out of bounds, or no
-            key can match one of `keys`.
+        ConfigurationError: There is no such block, it is no notification or webhook, `hours` is out of bounds, no key can
+            match one of `keys`, or no server is configured.
         StoreError: The server cannot be reached, or refuses a request.
     """
     if not MIN_HOURS <= hours <= 24 * 365:
@@ -60,6 +62,8 @@ async def set_up_alarm(block: str, hours: float, keys: Sequence[str] = ()) -> Al
     for glob in keys:
         if problem := impossible(glob):
             raise ConfigurationError(f"command line: keys: {problem}")
+    if uses_ephemeral_server():
+        raise ConfigurationError(f"{EPHEMERAL_SERVER}. An alarm on it would end with this command")
     scope = scope_label(keys)
     name = " ".join([NAME, *in_order(keys)])
     async with connect() as connection:
@@ -82,7 +86,8 @@ async def set_up_alarm(block: str, hours: float, keys: Sequence[str] = ()) -> Al
             raise ConfigurationError(f"there is no block {block}: create it in the UI, or see `prefect block ls`") from None
         except httpx.HTTPError as error:
             raise StoreError(f"the alarm could not be set up: {reason(error)}") from None
-    return Alarm(name=name, block=block, scope=scope, hours=hours, renewed=bool(present))
+        server = connection.address
+    return Alarm(name=name, server=server, block=block, scope=scope, hours=hours, renewed=bool(present))
 
 
 def _slugs(block: str) -> tuple[str, str]:

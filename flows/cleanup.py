@@ -26,6 +26,7 @@ from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.flows.settings import (
+    ENV_PREFIX,
     Minutes,
     Number,
     Percent,
@@ -39,7 +40,7 @@ from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import digest
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.concurrency import for_each
-from prefect_artifact_retention.stores.connection import connect, reason
+from prefect_artifact_retention.stores.connection import connect, reason, uses_ephemeral_server
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.store import Store
 from prefect_artifact_retention.tasks.bulk import bulk_task, measure_disk, reclaim_task
@@ -73,8 +74,16 @@ SUCCESSES = {f"{EVENT}.{outcome}" for outcome in ("completed", "unfinished")}
 EVENT_FIELDS = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "keys_seen", "versions_seen"}
 """The fields of the report in the events of delete runs."""
 
+EPHEMERAL_SERVER = (
+    "neither PREFECT_API_URL nor the active Prefect profile names a server, so Prefect starts a temporary one, "
+    "which is not the server that others use"
+)
+"""What is wrong where a run has no server."""
+
 CLOCK_TOLERANCE = timedelta(minutes=5)
-"""A larger difference between the server's clock and this machine's is reported."""
+"""A larger difference between the server's clock and this machine's is reported; one between the `Date` header of the server's
+answers, by which ages are counted, and the dates that it gives to artifacts ends a delete run. With more, a wrong `Date` makes
+versions older by as much."""
 
 MAX_CONCURRENT_GROUPS = 4
 """Prune tasks that run concurrently: while some take snapshots, others delete. With more, snapshots are older when their
@@ -100,6 +109,8 @@ async def open_run(
         StoreError: The server or the database cannot be reached, or refuses a request.
     """
     all_policies, source = resolve_policies(policies, settings, mode)
+    if mode == "delete":
+        refuse_ephemeral_server(settings)
     async with connect(settings.max_requests_per_minute) as connection, AsyncExitStack() as stack:
         server = ApiStore(connection)
         # First, because it also shows whether the server can be reached at all.
@@ -108,9 +119,18 @@ async def open_run(
         if url := await _database_url(settings, connection.client):
             store = database = await stack.enter_async_context(open_database(url, settings.max_deletions_per_second))
             await database.check(server, own_runs, deletes=mode == "delete")
-        report = CleanupReport(mode=mode, now=now, scope=list(keys), policy_source=source, policy_digest=digest(all_policies))
+        report = CleanupReport(
+            mode=mode,
+            server=connection.address,
+            now=now,
+            scope=list(keys),
+            policy_source=source,
+            policy_digest=digest(all_policies),
+        )
         if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:
             report.warn(f"the server's clock, which counts, differs from this machine's: it says {now:%Y-%m-%d %H:%M} UTC")
+        if uses_ephemeral_server():
+            report.warn(EPHEMERAL_SERVER)
         for doubt in settings.without_effect():
             report.warn(doubt)
         if connection.shows_credentials:
@@ -147,12 +167,26 @@ async def _database_url(settings: RetentionSettings, client: PrefectClient) -> s
     return str(document.data.get("value"))
 
 
-async def reach_server() -> None:
-    """Check that the server answers, for a clearer error than Prefect's own.
+def refuse_ephemeral_server(settings: RetentionSettings) -> None:
+    """Refuse to delete on a temporary server, unless that is asked for.
 
     Raises:
+        ConfigurationError: No server is configured.
+    """
+    if uses_ephemeral_server() and not settings.allow_ephemeral_server:
+        raise ConfigurationError(
+            f"{EPHEMERAL_SERVER}. Nothing is deleted there unless {ENV_PREFIX}ALLOW_EPHEMERAL_SERVER is true"
+        )
+
+
+async def reach_server(settings: RetentionSettings) -> None:
+    """Check that there is a server to delete on and that it answers, for a clearer error than Prefect's own.
+
+    Raises:
+        ConfigurationError: No server is configured.
         StoreError: The server cannot be reached, refuses the credentials, or has a version on which Prefect runs no flow.
     """
+    refuse_ephemeral_server(settings)
     async with connect() as connection:
         await connection.now()
         try:
@@ -334,9 +368,9 @@ async def _final_report(run: Run, progress: ProgressArtifact) -> None:
 async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     await discover_task(run)
     check_scope(run)
-    if await _skip_for_older_run(run):
+    await _start_progress(run, progress)
+    if run.report.refusals or await _skip_for_older_run(run, progress):
         return
-    await progress.start("Step 1/3: planning")
     await plan_task(run)
     guard(run)
     if run.report.mode != "delete" or run.report.refusals:
@@ -345,7 +379,7 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
         run.next_start = run.report.stopped_at
         return
     await progress.announce_deleting()
-    if await _skip_for_older_run(run):
+    if await _skip_for_older_run(run, progress):
         return
     _logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
     database = run.store if isinstance(run.store, DatabaseStore) else None
@@ -392,7 +426,39 @@ async def _prune(run: Run, group: Sequence[KeyPlan]) -> None:
         run.report.errors.append(printable(f"prune {group_label(group)}: {state.message}"))
 
 
-async def _skip_for_older_run(run: Run) -> bool:
+async def _start_progress(run: Run, progress: ProgressArtifact) -> None:
+    """Create the progress artifact, and refuse a delete run whose clock is not the one with which the server dates artifacts.
+
+    The run's clock comes from a `Date` header, which a proxy may have written. The server dates artifacts itself, and what it
+    has dated is what the run deletes.
+
+    Raises:
+        StoreError: The server refuses the artifact of a delete run, so that its clock cannot be checked.
+    """
+    deletes = run.report.mode == "delete"
+    before = run.seconds
+    try:
+        await progress.start("Step 1/3: planning")
+        server_now = progress.now()
+    except StoreError:
+        if deletes:
+            raise
+        return
+    earliest, latest = (run.report.now + timedelta(seconds=seconds) for seconds in (before, run.seconds))
+    if earliest - CLOCK_TOLERANCE <= server_now <= latest + CLOCK_TOLERANCE:
+        return
+    doubt = (
+        f"the answers of the server are dated {latest:%Y-%m-%d %H:%M} UTC, and an artifact that it has just created "
+        f"{server_now:%Y-%m-%d %H:%M} UTC: one of the two clocks is wrong (the Date header may be that of a proxy), "
+        "so no age can be relied on"
+    )
+    if deletes:
+        run.report.refusals.append(doubt)
+    else:
+        run.report.warn(f"{doubt}; a delete run would be refused")
+
+
+async def _skip_for_older_run(run: Run, progress: ProgressArtifact) -> bool:
     """Skip a delete run, and return True, if an older one is deleting some of the same keys.
 
     Called before planning, to save the work, and again in the deleting phase, which other runs can see: of two runs that start
@@ -401,7 +467,7 @@ async def _skip_for_older_run(run: Run) -> bool:
     if run.report.mode != "delete":
         return False
     for own_id in run.own_runs:
-        if other := await older_run(run, own_id):
+        if other := await older_run(run, own_id, progress.now()):
             run.report.outcome = "skipped"
             run.report.refusals.append(other)
             return True

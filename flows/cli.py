@@ -123,7 +123,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
 
     async def run() -> CleanupReport:
         cleanup.FINISHED.set(finished)
-        await cleanup.reach_server()
+        await cleanup.reach_server(settings)
         return await cleanup.artifact_cleanup(
             mode="delete",
             policies=list(policies),

@@ -36,6 +36,7 @@ class Explanation(BaseModel):
     """One key: its policy, and its versions with their verdicts, the latest first."""
 
     key: str
+    server: str
     now: datetime
     policy: str | None
     sentence: str
@@ -71,13 +72,14 @@ async def explain(settings: RetentionSettings, key: str) -> Explanation:
             verdicts = tuple(Verdict(version, True, (UNMANAGED,), ("unmanaged",)) for version in newest_first)  # noqa: FBT003
         return Explanation(
             key=key,
+            server=run.report.server,
             now=run.report.now,
             policy=policy.name if policy else None,
             sentence=policy.describe() if policy else f"{UNMANAGED}; it is left alone.",
             policy_source=run.report.policy_source,
             latest_id=collection.latest_id,
             versions=[_explained(verdict) for verdict in verdicts],
-            warnings=[doubt] if (doubt := await run.server.untested_version()) else [],
+            warnings=[*run.report.warnings, *([doubt] if (doubt := await run.server.untested_version()) else [])],
         )
 
 
@@ -101,6 +103,7 @@ def show(explanation: Explanation, console: Console) -> None:
     console.print(Text(title, style="bold"))
     policy = f"{explanation.policy or 'no policy'} ({explanation.policy_source}): {explanation.sentence}"
     console.print(Text(printable(policy)))
+    console.print(Text(printable(f"On {explanation.server}")))
     for warning in explanation.warnings:
         console.print(Text(warning, style="yellow"))
     table = Table("Created (UTC)", "Verdict", "Why", "Size", "Version")

@@ -76,6 +76,11 @@ class RetentionSettings(BaseSettings):
         default="none", description="Whether a run ends with a VACUUM of what it has deleted in the database."
     )
 
+    allow_ephemeral_server: bool = Field(
+        default=False,
+        description="Whether a run may delete on the temporary server that Prefect starts where none is named.",
+    )
+
     _sources: dict[str, str] = {}
 
     def with_parameters(self, *, ignore_guard: bool = False, **parameters: float) -> RetentionSettings:

@@ -2,13 +2,14 @@
 
 Prefect's own client sends the requests: it supports profiles, Cloud and basic auth, and retries 408, 429, 502, 503, timeouts
 and lost connections. Hooks on its HTTP client count each attempt, limit the request rate over all tasks of a run, notice when
-the server is busy, and refuse a response that is too large before it is read.
+the server is busy, and refuse a response that is too large before it is read. Below them, the HTTP/2 transport sends a request
+again by itself where a server closes the connection with GOAWAY; it tells that to the trace of the request only.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -83,8 +84,7 @@ class Connection:
     def __init__(self, client: PrefectClient, concurrency: AdaptiveConcurrency, seconds_per_request: float = 0) -> None:
         self.client = client
         self.seconds_per_request = seconds_per_request
-        # Any other part of the address may be a secret.
-        self.address = str(client.api_url.copy_with(userinfo=b"", query=None, fragment=None))
+        self.address = _public(client.api_url)
         self.shows_credentials = bool(client.api_url.userinfo)
         self.is_cloud = client.server_type == ServerType.CLOUD
         self._concurrency = concurrency
@@ -108,7 +108,7 @@ class Connection:
             method: The HTTP method.
             path: The path below the API's address.
             body: The content of the request, sent as JSON.
-            attempts: An item is appended each time the request is sent.
+            attempts: An item is appended each time the request is sent, by the transport itself, too.
             max_bytes: Refuse a response whose `Content-Length` is above this. 0 is no limit.
             start_attempt: Called right before each attempt; if it returns False, the request is not sent.
 
@@ -117,6 +117,7 @@ class Connection:
             OutdatedSnapshotError: `start_attempt` returned False. An earlier attempt may have succeeded.
             StoreError: The server cannot be reached, refuses the credentials, or answers with an error.
         """
+        attempts = [] if attempts is None else attempts
         content = None if body is None else orjson.dumps(body)
         headers = self._headers | ({"Content-Type": "application/json"} if content else {})
         async with self._concurrency.slot(is_timed=method == "DELETE") as turn:
@@ -133,10 +134,11 @@ class Connection:
                         content=content,
                         headers=headers,
                         extensions={
-                            "attempts": [] if attempts is None else attempts,
+                            "attempts": attempts,
                             "max_bytes": max_bytes,
                             "start_attempt": start_attempt,
                             "turn": turn,
+                            "trace": _trace_resends(attempts, start_attempt),
                         },
                     )
                 )
@@ -205,6 +207,38 @@ class Connection:
         return StoreError(f"the Prefect server at {self.address} {message}", status)
 
 
+def uses_ephemeral_server() -> bool:
+    """Return whether Prefect starts a temporary server in place of one that is configured: no `PREFECT_API_URL` is set.
+
+    That server is not the one whose artifacts people look at, so a deletion there succeeds, night after night, on nothing.
+    """
+    settings = get_current_settings()
+    return not settings.api.url and settings.server.ephemeral.enabled
+
+
+def _trace_resends(
+    attempts: list[float], start_attempt: Callable[[], bool] | None
+) -> Callable[[str, Mapping[str, Any]], Awaitable[None]]:
+    """Create a trace for httpcore that counts what the transport sends again within one attempt of Prefect's client.
+
+    A server may have acted on the first sending, whatever its GOAWAY says: a 404 to the second one is then no sign that
+    somebody else has deleted the version.
+    """
+    traced = 0
+
+    async def trace(event: str, _info: Mapping[str, Any]) -> None:
+        nonlocal traced
+        if not event.endswith(".send_request_headers.started"):
+            return
+        if len(attempts) == traced:
+            if start_attempt and not start_attempt():
+                raise _LateError
+            attempts.append(asyncio.get_running_loop().time())
+        traced = len(attempts)
+
+    return trace
+
+
 @asynccontextmanager
 async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]:
     """Open a connection to the API of the active Prefect profile or `PREFECT_API_URL`.
@@ -247,8 +281,7 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
         async with client:
             yield Connection(client, concurrency, 60 / rate if rate else 0)
     except httpx.RequestError as error:
-        address = client.api_url.copy_with(userinfo=b"", query=None, fragment=None)
-        raise StoreError(f"cannot reach the Prefect server at {address}: {reason(error)}") from None
+        raise StoreError(f"cannot reach the Prefect server at {_public(client.api_url)}: {reason(error)}") from None
 
 
 async def shielded(request: Coroutine[Any, Any, Answer]) -> Answer:
@@ -265,6 +298,11 @@ async def shielded(request: Coroutine[Any, Any, Answer]) -> Answer:
         if not sending.cancel():
             sending.exception()
         raise
+
+
+def _public(address: httpx.URL) -> str:
+    """Format an address without credentials and what else may be a secret."""
+    return str(address.copy_with(userinfo=b"", query=None, fragment=None)).rstrip("/")
 
 
 def ui_address() -> str:

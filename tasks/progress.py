@@ -3,6 +3,8 @@
 Two concurrent delete runs are harmless, but duplicate work, so the younger one is skipped. There is no lock and no lease: a
 run counts as active while its progress artifact is in the deleting phase and was updated within `HEARTBEAT_TIMEOUT`, and its
 flow run has not ended. So a run that was killed blocks others for no longer than `HEARTBEAT_TIMEOUT`.
+
+The server dates these artifacts, so they also show its clock, where the `Date` header of an answer may be a proxy's.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.loading import OWN_KEYS, PROGRESS_KEY
 from prefect_artifact_retention.stores.api import FlowRun
-from prefect_artifact_retention.stores.connection import Connection, shielded
+from prefect_artifact_retention.stores.connection import Connection, reason, shielded
 from prefect_artifact_retention.tasks.publish import create
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run, Step
@@ -51,20 +53,40 @@ PROGRESS_VERSIONS_READ = 50
 class ProgressArtifact:
     """The keyed progress artifact of a run.
 
-    The run does not depend on it: if the server refuses an update, the run goes on, and the next update may succeed.
+    A run does not depend on its updates: if the server refuses one, the run goes on, and the next may succeed.
     """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._id: UUID | None = None
+        self._created: datetime | None = None
+        self._created_at = 0.0
         self._shown = 0.0
         self._updated = 0.0
         self._phase: Mapping[str, str] = {}
 
     async def start(self, description: str) -> None:
-        """Create the artifact at 0 %."""
-        with suppress(httpx.HTTPError, StoreError):
-            self._id = await create(self.connection.client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
+        """Create the artifact at 0 %.
+
+        Raises:
+            StoreError: The server cannot be reached, or refuses the artifact.
+        """
+        try:
+            made = await create(self.connection.client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
+        except (httpx.HTTPError, StoreError) as error:
+            why = str(error) if isinstance(error, StoreError) else reason(error)
+            raise StoreError(f"the progress artifact could not be written: {why}") from None
+        self._id, self._created, self._created_at = made.id, made.created, time.monotonic()
+
+    def now(self) -> datetime:
+        """Return the time by the clock with which the server dates artifacts: when it created this one, and since.
+
+        Raises:
+            StoreError: The artifact has not been created, or without a date.
+        """
+        if self._created is None:
+            raise StoreError("the server did not date the progress artifact, so its clock is not known")
+        return self._created + timedelta(seconds=time.monotonic() - self._created_at)
 
     async def announce_deleting(self) -> None:
         """Set the deleting phase, once the run is past its guard."""
@@ -101,17 +123,17 @@ class ProgressArtifact:
                     await shielded(self.connection.client.update_artifact(self._id, change))
 
 
-async def older_run(run: Run, own_id: UUID) -> str:
+async def older_run(run: Run, own_id: UUID, now: datetime) -> str:
     """Describe an older active run that deletes some of this run's keys; empty if there is none.
 
     Args:
         run: The current run, after `discover`.
         own_id: The id of its flow run.
+        now: The time by the clock that dates the updates of progress artifacts.
 
     Raises:
         StoreError: The server cannot be reached, or sends an unexpected answer.
     """
-    now = await run.server.now()
     rows = await run.server.newest_rows(PROGRESS_KEY, PROGRESS_VERSIONS_READ, sort="UPDATED_DESC")
     deleting = {UUID(row["flow_run_id"]) for row in rows if _is_deleting(row, now)} - {own_id}
     if not deleting:

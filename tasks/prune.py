@@ -21,6 +21,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -330,9 +331,7 @@ async def _prune_keyed(run: Run, key: _Key, snapshot: _Snapshot | None, *, at_on
                 except OutdatedSnapshotError as error:
                     retries.record_deferral(error)
                     break
-        gone = key.plan.report.already_gone
         snapshot = (await _take_snapshot(run, [key])).get(key.name)
-        _settle_deferred(run, key.plan, key.plan.report.already_gone - gone)
 
 
 async def _recheck(run: Run, snapshot: _Snapshot, batch: Sequence[Version]) -> bool:
@@ -465,7 +464,7 @@ def _settle(run: Run, key: _Key, history: History, judgement: Judgement | None) 
         stale = [versions[index] for index in reversed(judgement.stale) if versions.ids[index] in key.pending]
     gone = key.pending.difference(history.versions.ids) if history.complete else set()
     spared = key.pending - gone - {version.id for version in stale}
-    key.plan.report.already_gone += len(gone)
+    _settle_gone(run, key.plan, gone)
     key.plan.report.spared += len(spared)
     key.pending -= gone | spared
     return stale
@@ -480,10 +479,9 @@ async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
             await run.notify_deleting()
             deadline = time.monotonic() + _max_check_age(run)
             versions = [version for version in await run.store.versions(pending) if version.key is None]
-            _settle_deferred(run, plan, len(pending) - len(versions))
+            _settle_gone(run, plan, pending.difference(version.id for version in versions))
             judgements = await judge_unkeyed(run, versions, plan.policy)
             stale = [each.versions[index] for each in judgements for index in reversed(each.stale)]
-            plan.report.already_gone += len(pending) - len(versions)
             plan.report.spared += len(versions) - len(stale)
             pending = {version.id for version in stale}
             try:
@@ -493,10 +491,24 @@ async def _prune_unkeyed(run: Run, plan: KeyPlan) -> None:
                 retries.record_deferral(error)
 
 
-def _settle_deferred(run: Run, plan: KeyPlan, gone: int) -> None:
-    """Correct the counts of deferred deletions, once a new snapshot shows which of them were done."""
-    run.deletions_started -= max(0, plan.report.failed - gone)
-    plan.report.failed = 0
+def _defer(run: Run, plan: KeyPlan, version: Version, *, is_sent: bool) -> None:
+    """Count a deferred deletion: as failed while nobody knows whether the server has done it, else as not begun."""
+    if is_sent:
+        plan.report.failed += 1
+        plan.unanswered[version.id] = version.size
+    else:
+        run.deletions_started -= 1
+
+
+def _settle_gone(run: Run, plan: KeyPlan, gone: AbstractSet[UUID]) -> None:
+    """Count the versions that a new snapshot shows to be gone, those of deferred deletions that were sent as deleted."""
+    ours = plan.unanswered.keys() & gone
+    plan.report.deleted += len(ours)
+    plan.report.bytes_freed += sum(plan.unanswered[version_id] for version_id in ours)
+    plan.report.already_gone += len(gone) - len(ours)
+    plan.report.failed -= len(plan.unanswered)
+    run.deletions_started -= len(plan.unanswered) - len(ours)
+    plan.unanswered.clear()
 
 
 async def _delete(  # noqa: PLR0913, PLR0917 - the versions, and how they are deleted
@@ -534,8 +546,7 @@ async def _delete(  # noqa: PLR0913, PLR0917 - the versions, and how they are de
             plan.report.spared += 1
             return
         except OutdatedSnapshotError as error:
-            plan.report.failed += attempts.is_sent
-            run.deletions_started -= not attempts.is_sent
+            _defer(run, plan, version, is_sent=attempts.is_sent)
             outdated.append(error)
             return
         except Exception as error:  # noqa: BLE001 - raised below, once the others have been counted

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.objects import Artifact
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.control import HOLD, MAX_TTL_DAYS, TTL_DAYS
@@ -49,7 +50,7 @@ async def publish_artifact(  # noqa: PLR0913 - the fields of an artifact
     if ttl_days is not None:
         metadata[TTL_DAYS] = _ttl_entry(ttl_days)
     async with get_client() as client:
-        return await create(client, data, type=type, key=key, description=description, metadata=metadata)
+        return (await create(client, data, type=type, key=key, description=description, metadata=metadata)).id
 
 
 async def create(  # noqa: PLR0913 - the fields of an artifact
@@ -60,7 +61,7 @@ async def create(  # noqa: PLR0913 - the fields of an artifact
     key: str | None = None,
     description: str | None = None,
     metadata: Mapping[str, str] | None = None,
-) -> UUID:
+) -> Artifact:
     """Create an artifact of the current flow run and task run, with metadata.
 
     Raises:
@@ -80,7 +81,7 @@ async def create(  # noqa: PLR0913 - the fields of an artifact
         ),
     )
     try:
-        return (await shielded(client.create_artifact(artifact))).id
+        return await shielded(client.create_artifact(artifact))
     except ValueError as error:
         raise StoreError("the server's answer to a new artifact cannot be read") from error
 

@@ -89,7 +89,9 @@ def markdown(report: CleanupReport, *, links: Mapping[str, str] = NO_LINKS, pict
         f"# {escape(headline(report))}",
         " · ".join(f"[{escape(name)}]({url})" for name, url in links.items()),
         f"{report.outcome.capitalize()} · mode {report.mode} · as of {report.now:%Y-%m-%d %H:%M:%S} UTC · "
-        f"{report.duration_seconds:.0f} s" + (f" · only {escape(scope_label(report.scope))}" if report.scope else ""),
+        f"{report.duration_seconds:.0f} s"
+        + (f" · only {escape(scope_label(report.scope))}" if report.scope else "")
+        + (f" · server {escape(report.server)}" if report.server else ""),
         *_problems(report),
         *(f"![{escape(alt)}]({url})" for alt, url in pictures),
         _totals(report),

@@ -68,6 +68,7 @@ class CleanupReport(BaseModel):
     """The result of one run. Totals are sums over `key_reports`."""
 
     mode: Mode = Field(description="Whether stale versions were deleted or only shown.")
+    server: str = Field(default="", description="The address of the API that the run talked to, without credentials.")
     now: datetime = Field(description="The server's clock when the run began; every age is counted from here.")
     outcome: Outcome = Field(default="completed", description="How the run ended.")
     scope: list[str] = Field(default=[], description="The globs of the keys that the run is for; empty means all.")

@@ -72,6 +72,8 @@ class KeyPlan:
         collection: The collection when it was judged.
         mark: The state of its versions when they were judged, if the store has marks.
         takes_successor: Whether the version behind the latest is stale.
+        unanswered: The versions whose deletion was sent and not answered in time, with their sizes: once they are gone, they
+            were deleted by this run.
     """
 
     key: str | None
@@ -82,6 +84,7 @@ class KeyPlan:
     collection: ArtifactCollection | None = None
     mark: Mark | None = None
     takes_successor: bool = False
+    unanswered: dict[UUID, int] = field(default_factory=dict)
 
     @property
     def remaining(self) -> int:

@@ -68,7 +68,9 @@ def test_right_credentials_work_and_are_neither_printed_nor_stored(guarded: Serv
             assert found_in(done.stdout + done.stderr) == []
             warnings = json.loads(done.stdout).get("warnings", []) if form else []
             assert all("PREFECT_API_URL has credentials in it" in warning for warning in warnings)
-            assert bool(warnings) == (bool(form) and how == "address" and arguments[0] != "explain")
+            assert bool(warnings) == (bool(form) and how == "address")
+            if form:
+                assert json.loads(done.stdout)["server"] == f"{guarded.local.address}/api"
     assert count_reports(guarded) == before + 2
     assert asyncio.run(guarded.database.ids("key = 'report'")) == asyncio.run(newest(guarded, 5))
     events = "SELECT count(*) FROM events WHERE event LIKE 'artifact-retention.%'"

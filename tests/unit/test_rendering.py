@@ -369,6 +369,14 @@ def test_the_scope_is_named() -> None:
     assert " · only report\\-\\*, x" in markdown(report(scope=["report-*", "x"]))
 
 
+def test_the_server_is_named() -> None:
+    """So that nobody takes a report on one server for one on another; its address becomes no link."""
+    text = markdown(report(server="http://127.0.0.1:4200/api"))
+    assert " · server http" in text
+    assert "127.0.0.1:4200/api" in text
+    assert "http://127" not in text
+
+
 def test_links_and_pictures_come_right_below_the_headline() -> None:
     """The pages that belong to the report, then its outcome, then its pictures with words for those who cannot see them."""
     text = markdown(
