@@ -46,7 +46,7 @@ from prefect_artifact_retention.stores.store import Store
 from prefect_artifact_retention.tasks.bulk import bulk_task, measure_disk, reclaim_task
 from prefect_artifact_retention.tasks.discover import check_scope, discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
-from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
+from prefect_artifact_retention.tasks.progress import ProgressArtifact, other_run
 from prefect_artifact_retention.tasks.prune import group_label, pack, prune_keys, prune_task, verify, verify_task
 from prefect_artifact_retention.tasks.publication import links, publish_report, report_task
 from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label, with_links
@@ -369,7 +369,7 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     await discover_task(run)
     check_scope(run)
     await _start_progress(run, progress)
-    if run.report.refusals or await _skip_for_older_run(run, progress):
+    if run.report.refusals or await _skip_for_other_run(run, progress):
         return
     await plan_task(run)
     guard(run)
@@ -378,8 +378,10 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     if not (run.plans or run.dangling):
         run.next_start = run.report.stopped_at
         return
+    if await _skip_for_other_run(run, progress):
+        return
     await progress.announce_deleting()
-    if await _skip_for_older_run(run, progress):
+    if await _skip_for_other_run(run, progress, is_announced=True):
         return
     _logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
     database = run.store if isinstance(run.store, DatabaseStore) else None
@@ -458,16 +460,16 @@ async def _start_progress(run: Run, progress: ProgressArtifact) -> None:
         run.report.warn(f"{doubt}; a delete run would be refused")
 
 
-async def _skip_for_older_run(run: Run, progress: ProgressArtifact) -> bool:
-    """Skip a delete run, and return True, if an older one is deleting some of the same keys.
+async def _skip_for_other_run(run: Run, progress: ProgressArtifact, *, is_announced: bool = False) -> bool:
+    """Skip a delete run, and return True, if another one is deleting some of the same keys.
 
-    Called before planning, to save the work, and again in the deleting phase, which other runs can see: of two runs that start
-    together, at least one sees the other.
+    Called before planning, to save the work, and right before and after the announcement that this run deletes: of two runs
+    that announce it together, at least one sees the other.
     """
     if run.report.mode != "delete":
         return False
     for own_id in run.own_runs:
-        if other := await older_run(run, own_id, progress.now()):
+        if other := await other_run(run, own_id, progress.now(), is_announced=is_announced):
             run.report.outcome = "skipped"
             run.report.refusals.append(other)
             return True

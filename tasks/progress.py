@@ -1,8 +1,8 @@
 """The progress artifact of a run, updated in place, by which other runs also see that this one is deleting.
 
-Two concurrent delete runs are harmless, but duplicate work, so the younger one is skipped. There is no lock and no lease: a
-run counts as active while its progress artifact is in the deleting phase and was updated within `HEARTBEAT_TIMEOUT`, and its
-flow run has not ended. So a run that was killed blocks others for no longer than `HEARTBEAT_TIMEOUT`.
+Two concurrent delete runs are harmless, but duplicate work, so the one that comes second is skipped. There is no lock and no
+lease: a run counts as active while its progress artifact is in the deleting phase and was updated within
+`HEARTBEAT_TIMEOUT`, and its flow run has not ended. So a run that was killed blocks others for no longer than that.
 
 The server dates these artifacts, so they also show its clock, where the `Date` header of an answer may be a proxy's.
 """
@@ -123,13 +123,17 @@ class ProgressArtifact:
                     await shielded(self.connection.client.update_artifact(self._id, change))
 
 
-async def older_run(run: Run, own_id: UUID, now: datetime) -> str:
-    """Describe an older active run that deletes some of this run's keys; empty if there is none.
+async def other_run(run: Run, own_id: UUID, now: datetime, *, is_announced: bool) -> str:
+    """Describe an active run that deletes some of this run's keys and goes first; empty if there is none.
+
+    The first to announce that it deletes goes first. What this run finds before its own announcement was announced before it;
+    what it finds only afterwards was announced at about the same time, and then the older of the two goes first.
 
     Args:
         run: The current run, after `discover`.
         own_id: The id of its flow run.
         now: The time by the clock that dates the updates of progress artifacts.
+        is_announced: Whether this run has announced that it deletes.
 
     Raises:
         StoreError: The server cannot be reached, or sends an unexpected answer.
@@ -143,8 +147,9 @@ async def older_run(run: Run, own_id: UUID, now: datetime) -> str:
     if own is None:
         raise StoreError(f"the flow run {own_id} of this run is no longer there")
     keys = [each.key for each in run.collections if each.key not in OWN_KEYS]
-    for other in sorted(runs, key=_age):
-        if not other.finished and _age(other) < _age(own) and _overlap(run.report.scope, keys, other):
+    for other in sorted((each for each in runs if each.id in deleting), key=_age):
+        goes_first = not is_announced or _age(other) < _age(own)
+        if goes_first and not other.finished and _overlap(run.report.scope, keys, other):
             return f"{label(other.name)} ({other.id}) has been at work since {other.started:%Y-%m-%d %H:%M:%S} UTC"
     return ""
 

@@ -5,7 +5,7 @@ import contextvars
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,16 +15,19 @@ import httpx
 import pytest
 from database import Row, days, series
 from prefect import flow, get_client
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Running
 from prefect_artifact_retention.flows.cleanup import LISTENER, artifact_cleanup
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
+from prefect_artifact_retention.policies.loading import PROGRESS_KEY
 from prefect_artifact_retention.stores.api import ApiStore, Expiry
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
 from prefect_artifact_retention.tasks import prune
+from prefect_artifact_retention.tasks.progress import DELETING, PHASE
 from prefect_artifact_retention.tasks.rendering import markdown
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
@@ -330,28 +333,73 @@ async def test_runs_over_different_keys_at_once_each_delete_theirs_and_share_the
         pytest.param([], 5, "CRASHED", "completed", id="ended"),
     ],
 )
-async def test_only_an_older_run_that_is_alive_and_deletes_the_same_keys_holds_up_a_run(
+async def test_only_a_run_that_is_alive_and_deletes_the_same_keys_holds_up_a_run(
     server: Server, scope: list[object], age_minutes: float, state: str, outcome: str
 ) -> None:
     """A dead one never does: its flow run stays Running, but its progress artifact is no longer updated."""
     await server.database.insert(series("report", [1, 2, 3, 4]))
-    with server.active():
-        async with get_client() as client:
-            older = await client.create_flow_run(
-                artifact_cleanup, parameters={"mode": "delete", "keys": scope}, state=State(type=StateType(state))
-            )
-            own = await client.create_flow_run(artifact_cleanup, parameters={"mode": "delete"}, state=Running())
-    progress = Row(
-        "artifact-retention-progress",
-        timedelta(minutes=age_minutes),
-        data=40.0,
-        type="progress",
-        metadata={"artifact-retention-phase": "deleting"},
-        flow_run_id=older.id,
-    )
-    await server.database.insert([progress])
+    other = await start_cleanup(server, scope, state)
+    own = await start_cleanup(server)
+    await server.database.insert([deleting(other, timedelta(minutes=age_minutes))])
     report = await server.cleanup([KEEP_2], mode="delete", own_runs={own.id})
     assert (report.outcome, report.deleted) == (outcome, 0 if outcome == "skipped" else 2)
+
+
+@on(*BY_FAKE)
+@pytest.mark.parametrize("first", ["the other", "at once, the other older", "at once, the other younger"])
+async def test_of_two_runs_the_first_to_announce_its_deletions_goes_on(
+    server: Server, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever is older; of two that announce them at once, the older."""
+    await server.database.insert(series("report", [1, 2, 3, 4]))
+    own = None if first == "at once, the other older" else await start_cleanup(server)
+    other = await start_cleanup(server)
+    own = own or await start_cleanup(server)
+
+    async def announce() -> None:
+        async with get_client() as client:
+            await client.create_artifact(
+                ArtifactCreate(key=PROGRESS_KEY, type="progress", data=20.0, metadata_={PHASE: DELETING}, flow_run_id=other.id)
+            )
+
+    if first == "the other":
+        with server.active():
+            await announce()
+    send = httpx.AsyncHTTPTransport.handle_async_request
+    announced = False
+
+    async def meanwhile(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        nonlocal announced
+        if not announced and request.method == "PATCH" and PHASE.encode() in request.content:
+            announced = True
+            await announce()
+        return await send(transport, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", meanwhile)
+    report = await server.cleanup([KEEP_2], mode="delete", own_runs={own.id})
+    assert announced == (first != "the other")
+    goes_on = first == "at once, the other younger"
+    assert (report.outcome, report.deleted) == (("completed", 2) if goes_on else ("skipped", 0))
+
+
+async def start_cleanup(server: Server, scope: Sequence[object] = (), state: str = "RUNNING") -> FlowRun:
+    """Create a flow run of the cleanup that nobody is at work on."""
+    with server.active():
+        async with get_client() as client:
+            parameters = {"mode": "delete", "keys": list(scope)}
+            return await client.create_flow_run(artifact_cleanup, parameters=parameters, state=State(type=StateType(state)))
+
+
+def deleting(run: FlowRun, age: timedelta) -> Row:
+    """The progress artifact of a run that deletes, last updated so long ago."""
+    return Row(
+        PROGRESS_KEY,
+        age,
+        data=40.0,
+        type="progress",
+        metadata={PHASE: DELETING},
+        flow_run_id=run.id,
+    )
 
 
 async def test_protected_versions_stay(server: Server) -> None:
