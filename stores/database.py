@@ -7,6 +7,9 @@ version has changed since it was judged. Creating a version, and making another 
 A lock that is not granted in time is left to a later attempt. `lock_timeout` is below the second after which PostgreSQL checks
 for deadlocks, so that no other transaction is ever the victim of a deadlock with this one.
 
+PgBouncer may share a connection with others, from one transaction to the next. So statements are prepared without a name, and
+every setting is one of its transaction: nothing is left behind, not even by a process that is killed.
+
 The server's own deletion of a latest version reads the successor before it takes the lock. If that successor is deleted in
 between, the collection is left dangling: `dangling` finds it and `repair` repairs it, and nothing is lost.
 """
@@ -42,6 +45,7 @@ from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, read_control
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.model import RESULT, Versions
+from prefect_artifact_retention.stores.addresses import LOOKS, is_sqlite, read_postgres_address
 from prefect_artifact_retention.stores.api import NO_METADATA, TERMINAL_STATE_TYPES, ApiStore, control_metadata
 from prefect_artifact_retention.stores.schema import (
     ARTIFACT,
@@ -58,16 +62,11 @@ from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, History, Kep
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-DRIVERS = {
-    "postgres": "postgresql+asyncpg",
-    "postgresql": "postgresql+asyncpg",
-    "postgresql+asyncpg": "postgresql+asyncpg",
-    "sqlite": "sqlite+aiosqlite",
-    "sqlite+aiosqlite": "sqlite+aiosqlite",
-}
-
 MAX_CONNECTIONS = 4
-"""Open connections. PostgreSQL has a limit on them, which the server needs, too."""
+"""Open connections. PostgreSQL has a limit on them, which the server needs, too. A pool may give fewer."""
+
+CONNECTION_WAIT_SECONDS = 3
+"""How long each connection beyond the first is waited for. With less, a slow network passes for a small pool."""
 
 MAX_READERS = 2
 MAX_WRITERS = 2
@@ -86,6 +85,15 @@ BUSY_TIMEOUT_SECONDS = 10
 MAX_TRANSACTION_ATTEMPTS = 6
 FIRST_RETRY_PAUSE_SECONDS = 0.05
 """The pause after the first attempt, doubled after each further one: 1.6 seconds in all, then the keys are left alone."""
+
+RECONNECT_SECONDS = 60
+"""How long a connection that is lost during a run is tried again: longer than PostgreSQL takes to restart. With more, a run
+whose database has gone for good ends later."""
+
+RECONNECT_PAUSE_SECONDS = 1
+
+LOST_SQLSTATES = frozenset({"53300", "57P01", "57P02", "57P03"})
+"""PostgreSQL's codes of a server that stops or starts, or has no connection left; besides those that begin with 08."""
 
 TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
 """PostgreSQL's codes of errors after which a transaction is retried: a concurrent change, a deadlock, a lock timeout."""
@@ -138,17 +146,21 @@ class DatabaseStore:
     Every method raises `StoreError` if the database cannot be reached, refuses a statement or does not answer in time.
     """
 
-    def __init__(self, engine: AsyncEngine, max_per_second: int) -> None:
+    def __init__(self, opened: Opened, max_per_second: int) -> None:
+        engine = opened.engine
         self.engine = engine
         self.is_sqlite = engine.dialect.name == "sqlite"
         self.readers = 1 if self.is_sqlite else MAX_READERS
         self.writers = 1 if self.is_sqlite else MAX_WRITERS
-        host = f" at {engine.url.host}" if engine.url.host else ""
-        self.address = f"the {'SQLite' if self.is_sqlite else 'PostgreSQL'} database {engine.url.database}{host}"
+        self.address = opened.label
+        self.search_path = opened.search_path
+        self._secrets = opened.secrets
         writing = {"begin": "IMMEDIATE"} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         self._fingerprint = _CONTENT if self.is_sqlite else _WRITER
         self._writer = engine.execution_options(**writing)
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._is_checked = False
+        self._lost_since: float | None = None
         self.max_per_second = max_per_second
         self._next_deletion_at = 0.0
 
@@ -156,61 +168,143 @@ class DatabaseStore:
         """Check that this is the database of the server, and that it has the declared tables.
 
         In a delete run, the database must contain the current flow run, which a copy lacks. In a preview, the collections that
-        changed last must agree.
+        changed last must agree. Of several schemas with such tables, the one that fits is used from then on.
 
         Raises:
-            StoreError: It is another database or has other tables; or it is read-only, and the run deletes.
+            StoreError: It is another database or has other tables; or it cannot be written to, and the run deletes.
         """
         try:
-            async with self._reading() as connection:
-                await connection.run_sync(check_schema)
+            if not self.is_sqlite:
+                await self._limit_connections()
+            await self._choose_schema(server, own_runs)
         except (OverflowError, TypeError, ValueError) as error:
             raise StoreError(f"cannot connect to {self.address}: {self._reason(error)}") from None
-        if deletes and not self.is_sqlite and await self._read_scalar(sa.text(_IS_READ_ONLY)):
-            raise StoreError(f"{self.address} is read-only, as a replica is; {WAY_OUT}")
+        if deletes:
+            await self._check_writable()
+        self._is_checked = True
+
+    async def _limit_connections(self) -> None:
+        """Use no more connections than can be had at once, by the limits of the database and of a pool before it."""
+        connections: list[AsyncConnection] = []
+        usable = 0
+        with self._translated_errors():
+            try:
+                for _number in range(MAX_CONNECTIONS):
+                    async with asyncio.timeout(CONNECTION_WAIT_SECONDS if usable else None):
+                        connections.append(await self.engine.connect())
+                        await connections[-1].execute(sa.select(1))
+                    usable += 1
+            except (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                if not usable:
+                    raise
+            finally:
+                # The unusable one first: the pool opens it again only if all others are in use, which the slots prevent.
+                for connection in reversed(connections):
+                    await connection.close()
+        self._slots = asyncio.Semaphore(usable)
+        self.readers, self.writers = min(usable, MAX_READERS), min(usable, MAX_WRITERS)
+
+    async def _choose_schema(self, server: ApiStore, own_runs: Collection[UUID]) -> None:
+        """Check the tables of each schema that has some, and use those that are the server's.
+
+        Raises:
+            StoreError: None are, or those of several schemas may be.
+        """
+        others: list[StoreError] = []
+        fitting: list[tuple[int, str, str]] = []
+        for schema, search_path in await self._schemas():
+            self.search_path = search_path
+            try:
+                fitting.append((await self._agreement(server, own_runs), schema, search_path))
+            except _LostConnectionError:
+                raise
+            except StoreError as error:
+                others.append(error)
+        if not fitting:
+            raise others[0]
+        best = max(agreement for agreement, _schema, _search_path in fitting)
+        alike = [each for each in fitting if each[0] == best]
+        if len(alike) > 1 and best:
+            names = " and ".join(schema for _agreement, schema, _search_path in alike)
+            raise StoreError(
+                f"{self.address} has the same artifacts in its schemas {names}; name the server's in the address, as in "
+                f"options=-csearch_path%3D{alike[-1][1]}"
+            )
+        self.search_path = alike[0][2]
+
+    async def _schemas(self) -> Sequence[tuple[str, str]]:
+        """List the schemas in which there may be tables of Prefect, each with the search path by which they are found."""
+        if self.is_sqlite or self.search_path:
+            return [("", self.search_path)]
+        return [(row[0], row[1]) for row in await self._read_rows(sa.text(_SCHEMAS))] or [("", "")]
+
+    async def _agreement(self, server: ApiStore, own_runs: Collection[UUID]) -> int:
+        """Return in how many of what changed last the tables agree with the server.
+
+        Raises:
+            StoreError: They are another server's, or not as declared.
+        """
+        await self._read(lambda connection: connection.run_sync(check_schema))
         missing = f"{self.address} is not the database of the Prefect server at {server.connection.address}"
         if own_runs:
             if set(own_runs) != set(await self._present(FLOW_RUN.c.id, own_runs)):
                 raise StoreError(f"{missing}: the current flow run is not in it; {WAY_OUT}")
-            return
+            return len(own_runs)
         for _attempt in range(3):
             latest = await server.last_changed(COMPARED_COLLECTIONS)
             present = await self.collections([each.key for each in latest])
             # On a busy server, some collections change between the two reads.
-            agreed = len(set(latest) & set(present)) * 2 > len(latest)
-            if agreed or not (latest or await self._read_scalar(_count(COLLECTION))):
-                return
+            agreed = len(set(latest) & set(present))
+            if agreed * 2 > len(latest) or not (latest or await self._read_scalar(_count(COLLECTION))):
+                return agreed
         raise StoreError(f"{missing}: they differ in the artifacts that changed last; {WAY_OUT}")
+
+    async def _check_writable(self) -> None:
+        """Check that versions can be deleted, before a plan is made in vain.
+
+        Raises:
+            StoreError: They cannot.
+        """
+        if self.is_sqlite:
+            try:
+                await self._write(self._touch)
+            except _TransientError:
+                # Somebody else is writing, so it can be written to.
+                return
+            except StoreError as error:
+                raise StoreError(f"{error}; to delete, the file and its folder must be writable; {WAY_OUT}") from None
+        elif await self._read_scalar(sa.text(_IS_READ_ONLY)):
+            raise StoreError(f"{self.address} is read-only, as a replica is; {WAY_OUT}")
+
+    async def _touch(self, connection: AsyncConnection) -> None:
+        """Write what is there already: a transaction of SQLite can begin, and not find out before its first change."""
+        version = (await connection.exec_driver_sql("PRAGMA user_version")).scalar_one()
+        await connection.exec_driver_sql(f"PRAGMA user_version = {int(version)}")
 
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[ArtifactCollection]:  # noqa: ARG002
         """List the collections of these exact keys."""
-        async with self._reading() as connection:
-            return [each for part in _slices(keys) for each in await self._collections(connection, part)]
+        return [each for part in _slices(keys) for each in await self._read(partial(self._collections, keys=part))]
 
     async def all_collections(self, unreadable: list[str | None]) -> tuple[list[ArtifactCollection], int]:  # noqa: ARG002
         """List all collections in the order of their keys; a transaction sees all of them."""
-        async with self._reading() as connection:
-            rows = await connection.execute(_collections().order_by(COLLECTION.c.key))
-            return [ArtifactCollection(*row) for row in rows], 0
+        rows = await self._read_rows(_collections().order_by(COLLECTION.c.key))
+        return [ArtifactCollection(*row) for row in rows], 0
 
     async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
         """List the versions of many keys in the order given, several keys at a time; a key may have none."""
         for part in _slices(keys):
             counted = sa.select(ARTIFACT.c.key, sa.func.count()).where(self._among(ARTIFACT.c.key, part))
-            async with self._reading() as connection:
-                counts = {row[0]: row[1] for row in await connection.execute(counted.group_by(ARTIFACT.c.key))}
+            counts = {row[0]: row[1] for row in await self._read_rows(counted.group_by(ARTIFACT.c.key))}
             async with aclosing(_ahead(_pages(part, counts), self._read_histories, self.readers)) as listing:
                 async for histories in listing:
                     yield histories
 
     async def _read_histories(self, keys: Sequence[str]) -> list[History]:
-        async with self._reading() as connection:
-            return await self._histories(connection, keys)
+        return await self._read(partial(self._histories, keys=keys))
 
     async def history(self, key: str, expected: int = 0) -> History:  # noqa: ARG002 - a transaction sees all of them
         """List the versions of one key."""
-        async with self._reading() as connection:
-            return (await self._histories(connection, [key]))[0]
+        return (await self._read_histories([key]))[0]
 
     async def count_unkeyed(self) -> int:
         """Count the artifacts without a key, except those in which Prefect keeps the results of runs."""
@@ -218,20 +312,20 @@ class DatabaseStore:
         return count
 
     async def unkeyed(self, expected: int, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:  # noqa: ARG002
-        """List the artifacts that `count_unkeyed` counts, a page at a time."""
-        async with self._reading() as connection:
-            listing = self._versions().where(_IS_UNKEYED).execution_options(yield_per=MAX_ROWS_PER_QUERY)
-            async for rows in (await connection.stream(listing)).partitions():
-                yield [_version(row) for row in rows]
+        """List the artifacts that `count_unkeyed` counts, a page at a time, and hold no connection in between."""
+        listing = self._versions().where(_IS_UNKEYED).order_by(ARTIFACT.c.id).limit(MAX_ROWS_PER_QUERY)
+        page = listing
+        while rows := await self._read_rows(page):
+            yield [_version(row) for row in rows]
+            page = listing.where(ARTIFACT.c.id > rows[-1][0])
 
     async def versions(self, ids: Iterable[UUID]) -> list[Version]:
         """Read those of the versions `ids` that still exist."""
-        async with self._reading() as connection:
-            return [
-                _version(row)
-                for part in _slices(list(ids))
-                for row in await connection.execute(self._versions().where(self._among(ARTIFACT.c.id, part)))
-            ]
+        return [
+            _version(row)
+            for part in _slices(list(ids))
+            for row in await self._read_rows(self._versions().where(self._among(ARTIFACT.c.id, part)))
+        ]
 
     async def all_exist(self, ids: Sequence[UUID]) -> bool:
         """Return whether all versions `ids` still exist."""
@@ -243,8 +337,7 @@ class DatabaseStore:
         for table, ids in ((FLOW_RUN, list(flow_runs)), (TASK_RUN, list(task_runs))):
             for part in _slices(ids):
                 lasting = sa.select(table.c.id, table.c.created).where(self._among(table.c.id, part), _is_unfinished(table))
-                async with self._reading() as connection:
-                    found.update((row[0], row[1]) for row in await connection.execute(lasting))
+                found.update((row[0], row[1]) for row in await self._read_rows(lasting))
         return found
 
     def reserve_slot(self) -> AbstractAsyncContextManager[None]:
@@ -314,16 +407,9 @@ class DatabaseStore:
         exists = sa.exists().where(ARTIFACT.c.id == COLLECTION.c.latest_id)
         others = sa.exists().where(ARTIFACT.c.key == COLLECTION.c.key, ARTIFACT.c.id != COLLECTION.c.latest_id)
         needs_repair = sa.or_(~exists, sa.and_(_IS_PLACEHOLDER, others))
-        async with self._reading() as connection:
-            return [
-                key
-                for part in _slices(keys)
-                for key in await connection.scalars(
-                    sa.select(COLLECTION.c.key)
-                    .where(self._among(COLLECTION.c.key, part), needs_repair)
-                    .order_by(COLLECTION.c.key)
-                )
-            ]
+        broken = sa.select(COLLECTION.c.key).where(needs_repair).order_by(COLLECTION.c.key)
+        among = (self._among(COLLECTION.c.key, part) for part in _slices(keys))
+        return [row[0] for these in among for row in await self._read_rows(broken.where(these))]
 
     async def repair(self, key: str) -> bool:
         """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none.
@@ -345,21 +431,32 @@ class DatabaseStore:
         Raises:
             StoreError: The role may not vacuum the table, or it stays locked.
         """
-        if not self.is_sqlite and not await self._read_scalar(sa.text(_MAY_VACUUM)):
-            # PostgreSQL itself would only warn.
-            raise StoreError(f"{self.address}: the role {self.engine.url.username} may not vacuum the table artifact")
-        with self._translated_errors():
-            outside = {"begin": ""} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
-            async with self.engine.execution_options(**outside).connect() as connection:
-                if self.is_sqlite:
+        if self.is_sqlite:
+            with self._translated_errors():
+                async with self.engine.execution_options(begin="").connect() as connection:
                     await connection.exec_driver_sql("VACUUM")
-                    return
-                # The creation of an index, or another vacuum, may lock the table for hours.
-                await connection.exec_driver_sql(f"SET lock_timeout = {BUSY_TIMEOUT_SECONDS * 1000}")
-                try:
-                    await connection.exec_driver_sql("VACUUM (ANALYZE) artifact")
-                finally:
-                    await connection.exec_driver_sql("RESET lock_timeout")
+            return
+        ((table, role, may_vacuum),) = await self._read_rows(sa.text(_VACUUM))
+        if not may_vacuum:
+            # PostgreSQL itself would only warn.
+            raise StoreError(f"{self.address}: the role {role} may not vacuum the table artifact")
+        # The creation of an index, or another vacuum, may lock the table for hours, and a VACUUM can have no setting: so
+        # the lock is waited for here; an autovacuum gives way to that.
+        await self._read_once(partial(self._lock_for_vacuum, table=table))
+        messages: list[str] = []
+        async with self._slots:
+            with self._translated_errors():
+                async with self.engine.connect() as connection:
+                    driver: Any = (await connection.get_raw_connection()).driver_connection
+                    driver.add_log_listener(lambda _connection, message: messages.append(str(message)))
+                    # In no transaction, so it must not be a prepared statement.
+                    await driver.execute(f"VACUUM (SKIP_LOCKED, ANALYZE) {table}")
+        if skipped := next((message for message in messages if "lock not available" in message), None):
+            raise StoreError(f"{self.address}: {printable(skipped)}")
+
+    async def _lock_for_vacuum(self, connection: AsyncConnection, table: str) -> None:
+        await self._bound(connection, {"lock_timeout": BUSY_TIMEOUT_SECONDS * 1000})
+        await connection.exec_driver_sql(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE")
 
     # --- within a transaction
 
@@ -525,22 +622,33 @@ class DatabaseStore:
         return set(await connection.scalars(in_use))
 
     async def _present(self, column: sa.Column[UUID], ids: Collection[UUID]) -> Sequence[UUID]:
-        async with self._reading() as connection:
-            return (await connection.scalars(sa.select(column).where(self._among(column, ids)))).all()
+        return [row[0] for row in await self._read_rows(sa.select(column).where(self._among(column, ids)))]
 
     async def _read_scalar(self, query: sa.Executable) -> Any:  # noqa: ANN401 - whatever is asked for
-        async with self._reading() as connection:
-            return await connection.scalar(query)
+        return await self._read(lambda connection: connection.scalar(query))
+
+    async def _read_rows(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
+        async def read(connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
+            return (await connection.execute(query)).all()
+
+        return await self._read(read)
 
     # --- transactions
 
-    @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[AsyncConnection]:
+    async def _read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Read in a transaction, retried as `_write` is.
+
+        Raises:
+            StoreError: The database cannot be reached or refuses a statement.
+        """
+        return await self._retried(partial(self._read_once, work))
+
+    async def _read_once(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         async with self._slots:
             with self._translated_errors():
                 async with self.engine.begin() as connection:
-                    await self._bound(connection, statement_timeout=READ_TIMEOUT_SECONDS * 1000)
-                    yield connection
+                    await self._bound(connection, {"statement_timeout": READ_TIMEOUT_SECONDS * 1000})
+                    return await work(connection)
 
     async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Do some work in a transaction that sees one state of the database, retried after transient errors.
@@ -548,27 +656,74 @@ class DatabaseStore:
         Raises:
             StoreError: The database cannot be reached or refuses a statement; a `_TransientError` if the last attempt met one.
         """
-        pause = FIRST_RETRY_PAUSE_SECONDS
-        for _attempt in range(MAX_TRANSACTION_ATTEMPTS - 1):
-            try:
-                return await self._write_once(work)
-            except _TransientError:
-                await asyncio.sleep(pause)
-                pause *= 2
-        return await self._write_once(work)
+        return await self._retried(partial(self._write_once, work))
 
     async def _write_once(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async with self._slots:
-            with self._translated_errors():
-                async with self._writer.begin() as connection:
-                    await self._bound(
-                        connection, statement_timeout=WRITE_TIMEOUT_SECONDS * 1000, lock_timeout=LOCK_TIMEOUT_MILLISECONDS
-                    )
-                    return await work(connection)
+        transaction: int | None = None
+        done: list[T] = []
+        try:
+            async with self._slots:
+                with self._translated_errors():
+                    async with self._writer.begin() as connection:
+                        timeouts = {
+                            "statement_timeout": WRITE_TIMEOUT_SECONDS * 1000,
+                            "lock_timeout": LOCK_TIMEOUT_MILLISECONDS,
+                        }
+                        transaction = await self._bound(connection, timeouts, sa.func.txid_current())
+                        done.append(await work(connection))
+        except _LostConnectionError:
+            # It may have been lost after the COMMIT was sent.
+            if not done or not await self._is_committed(transaction):
+                raise
+        return done[0]
 
-    async def _bound(self, connection: AsyncConnection, **milliseconds: int) -> None:
-        for name, value in () if self.is_sqlite else milliseconds.items():
-            await connection.exec_driver_sql(f"SET LOCAL {name} = {value}")
+    async def _is_committed(self, transaction: int | None) -> bool:
+        """Return whether a transaction was committed whose connection was lost."""
+        status = sa.select(sa.func.txid_status(sa.literal(transaction, sa.BigInteger)))
+        for _poll in range(RECONNECT_SECONDS):
+            # The server may not have noticed yet that nobody is there any more.
+            if (found := await self._read_scalar(status)) != "in progress":
+                return bool(found == "committed")
+            await asyncio.sleep(1)
+        return False
+
+    async def _retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a transaction after transient errors; and after the loss of its connection, once the run has begun."""
+        pause = FIRST_RETRY_PAUSE_SECONDS
+        attempts = 0
+        while True:
+            try:
+                result = await attempt()
+            except _TransientError:
+                attempts += 1
+                if attempts == MAX_TRANSACTION_ATTEMPTS:
+                    raise
+                await asyncio.sleep(pause)
+                pause *= 2
+            except _LostConnectionError:
+                if not self._is_checked or self._seconds_lost() > RECONNECT_SECONDS:
+                    raise
+                await asyncio.sleep(RECONNECT_PAUSE_SECONDS)
+            else:
+                self._lost_since = None
+                return result
+
+    def _seconds_lost(self) -> float:
+        """Return for how long the database has been out of reach, for all transactions together."""
+        now = asyncio.get_running_loop().time()
+        self._lost_since = self._lost_since or now
+        return now - self._lost_since
+
+    async def _bound(
+        self, connection: AsyncConnection, settings: Mapping[str, int], *asked: sa.ColumnElement[int]
+    ) -> int | None:
+        """Apply settings and the search path to the transaction. Return the first of the values asked for, if any."""
+        if self.is_sqlite:
+            return None
+        named: dict[str, object] = {**settings, **({"search_path": self.search_path} if self.search_path else {})}
+        applied = (sa.func.set_config(name, str(value), sa.true()) for name, value in named.items())
+        row = (await connection.execute(sa.select(*asked, *applied))).one()
+        return row[0] if asked else None
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
@@ -577,18 +732,25 @@ class DatabaseStore:
             yield
         except sa.exc.DBAPIError as error:
             code = getattr(error.orig, "sqlstate", None)
-            kind = _TransientError if code in TRANSIENT_SQLSTATES or "database is locked" in str(error.orig) else StoreError
-            raise (_SlowError if code == STATEMENT_TIMEOUT_SQLSTATE else kind)(
-                f"{self.address}: {self._reason(error.orig)}"
-            ) from None
+            kind: type[StoreError] = StoreError
+            if error.connection_invalidated or _is_lost(code):
+                kind = _LostConnectionError
+            elif code == STATEMENT_TIMEOUT_SQLSTATE:
+                kind = _SlowError
+            elif code in TRANSIENT_SQLSTATES or "database is locked" in str(error.orig):
+                kind = _TransientError
+            raise kind(f"{self.address}: {self._reason(error.orig)}") from None
         except (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise StoreError(f"cannot use {self.address}: {self._reason(error)}") from None
+            is_lost = isinstance(error, OSError) or _is_lost(getattr(error, "sqlstate", None))
+            kind = _LostConnectionError if is_lost else StoreError
+            raise kind(f"cannot use {self.address}: {self._reason(error)}") from None
 
     def _reason(self, error: BaseException | None) -> str:
         cause = error.__cause__ if error and error.__cause__ else error
         text = printable(str(cause).partition("\n")[0]) or type(cause).__name__
-        secret = self.engine.url.password
-        return text.replace(secret, "***") if secret else text
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
     # --- expressions
 
@@ -637,6 +799,14 @@ class _SlowError(StoreError):
     """A statement has reached its timeout."""
 
 
+class _LostConnectionError(StoreError):
+    """The connection was lost, or could not be opened; the database may be restarting."""
+
+
+def _is_lost(sqlstate: str | None) -> bool:
+    return sqlstate is not None and (sqlstate in LOST_SQLSTATES or sqlstate.startswith("08"))
+
+
 _WRITER: sa.ColumnElement[int] = sa.literal_column(
     "hashtextextended(artifact.xmin::text, uuid_hash(artifact.id))", sa.BigInteger
 )
@@ -651,11 +821,39 @@ _FEWER_BITS = 20
 """Bits dropped from a fingerprint: the sum over a million versions must fit into 64 bits, or SQLite fails."""
 
 _IS_READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on'"
-_MAY_VACUUM = """
-SELECT CASE WHEN current_setting('server_version_num')::int >= 170000
-  THEN has_table_privilege('artifact', 'MAINTAIN') ELSE pg_has_role(relowner, 'USAGE') END
-FROM pg_class WHERE oid = 'artifact'::regclass
+_VACUUM = """
+SELECT format('%I.%I', nspname, relname), current_user, CASE WHEN current_setting('server_version_num')::int >= 170000
+  THEN has_table_privilege(c.oid, 'MAINTAIN') ELSE pg_has_role(relowner, 'USAGE') END
+FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = 'artifact'::regclass
 """
+"""The whole name of the table of the artifacts, the role, and whether it may vacuum the table."""
+
+_SCHEMAS = """
+SELECT quote_ident(nspname), CASE WHEN NOT pg_table_is_visible(c.oid)
+  THEN concat_ws(', ', quote_ident(nspname), nullif(current_setting('search_path'), '')) ELSE '' END
+FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+WHERE relname = 'artifact' AND relkind IN ('r', 'p')
+  AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+ORDER BY pg_table_is_visible(c.oid) DESC, nspname
+"""
+"""The schemas with a table of the artifacts, first the one that is found without its name, and search paths for the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An engine, which connects when it is first used.
+
+    Attributes:
+        engine: The engine.
+        label: The database, as messages name it.
+        search_path: The schemas in which its tables are looked for; empty for the role's own.
+        secrets: What messages must not have.
+    """
+
+    engine: AsyncEngine
+    label: str
+    search_path: str = ""
+    secrets: tuple[str, ...] = ()
 
 
 @asynccontextmanager
@@ -669,38 +867,34 @@ async def open_database(url: str, max_per_second: int = 0) -> AsyncIterator[Data
     Raises:
         StoreError: The address is not one of a PostgreSQL or SQLite database. The connection is opened by the first use.
     """
-    engine = _engine(url)
+    opened = _open(url)
     try:
-        yield DatabaseStore(engine, max_per_second)
+        yield DatabaseStore(opened, max_per_second)
     finally:
-        await engine.dispose()
+        await opened.engine.dispose()
 
 
-def _engine(text: str) -> AsyncEngine:
-    try:
-        # Kubernetes secrets often end with a line break.
-        url = sa.make_url(text.strip())
-        url = url.set(drivername=DRIVERS[url.drivername])
-        if url.get_backend_name() == "postgresql" and ("@" in f"{url.host}{url.database}" or text.count("@") > 1):
-            raise StoreError(
-                "the database's address has more than one @: in its user name and password, @ is written as %40, / as %2F, "
-                f": as %3A, and so on; {WAY_OUT}"
-            )
-        if mode := url.query.get("sslmode"):
-            # The name in libpq of the parameter that asyncpg calls ssl.
-            url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
-        # No prepared statements: after five uses, PostgreSQL plans one for any values, and assumes ten where there are
-        # thousands. The setting plan_cache_mode would affect the triggers of each row, too.
-        return _sqlite_engine(url) if url.get_backend_name() == "sqlite" else _pooled(url, prepared_statement_cache_size=0)
-    except (sa.exc.ArgumentError, ValueError, KeyError):
-        # Their messages quote the address, which may have a password.
-        raise StoreError(
-            f"the database's address must look like postgresql://user:password@host/name or sqlite:////path/file; {WAY_OUT}"
-        ) from None
+def _open(text: str) -> Opened:
+    # Kubernetes secrets often end with a line break.
+    text = text.strip()
+    if is_sqlite(text):
+        try:
+            url = sa.make_url(text).set(drivername="sqlite+aiosqlite")
+        except (sa.exc.ArgumentError, ValueError):
+            raise StoreError(LOOKS) from None
+        return Opened(_sqlite_engine(url), f"the SQLite database {url.database}")
+    address = read_postgres_address(text)
+    # No named prepared statements: the next transaction may get another connection from a pool, which does not know them. And
+    # after five uses, PostgreSQL plans one for any values, and assumes ten where there are thousands. The setting
+    # plan_cache_mode would affect the triggers of each row, too.
+    unnamed = {"statement_cache_size": 0, "prepared_statement_cache_size": 0, "prepared_statement_name_func": lambda: ""}
+    engine = _pooled("postgresql+asyncpg://", dsn=address.dsn, timeout=address.timeout, **unnamed)
+    host = f" at {address.host}" if address.host else ""
+    return Opened(engine, f"the PostgreSQL database {address.name}{host}", address.search_path, address.secrets)
 
 
-def _pooled(url: sa.URL, **connect_args: object) -> AsyncEngine:
-    return create_async_engine(url, connect_args=connect_args, pool_size=MAX_CONNECTIONS, max_overflow=0)
+def _pooled(url: str | sa.URL, **connect_args: object) -> AsyncEngine:
+    return create_async_engine(url, connect_args=connect_args, pool_size=MAX_CONNECTIONS, max_overflow=0, pool_use_lifo=True)
 
 
 def _sqlite_engine(url: sa.URL) -> AsyncEngine:

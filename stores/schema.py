@@ -90,6 +90,12 @@ _FAMILIES: dict[str, tuple[type[TypeEngine[Any]], ...]] = {
 """The column types of both databases that are accepted for each kind of column."""
 
 
+_SCHEMA = """
+SELECT nspname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = to_regclass('artifact')
+"""
+"""The schema in which the search path finds the tables; SQLAlchemy would look in the one that the first connection had."""
+
+
 def check_schema(connection: sa.Connection) -> None:
     """Compare the declared columns with the database.
 
@@ -97,13 +103,15 @@ def check_schema(connection: sa.Connection) -> None:
         StoreError: A table or column is missing or has another type; the message names each difference.
     """
     inspector = sa.inspect(connection)
-    present = set(inspector.get_table_names())
+    is_postgresql = connection.dialect.name == "postgresql"
+    schema = connection.scalar(sa.text(_SCHEMA)) if is_postgresql else None
+    present = set(inspector.get_table_names(schema=schema))
     differences = []
     for table in _tables.sorted_tables:
         if table.name not in present:
             differences.append(f"there is no table {table.name}")
             continue
-        found = {column["name"]: column["type"] for column in inspector.get_columns(table.name)}
+        found = {column["name"]: column["type"] for column in inspector.get_columns(table.name, schema=schema)}
         for column in table.columns:
             family = _family(column.type)
             if column.name not in found:

@@ -6,7 +6,8 @@ import os
 import random
 import re
 import sqlite3
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -237,6 +238,50 @@ async def test_a_copy_of_the_servers_database_takes_no_deletion(server: Server, 
     assert len(await server.database.ids()) == len(rows)
 
 
+@contextmanager
+def unprivileged(file: Path) -> Iterator[None]:
+    """Be somebody who may read this file, but not write to it or to its folder."""
+    for each in (file, *file.parents):
+        each.chmod(each.stat().st_mode | 0o555)
+        if each.name.startswith("pytest-of"):
+            break
+    file.chmod(0o444)
+    if os.geteuid():
+        file.parent.chmod(0o555)
+    try:
+        # Root may write to any file.
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(os.getuid())
+        file.chmod(0o644)
+        file.parent.chmod(0o755)
+
+
+@on(SQLITE_DATABASE)
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+async def test_a_file_that_cannot_be_written_is_told_before_the_plan(server: Server, tmp_path: Path, mode: str) -> None:
+    """Another user's, or one on a read-only disk; whichever journal it has. A preview needs no more than to read it."""
+    await server.database.insert(series("report", [1, 2, 3]))
+    original, copy = (sqlite3.connect(file) for file in (server.local.folder / "prefect.db", tmp_path / "prefect.db"))
+    original.backup(copy)
+    copy.execute(f"PRAGMA journal_mode = {mode}")
+    for each in (original, copy):
+        each.close()
+    # A file with a write-ahead log can be read by those who may not write as long as somebody has it open.
+    server_of_copy = sqlite3.connect(tmp_path / "prefect.db")
+    server_of_copy.execute("SELECT 1 FROM artifact").fetchall()
+    with server.active():
+        async with connect() as connection, open_database(f"sqlite:///{tmp_path / 'prefect.db'}") as store:
+            with unprivileged(tmp_path / "prefect.db"):
+                await store.check(ApiStore(connection), (), deletes=False)
+                with pytest.raises(StoreError, match=r"to delete, the file and its folder must be writable; unset ARTIFACT_"):
+                    await store.check(ApiStore(connection), (), deletes=True)
+            await store.check(ApiStore(connection), (), deletes=True)
+    server_of_copy.close()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -280,7 +325,7 @@ async def test_jsonb_would_be_refused(server: Server) -> None:
         ("sqlite:////nowhere/prefect.db", "there is no SQLite database"),
         ("sqlite://", "there is no SQLite database"),
         ("postgresql://user:s3cret@127.0.0.1:9/db", "cannot use the PostgreSQL database db at 127.0.0.1"),
-        ("postgresql://user:s3cret@127.0.0.1:9/db?nonsense=1", "cannot connect to the PostgreSQL database db"),
+        ("postgresql://user:s3cret@127.0.0.1:9/db?keepalives_idle=9", "keepalives_idle is not supported; leave it out"),
         ("postgresql://user:s3cret@127.0.0.1:99999/db", "cannot connect to the PostgreSQL database db"),
     ],
 )
