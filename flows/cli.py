@@ -62,6 +62,8 @@ app = App(
     help="Retention for Prefect artifacts: keep what your policies say, delete stale versions, report every verdict.",
     version=lambda: version("prefect-artifact-retention"),
     help_flags=["--help", "-h"],
+    # Ctrl-C is ours to report; cyclopts would end the process without a message.
+    suppress_keyboard_interrupt=False,
 )
 policies_app = App(name="policies", help="Inspect the policies.")
 app.command(policies_app)
@@ -278,9 +280,7 @@ def _run(tokens: Sequence[str]) -> int:
     except RetentionError as error:
         return _fail(error, tokens, FAILED)
     except KeyboardInterrupt:
-        with suppress(OSError):
-            sys.stderr.write("interrupted; a rerun goes on where this one stopped\n")
-        return INTERRUPTED
+        return _fail("interrupted; a rerun goes on where this one stopped", tokens, INTERRUPTED)
     return code if isinstance(code, int) else DONE
 
 
@@ -293,7 +293,7 @@ def _refuse_undecodable(tokens: Sequence[str]) -> None:
             raise ConfigurationError(f"command line: {token} is not in UTF-8") from None
 
 
-def _fail(error: RetentionError, tokens: Sequence[str], code: int) -> int:
+def _fail(error: RetentionError | str, tokens: Sequence[str], code: int) -> int:
     _complain(str(error))
     if "--json" in tokens:
         _print_json({"error": str(error)})
