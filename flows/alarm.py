@@ -14,7 +14,7 @@ from prefect.events.actions import CallWebhook, SendNotification
 from prefect.events.schemas.automations import AutomationCore, CompoundTrigger, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
-from prefect_artifact_retention.flows.cleanup import EPHEMERAL_SERVER, EVENT, SCOPE_LABEL, SUCCESSES
+from prefect_artifact_retention.flows.cleanup import EPHEMERAL_SERVER, EVENT, RUNNING, SCOPE_LABEL, SUCCESSES
 from prefect_artifact_retention.policies import ConfigurationError, StoreError
 from prefect_artifact_retention.policies.globs import impossible
 from prefect_artifact_retention.stores.connection import connect, reason, uses_ephemeral_server
@@ -108,19 +108,28 @@ def _action(block: BlockDocument, name: str, scope: str, hours: float) -> CallWe
 
 
 def _trigger(digest: str, within: timedelta) -> CompoundTrigger:
-    """Combine two triggers: no success for `within` after a success, and no success in a window of `within`.
+    """Combine three triggers, of which any one sets the alarm off.
 
-    The first starts with a success, so alone it would miss a cleanup that has never worked. The second uses fixed windows, so
-    alone it could go off up to a window late.
+    Overdue: neither a success nor a sign of a run at work for `within`, after the last of either. It starts with one of them,
+    so alone it would miss a cleanup that has never worked. Never: the same in a window of `within`. The windows are fixed, so
+    alone it could go off up to a window late. Endless: no success for `within` after a run has said that it is at work.
+    Without it, a run that hangs, or is killed every night after an hour, would put the alarm off for ever.
     """
-    overdue, never = (
+    signs = SUCCESSES | {RUNNING}
+    overdue, never, endless = (
         EventTrigger(
             posture=Posture.Proactive,
             match=ResourceSpecification({"prefect.resource.id": EVENT, SCOPE_LABEL: digest}),
             after=after,
-            expect=SUCCESSES,
+            expect=expect,
+            for_each=for_each,
             within=within,
         )
-        for after in (SUCCESSES, set())
+        for after, expect, for_each in (
+            (signs, signs, set[str]()),
+            (set[str](), signs, set[str]()),
+            # By a label that is the same in all: without one, Prefect does not wait for `after`, but begins at once.
+            ({RUNNING}, SUCCESSES, {"prefect.resource.id"}),
+        )
     )
-    return CompoundTrigger(require="any", within=None, triggers=[overdue, never])
+    return CompoundTrigger(require="any", within=None, triggers=[overdue, never, endless])

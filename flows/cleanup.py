@@ -71,6 +71,13 @@ SCOPE_LABEL = "artifact-retention.scope"
 SUCCESSES = {f"{EVENT}.{outcome}" for outcome in ("completed", "unfinished")}
 """The events of successful runs. An unfinished run counts, because it stopped at a limit as configured."""
 
+RUNNING = f"{EVENT}.running"
+"""The event of a delete run that is still at work, by which the alarm waits for it."""
+
+RUNNING_SECONDS = 1800
+"""The interval of these events. With more, the alarm may go off while a run is at work; with less, it goes off later for runs
+that are killed every night."""
+
 EVENT_FIELDS = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "keys_seen", "versions_seen"}
 """The fields of the report in the events of delete runs."""
 
@@ -282,7 +289,8 @@ async def _open_and_clean_up(
         progress = ProgressArtifact(run.server.connection)
         run.listen(progress.listen)
         try:
-            await cancel_on_sigterm(clean_up(run, progress, vacuum=settings.reclaim == "vacuum"))
+            async with _signs_of_life(run.report):
+                await cancel_on_sigterm(clean_up(run, progress, vacuum=settings.reclaim == "vacuum"))
         except (TerminationSignal, asyncio.CancelledError):
             await _final_report(run, progress)
             raise
@@ -291,6 +299,25 @@ async def _open_and_clean_up(
                 finished.append(run.report)
             _announce(run.report.outcome, keys, run.report.model_dump(mode="json", include=EVENT_FIELDS))
         return run.report
+
+
+@asynccontextmanager
+async def _signs_of_life(report: CleanupReport) -> AsyncIterator[None]:
+    """Emit an event every half an hour while a delete run is at work.
+
+    The first comes after half an hour: a run that is killed or fails soon, each night, must not put the alarm off.
+    """
+
+    async def emit() -> None:
+        while report.mode == "delete":
+            await asyncio.sleep(RUNNING_SECONDS)
+            _announce("running", report.scope, report.model_dump(mode="json", include=EVENT_FIELDS))
+
+    task = asyncio.create_task(emit())
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 async def clean_up(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
@@ -482,7 +509,7 @@ def _outcome(report: CleanupReport) -> Outcome:
     return "refused" if report.refusals and report.outcome != "skipped" else report.outcome
 
 
-def _announce(ending: Outcome | Literal["stopped"], scope: Sequence[str], payload: Mapping[str, Any]) -> None:
+def _announce(ending: Outcome | Literal["stopped", "running"], scope: Sequence[str], payload: Mapping[str, Any]) -> None:
     """Emit the event of a delete run, such as `artifact-retention.cleanup.completed`. A failure is logged only."""
     try:
         emit_event(

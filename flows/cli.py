@@ -21,7 +21,6 @@ from prefect_artifact_retention.policies import ConfigurationError, RetentionErr
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import describe_validation_error, digest, stand_in
 from pydantic import ValidationError, create_model
-from rich.console import Console
 
 if TYPE_CHECKING:
     from prefect_artifact_retention.flows.settings import RetentionSettings
@@ -63,6 +62,8 @@ app = App(
     help="Retention for Prefect artifacts: keep what your policies say, delete stale versions, report every verdict.",
     version=lambda: version("prefect-artifact-retention"),
     help_flags=["--help", "-h"],
+    # Ctrl-C is ours to report; cyclopts would end the process without a message.
+    suppress_keyboard_interrupt=False,
 )
 policies_app = App(name="policies", help="Inspect the policies.")
 app.command(policies_app)
@@ -159,16 +160,25 @@ def delete(  # noqa: PLR0913 - the flags of the command
 
 
 @app.command
-def explain(key: str, /, *, config: Config = None, as_json: Json = False) -> int:
+def explain(
+    key: str | None = None,
+    /,
+    *,
+    unkeyed: Annotated[bool, Parameter(help="In place of KEY: every artifact without a key.", negative=())] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
     """Show every version of one key with its verdict and all the reasons. Writes nothing to the server."""
+    if (key is None) != unkeyed:
+        raise ConfigurationError("command line: explain takes a KEY, or --unkeyed for the artifacts without a key")
     settings, _ = _configure(config)
     from prefect_artifact_retention.flows import explanation  # noqa: PLC0415
 
-    explained = asyncio.run(explanation.explain(settings, key))
+    explained = asyncio.run(explanation.explain_unkeyed(settings) if key is None else explanation.explain(settings, key))
     if as_json:
         _print_json(explained.model_dump(mode="json"))
     else:
-        explanation.show(explained, Console())
+        explanation.show(explained)
     return DONE
 
 
@@ -212,15 +222,13 @@ def check(*, config: Config = None, as_json: Json = False) -> int:
             {"source": source, "digest": digest(with_own), "policies": described, "doubts": doubts, "warnings": warnings}
         )
     else:
-        console = Console()
-        title = f"{printable(source)}: {len(policies)} policies, tried in this order"
-        console.print(title, markup=False, highlight=False)
-        for policy in policies:
-            console.print(f"  {policy.name}: {policy.describe()}", markup=False, highlight=False)
-        for doubt in doubts:
-            console.print(f"doubtful: {printable(doubt)}", markup=False, highlight=False)
-        for warning in warnings:
-            console.print(f"warning: {printable(warning)}", markup=False, highlight=False)
+        lines = [
+            f"{printable(source)}: {len(policies)} policies, tried in this order",
+            *(f"  {policy.name}: {policy.describe()}" for policy in policies),
+            *(f"doubtful: {printable(doubt)}" for doubt in doubts),
+            *(f"warning: {printable(warning)}" for warning in warnings),
+        ]
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
     return DONE
 
 
@@ -278,9 +286,7 @@ def _run(tokens: Sequence[str]) -> int:
     except RetentionError as error:
         return _fail(error, tokens, FAILED)
     except KeyboardInterrupt:
-        with suppress(OSError):
-            sys.stderr.write("interrupted; a rerun goes on where this one stopped\n")
-        return INTERRUPTED
+        return _fail("interrupted; a rerun goes on where this one stopped", tokens, INTERRUPTED)
     return code if isinstance(code, int) else DONE
 
 
@@ -293,7 +299,7 @@ def _refuse_undecodable(tokens: Sequence[str]) -> None:
             raise ConfigurationError(f"command line: {token} is not in UTF-8") from None
 
 
-def _fail(error: RetentionError, tokens: Sequence[str], code: int) -> int:
+def _fail(error: RetentionError | str, tokens: Sequence[str], code: int) -> int:
     _complain(str(error))
     if "--json" in tokens:
         _print_json({"error": str(error)})
@@ -370,13 +376,9 @@ def _show(report: CleanupReport, *, as_json: bool) -> int:
     if as_json:
         _print_json(report.model_dump(mode="json"))
     else:
-        from rich.markdown import Markdown  # noqa: PLC0415
+        from prefect_artifact_retention.flows import terminal  # noqa: PLC0415
 
-        console = Console()
-        # Not printed by rich, which exits with 1 where the reader has gone.
-        with console.capture() as printed:
-            console.print(Markdown(markdown(report).replace(WORD_JOINER, "")))
-        sys.stdout.write(printed.get())
+        terminal.show(terminal.Report(markdown(report).replace(WORD_JOINER, "")))
     return EXIT_CODES[report.outcome]
 
 

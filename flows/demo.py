@@ -232,4 +232,8 @@ def _content(series: Series, number: int) -> object:
 
 
 if __name__ == "__main__":
-    sys.exit(_steps(sys.argv[1], as_json="--json" in sys.argv))
+    try:
+        sys.exit(_steps(sys.argv[1], as_json="--json" in sys.argv))
+    except KeyboardInterrupt:
+        # Ctrl-C reaches the command that started this process, too, and that one reports it.
+        sys.exit(130)

@@ -1,23 +1,26 @@
-"""Explains one key: every version with its verdict and all the reasons."""
+"""Explains one key, or the artifacts without a key: every version with its verdict and all the reasons."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
 from datetime import datetime
+from itertools import chain
 from uuid import UUID
 
+from prefect_artifact_retention.flows import terminal
 from prefect_artifact_retention.flows.cleanup import open_run
 from prefect_artifact_retention.flows.settings import RetentionSettings
-from prefect_artifact_retention.policies import StoreError, Verdict, evaluate
-from prefect_artifact_retention.policies.formatting import printable
+from prefect_artifact_retention.policies import RetentionPolicy, StoreError, Verdict, Version, evaluate
+from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.loading import select_policy
-from prefect_artifact_retention.tasks.plan import subject
-from prefect_artifact_retention.tasks.rendering import label, size
+from prefect_artifact_retention.tasks.plan import judge_unkeyed, subject
+from prefect_artifact_retention.tasks.rendering import NO_BREAK, label, size
+from prefect_artifact_retention.tasks.run import Run
 from pydantic import BaseModel
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-UNMANAGED = "unmanaged: no policy is for this key"
+UNMANAGED = "unmanaged: no policy is for it"
 
 
 class ExplainedVersion(BaseModel):
@@ -33,15 +36,15 @@ class ExplainedVersion(BaseModel):
 
 
 class Explanation(BaseModel):
-    """One key: its policy, and its versions with their verdicts, the latest first."""
+    """One key, or the artifacts without a key (None): the policy, and the versions with their verdicts, the latest first."""
 
-    key: str
+    key: str | None
     server: str
     now: datetime
     policy: str | None
     sentence: str
     policy_source: str
-    latest_id: UUID
+    latest_id: UUID | None
     versions: list[ExplainedVersion]
     warnings: list[str]
 
@@ -68,19 +71,60 @@ async def explain(settings: RetentionSettings, key: str) -> Explanation:
             versions, policy, latest_id = subject(history, collection, policy)
             verdicts = evaluate(versions, policy, now=run.report.now, latest_id=latest_id, running=running)
         else:
-            newest_first = sorted(history.versions, key=lambda version: (version.created, version.id), reverse=True)
-            verdicts = tuple(Verdict(version, True, (UNMANAGED,), ("unmanaged",)) for version in newest_first)  # noqa: FBT003
-        return Explanation(
-            key=key,
-            server=run.report.server,
-            now=run.report.now,
-            policy=policy.name if policy else None,
-            sentence=policy.describe() if policy else f"{UNMANAGED}; it is left alone.",
-            policy_source=run.report.policy_source,
-            latest_id=collection.latest_id,
-            versions=[_explained(verdict) for verdict in verdicts],
-            warnings=[*run.report.warnings, *([doubt] if (doubt := await run.server.untested_version()) else [])],
-        )
+            verdicts = _unmanaged(history.versions)
+        return await _explanation(run, key, policy, verdicts, latest_id=collection.latest_id)
+
+
+async def explain_unkeyed(settings: RetentionSettings) -> Explanation:
+    """Evaluate every artifact without a key as a run would, except those in which Prefect keeps the results of runs.
+
+    Raises:
+        StoreError: The server cannot be reached, or refuses a request.
+    """
+    async with open_run(settings, "preview", (), ()) as run:
+        policy = select_policy(run.policies, None, None)
+        verdicts: dict[UUID, Verdict] = {}
+        unreadable: list[str | None] = []
+        warnings: list[str] = []
+        expected = await run.store.count_unkeyed()
+        async with aclosing(run.store.unkeyed(expected, unreadable)) as pages:
+            async for page in pages:
+                judged = chain(*await judge_unkeyed(run, page, policy)) if policy else _unmanaged(page)
+                verdicts.update((verdict.version.id, verdict) for verdict in judged)
+        if unreadable:
+            warnings.append(f"{count(len(unreadable), 'artifact')} not listed, because the server fails to show them (500)")
+        if len(verdicts) + len(unreadable) < expected:
+            warnings.append("artifacts were deleted while they were read; some may be missing here")
+        newest_first = sorted(verdicts.values(), key=lambda each: (each.version.created, each.version.id), reverse=True)
+        return await _explanation(run, None, policy, newest_first, warnings=warnings)
+
+
+def _unmanaged(versions: Iterable[Version]) -> tuple[Verdict, ...]:
+    newest_first = sorted(versions, key=lambda version: (version.created, version.id), reverse=True)
+    return tuple(Verdict(version, True, (UNMANAGED,), ("unmanaged",)) for version in newest_first)  # noqa: FBT003
+
+
+async def _explanation(  # noqa: PLR0913 - the fields of an explanation
+    run: Run,
+    key: str | None,
+    policy: RetentionPolicy | None,
+    verdicts: Iterable[Verdict],
+    *,
+    latest_id: UUID | None = None,
+    warnings: Sequence[str] = (),
+) -> Explanation:
+    doubt = await run.server.untested_version()
+    return Explanation(
+        key=key,
+        server=run.report.server,
+        now=run.report.now,
+        policy=policy.name if policy else None,
+        sentence=policy.describe() if policy else f"{UNMANAGED.capitalize()}; left alone.",
+        policy_source=run.report.policy_source,
+        latest_id=latest_id,
+        versions=[_explained(verdict) for verdict in verdicts],
+        warnings=[*run.report.warnings, *warnings, *([doubt] if doubt else [])],
+    )
 
 
 def _explained(verdict: Verdict) -> ExplainedVersion:
@@ -96,23 +140,23 @@ def _explained(verdict: Verdict) -> ExplainedVersion:
     )
 
 
-def show(explanation: Explanation, console: Console) -> None:
+def show(explanation: Explanation) -> None:
     """Print an explanation as a table, one row a version."""
     kept = sum(version.keep for version in explanation.versions)
     title = f"{label(explanation.key)}: {kept} kept, {len(explanation.versions) - kept} to delete"
-    console.print(Text(title, style="bold"))
     policy = f"{explanation.policy or 'no policy'} ({explanation.policy_source}): {explanation.sentence}"
-    console.print(Text(printable(policy)))
-    console.print(Text(printable(f"On {explanation.server}")))
-    for warning in explanation.warnings:
-        console.print(Text(warning, style="yellow"))
-    table = Table("Created (UTC)", "Verdict", "Why", "Size", "Version")
-    for version in explanation.versions:
-        table.add_row(
-            f"{version.created:%Y-%m-%d %H:%M:%S}",
+    header = [Text(name) for name in ("Version", "Verdict", "Created (UTC)", "Type", "Size", "Why")]
+    rows = [
+        [
+            Text(str(version.id)),
             Text("keep", style="green") if version.keep else Text("delete", style="red"),
+            Text(f"{version.created:%Y-%m-%d %H:%M:%S}".replace(" ", NO_BREAK)),
+            Text(printable(version.type or "none")),
+            Text(size(version.size).replace(" ", NO_BREAK), justify="right"),
             Text("; ".join(version.reasons)),
-            size(version.size),
-            str(version.id),
-        )
-    console.print(table)
+        ]
+        for version in explanation.versions
+    ]
+    warnings = (Text(warning, style="yellow") for warning in explanation.warnings)
+    server = Text(printable(f"On {explanation.server}"))
+    terminal.show(Text(title, style="bold"), Text(printable(policy)), server, *warnings, terminal.WholeTable(header, rows))

@@ -5,6 +5,7 @@ Prefect's own `create_markdown_artifact` and the like take no `metadata`, in whi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
@@ -32,6 +33,8 @@ async def publish_artifact(  # noqa: PLR0913 - the fields of an artifact
     ttl_days: float | Decimal | str | None = None,
 ) -> UUID:
     """Create an artifact with a hold or a TTL; in a flow or task, it belongs to that run.
+
+    In a thread without the context of the run, it belongs to the flow run for which a worker started the process, if any.
 
     Args:
         data: The content, by its type: markdown text, the rows of a table, a number for progress.
@@ -77,13 +80,30 @@ async def create(  # noqa: PLR0913 - the fields of an artifact
         metadata_=dict(metadata or {}) or None,
         task_run_id=task_run.task_run.id if task_run else None,
         flow_run_id=(
-            task_run.task_run.flow_run_id if task_run else flow_run.flow_run.id if flow_run and flow_run.flow_run else None
+            task_run.task_run.flow_run_id
+            if task_run
+            else flow_run.flow_run.id
+            if flow_run and flow_run.flow_run
+            else _run_of_process()
         ),
     )
     try:
         return await shielded(client.create_artifact(artifact))
     except ValueError as error:
         raise StoreError("the server's answer to a new artifact cannot be read") from error
+
+
+def _run_of_process() -> UUID | None:
+    """Return the flow run for which a worker started this process; None in any other process.
+
+    A thread that the producer has started itself has no context of Prefect that says which run it works for. Whatever runs in
+    such a process does so for this run, or for one that this run called and waits for, so the artifact is protected until both
+    have ended. Of a process that a person started, nothing says which of its runs a thread works for, and none is guessed.
+    """
+    try:
+        return UUID(os.environ.get("PREFECT__FLOW_RUN_ID", ""))
+    except ValueError:
+        return None
 
 
 def _hold_entry(hold: object) -> str:

@@ -24,7 +24,8 @@ _LINK = re.compile(r"(?<=[a-z])(?=://)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
 WORD_JOINER = "\u2060"
 _LIST_NUMBER = re.compile(r"^([0-9]+)\.")
 _SIZE = re.compile(rf"[0-9.]+ (B|{'|'.join(UNITS)})")
-_MAX_LABEL_CHARS = 80
+_MAX_LABEL_CHARS = 250
+"""A longer key is cut off. With less, keys that begin alike look the same; with more, one key fills a page of the report."""
 
 
 def headline(report: CleanupReport) -> str:

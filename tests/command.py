@@ -1,6 +1,7 @@
 """The command line in a process of its own, measured whole."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,12 @@ from typing import Any
 from prefect_artifact_retention.flows.local_server import LocalServer
 
 COMMAND = str(Path(sys.executable).parent / "artifact-retention")
+
+
+def heed_ctrl_c() -> None:
+    """Let a new process end by SIGINT, also where the tests themselves run in a shell's background and ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 
 LAUNCHER = """
 import os, sys

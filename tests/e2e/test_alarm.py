@@ -67,7 +67,7 @@ def alarm(deployed: Platform, *arguments: str) -> tuple[int, str]:
 
 
 def succeed(deployed: Platform, scope: str, outcome: str = "completed") -> None:
-    """Emit the event of a cleanup that has just ended."""
+    """Emit the event of a cleanup that has just ended, or is still at work."""
     event = {
         "id": str(uuid4()),
         "occurred": datetime.now(UTC).isoformat(),
@@ -116,6 +116,29 @@ def test_the_alarm_is_silent_while_cleanups_succeed_and_goes_off_when_they_stop(
     deployed.ask("DELETE", f"/automations/{automation}")
 
 
+def test_the_alarm_waits_for_a_run_that_is_at_work_but_not_for_ever(
+    deployed: Platform, block: tuple[str, "queue.Queue[str]"]
+) -> None:
+    """A long night is silent though the last success is longer ago; runs that never succeed are told of all the same."""
+    name, calls = block
+    seconds = 30
+    assert alarm(deployed, name, "--key", "long-*", "--hours", str(seconds / 3600))[0] == 0
+    succeed(deployed, "long-*")
+    for pause in (15, 10, 10, 5):
+        time.sleep(pause)
+        succeed(deployed, "long-*", "running")
+    assert calls.empty()
+    succeed(deployed, "long-*")
+    began = time.monotonic()
+    while calls.empty() and time.monotonic() - began < TIMEOUT_SECONDS:
+        time.sleep(5)
+        succeed(deployed, "long-*", "running")
+    assert "No cleanup of long-* has succeeded" in calls.get(timeout=1)
+    assert time.monotonic() - began > seconds
+    (automation,) = automations(deployed, f"{NAME} long-*")
+    deployed.ask("DELETE", f"/automations/{automation}")
+
+
 def test_the_alarm_goes_off_where_no_cleanup_has_ever_succeeded(
     deployed: Platform, block: tuple[str, "queue.Queue[str]"]
 ) -> None:
@@ -136,7 +159,7 @@ def test_setting_the_alarm_up_again_changes_it(deployed: Platform, block: tuple[
     assert (code, json.loads(output)["renewed"], json.loads(output)["scope"]) == (0, True, "all keys")
     assert automations(deployed, NAME) == [before]
     triggers = deployed.ask("GET", f"/automations/{before}")["trigger"]["triggers"]
-    assert [each["within"] for each in triggers] == [50 * 3600] * 2
+    assert [each["within"] for each in triggers] == [50 * 3600] * 3
     deployed.prefect("automation", "delete", NAME)
     assert automations(deployed, NAME) == []
 

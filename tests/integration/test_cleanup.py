@@ -29,7 +29,7 @@ from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
 from prefect_artifact_retention.tasks import prune
 from prefect_artifact_retention.tasks.progress import DELETING, PHASE
 from prefect_artifact_retention.tasks.rendering import markdown
-from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
+from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, scope_digest
 from prefect_artifact_retention.tasks.run import Step
 from servers import BY_API, BY_FAKE, Server, drain, on, when_planned
 
@@ -217,12 +217,12 @@ def begin_events() -> datetime:
     return datetime.now(UTC)
 
 
-async def events(server: Server, since: datetime) -> list[dict[str, Any]]:
-    """The package's events since then, once there are any."""
+async def events(server: Server, since: datetime, awaited: str = "") -> list[dict[str, Any]]:
+    """The package's events since then, once there is one whose name ends like this."""
     drain()
     found: list[dict[str, Any]] = []
     deadline = time.monotonic() + 30
-    while not found and time.monotonic() < deadline:
+    while not any(each["event"].endswith(awaited) for each in found) and time.monotonic() < deadline:
         occurred = {"since": since.isoformat(), "until": datetime.now(UTC).isoformat()}
         body = {"filter": {"occurred": occurred, "event": {"prefix": ["artifact-retention."]}}}
         with server.active():
@@ -242,6 +242,25 @@ async def test_a_delete_run_ends_with_an_event(server: Server) -> None:
     assert event["event"] == "artifact-retention.cleanup.completed"
     assert event["payload"]["deleted"] == 1
     assert any(related["prefect.resource.role"] == "flow-run" for related in event["related"])
+
+
+async def test_a_delete_run_that_takes_long_says_so_by_events_until_it_ends(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The alarm waits for it; the last event is that of its end."""
+    monkeypatch.setattr("prefect_artifact_retention.flows.cleanup.RUNNING_SECONDS", 0.2)
+    await server.database.insert(series("report", [1, 2, 3]))
+    since = datetime.now(UTC)
+    with when_planned(lambda: asyncio.sleep(1)):
+        await server.run_flow([KEEP_2])
+        await server.run_flow([KEEP_2], mode="delete", keys=["report"])
+    await events(server, since, "completed")
+    await asyncio.sleep(0.5)
+    last, *others = sorted(await events(server, since, "completed"), key=lambda event: str(event["occurred"]), reverse=True)
+    assert last["event"] == "artifact-retention.cleanup.completed"
+    assert len(others) >= 3
+    assert {event["event"] for event in others} == {"artifact-retention.cleanup.running"}
+    assert {event["resource"]["artifact-retention.scope"] for event in (last, *others)} == {scope_digest(["report"])}
 
 
 # --- one at a time

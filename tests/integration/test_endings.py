@@ -4,11 +4,12 @@ import asyncio
 import json
 import os
 import re
+import signal
 from pathlib import Path
 
 import httpx
 import pytest
-from command import COMMAND
+from command import COMMAND, heed_ctrl_c
 from database import Row, days, series
 from fake import FakeServer
 from fake_database import BROKEN, Artifact
@@ -113,6 +114,39 @@ async def test_a_delete_run_whose_output_nobody_takes_exits_as_it_ended(server: 
     os.close(writing)
     assert await process.wait() == 0
     assert {row.id for row in rows} & await server.database.ids() == {rows[number].id for number in (0, 1, 3, 4)}
+
+
+@on(SQLITE_API)
+@pytest.mark.parametrize("presses", [1, pytest.param(2, marks=pytest.mark.thorough)])
+async def test_ctrl_c_in_mid_run_says_that_a_rerun_does_the_rest(server: Server, folder: Path, presses: int) -> None:
+    """Exit code 130 and no traceback, however often it is pressed; and the rerun, a moment later, does it."""
+    rows = await server.database.insert([row for number in range(12) for row in series(f"key-{number}", [1, 2, 3, 4])])
+    environment = server.local.environment | {"ARTIFACT_RETENTION_MAX_REQUESTS_PER_MINUTE": "240"}
+    process = await asyncio.create_subprocess_exec(
+        COMMAND,
+        "delete",
+        cwd=folder,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=heed_ctrl_c,
+    )
+    assert process.stderr
+    told = b""
+    while b"deleting: " not in told:
+        told += await process.stderr.readline()
+    for _press in range(presses):
+        process.send_signal(signal.SIGINT)
+        await asyncio.sleep(0.2)
+    stdout, stderr = await process.communicate()
+    assert (process.returncode, stdout) == (130, b""), stderr
+    last_line = stderr.decode().splitlines()[-1]
+    assert last_line == "artifact-retention: interrupted; a rerun goes on where this one stopped"
+    assert b"Traceback" not in stderr
+    kept = {row.id for index, row in enumerate(rows) if index % 4 < 2}
+    assert kept < await server.database.ids() & {row.id for row in rows}
+    assert await call(server, "delete") == 0
+    assert await server.database.ids() & {row.id for row in rows} == kept
 
 
 @on(FAKE)

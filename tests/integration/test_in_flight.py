@@ -2,17 +2,20 @@
 
 import asyncio
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import UTC, datetime, timedelta, tzinfo
 from uuid import UUID
 
 import httpx
 import pytest
 from database import Row, days, series
-from prefect import flow, get_client
+from prefect import flow, get_client, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Pending, Running
 from prefect_artifact_retention.policies import RetentionPolicy
-from servers import Server, when_planned
+from prefect_artifact_retention.tasks.publish import publish_artifact
+from servers import SQLITE_API, Server, on, when_planned
 
 KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
 
@@ -109,3 +112,37 @@ async def test_the_local_clock_changes_nothing(server: Server, monkeypatch: pyte
     report = await server.cleanup([policy], mode="delete")
     assert await server.database.ids() == {rows[number].id for number in (0, 1, 3, 4)}
     assert any("clock" in warning for warning in report.warnings)
+
+
+@on(SQLITE_API)
+@pytest.mark.parametrize(
+    ("has_context", "variable", "belongs"),
+    [
+        pytest.param(True, "", True, id="context handed on"),
+        pytest.param(True, str(UUID(int=7)), True, id="context handed on, by a called run"),
+        pytest.param(False, "own", True, id="process of a worker"),
+        pytest.param(False, "", False, id="script"),
+        pytest.param(False, "no id", False, id="variable of somebody else"),
+    ],
+)
+async def test_what_a_producer_publishes_from_a_thread_belongs_to_its_run_where_that_is_known(
+    server: Server, monkeypatch: pytest.MonkeyPatch, *, has_context: bool, variable: str, belongs: bool
+) -> None:
+    """By the context that is handed on, or else by what a worker says to the process that it starts; nothing is guessed."""
+
+    def publish() -> UUID:
+        with server.active():
+            return asyncio.run(publish_artifact("x", type="markdown", key="report"))
+
+    @flow(name="threads")
+    def threads() -> str:
+        run_id = str(runtime.flow_run.id)
+        monkeypatch.setenv("PREFECT__FLOW_RUN_ID", run_id if variable == "own" else variable)
+        with ThreadPoolExecutor() as pool:
+            (pool.submit(copy_context().run, publish) if has_context else pool.submit(publish)).result()
+        return run_id
+
+    with server.active():
+        run_id = await asyncio.to_thread(threads)
+    ((written,),) = await server.database.run("SELECT flow_run_id FROM artifact WHERE key = 'report'")
+    assert written == (run_id if belongs else None)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
+from command import heed_ctrl_c
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.flows.local_server import isolated_environment
 
@@ -102,7 +105,8 @@ BAD_USAGE = [
     (["preview", "--kye", "x"], "--kye"),
     (["preview", "--max-deletions", "3"], "--max-deletions"),
     (["previw"], "previw"),
-    (["explain"], "KEY"),
+    (["explain"], "explain takes a KEY, or --unkeyed"),
+    (["explain", "x", "--unkeyed"], "explain takes a KEY, or --unkeyed"),
     (["delete", "--key"], "--key"),
     (["delete", "--key", "x", "--keep-last", "ten"], "--keep-last"),
     (["preview", "--keep-last", "3"], "need --key"),
@@ -284,6 +288,30 @@ def test_an_unreachable_server_is_one_clear_line(folder: Path) -> None:
     assert process.stderr.startswith(f"artifact-retention: cannot reach the Prefect server at {address}")
     assert process.stderr.count("\n") == 1
     assert process.stderr.removeprefix("artifact-retention: ").strip() == json.loads(process.stdout)["error"]
+
+
+@pytest.mark.usefixtures("config")
+@pytest.mark.parametrize("command", ["preview", "delete", "explain x", "preview --json"])
+def test_ctrl_c_while_the_server_does_not_answer_is_one_sentence_and_exit_code_130(command: str, folder: Path) -> None:
+    """Whatever is being waited for; as JSON, the sentence is the document."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(120)
+        process = subprocess.Popen(
+            [sys.executable, *CLI, *command.split()],
+            cwd=folder,
+            env=isolated_environment(folder / "prefect")
+            | {"PREFECT_API_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/api"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=heed_ctrl_c,  # noqa: PLW1509 - it only sets a signal
+        )
+        with process, silent.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=60)
+    sentence = "interrupted; a rerun goes on where this one stopped"
+    assert (process.returncode, stderr) == (130, f"artifact-retention: {sentence}\n")
+    assert stdout == ("" if "--json" not in command else json.dumps({"error": sentence}, indent=2) + "\n")
 
 
 @pytest.mark.usefixtures("config")
