@@ -7,7 +7,7 @@ from uuid import UUID
 
 from prefect_artifact_retention.flows.cleanup import open_run
 from prefect_artifact_retention.flows.settings import RetentionSettings
-from prefect_artifact_retention.policies import StoreError, Verdict, evaluate
+from prefect_artifact_retention.policies import StoreError, Verdict
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import select_policy
 from prefect_artifact_retention.tasks.plan import subject
@@ -60,12 +60,15 @@ async def explain(settings: RetentionSettings, key: str) -> Explanation:
         if not history.complete:
             raise StoreError(f"the versions of {label(key)} changed while they were read; try again")
         policy = select_policy(run.policies, key, collection.type)
+        warnings = [doubt] if (doubt := await run.server.untested_version()) else []
         if policy:
             flow_runs = {version.flow_run_id for version in history.versions if version.flow_run_id}
             task_runs = {version.task_run_id for version in history.versions if version.task_run_id}
             running = frozenset(await run.store.unfinished(flow_runs, task_runs))
-            versions, policy, latest_id = subject(history, collection, policy)
-            verdicts = evaluate(versions, policy, now=run.report.now, latest_id=latest_id, running=running)
+            explained = subject(run.policies, history, collection, policy)
+            verdicts = tuple(explained.judge(run.report.now, running))
+            if explained.conflict:
+                warnings.append(f"{label(key)}: nothing is deleted, because {explained.conflict}")
         else:
             newest_first = sorted(history.versions, key=lambda version: (version.created, version.id), reverse=True)
             verdicts = tuple(Verdict(version, True, (UNMANAGED,), ("unmanaged",)) for version in newest_first)  # noqa: FBT003
@@ -77,7 +80,7 @@ async def explain(settings: RetentionSettings, key: str) -> Explanation:
             policy_source=run.report.policy_source,
             latest_id=collection.latest_id,
             versions=[_explained(verdict) for verdict in verdicts],
-            warnings=[doubt] if (doubt := await run.server.untested_version()) else [],
+            warnings=warnings,
         )
 
 

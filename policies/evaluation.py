@@ -152,18 +152,30 @@ class _Rest(NamedTuple):
     decide: Callable[[int], Decision]
 
 
-def judge(
+def judge(  # noqa: PLR0913 - what a verdict depends on
     versions: Iterable[Version],
     policy: RetentionPolicy,
     *,
     now: datetime,
     latest_id: UUID | None = None,
     running: Collection[UUID] = frozenset(),
+    conflict: str = "",
 ) -> Judgement:
-    """Evaluate like `evaluate`, but without building the verdicts; for callers that mostly count them."""
+    """Evaluate like `evaluate`, but without building the verdicts; for callers that mostly count them.
+
+    Args:
+        versions: As for `evaluate`, and so are the others.
+        policy: The policy of the key.
+        now: The server's clock.
+        latest_id: The `latest_id` of the collection.
+        running: The runs that are not in a terminal state.
+        conflict: Why it is not certain that this is the policy of the key; then everything is kept. Empty if it is.
+    """
     case = _Case(Versions.of(versions), policy, now, latest_id, running)
     if case.latest is None and case.versions.key is not None and case.versions:
         return _alike(case, Reason("dangling", "the collection's latest_id names no version that was read"), stays=True)
+    if conflict:
+        return _alike(case, Reason("mixed_types", conflict), stays=True)
     protections = case.protections()
     if idle := case.idle(protections):
         return _alike(case, idle, stays=False)

@@ -9,13 +9,14 @@ from collections.abc import Set as AbstractSet
 from contextlib import aclosing, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from itertools import chain
+from typing import NamedTuple
 from uuid import UUID
 
 from prefect_artifact_retention.policies import RetentionPolicy, Verdict, Version
 from prefect_artifact_retention.policies.doubts import find_doubts
 from prefect_artifact_retention.policies.evaluation import Judgement, judge
 from prefect_artifact_retention.policies.formatting import count
-from prefect_artifact_retention.policies.loading import OWN_POLICY, select_policy
+from prefect_artifact_retention.policies.loading import OWN_POLICY, select_policy, type_conflict
 from prefect_artifact_retention.policies.model import Versions
 from prefect_artifact_retention.stores.store import Collection, History
 from prefect_artifact_retention.tasks.rendering import label
@@ -136,13 +137,34 @@ def _stop_before(run: Run, key: str) -> None:
 
 
 async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, RetentionPolicy]]) -> None:
-    subjects = [subject(history, collection, policy) for history, collection, policy in batch]
+    subjects = [subject(run.policies, history, collection, policy) for history, collection, policy in batch]
     for (history, collection, policy), judgement in zip(batch, await judge_all(run, subjects), strict=True):
         _add(run, history, collection, policy, judgement)
 
 
-def subject(history: History, collection: Collection, policy: RetentionPolicy) -> tuple[Versions, RetentionPolicy, UUID]:
-    """Return the versions of a key that are evaluated, its policy and its `latest_id`.
+class Subject(NamedTuple):
+    """What is evaluated of one key.
+
+    Attributes:
+        versions: Its versions.
+        policy: The policy that it has by the type of its latest version.
+        latest_id: The `latest_id` of its collection.
+        conflict: Why that may be the wrong policy, so that nothing of the key is deleted; mostly empty.
+    """
+
+    versions: Versions
+    policy: RetentionPolicy
+    latest_id: UUID
+    conflict: str
+
+    def judge(self, now: datetime, running: AbstractSet[UUID] = frozenset()) -> Judgement:
+        """Evaluate the versions."""
+        versions, policy, latest_id, conflict = self
+        return judge(versions, policy, now=now, latest_id=latest_id, running=running, conflict=conflict)
+
+
+def subject(policies: Sequence[RetentionPolicy], history: History, collection: Collection, policy: RetentionPolicy) -> Subject:
+    """Return what is evaluated of a key, for the plan and for every re-check.
 
     A left-over placeholder is no version. Without it, `latest_id` names none of the versions, so that all are kept until the
     collection is repaired.
@@ -150,7 +172,8 @@ def subject(history: History, collection: Collection, policy: RetentionPolicy) -
     versions = history.versions
     if collection.is_placeholder and len(versions) > 1:
         versions = Versions.of(version for version in versions if version.id != collection.latest_id)
-    return versions, policy, collection.latest_id
+    conflict = type_conflict(policies, collection.key, collection.type, versions.types)
+    return Subject(versions, policy, collection.latest_id, conflict)
 
 
 async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
@@ -190,21 +213,22 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
         run.add_plan(plan)
 
 
-async def judge_all(run: Run, subjects: Sequence[tuple[Versions, RetentionPolicy, UUID]]) -> list[Judgement]:
-    """Evaluate the versions of several keys, each with its policy and its `latest_id`.
+async def judge_all(run: Run, subjects: Sequence[Subject]) -> list[Judgement]:
+    """Evaluate the versions of several keys, and report the keys that have no one policy.
 
     The states of runs are read for all keys together, and only for the runs that wrote stale versions.
     """
     now = run.report.now
-    judgements = [judge(versions, policy, now=now, latest_id=latest_id) for versions, policy, latest_id in subjects]
+    for each in subjects:
+        if each.conflict:
+            run.report.warn(f"{label(each.versions.key)}: nothing deleted, because {each.conflict}")
+    judgements = [each.judge(now) for each in subjects]
     wrote = [each.stale_runs() for each in judgements]
     flow_runs, task_runs = (set[UUID]().union(*ids) for ids in zip(*wrote, strict=True)) if wrote else (set(), set())
     running = await unfinished_runs(run, flow_runs, task_runs)
     return [
-        judgement
-        if running.isdisjoint(chain(*own_runs))
-        else judge(versions, policy, now=now, latest_id=latest_id, running=running)
-        for judgement, own_runs, (versions, policy, latest_id) in zip(judgements, wrote, subjects, strict=True)
+        judgement if running.isdisjoint(chain(*own_runs)) else each.judge(now, running)
+        for judgement, own_runs, each in zip(judgements, wrote, subjects, strict=True)
     ]
 
 
