@@ -297,14 +297,23 @@ class _Case:
         return [index for index, kind in enumerate(self.versions.types) if kind in {None, RESULT}]
 
     def idle(self, protections: Mapping[int, Sequence[Reason]]) -> Reason | None:
-        """Return why the whole key is stale: it is idle, and no version of it is held, running, future or within its TTL."""
+        """Return why the whole key is stale: it is idle, and no version of it is held, running, future or within its TTL.
+
+        A latest version that is updated in place, as a progress artifact is, is a sign of life like a new version.
+        """
         limit = self.policy.drop_idle_keys_after_days
-        if not limit or not self.versions or self._age(0) <= limit * ONE_DAY:
+        if not limit or self.latest is None:
+            return None
+        created, updated = self.created[0], self.versions.updated[self.latest]
+        idle_for = self.now - max(created, updated)
+        if idle_for <= limit * ONE_DAY:
             return None
         lives = any(control.ttl is not None and self._age(index) <= control.ttl for index, control in self.controls.items())
         if lives or any(reason is not LATEST for reasons in protections.values() for reason in reasons):
             return None
-        text = f"idle key: its newest version is {_format_age(self._age(0))} old, dropped after {days(limit)}"
+        newest = f"its newest version is {_format_age(idle_for)} old"
+        last = newest if created >= updated else f"its latest version was last updated {_format_age(idle_for)} ago"
+        text = f"idle key: {last}, dropped after {days(limit)}"
         return Reason("drop_idle_keys_after_days", text)
 
     def kept_by(self) -> Mapping[int, list[Reason]]:

@@ -68,7 +68,18 @@ class Versions(Sequence[Version]):
         controlled: The indexes of those that have metadata.
     """
 
-    __slots__ = ("_columns", "controlled", "created", "flow_run_ids", "ids", "key", "sizes", "task_run_ids", "types")
+    __slots__ = (
+        "_columns",
+        "controlled",
+        "created",
+        "flow_run_ids",
+        "ids",
+        "key",
+        "sizes",
+        "task_run_ids",
+        "types",
+        "updated",
+    )
 
     def __init__(self, key: str | None, columns: Sequence[Sequence[Any]]) -> None:
         """Sort the columns of distinct versions: those of a `Version`, in its order, without the key.
@@ -87,6 +98,7 @@ class Versions(Sequence[Version]):
         self._columns = columns
         self.ids: Sequence[UUID] = columns[0]
         self.created: Sequence[datetime] = columns[1]
+        self.updated: Sequence[datetime] = columns[2]
         self.types: Sequence[str | None] = columns[3]
         self.sizes: Sequence[int] = columns[4]
         self.flow_run_ids: Sequence[UUID | None] = columns[5]
@@ -218,7 +230,8 @@ class RetentionPolicy(BaseModel):
     drop_idle_keys_after_days: Days = Field(
         default=0,
         title="Drop idle keys after days",
-        description="Delete the whole key, its latest included, when its newest version is older than this. 0 is off.",
+        description="Delete the whole key, its latest included, when it has had no new version for longer than this, and no "
+        "update of its latest one. 0 is off.",
     )
 
     @field_validator("name")

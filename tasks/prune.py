@@ -329,10 +329,13 @@ async def _still_applies(run: Run, snapshot: _Snapshot, batch: Sequence[Version]
     latest_id = snapshot.collection.latest_id
     if collection is None or select_policy(run.policies, collection.key, collection.type) != snapshot.policy:
         return False
+    # A key whose latest version was updated in place, or replaced, is not idle.
+    is_revived = snapshot.is_of_idle_key and collection.updated != snapshot.collection.updated
     # On a busy key, new versions become the latest all the time, which keeps no version of the batch, unless the key was idle.
     # But if the former latest was deleted, its successor moves up, and may have to be kept.
-    if collection.latest_id != latest_id and (
-        collection.latest_id in snapshot.present or snapshot.is_of_idle_key or not await run.store.versions([latest_id])
+    if is_revived or (
+        collection.latest_id != latest_id
+        and (collection.latest_id in snapshot.present or snapshot.is_of_idle_key or not await run.store.versions([latest_id]))
     ):
         return False
     if snapshot.age + len(batch) <= DELETIONS_PER_CHECK:

@@ -97,6 +97,12 @@ class AnyOrder(RuleBasedStateMachine):
             self.server.database.update(version_id, {"metadata_": metadata})
 
     @rule(place=PLACES)
+    def update(self, place: int) -> None:
+        """Somebody updates a version in place, as a progress artifact is."""
+        if version_id := self._any(place):
+            self.server.database.update(version_id, {"data": f"updated at {self.server.now()}"})
+
+    @rule(place=PLACES)
     def delete(self, place: int) -> None:
         """Somebody deletes a version."""
         if version_id := self._any(place):
@@ -189,6 +195,7 @@ class AnyOrder(RuleBasedStateMachine):
                 "produce_and_delete_former_latest",
                 "produce",
                 "change_metadata",
+                "update_latest",
                 "delete",
                 "lose_latest",
                 "start_run",
@@ -212,6 +219,7 @@ class AnyOrder(RuleBasedStateMachine):
                 "produce": lambda: self.produce(key, None, by_run=True, seconds=1),
                 "change_metadata": lambda: self.change_metadata(place, {HOLD: "true"}),
                 "produce_and_delete_former_latest": lambda: self._replace_latest_of(keys or [str(key)]),
+                "update_latest": lambda: self._update_latest_of(keys or [str(key)]),
                 "delete": lambda: self.delete(place),
                 "delete_latest": lambda: self._delete_latest_of(keys) if keys else self.delete_latest(place),
                 "lose_latest": lambda: self.lose_latest(place),
@@ -232,12 +240,12 @@ class AnyOrder(RuleBasedStateMachine):
         if claim is not None and disturbed.victim in disturbed.requests[: claim + 1]:
             # Each key is judged anew once the run has said that it deletes.
             assert not kept_then - self._mine(), "what was kept before anything went has gone"
-        elif what in {"produce", "delete_latest", "produce_and_delete_former_latest"}:
+        elif what in {"produce", "delete_latest", "produce_and_delete_former_latest", "update_latest"}:
             # Its collection is read right before versions of a key go. Of two of the same instant, either may be kept.
             for key in keys:
                 wanted = {version_id for version_id in kept_then if self.keys[version_id] == key}
                 assert len(wanted) <= len(self._versions(key)), "what was kept when its collection was read has gone"
-                assert what == "produce" or wanted <= self._mine()
+                assert what in {"produce", "update_latest"} or wanted <= self._mine()
 
     # --- what is there, and what must be
 
@@ -246,6 +254,13 @@ class AnyOrder(RuleBasedStateMachine):
             if row["key"] in keys:
                 self.deleted_by_people.add(row["latest_id"])
                 self.server.database.delete(row["latest_id"])
+
+    def _update_latest_of(self, keys: Sequence[str]) -> None:
+        """Time passes, and somebody updates the latest version of some keys."""
+        self.server.pass_time(timedelta(seconds=1))
+        for row in self._collections():
+            if row["key"] in keys:
+                self.server.database.update(row["latest_id"], {"data": "updated meanwhile"})
 
     def _replace_latest_of(self, keys: Sequence[str]) -> None:
         """Somebody creates a new version of some keys, and deletes those that were the latest until then."""
