@@ -121,6 +121,12 @@ class Judgement(Sequence[Verdict]):
         stale = set(self.stale)
         return (index for index in self._order if index not in stale)
 
+    def waiting(self) -> int:
+        """Count the versions that only their unfinished runs keep."""
+        return sum(
+            stays and all(reason.rule == "running" for reason in reasons) for stays, reasons in self._decisions.values()
+        )
+
     @property
     def is_dangling(self) -> bool:
         """Whether `latest_id` names none of the versions; all of them are kept then."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -134,6 +135,14 @@ class Versions(Sequence[Version]):
             return [self[each] for each in range(*index.indices(len(self)))]
         version_id, *others = (column[index] for column in self._columns)
         return Version(version_id, self.key, *others)
+
+    def first_until(self, moment: datetime) -> int:
+        """Return the lowest index of a version that was created at a moment or before."""
+        return bisect_left(self.created, True, key=lambda created: created <= moment)  # noqa: FBT003 - the value sought
+
+    def from_index(self, index: int) -> Versions:
+        """Return the versions from an index on, which are the older ones."""
+        return Versions(self.key, [column[index:] for column in self._columns])
 
     def metadata(self, index: int) -> Mapping[str, str]:
         """Return the metadata of the version at an index."""

@@ -1,4 +1,4 @@
-"""Plan: evaluates all versions of all keys, and refuses a plan that deletes too large a share. Deletes nothing."""
+"""Plan: evaluates all versions of all keys, and refuses what no steady state explains. Deletes nothing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from itertools import chain
 from typing import NamedTuple
 from uuid import UUID
 
-from prefect_artifact_retention.policies import RetentionPolicy, Verdict, Version
+from prefect_artifact_retention.policies import RetentionPolicy, StoreError, Verdict, Version
 from prefect_artifact_retention.policies.doubts import find_doubts
 from prefect_artifact_retention.policies.evaluation import Judgement, judge
+from prefect_artifact_retention.policies.expectation import Expectations
 from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.policies.loading import OWN_POLICY, select_policy, type_conflict
 from prefect_artifact_retention.policies.model import Versions
 from prefect_artifact_retention.stores.store import Collection, History
+from prefect_artifact_retention.tasks.history import read_past_runs
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.report import KeyReport, PolicyReport
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
@@ -46,6 +48,7 @@ async def make_plan(run: Run) -> None:
         *_without_keys(run, {policy.name for _collection, policy in managed.values()}),
         *find_doubts(run.policies),
     ]
+    await _expect(run)
     unkeyed_policy = None if run.report.scope else select_policy(run.policies, None, None)
     # With the API, the collector must run: the responses are in reference cycles, and hold megabytes of payloads.
     with nullcontext() if run.store is run.server else _without_collector():
@@ -134,6 +137,7 @@ async def _plan_rounds(
 def _stop_before(run: Run, key: str) -> None:
     run.report.stopped_at = key
     run.report.outcome = "unfinished"
+    run.is_partial = True
 
 
 async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, RetentionPolicy]]) -> None:
@@ -192,13 +196,14 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
             new = [version for version in page if version.id not in seen]
             seen.update(version.id for version in new)
             for judgement in await judge_unkeyed(run, new, policy):
-                _count(run, plan.report, judgement)
+                _count(run, plan.report, policy, judgement)
                 these = judgement.versions
                 for index in judgement.stale:
                     stale[these.ids[index]] = these.created[index], these.sizes[index]
             is_partial = len(seen) + len(unreadable) < expected
             if run.store is run.server and stale and is_partial and not run.has_planning_time():
                 run.report.outcome = "unfinished"
+                run.is_partial = True
                 run.report.warn(f"planning time was over after {len(seen)} of {expected} artifacts without a key")
                 break
         else:
@@ -260,31 +265,37 @@ async def unfinished_runs(run: Run, flow_runs: AbstractSet[UUID], task_runs: Abs
     return frozenset(unfinished) | (run.own_runs & flow_runs)
 
 
-def guard(run: Run) -> None:
-    """Refuse a plan that deletes more than `refuse_above_percent` of the versions, of the whole run or of any one policy.
+async def _expect(run: Run) -> None:
+    """Read what earlier runs have recorded. Without it, no stale version is expected, and the guard refuses sooner."""
+    if run.report.mode != "delete" and not run.limits.refuse_above_percent:
+        return
+    try:
+        run.expectations = Expectations(run.report.now, await read_past_runs(run))
+    except StoreError as error:
+        run.report.warn(f"what earlier runs have recorded could not be read: {error}")
 
-    The package's own keys do not count, because many runs in a row would make the next one refuse.
+
+def guard(run: Run) -> None:
+    """Refuse to clean up by a policy if more than `refuse_above_percent` of its versions would go unexpectedly.
+
+    Its keys are left alone, and those of the other policies are not. The package's own keys do not count, because many runs
+    in a row would make the next one refuse.
     """
     percent = run.limits.refuse_above_percent
-    policies = run.report.policies
-    whole = PolicyReport(
-        name="",
-        sentence="",
-        versions=sum(policy.versions for policy in policies),
-        planned=sum(policy.planned for policy in policies),
-    )
-    for policy in (whole, *policies):
-        share = 100 * policy.planned / max(1, policy.versions)
-        if percent and share > percent:
-            whose = f'policy "{policy.name}"' if policy.name else "the run"
-            refusal = (
-                f"{whose} would delete {policy.planned} of {policy.versions} versions ({share:.0f} %), "
-                f"more than refuse_above_percent = {percent:g} allows"
-            )
-            if run.report.mode == "delete":
-                run.report.refusals.append(refusal)
-            else:
-                run.report.warn(f"a delete run would be refused: {refusal}")
+    for policy in run.report.policies:
+        if not percent or 100 * policy.unexpected <= percent * policy.versions:
+            continue
+        refusal = (
+            f'policy "{policy.name}" would delete {policy.planned} of {policy.versions} versions, '
+            f"{policy.unexpected} of them unexpectedly ({100 * policy.unexpected / policy.versions:.0f} %), "
+            f"more than refuse_above_percent = {percent:g} allows: {run.expectations.explain(policy.name)}"
+        )
+        if run.report.mode == "delete":
+            policy.refused = True
+            run.report.refusals.append(refusal)
+        else:
+            run.report.warn(f"a delete run would be refused: {refusal}")
+    run.drop_plans({policy.name for policy in run.report.policies if policy.refused})
 
 
 def _add(run: Run, history: History, collection: Collection, policy: RetentionPolicy, judgement: Judgement) -> None:
@@ -305,7 +316,7 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
             # Otherwise, the server may be about to delete the collection, too.
             run.dangling.add(history.key)
         run.report.warn(f"{label(history.key)}: no version of it was found, though the server lists it")
-    _count(run, report, judgement)
+    _count(run, report, policy, judgement)
     if report.planned:
         stale = judgement.stale[::-1]
         plan = KeyPlan(
@@ -324,7 +335,7 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
         run.report.warn(f"{label(history.key)}: nothing deleted, because {judgement[0].reasons[0]}")
 
 
-def _count(run: Run, report: KeyReport, judgement: Judgement) -> None:
+def _count(run: Run, report: KeyReport, policy: RetentionPolicy, judgement: Judgement) -> None:
     """Add verdicts to the counts of the report, all of a key at once, because there may be millions."""
     sizes, stale = judgement.versions.sizes, judgement.stale
     report.versions += len(judgement)
@@ -332,6 +343,8 @@ def _count(run: Run, report: KeyReport, judgement: Judgement) -> None:
     report.planned += len(stale)
     report.bytes_seen += sum(sizes)
     report.bytes += sum(sizes[index] for index in stale)
+    if policy is not OWN_POLICY:
+        run.expectations.add(policy, judgement)
     kept_by = judgement.rules(keep=True)
     if "unreadable" in kept_by:
         for verdict in judgement:
@@ -355,6 +368,8 @@ def _policy_reports(run: Run) -> list[PolicyReport]:
         report.keys_seen += key.key is not None
         report.versions += key.versions
         report.planned += key.planned
+    for report in reports.values():
+        report.unexpected = run.expectations.unexpected(report.name)
     return list(reports.values())
 
 
