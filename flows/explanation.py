@@ -10,7 +10,7 @@ from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import StoreError, Verdict
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import select_policy
-from prefect_artifact_retention.tasks.plan import subject
+from prefect_artifact_retention.tasks.plan import future_warning, subject
 from prefect_artifact_retention.tasks.rendering import label, size
 from pydantic import BaseModel
 from rich.console import Console
@@ -66,9 +66,12 @@ async def explain(settings: RetentionSettings, key: str) -> Explanation:
             task_runs = {version.task_run_id for version in history.versions if version.task_run_id}
             running = frozenset(await run.store.unfinished(flow_runs, task_runs))
             explained = subject(run.policies, history, collection, policy)
-            verdicts = tuple(explained.judge(run.report.now, running))
+            judgement = explained.judge(run.report.now, running)
+            verdicts = tuple(judgement)
             if explained.conflict:
                 warnings.append(f"{label(key)}: nothing is deleted, because {explained.conflict}")
+            if warning := future_warning(run, judgement):
+                warnings.append(warning)
         else:
             newest_first = sorted(history.versions, key=lambda version: (version.created, version.id), reverse=True)
             verdicts = tuple(Verdict(version, True, (UNMANAGED,), ("unmanaged",)) for version in newest_first)  # noqa: FBT003

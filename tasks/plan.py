@@ -28,6 +28,9 @@ from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 MANY_SINGLE_VERSIONS = 50
 """The number of keys with a single version from which the report doubts that their policy is of use."""
 
+FUTURE_TOLERANCE = timedelta(minutes=5)
+"""How far a date may lie in the future before the report says so; the clocks of a server and its database may differ."""
+
 ZOMBIE_AGE = timedelta(days=7)
 """The age from which the report names an unfinished run that keeps versions."""
 
@@ -345,6 +348,8 @@ def _count(run: Run, report: KeyReport, policy: RetentionPolicy, judgement: Judg
     report.bytes += sum(sizes[index] for index in stale)
     if policy is not OWN_POLICY:
         run.expectations.add(policy, judgement)
+    if warning := future_warning(run, judgement):
+        run.report.warn(warning)
     kept_by = judgement.rules(keep=True)
     if "unreadable" in kept_by:
         for verdict in judgement:
@@ -352,6 +357,27 @@ def _count(run: Run, report: KeyReport, policy: RetentionPolicy, judgement: Judg
     if report.policy != OWN_POLICY.name:
         run.kept_by.add(judgement, kept_by, keep=True)
         run.condemned_by.add(judgement, judgement.rules(keep=False), keep=False)
+
+
+def future_warning(run: Run, judgement: Judgement) -> str:
+    """Describe a date of a key that lies in the future, and what can be done about it; empty if there is none.
+
+    What is written while the run is at work is newer than the run, too, and no mistake.
+    """
+    if not judgement:
+        return ""
+    present = run.report.now + timedelta(seconds=run.seconds) + FUTURE_TOLERANCE
+    versions, latest = judgement.versions, judgement[0].version
+    if (created := versions.created[0]) > present:
+        version_id, what = versions.ids[0], f"is dated {created:%Y-%m-%d %H:%M} UTC, in the future: it is kept until then"
+        remedy = f"delete that version (prefect artifact delete --id {version_id})"
+    elif versions.key is not None and latest.updated > present:
+        version_id, what = latest.id, f"was last updated on {latest.updated:%Y-%m-%d %H:%M} UTC, in the future"
+        remedy = "update that version again"
+    else:
+        return ""
+    idle = "" if versions.key is None else "; its key counts as idle only from that date on"
+    return f"{label(versions.key)}: version {version_id} {what}{idle}. If the date is wrong, {remedy}"
 
 
 def _warn_of_unreadable(run: Run, report: KeyReport, verdict: Verdict) -> None:
