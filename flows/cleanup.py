@@ -248,8 +248,8 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
             key can match, such as Report-*, is an error.
         max_deletions: Delete at most this many versions; the next run goes on. 0: as configured, else no limit.
         time_budget_minutes: Stop after this time; the next run goes on. 0: as configured, else no limit.
-        refuse_above_percent: Delete nothing if more than this share of the versions would go, of the whole run or of any one
-            policy. 0: as configured, else off. If another is configured, the stricter holds.
+        refuse_above_percent: Delete nothing of a policy if more than this share of its versions would go unexpectedly: if more
+            goes than comes from run to run. 0: as configured, else off. If another is configured, the stricter holds.
         max_task_runs: Prune tasks at most; more keys are packed together. 0: as configured, else 25.
         max_requests_per_minute: Requests to the server at most. 0: as configured, else 150 on Prefect Cloud and no limit on
             your own server.
@@ -400,10 +400,11 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
         return
     await plan_task(run)
     guard(run)
-    if run.report.mode != "delete" or run.report.refusals:
+    if run.report.mode != "delete":
         return
     if not (run.plans or run.dangling):
-        run.next_start = run.report.stopped_at
+        if not run.report.refusals:
+            run.next_start = run.report.stopped_at
         return
     if await _skip_for_other_run(run, progress):
         return

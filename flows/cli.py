@@ -97,7 +97,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
     ] = 0,
     time_budget_minutes: Annotated[float, Parameter(help="Stop after this time. 0: as configured.")] = 0,
     refuse_above_percent: Annotated[
-        float, Parameter(help="Delete nothing if a larger share would go; the stricter of this and the configured one.")
+        float, Parameter(help="Delete nothing of a policy if a larger share would go unexpectedly; the stricter holds.")
     ] = 0,
     ignore_guard: Annotated[bool, Parameter(help="Delete whatever share goes, in this run.", negative=())] = False,
     config: Config = None,

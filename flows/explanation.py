@@ -11,10 +11,10 @@ from uuid import UUID
 from prefect_artifact_retention.flows import terminal
 from prefect_artifact_retention.flows.cleanup import open_run
 from prefect_artifact_retention.flows.settings import RetentionSettings
-from prefect_artifact_retention.policies import RetentionPolicy, StoreError, Verdict, Version, evaluate
+from prefect_artifact_retention.policies import RetentionPolicy, StoreError, Verdict, Version
 from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.loading import select_policy
-from prefect_artifact_retention.tasks.plan import judge_unkeyed, subject
+from prefect_artifact_retention.tasks.plan import future_warning, judge_unkeyed, subject
 from prefect_artifact_retention.tasks.rendering import NO_BREAK, label, size
 from prefect_artifact_retention.tasks.run import Run
 from pydantic import BaseModel
@@ -64,15 +64,21 @@ async def explain(settings: RetentionSettings, key: str) -> Explanation:
         if not history.complete:
             raise StoreError(f"the versions of {label(key)} changed while they were read; try again")
         policy = select_policy(run.policies, key, collection.type)
+        warnings: list[str] = []
         if policy:
             flow_runs = {version.flow_run_id for version in history.versions if version.flow_run_id}
             task_runs = {version.task_run_id for version in history.versions if version.task_run_id}
             running = frozenset(await run.store.unfinished(flow_runs, task_runs))
-            versions, policy, latest_id = subject(history, collection, policy)
-            verdicts = evaluate(versions, policy, now=run.report.now, latest_id=latest_id, running=running)
+            explained = subject(run.policies, history, collection, policy)
+            judgement = explained.judge(run.report.now, running)
+            verdicts = tuple(judgement)
+            if explained.conflict:
+                warnings.append(f"{label(key)}: nothing is deleted, because {explained.conflict}")
+            if warning := future_warning(run, judgement):
+                warnings.append(warning)
         else:
             verdicts = _unmanaged(history.versions)
-        return await _explanation(run, key, policy, verdicts, latest_id=collection.latest_id)
+        return await _explanation(run, key, policy, verdicts, latest_id=collection.latest_id, warnings=warnings)
 
 
 async def explain_unkeyed(settings: RetentionSettings) -> Explanation:

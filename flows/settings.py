@@ -57,7 +57,7 @@ class RetentionSettings(BaseSettings):
     max_deletions: Number = Field(default=0, description="Delete at most this many versions in one run.")
     time_budget_minutes: Minutes = Field(default=0, description="Stop after this time; planning takes at most half of it.")
     refuse_above_percent: Percent = Field(
-        default=0, description="Delete nothing if a larger share of the versions would go, of the run or of one policy."
+        default=0, description="Delete nothing of a policy if a larger share of its versions would go unexpectedly."
     )
     max_task_runs: Annotated[int, Field(ge=1, le=10_000), BeforeValidator(refuse_bool)] = Field(
         default=25, description="Prune tasks at most; more keys are packed together."

@@ -121,6 +121,12 @@ class Judgement(Sequence[Verdict]):
         stale = set(self.stale)
         return (index for index in self._order if index not in stale)
 
+    def waiting(self) -> int:
+        """Count the versions that only their unfinished runs keep."""
+        return sum(
+            stays and all(reason.rule == "running" for reason in reasons) for stays, reasons in self._decisions.values()
+        )
+
     @property
     def is_dangling(self) -> bool:
         """Whether `latest_id` names none of the versions; all of them are kept then."""
@@ -152,18 +158,30 @@ class _Rest(NamedTuple):
     decide: Callable[[int], Decision]
 
 
-def judge(
+def judge(  # noqa: PLR0913 - what a verdict depends on
     versions: Iterable[Version],
     policy: RetentionPolicy,
     *,
     now: datetime,
     latest_id: UUID | None = None,
     running: Collection[UUID] = frozenset(),
+    conflict: str = "",
 ) -> Judgement:
-    """Evaluate like `evaluate`, but without building the verdicts; for callers that mostly count them."""
+    """Evaluate like `evaluate`, but without building the verdicts; for callers that mostly count them.
+
+    Args:
+        versions: As for `evaluate`, and so are the others.
+        policy: The policy of the key.
+        now: The server's clock.
+        latest_id: The `latest_id` of the collection.
+        running: The runs that are not in a terminal state.
+        conflict: Why it is not certain that this is the policy of the key; then everything is kept. Empty if it is.
+    """
     case = _Case(Versions.of(versions), policy, now, latest_id, running)
     if case.latest is None and case.versions.key is not None and case.versions:
         return _alike(case, Reason("dangling", "the collection's latest_id names no version that was read"), stays=True)
+    if conflict:
+        return _alike(case, Reason("mixed_types", conflict), stays=True)
     protections = case.protections()
     if idle := case.idle(protections):
         return _alike(case, idle, stays=False)
@@ -285,14 +303,23 @@ class _Case:
         return [index for index, kind in enumerate(self.versions.types) if kind in {None, RESULT}]
 
     def idle(self, protections: Mapping[int, Sequence[Reason]]) -> Reason | None:
-        """Return why the whole key is stale: it is idle, and no version of it is held, running, future or within its TTL."""
+        """Return why the whole key is stale: it is idle, and no version of it is held, running, future or within its TTL.
+
+        A latest version that is updated in place, as a progress artifact is, is a sign of life like a new version.
+        """
         limit = self.policy.drop_idle_keys_after_days
-        if not limit or not self.versions or self._age(0) <= limit * ONE_DAY:
+        if not limit or self.latest is None:
+            return None
+        created, updated = self.created[0], self.versions.updated[self.latest]
+        idle_for = self.now - max(created, updated)
+        if idle_for <= limit * ONE_DAY:
             return None
         lives = any(control.ttl is not None and self._age(index) <= control.ttl for index, control in self.controls.items())
         if lives or any(reason is not LATEST for reasons in protections.values() for reason in reasons):
             return None
-        text = f"idle key: its newest version is {_format_age(self._age(0))} old, dropped after {days(limit)}"
+        newest = f"its newest version is {_format_age(idle_for)} old"
+        last = newest if created >= updated else f"its latest version was last updated {_format_age(idle_for)} ago"
+        text = f"idle key: {last}, dropped after {days(limit)}"
         return Reason("drop_idle_keys_after_days", text)
 
     def kept_by(self) -> Mapping[int, list[Reason]]:

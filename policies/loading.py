@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from prefect_artifact_retention.policies.errors import ConfigurationError
+from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.globs import covers
 from prefect_artifact_retention.policies.model import SELECTORS, RetentionPolicy
 from pydantic import BaseModel, ValidationError
@@ -66,13 +67,32 @@ def select_policy(policies: Sequence[RetentionPolicy], key: str | None, latest_t
     return next((policy for policy in policies if policy.matches(key, latest_type)), None)
 
 
+def type_conflict(policies: Sequence[RetentionPolicy], key: str, latest_type: str | None, types: Iterable[str | None]) -> str:
+    """Describe the policies that a key would have by the types of its versions, if there is more than one; else empty.
+
+    The latest version alone must not hand hundreds of others to a policy that nobody meant for them. Where the policy by the
+    latest version is `keep_all`, there is nothing to fear.
+    """
+    chosen = select_policy(policies, key, latest_type)
+    others = {kind: select_policy(policies, key, kind) for kind in {*types} - {latest_type}}
+    if chosen is None or chosen.keep_all or all(policy and _rules(policy) == _rules(chosen) for policy in others.values()):
+        return ""
+    by_type = [(latest_type, chosen), *sorted(others.items(), key=lambda item: str(item[0]))]
+    named = (f"{kind} has {f'policy {policy.name}' if policy else 'none'}" for kind, policy in by_type)
+    return f"the types of its versions would give it different policies: {printable(', '.join(named))}"
+
+
+def _rules(policy: RetentionPolicy) -> dict[str, Any]:
+    return policy.model_dump(exclude={"name", *SELECTORS})
+
+
 def stand_in(policies: Sequence[RetentionPolicy], override: RetentionPolicy) -> tuple[RetentionPolicy, ...]:
     """Replace the rules of every keyed policy by those of `override`, except where a policy has `keep_all`.
 
     The selectors stay, so keys with `keep_all` stay protected by it. Keys that no policy selects get `override` itself,
     without those of its globs that the others take.
     """
-    rules = override.model_dump(exclude={"name", *SELECTORS})
+    rules = _rules(override)
     replaced = [
         policy
         if policy.keep_all

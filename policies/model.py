@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -68,7 +69,18 @@ class Versions(Sequence[Version]):
         controlled: The indexes of those that have metadata.
     """
 
-    __slots__ = ("_columns", "controlled", "created", "flow_run_ids", "ids", "key", "sizes", "task_run_ids", "types")
+    __slots__ = (
+        "_columns",
+        "controlled",
+        "created",
+        "flow_run_ids",
+        "ids",
+        "key",
+        "sizes",
+        "task_run_ids",
+        "types",
+        "updated",
+    )
 
     def __init__(self, key: str | None, columns: Sequence[Sequence[Any]]) -> None:
         """Sort the columns of distinct versions: those of a `Version`, in its order, without the key.
@@ -87,6 +99,7 @@ class Versions(Sequence[Version]):
         self._columns = columns
         self.ids: Sequence[UUID] = columns[0]
         self.created: Sequence[datetime] = columns[1]
+        self.updated: Sequence[datetime] = columns[2]
         self.types: Sequence[str | None] = columns[3]
         self.sizes: Sequence[int] = columns[4]
         self.flow_run_ids: Sequence[UUID | None] = columns[5]
@@ -122,6 +135,14 @@ class Versions(Sequence[Version]):
             return [self[each] for each in range(*index.indices(len(self)))]
         version_id, *others = (column[index] for column in self._columns)
         return Version(version_id, self.key, *others)
+
+    def first_until(self, moment: datetime) -> int:
+        """Return the lowest index of a version that was created at a moment or before."""
+        return bisect_left(self.created, True, key=lambda created: created <= moment)  # noqa: FBT003 - the value sought
+
+    def from_index(self, index: int) -> Versions:
+        """Return the versions from an index on, which are the older ones."""
+        return Versions(self.key, [column[index:] for column in self._columns])
 
     def metadata(self, index: int) -> Mapping[str, str]:
         """Return the metadata of the version at an index."""
@@ -218,7 +239,8 @@ class RetentionPolicy(BaseModel):
     drop_idle_keys_after_days: Days = Field(
         default=0,
         title="Drop idle keys after days",
-        description="Delete the whole key, its latest included, when its newest version is older than this. 0 is off.",
+        description="Delete the whole key, its latest included, when it has had no new version for longer than this, and no "
+        "update of its latest one. 0 is off.",
     )
 
     @field_validator("name")

@@ -575,7 +575,8 @@ def _flow_run(row: Mapping[str, Any]) -> FlowRun:
 def _collection(row: Mapping[str, Any]) -> Collection:
     metadata = _metadata(row) or {}
     is_placeholder = metadata.get(PLACEHOLDER_OF) is not None and metadata.get(HOLD) is None
-    return Collection(row["key"], UUID(row["latest_id"]), row["type"], is_placeholder)
+    updated = datetime.fromisoformat(row["updated"])
+    return Collection(row["key"], UUID(row["latest_id"]), row["type"], is_placeholder, updated)
 
 
 @_as_known

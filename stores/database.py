@@ -931,8 +931,8 @@ _IS_PLACEHOLDER = sa.and_(
 )
 
 
-def _collections() -> sa.Select[tuple[str, UUID, str | None, bool]]:
-    return sa.select(COLLECTION.c.key, COLLECTION.c.latest_id, COLLECTION.c.type, _IS_PLACEHOLDER)
+def _collections() -> sa.Select[tuple[str, UUID, str | None, bool, datetime]]:
+    return sa.select(COLLECTION.c.key, COLLECTION.c.latest_id, COLLECTION.c.type, _IS_PLACEHOLDER, COLLECTION.c.updated)
 
 
 def _count(table: sa.Table) -> sa.Select[tuple[int]]:

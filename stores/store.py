@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
@@ -29,12 +29,15 @@ class Collection:
         latest_id: The id of the latest version.
         type: The type of the latest version.
         is_placeholder: Whether the latest version is a placeholder. If the key has other versions, a repair was interrupted.
+        updated: When the row was last changed, by an update of the latest version or by another latest version. It tells two
+            states of a collection apart, and is not compared: what it would show of the versions, their marks do.
     """
 
     key: str
     latest_id: UUID
     type: str | None
     is_placeholder: bool = False
+    updated: datetime | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Annotated
 
 import httpx
 from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.policies.expectation import PastRun, Settled
 from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.loading import HISTORY_KEY
 from prefect_artifact_retention.stores.connection import reason
@@ -17,7 +19,7 @@ from prefect_artifact_retention.tasks.publish import create
 from prefect_artifact_retention.tasks.rendering import headline, label, scope_label, with_links
 from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.run import Run
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 MAX_HISTORY_ROWS = 200
 """Rows kept, more than half a year of nights. With more, the artifact grows with each run for longer."""
@@ -27,8 +29,12 @@ HISTORY_VERSIONS_READ = 5
 
 Amount = Annotated[int, Field(ge=0, le=10**15, strict=True)]
 MAX_TEXT_CHARS = 500
+MAX_LONG_TEXT_CHARS = 4_000
 ShortText = Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(printable)]
-"""A bounded text, because anybody may write a version of the history; a row with a longer one is dropped."""
+LongText = Annotated[str, Field(max_length=MAX_LONG_TEXT_CHARS), AfterValidator(printable)]
+"""Bounded texts, because anybody may write a version of the history; a row with a longer one is dropped."""
+
+WHEN = "%Y-%m-%d %H:%M"
 
 
 class Row(BaseModel):
@@ -52,6 +58,46 @@ class Row(BaseModel):
     link: ShortText = ""
     next_start: ShortText = Field(default="", alias="next run begins with")
     """Of a delete run: where the next one over the same keys is to begin; empty at the first key."""
+    settled: LongText = ""
+
+
+_SETTLED = TypeAdapter(dict[str, tuple[Amount, Amount]])
+
+
+async def read_past_runs(run: Run) -> list[PastRun]:
+    """Read from the history the delete runs of the same scope that left nothing stale of some policy.
+
+    Raises:
+        StoreError: The server cannot be reached, or fails to show the history.
+    """
+    return [
+        past for row in await _read_rows(run) if row.scope == _scope(run.report) and (past := _past_run(row)) and past.settled
+    ]
+
+
+def _past_run(row: Row) -> PastRun | None:
+    try:
+        when = datetime.strptime(row.when, WHEN).replace(tzinfo=UTC)
+        settled = _SETTLED.validate_json(row.settled or "{}", strict=False)
+    except ValueError:
+        return None
+    return PastRun(when, {name: Settled(*numbers) for name, numbers in settled.items()})
+
+
+def _settled(run: Run) -> str:
+    """Describe, as JSON, the policies of which this run has left next to nothing stale: the next run builds on it.
+
+    A tenth may be left, for a key that fails every night must not keep a policy from having a past.
+    """
+    report = run.report
+    settled: dict[str, Settled] = {}
+    for policy in report.policies if report.mode == "delete" and not run.is_partial else ():
+        left = sum(key.remaining for key in report.key_reports if key.policy == policy.name)
+        if not policy.refused and 10 * left <= policy.planned:
+            settled[policy.name] = run.expectations.settled(policy.name)
+    while len(text := json.dumps(settled)) > MAX_LONG_TEXT_CHARS:
+        settled.popitem()
+    return text if settled else ""
 
 
 async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> list[Row]:
@@ -68,12 +114,12 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
     Raises:
         StoreError: The server cannot be reached, or refuses the artifact.
     """
-    before = await _read(run)
+    before = await _read_rows(run)
     next_start = run.next_start
     if next_start is None:
         # A run that was refused, skipped or stopped early does not change it, nor does a preview.
         next_start = _next_start(before, run.report)
-    row = _row(run.report, run_name, links)
+    row = _row(run.report, run_name, links, _settled(run))
     rows = [row.model_copy(update={"next_start": next_start[:MAX_TEXT_CHARS]}), *before][:MAX_HISTORY_ROWS]
     description = with_links(
         f"{count(len(rows), 'run')}, the newest first. The last: {headline(run.report)}", links, "Reports"
@@ -93,35 +139,37 @@ async def read_next_start(run: Run) -> str:
     Raises:
         StoreError: The server cannot be reached, or refuses a request.
     """
-    return _next_start(await _read(run), run.report)
-
-
-async def _read(run: Run) -> list[Row]:
-    versions = await run.server.newest_rows(HISTORY_KEY, HISTORY_VERSIONS_READ)
-    return _merged([_rows(version.get("data")) for version in versions])
+    return _next_start(await _read_rows(run), run.report)
 
 
 def _next_start(rows: Iterable[Row], report: CleanupReport) -> str:
-    scope = scope_label(report.scope)[:MAX_TEXT_CHARS]
-    return next((row.next_start for row in rows if row.scope == scope), "")
+    return next((row.next_start for row in rows if row.scope == _scope(report)), "")
 
 
 def trend(rows: Sequence[Row], report: CleanupReport) -> tuple[list[Bar], list[Bar]]:
     """Return the delete runs of the same scope as bars of versions and bars of bytes, the oldest first."""
-    scope = scope_label(report.scope)[:MAX_TEXT_CHARS]
-    runs = [row for row in reversed(rows) if row.scope == scope and row.mode == "delete" and row.versions_before]
+    runs = [row for row in reversed(rows) if row.scope == _scope(report) and row.mode == "delete" and row.versions_before]
     return (
         [Bar(label(row.when), row.versions_before, row.versions_after) for row in runs],
         [Bar(label(row.when), row.bytes_before, row.bytes_after) for row in runs],
     )
 
 
-def _row(report: CleanupReport, run_name: str, links: Mapping[str, str]) -> Row:
+def _scope(report: CleanupReport) -> str:
+    return scope_label(report.scope)[:MAX_TEXT_CHARS]
+
+
+async def _read_rows(run: Run) -> list[Row]:
+    versions = await run.server.newest_rows(HISTORY_KEY, HISTORY_VERSIONS_READ)
+    return _merged([_rows(version.get("data")) for version in versions])
+
+
+def _row(report: CleanupReport, run_name: str, links: Mapping[str, str], settled: str = "") -> Row:
     return Row(
-        when=f"{report.now:%Y-%m-%d %H:%M}",
+        when=f"{report.now:{WHEN}}",
         run=printable(run_name)[:MAX_TEXT_CHARS],
         mode=report.mode,
-        scope=scope_label(report.scope)[:MAX_TEXT_CHARS],
+        scope=_scope(report),
         outcome=report.outcome,
         keys_seen=len(report.key_reports),
         versions_before=report.versions_seen,
@@ -133,6 +181,7 @@ def _row(report: CleanupReport, run_name: str, links: Mapping[str, str]) -> Row:
         bytes_after=sum(max(0, key.bytes_seen - key.bytes_freed) for key in report.key_reports),
         seconds=round(report.duration_seconds, 1),
         link=links.get("This run", ""),
+        settled=settled,
     )
 
 

@@ -1,4 +1,4 @@
-"""Plan: evaluates all versions of all keys, and refuses a plan that deletes too large a share. Deletes nothing."""
+"""Plan: evaluates all versions of all keys, and refuses what no steady state explains. Deletes nothing."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ from collections.abc import Set as AbstractSet
 from contextlib import aclosing, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from itertools import chain
+from typing import NamedTuple
 from uuid import UUID
 
-from prefect_artifact_retention.policies import RetentionPolicy, Verdict, Version
+from prefect_artifact_retention.policies import RetentionPolicy, StoreError, Verdict, Version
 from prefect_artifact_retention.policies.doubts import find_doubts
 from prefect_artifact_retention.policies.evaluation import Judgement, judge
+from prefect_artifact_retention.policies.expectation import Expectations
 from prefect_artifact_retention.policies.formatting import count
-from prefect_artifact_retention.policies.loading import OWN_POLICY, select_policy
+from prefect_artifact_retention.policies.loading import OWN_POLICY, select_policy, type_conflict
 from prefect_artifact_retention.policies.model import Versions
 from prefect_artifact_retention.stores.store import Collection, History
+from prefect_artifact_retention.tasks.history import read_past_runs
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.report import KeyReport, PolicyReport
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
 MANY_SINGLE_VERSIONS = 50
 """The number of keys with a single version from which the report doubts that their policy is of use."""
+
+FUTURE_TOLERANCE = timedelta(minutes=5)
+"""How far a date may lie in the future before the report says so; the clocks of a server and its database may differ."""
 
 ZOMBIE_AGE = timedelta(days=7)
 """The age from which the report names an unfinished run that keeps versions."""
@@ -45,6 +51,7 @@ async def make_plan(run: Run) -> None:
         *_without_keys(run, {policy.name for _collection, policy in managed.values()}),
         *find_doubts(run.policies),
     ]
+    await _expect(run)
     unkeyed_policy = None if run.report.scope else select_policy(run.policies, None, None)
     # With the API, the collector must run: the responses are in reference cycles, and hold megabytes of payloads.
     with nullcontext() if run.store is run.server else _without_collector():
@@ -133,16 +140,38 @@ async def _plan_rounds(
 def _stop_before(run: Run, key: str) -> None:
     run.report.stopped_at = key
     run.report.outcome = "unfinished"
+    run.is_partial = True
 
 
 async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, RetentionPolicy]]) -> None:
-    subjects = [subject(history, collection, policy) for history, collection, policy in batch]
+    subjects = [subject(run.policies, history, collection, policy) for history, collection, policy in batch]
     for (history, collection, policy), judgement in zip(batch, await judge_all(run, subjects), strict=True):
         _add(run, history, collection, policy, judgement)
 
 
-def subject(history: History, collection: Collection, policy: RetentionPolicy) -> tuple[Versions, RetentionPolicy, UUID]:
-    """Return the versions of a key that are evaluated, its policy and its `latest_id`.
+class Subject(NamedTuple):
+    """What is evaluated of one key.
+
+    Attributes:
+        versions: Its versions.
+        policy: The policy that it has by the type of its latest version.
+        latest_id: The `latest_id` of its collection.
+        conflict: Why that may be the wrong policy, so that nothing of the key is deleted; mostly empty.
+    """
+
+    versions: Versions
+    policy: RetentionPolicy
+    latest_id: UUID
+    conflict: str
+
+    def judge(self, now: datetime, running: AbstractSet[UUID] = frozenset()) -> Judgement:
+        """Evaluate the versions."""
+        versions, policy, latest_id, conflict = self
+        return judge(versions, policy, now=now, latest_id=latest_id, running=running, conflict=conflict)
+
+
+def subject(policies: Sequence[RetentionPolicy], history: History, collection: Collection, policy: RetentionPolicy) -> Subject:
+    """Return what is evaluated of a key, for the plan and for every re-check.
 
     A left-over placeholder is no version. Without it, `latest_id` names none of the versions, so that all are kept until the
     collection is repaired.
@@ -150,7 +179,8 @@ def subject(history: History, collection: Collection, policy: RetentionPolicy) -
     versions = history.versions
     if collection.is_placeholder and len(versions) > 1:
         versions = Versions.of(version for version in versions if version.id != collection.latest_id)
-    return versions, policy, collection.latest_id
+    conflict = type_conflict(policies, collection.key, collection.type, versions.types)
+    return Subject(versions, policy, collection.latest_id, conflict)
 
 
 async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
@@ -169,13 +199,14 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
             new = [version for version in page if version.id not in seen]
             seen.update(version.id for version in new)
             for judgement in await judge_unkeyed(run, new, policy):
-                _count(run, plan.report, judgement)
+                _count(run, plan.report, policy, judgement)
                 these = judgement.versions
                 for index in judgement.stale:
                     stale[these.ids[index]] = these.created[index], these.sizes[index]
             is_partial = len(seen) + len(unreadable) < expected
             if run.store is run.server and stale and is_partial and not run.has_planning_time():
                 run.report.outcome = "unfinished"
+                run.is_partial = True
                 run.report.warn(f"planning time was over after {len(seen)} of {expected} artifacts without a key")
                 break
         else:
@@ -190,21 +221,22 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
         run.add_plan(plan)
 
 
-async def judge_all(run: Run, subjects: Sequence[tuple[Versions, RetentionPolicy, UUID]]) -> list[Judgement]:
-    """Evaluate the versions of several keys, each with its policy and its `latest_id`.
+async def judge_all(run: Run, subjects: Sequence[Subject]) -> list[Judgement]:
+    """Evaluate the versions of several keys, and report the keys that have no one policy.
 
     The states of runs are read for all keys together, and only for the runs that wrote stale versions.
     """
     now = run.report.now
-    judgements = [judge(versions, policy, now=now, latest_id=latest_id) for versions, policy, latest_id in subjects]
+    for each in subjects:
+        if each.conflict:
+            run.report.warn(f"{label(each.versions.key)}: nothing deleted, because {each.conflict}")
+    judgements = [each.judge(now) for each in subjects]
     wrote = [each.stale_runs() for each in judgements]
     flow_runs, task_runs = (set[UUID]().union(*ids) for ids in zip(*wrote, strict=True)) if wrote else (set(), set())
     running = await unfinished_runs(run, flow_runs, task_runs)
     return [
-        judgement
-        if running.isdisjoint(chain(*own_runs))
-        else judge(versions, policy, now=now, latest_id=latest_id, running=running)
-        for judgement, own_runs, (versions, policy, latest_id) in zip(judgements, wrote, subjects, strict=True)
+        judgement if running.isdisjoint(chain(*own_runs)) else each.judge(now, running)
+        for judgement, own_runs, each in zip(judgements, wrote, subjects, strict=True)
     ]
 
 
@@ -236,31 +268,37 @@ async def unfinished_runs(run: Run, flow_runs: AbstractSet[UUID], task_runs: Abs
     return frozenset(unfinished) | (run.own_runs & flow_runs)
 
 
-def guard(run: Run) -> None:
-    """Refuse a plan that deletes more than `refuse_above_percent` of the versions, of the whole run or of any one policy.
+async def _expect(run: Run) -> None:
+    """Read what earlier runs have recorded. Without it, no stale version is expected, and the guard refuses sooner."""
+    if run.report.mode != "delete" and not run.limits.refuse_above_percent:
+        return
+    try:
+        run.expectations = Expectations(run.report.now, await read_past_runs(run))
+    except StoreError as error:
+        run.report.warn(f"what earlier runs have recorded could not be read: {error}")
 
-    The package's own keys do not count, because many runs in a row would make the next one refuse.
+
+def guard(run: Run) -> None:
+    """Refuse to clean up by a policy if more than `refuse_above_percent` of its versions would go unexpectedly.
+
+    Its keys are left alone, and those of the other policies are not. The package's own keys do not count, because many runs
+    in a row would make the next one refuse.
     """
     percent = run.limits.refuse_above_percent
-    policies = run.report.policies
-    whole = PolicyReport(
-        name="",
-        sentence="",
-        versions=sum(policy.versions for policy in policies),
-        planned=sum(policy.planned for policy in policies),
-    )
-    for policy in (whole, *policies):
-        share = 100 * policy.planned / max(1, policy.versions)
-        if percent and share > percent:
-            whose = f'policy "{policy.name}"' if policy.name else "the run"
-            refusal = (
-                f"{whose} would delete {policy.planned} of {policy.versions} versions ({share:.0f} %), "
-                f"more than refuse_above_percent = {percent:g} allows"
-            )
-            if run.report.mode == "delete":
-                run.report.refusals.append(refusal)
-            else:
-                run.report.warn(f"a delete run would be refused: {refusal}")
+    for policy in run.report.policies:
+        if not percent or 100 * policy.unexpected <= percent * policy.versions:
+            continue
+        refusal = (
+            f'policy "{policy.name}" would delete {policy.planned} of {policy.versions} versions, '
+            f"{policy.unexpected} of them unexpectedly ({100 * policy.unexpected / policy.versions:.0f} %), "
+            f"more than refuse_above_percent = {percent:g} allows: {run.expectations.explain(policy.name)}"
+        )
+        if run.report.mode == "delete":
+            policy.refused = True
+            run.report.refusals.append(refusal)
+        else:
+            run.report.warn(f"a delete run would be refused: {refusal}")
+    run.drop_plans({policy.name for policy in run.report.policies if policy.refused})
 
 
 def _add(run: Run, history: History, collection: Collection, policy: RetentionPolicy, judgement: Judgement) -> None:
@@ -281,7 +319,7 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
             # Otherwise, the server may be about to delete the collection, too.
             run.dangling.add(history.key)
         run.report.warn(f"{label(history.key)}: no version of it was found, though the server lists it")
-    _count(run, report, judgement)
+    _count(run, report, policy, judgement)
     if report.planned:
         stale = judgement.stale[::-1]
         plan = KeyPlan(
@@ -300,7 +338,7 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
         run.report.warn(f"{label(history.key)}: nothing deleted, because {judgement[0].reasons[0]}")
 
 
-def _count(run: Run, report: KeyReport, judgement: Judgement) -> None:
+def _count(run: Run, report: KeyReport, policy: RetentionPolicy, judgement: Judgement) -> None:
     """Add verdicts to the counts of the report, all of a key at once, because there may be millions."""
     sizes, stale = judgement.versions.sizes, judgement.stale
     report.versions += len(judgement)
@@ -308,6 +346,10 @@ def _count(run: Run, report: KeyReport, judgement: Judgement) -> None:
     report.planned += len(stale)
     report.bytes_seen += sum(sizes)
     report.bytes += sum(sizes[index] for index in stale)
+    if policy is not OWN_POLICY:
+        run.expectations.add(policy, judgement)
+    if warning := future_warning(run, judgement):
+        run.report.warn(warning)
     kept_by = judgement.rules(keep=True)
     if "unreadable" in kept_by:
         for verdict in judgement:
@@ -315,6 +357,27 @@ def _count(run: Run, report: KeyReport, judgement: Judgement) -> None:
     if report.policy != OWN_POLICY.name:
         run.kept_by.add(judgement, kept_by, keep=True)
         run.condemned_by.add(judgement, judgement.rules(keep=False), keep=False)
+
+
+def future_warning(run: Run, judgement: Judgement) -> str:
+    """Describe a date of a key that lies in the future, and what can be done about it; empty if there is none.
+
+    What is written while the run is at work is newer than the run, too, and no mistake.
+    """
+    if not judgement:
+        return ""
+    present = run.report.now + timedelta(seconds=run.seconds) + FUTURE_TOLERANCE
+    versions, latest = judgement.versions, judgement[0].version
+    if (created := versions.created[0]) > present:
+        version_id, what = versions.ids[0], f"is dated {created:%Y-%m-%d %H:%M} UTC, in the future: it is kept until then"
+        remedy = f"delete that version (prefect artifact delete --id {version_id})"
+    elif versions.key is not None and latest.updated > present:
+        version_id, what = latest.id, f"was last updated on {latest.updated:%Y-%m-%d %H:%M} UTC, in the future"
+        remedy = "update that version again"
+    else:
+        return ""
+    idle = "" if versions.key is None else "; its key counts as idle only from that date on"
+    return f"{label(versions.key)}: version {version_id} {what}{idle}. If the date is wrong, {remedy}"
 
 
 def _warn_of_unreadable(run: Run, report: KeyReport, verdict: Verdict) -> None:
@@ -331,6 +394,8 @@ def _policy_reports(run: Run) -> list[PolicyReport]:
         report.keys_seen += key.key is not None
         report.versions += key.versions
         report.planned += key.planned
+    for report in reports.values():
+        report.unexpected = run.expectations.unexpected(report.name)
     return list(reports.values())
 
 

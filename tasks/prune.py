@@ -35,10 +35,9 @@ from prefect.states import Completed, Failed
 from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, Version
 from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.policies.loading import select_policy
-from prefect_artifact_retention.policies.model import Versions
 from prefect_artifact_retention.stores.concurrency import MAX_CONCURRENT_REQUESTS, for_each
 from prefect_artifact_retention.stores.store import Collection, History, KeptVersionError, OutdatedSnapshotError
-from prefect_artifact_retention.tasks.plan import judge_all, judge_unkeyed, subject, unfinished_runs
+from prefect_artifact_retention.tasks.plan import Subject, judge_all, judge_unkeyed, subject, unfinished_runs
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.report import KeyReport
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
@@ -367,10 +366,13 @@ async def _still_applies(
     latest_id = snapshot.collection.latest_id
     if collection is None or select_policy(run.policies, collection.key, collection.type) != snapshot.policy:
         return False
+    # A key whose latest version was updated in place, or replaced, is not idle.
+    is_revived = snapshot.is_of_idle_key and collection.updated != snapshot.collection.updated
     # On a busy key, new versions become the latest all the time, which keeps no version of the batch, unless the key was idle.
     # But if the former latest was deleted, its successor moves up, and may have to be kept.
-    if collection.latest_id != latest_id and (
-        collection.latest_id in snapshot.present or snapshot.is_of_idle_key or not await run.store.versions([latest_id])
+    if is_revived or (
+        collection.latest_id != latest_id
+        and (collection.latest_id in snapshot.present or snapshot.is_of_idle_key or not await run.store.versions([latest_id]))
     ):
         return False
     if snapshot.age + len(batch) <= DELETIONS_PER_CHECK and _is_fresh(run, snapshot):
@@ -426,19 +428,19 @@ async def _judge(
     run: Run, keys: Sequence[_Key], collections: Mapping[str, Collection], histories: Mapping[str, History], began: float
 ) -> dict[str, _Snapshot]:
     """Judge the versions of some keys, and return a snapshot for each that still has stale ones."""
-    subjects: dict[str, tuple[Versions, RetentionPolicy, UUID]] = {}
+    subjects: dict[str, Subject] = {}
     for name, history in histories.items():
         collection = collections.get(name)
         policy = select_policy(run.policies, name, collection.type) if collection else None
         if collection and policy and history.complete:
-            subjects[name] = subject(history, collection, policy)
+            subjects[name] = subject(run.policies, history, collection, policy)
     judgements = dict(zip(subjects, await judge_all(run, list(subjects.values())), strict=True))
     snapshots: dict[str, _Snapshot] = {}
     for key in keys:
         judgement = judgements.get(key.name)
         if key.name not in histories or not (stale := _settle(run, key, histories[key.name], judgement)) or not judgement:
             continue
-        versions, policy, latest_id = subjects[key.name]
+        versions, policy, latest_id, _conflict = subjects[key.name]
         successor = next((version_id for version_id in versions.ids if version_id != latest_id), None)
         kept = [versions.ids[index] for index in islice(judgement.kept(), MAX_KEPT_CHECKED)]
         present = frozenset(versions.ids)

@@ -38,7 +38,7 @@ def headline(report: CleanupReport) -> str:
         return "Skipped, nothing deleted: another cleanup is deleting some of the same keys"
     text = f"Deleted {count(report.deleted, 'version')} ({size(report.bytes_freed)}): {stale} {where}"
     if report.outcome == "refused":
-        return f"Refused, nothing deleted: {stale} {where}"
+        return f"Refused in part. {text}" if report.deleted else f"Refused, nothing deleted: {stale} {where}"
     if report.outcome == "unfinished":
         return f"{text}; unfinished" + (f", {report.remaining} remain" if report.remaining else "")
     if report.outcome == "failed":

@@ -54,6 +54,10 @@ class PolicyReport(BaseModel):
     keys_seen: int = Field(default=0, description="Keys that have it.")
     versions: int = Field(default=0, description="Versions evaluated.")
     planned: int = Field(default=0, description="Stale versions.")
+    unexpected: int = Field(
+        default=0, description="Stale versions that no steady state explains; `refuse_above_percent` is for these."
+    )
+    refused: bool = Field(default=False, description="Whether its keys were left alone, because too many of these would go.")
 
 
 class RuleCount(BaseModel):
@@ -82,7 +86,9 @@ class CleanupReport(BaseModel):
     condemned_by: list[RuleCount] = Field(default=[], description="What is stale and why.")
     unmanaged: list[str] = Field(default=[], description="Keys without a policy; left alone.")
     unmanaged_unkeyed: int = Field(default=0, description="Artifacts without a key and without a policy; left alone.")
-    refusals: list[str] = Field(default=[], description="Why the run was refused or skipped, and deleted nothing.")
+    refusals: list[str] = Field(
+        default=[], description="Why the keys of a policy were left alone, or why the run was skipped."
+    )
     repaired: list[str] = Field(default=[], description="Keys whose latest version had vanished and was posted again.")
     notes: list[str] = Field(
         default=[],

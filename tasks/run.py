@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -17,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.policies.evaluation import Judgement
+from prefect_artifact_retention.policies.expectation import Expectations
 from prefect_artifact_retention.policies.loading import OWN_KEYS
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
@@ -49,7 +51,7 @@ class Limits:
     Attributes:
         max_deletions: The number of versions after which the run stops.
         time_budget_minutes: The minutes after which the run stops; planning takes at most half of them.
-        refuse_above_percent: The largest share of the versions that may be deleted, of the run and of each policy.
+        refuse_above_percent: The largest share of the versions of a policy that may be deleted unexpectedly.
         max_task_runs: The number of prune tasks; with more keys, each task prunes a group of them.
     """
 
@@ -136,6 +138,8 @@ class Run:
         dangling: The keys whose latest version was not found.
         server_deletes: Whether the server deletes artifacts by itself, too.
         is_stalled: Whether the server takes no deletions.
+        expectations: What is expected to be stale of each policy.
+        is_partial: Whether planning stopped before all keys were evaluated.
         is_unsettled: Whether a version behind a latest one was deleted, so that collections must be checked with a delay.
     """
 
@@ -167,6 +171,8 @@ class Run:
         self.is_unsettled = False
         self.kept_by = RuleTally()
         self.condemned_by = RuleTally()
+        self.expectations = Expectations(report.now)
+        self.is_partial = False
         self.planned = 0
         self.deletions_started = 0
         self.deletions_settled = 0
@@ -286,6 +292,11 @@ class Run:
         """Add the plan of a key."""
         self.plans.append(plan)
         self.planned += len(plan.stale)
+
+    def drop_plans(self, policies: AbstractSet[str]) -> None:
+        """Leave alone the keys of some policies, which are given by name."""
+        self.plans = [plan for plan in self.plans if plan.policy.name not in policies]
+        self.planned = sum(len(plan.stale) for plan in self.plans)
 
     def listen(self, listener: Listener) -> None:
         """Add a listener."""

@@ -25,7 +25,7 @@ def kept_ids(
         return everything
     if latest_id is not None and latest_id not in everything:
         return everything
-    if _idle(versions, policy, now, running):
+    if _idle(versions, latest_id, policy, now, running):
         return set()
     ranked = _ranked(versions, latest_id)
     latest = ranked[0] if ranked and ranked[0].key is not None else None
@@ -142,11 +142,13 @@ def _ttl_is_unreadable(version: Version) -> bool:
         return True
 
 
-def _idle(versions: Sequence[Version], policy: RetentionPolicy, now: datetime, running: frozenset[UUID]) -> bool:
-    """The newest version is too old, and nothing asks for the key to stay."""
+def _idle(
+    versions: Sequence[Version], latest_id: UUID | None, policy: RetentionPolicy, now: datetime, running: frozenset[UUID]
+) -> bool:
+    """The last sign of life, a new version or an update of the latest, is too old, and nothing asks for the key to stay."""
     if policy.drop_idle_keys_after_days == 0 or not versions:
         return False
-    newest = max(version.created for version in versions)
-    if not _older_than(newest, policy.drop_idle_keys_after_days, now):
+    signs = [*(version.created for version in versions), _ranked(versions, latest_id)[0].updated]
+    if not all(_older_than(sign, policy.drop_idle_keys_after_days, now) for sign in signs):
         return False
     return not any(_protected(version, now, running) or _within_ttl(version, now) for version in versions)

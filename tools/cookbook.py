@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from prefect_artifact_retention.policies import RetentionPolicy, Version, evaluate, load_policies
-from prefect_artifact_retention.policies.loading import select_policy
+from prefect_artifact_retention.policies import RetentionPolicy, Version, load_policies
+from prefect_artifact_retention.policies.evaluation import judge as judge_key
+from prefect_artifact_retention.policies.loading import select_policy, type_conflict
 
 from tools.reference import Row, markdown
 
@@ -106,6 +107,7 @@ def judge(versions: Iterable[Version], policies: Sequence[RetentionPolicy]) -> d
         if policy is None:
             outcomes |= {version.id: ("keep", "none: unmanaged", "") for version in members}
             continue
-        for verdict in evaluate(members, policy, now=NOW):
+        conflict = "" if key is None else type_conflict(policies, key, members[0].type, {member.type for member in members})
+        for verdict in judge_key(members, policy, now=NOW, conflict=conflict):
             outcomes[verdict.version.id] = ("keep" if verdict.keep else "delete", policy.name, "; ".join(verdict.reasons))
     return outcomes

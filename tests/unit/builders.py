@@ -26,14 +26,15 @@ def version(  # noqa: PLR0913 - each but the first is rarely given
     flow_run_id: UUID | None = None,
     task_run_id: UUID | None = None,
     kind: str | None = "markdown",
+    updated: datetime | None = None,
 ) -> Version:
-    """A version whose id follows from its time unless `number` gives it."""
+    """A version whose id follows from its time unless `number` gives it; never updated, unless it is said when."""
     identity = UUID(int=(created - _FIRST_DAY) // timedelta(microseconds=1) if number is None else number)
     return Version(
         identity,
         key,
         created,
-        created,
+        updated or created,
         type=kind,
         metadata=metadata or {},
         flow_run_id=flow_run_id,

@@ -74,7 +74,10 @@ AGES = st.one_of(
     st.sampled_from(DAYS).map(lambda days: timedelta(days=days, microseconds=1)),
 )
 SPECIAL = st.sampled_from((*([{}] * 2 * len(METADATA)), *METADATA))
-LISTINGS = st.lists(st.tuples(AGES, SPECIAL), min_size=1, max_size=10)
+UPDATED_AFTER = st.sampled_from((*([0] * 4), 0.5, 2, 30, 400))
+"""The days after which a version was updated in place; most never were."""
+
+LISTINGS = st.lists(st.tuples(AGES, SPECIAL, UPDATED_AFTER), min_size=1, max_size=10)
 
 
 @st.composite
@@ -88,8 +91,9 @@ def version_lists(draw: st.DrawFn, now: datetime, *, key: str | None) -> list[Ve
             metadata=metadata,
             flow_run_id=UUID(int=1000 + number) if number % 2 else None,
             task_run_id=None if number % 2 else UUID(int=1000 + number),
+            updated=now - age + timedelta(days=after),
         )
-        for number, (age, metadata) in enumerate(draw(LISTINGS), start=1)
+        for number, (age, metadata, after) in enumerate(draw(LISTINGS), start=1)
     ]
 
 

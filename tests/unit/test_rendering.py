@@ -158,7 +158,16 @@ HEADLINES = [
     ),
     ("failed", {"key_reports": failing()}, "Deleted 0 versions (0 B): 10 of 30 versions stale in 1 key; failed, 1 error"),
     ("skipped", {}, "Skipped, nothing deleted: another cleanup is deleting some of the same keys"),
-    ("refused", {"refusals": ["too many"]}, "Refused, nothing deleted: 12 of 40 versions stale in 2 keys"),
+    (
+        "refused",
+        {"refusals": ["too many"], "key_reports": failing("")},
+        "Refused, nothing deleted: 10 of 30 versions stale in 1 key",
+    ),
+    (
+        "refused",
+        {"refusals": ["too many"]},
+        "Refused in part. Deleted 9 versions (1.2 kB): 12 of 40 versions stale in 2 keys",
+    ),
 ]
 
 

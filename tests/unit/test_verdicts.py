@@ -561,6 +561,18 @@ def test_idleness_is_judged_by_the_newest_version_not_by_the_latest() -> None:
     ]
 
 
+def test_a_key_whose_latest_is_updated_in_place_is_not_idle() -> None:
+    """As a progress artifact is; an update of another version says nothing of the key."""
+    rules = policy(keep_last=9, drop_idle_keys_after_days=90)
+    old, latest = days_old(200), days_old(100)
+    assert " KEEP " in judged([old, latest._replace(updated=NOW - timedelta(days=90))], rules)[0]
+    assert " DELETE " in judged([old._replace(updated=NOW), latest], rules)[0]
+    assert judged([old, latest._replace(updated=NOW - timedelta(days=91))], rules) == [
+        "100d DELETE idle key: its latest version was last updated 91 days ago, dropped after 90 days",
+        "200d DELETE idle key: its latest version was last updated 91 days ago, dropped after 90 days",
+    ]
+
+
 def test_a_key_with_a_dangling_latest_is_never_idle() -> None:
     """What was not read may be new."""
     rules = policy(keep_last=1, drop_idle_keys_after_days=90)

@@ -1,0 +1,155 @@
+"""Expectation: how many stale versions of a policy a steady state explains, so that a run can refuse the others.
+
+In a steady state, what is stale has become so since the last run that left nothing stale, and is about as much as comes in
+that time, whatever its share of all versions: of a key that is written hourly under `keep_last = 10`, 24 of 34 go every night.
+Two things are not expected:
+
+- *Overdue* versions, which the same policy would have deleted at the last run already. There are none, unless the policy has
+  become stricter, or the key has come to it from another one.
+- An *excess* of versions of keys that existed then: more than on the busiest day on record for each day since. A producer out
+  of control pushes out what was kept of its key.
+
+Without a past run of the policy, nothing is expected. Nor is anything if no version at all has come for much longer than
+between any two runs on record: either the clock is wrong, or everything has come to an end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, timedelta
+from itertools import pairwise
+from typing import NamedTuple
+
+from prefect_artifact_retention.policies.evaluation import Judgement, judge
+from prefect_artifact_retention.policies.formatting import count
+from prefect_artifact_retention.policies.model import RetentionPolicy
+
+MIN_SILENCE = timedelta(days=2)
+"""The time without any new version from which the clock is doubted. With less, a quiet workspace is refused sooner."""
+
+
+class Settled(NamedTuple):
+    """What a run that left nothing stale of a policy knew of it.
+
+    Attributes:
+        busiest_day: The most versions that were created on one day since the run before; of all versions, if there was none.
+        waiting: The versions that only their unfinished runs kept; they may all become stale at once.
+    """
+
+    busiest_day: int
+    waiting: int
+
+
+class PastRun(NamedTuple):
+    """A delete run: when it was, by the server's clock, and the policies of which it left nothing stale, by name."""
+
+    when: datetime
+    settled: Mapping[str, Settled]
+
+
+class _Tally:
+    """The versions of one policy, compared with its past runs."""
+
+    def __init__(self, name: str, now: datetime, past: Sequence[PastRun]) -> None:
+        runs = sorted((each.when, each.settled[name]) for each in past if name in each.settled and each.when <= now)
+        by_day: Counter[date] = Counter()
+        for when, settled in runs:
+            by_day[when.date()] += settled.busiest_day
+        self.last = runs[-1][0] if runs else None
+        self.waiting_then = runs[-1][1].waiting if runs else 0
+        self.busiest_day = max(by_day.values(), default=0)
+        self.longest_pause = max((later - earlier for (earlier, _), (later, _) in pairwise(runs)), default=timedelta())
+        self.days_since: Counter[date] = Counter()
+        self.days_before: Counter[date] = Counter()
+        self.planned = self.overdue = self.fresh = self.waiting = 0
+
+    @property
+    def most_a_day(self) -> int:
+        """The versions of the busiest day, on record or still there."""
+        return max(self.busiest_day, *self.days_before.values(), 0)
+
+    def add(self, policy: RetentionPolicy, judgement: Judgement, now: datetime) -> None:
+        """Add the verdicts on a key, or on some of the artifacts without one."""
+        versions, stale = judgement.versions, judgement.stale
+        begin, end = versions.first_until(now), len(versions) if self.last is None else versions.first_until(self.last)
+        self.days_since.update(map(datetime.date, versions.created[begin:end]))
+        self.days_before.update(map(datetime.date, versions.created[end:]))
+        self.waiting += judgement.waiting()
+        self.planned += len(stale)
+        # A key that is new since then loses nothing that was ever kept.
+        if not stale or self.last is None or (end == len(versions) and versions.key is not None):
+            return
+        overdue = 0
+        if old := {versions.ids[index] for index in stale if index >= end}:
+            before = versions.from_index(end)
+            overdue = sum(before.ids[index] in old for index in judge(before, policy, now=self.last).stale)
+        self.overdue += overdue
+        self.fresh += len(stale) - overdue
+
+
+class Expectations:
+    """The stale versions of each policy of a run, compared with what is expected.
+
+    Attributes:
+        newest: When the newest of all versions was created, those from the future aside.
+    """
+
+    def __init__(self, now: datetime, past: Sequence[PastRun] = ()) -> None:
+        self.now = now
+        self.past = past
+        self.newest: datetime | None = None
+        self._tallies: dict[str, _Tally] = {}
+
+    def add(self, policy: RetentionPolicy, judgement: Judgement) -> None:
+        """Add the verdicts on a key, or on some of the artifacts without one."""
+        begin = judgement.versions.first_until(self.now)
+        for created in judgement.versions.created[begin : begin + 1]:
+            self.newest = max(created, self.newest or created)
+        self._tally(policy.name).add(policy, judgement, self.now)
+
+    def unexpected(self, name: str) -> int:
+        """Return how many of the stale versions of a policy are not expected."""
+        tally = self._tally(name)
+        if tally.last is None or self._is_silent(tally):
+            return tally.planned
+        return self._overdue(tally) + self._excess(tally)
+
+    def settled(self, name: str) -> Settled:
+        """Return what is to be recorded of a policy once nothing of it is stale any more."""
+        tally = self._tally(name)
+        return Settled(max(tally.days_since.values(), default=0), tally.waiting)
+
+    def explain(self, name: str) -> str:
+        """Describe why stale versions of a policy are not expected."""
+        tally = self._tally(name)
+        if tally.last is None:
+            return "no earlier run has cleaned up by this policy"
+        when = f"{tally.last:%Y-%m-%d %H:%M} UTC"
+        if self._is_silent(tally):
+            quiet = count((self.now - max(tally.last, self.newest or tally.last)) // timedelta(days=1), "day")
+            return f"no version at all was created in the last {quiet} by the server's clock, which may be wrong"
+        causes = []
+        if overdue := self._overdue(tally):
+            causes.append(f"{overdue} should have gone by the run of {when} already, so the policy has become stricter")
+        if excess := self._excess(tally):
+            causes.append(f"{excess} are more than has come on the busiest days, {tally.most_a_day}, since the run of {when}")
+        return " and ".join(causes)
+
+    def _is_silent(self, tally: _Tally) -> bool:
+        heard = max(tally.last or self.now, self.newest or self.now)
+        return self.now - heard > max(MIN_SILENCE, 2 * tally.longest_pause)
+
+    @staticmethod
+    def _overdue(tally: _Tally) -> int:
+        return max(0, tally.overdue - tally.waiting_then)
+
+    def _excess(self, tally: _Tally) -> int:
+        # Each day begun: a burst may be on both of two days that a night touches.
+        days = (self.now.date() - (tally.last or self.now).date()).days + 1
+        return max(0, tally.fresh - days * tally.most_a_day)
+
+    def _tally(self, name: str) -> _Tally:
+        if name not in self._tallies:
+            self._tallies[name] = _Tally(name, self.now, self.past)
+        return self._tallies[name]

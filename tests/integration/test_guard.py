@@ -1,0 +1,112 @@
+"""The guard of a delete run, through the history that runs leave: what a night explains goes, what none explains stays."""
+
+import json
+from datetime import timedelta
+
+import pytest
+from database import Row, series
+from fake import FakeServer
+from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
+from servers import FAKE, POSTGRESQL_DATABASE, SQLITE_API, Server, on, thorough
+
+HOURLY = RetentionPolicy(name="hourly", match_keys=["hourly"], keep_last=10)
+REST = RetentionPolicy(name="rest", keep_last=100)
+
+
+def hours(key: str, number: int, *, begin: int = 0) -> list[Row]:
+    """One version an hour, the newest first."""
+    return series(key, [(begin + hour + 0.5) / 24 for hour in range(number)])
+
+
+async def night(server: FakeServer, *policies: RetentionPolicy, **parameters: float) -> CleanupReport:
+    """Let a day pass with a version an hour of each of two keys, then clean up; return the report, refused or not."""
+    server.pass_time(timedelta(days=1))
+    await server.database.insert([*hours("hourly", 24), *hours("rest", 24)])
+    try:
+        return await server.cleanup(policies, mode="delete", **{"refuse_above_percent": 50, **parameters})
+    except CleanupFailed as failed:
+        return failed.report
+
+
+@on(FAKE)
+async def test_a_night_that_deletes_most_of_a_key_as_every_night_is_not_refused(server: FakeServer) -> None:
+    """After the first one, of whose backlog somebody has to approve."""
+    first = await night(server, HOURLY, REST)
+    assert (first.outcome, first.deleted) == ("refused", 0)
+    assert "no earlier run has cleaned up by this policy" in first.refusals[0]
+    assert (await night(server, HOURLY, REST, refuse_above_percent=0)).outcome == "completed"
+    for _night in range(3):
+        report = await night(server, HOURLY, REST)
+        (hourly, _rest) = report.policies
+        assert (report.outcome, hourly.versions, hourly.planned, hourly.unexpected) == ("completed", 34, 24, 0)
+        preview = await server.cleanup([HOURLY, REST], refuse_above_percent=50)
+        assert not any("would be refused" in warning for warning in preview.warnings)
+
+
+@on(FAKE)
+async def test_a_refused_policy_leaves_its_own_keys_alone_and_no_others(server: FakeServer) -> None:
+    """Every night, until somebody approves; the outcome is refused, and says what was deleted all the same."""
+    for percent in (0, 50, 50, 50, 50):
+        await night(server, HOURLY, REST, refuse_above_percent=percent)
+    stricter = REST.model_copy(update={"keep_last": 1})
+    for number in (1, 2):
+        report = await night(server, HOURLY, stricter)
+        assert (report.outcome, report.deleted) == ("refused", 24)
+        assert [(each.name, each.refused) for each in report.policies] == [("hourly", False), ("rest", True)]
+        assert 'policy "rest" would delete' in report.refusals[0]
+        assert f"{100 - 1} should have gone by the run of" in report.refusals[0]
+        assert len(await server.database.versions("rest")) == 100 + 24 * number
+        assert len(await server.database.versions("hourly")) == 10
+    assert (await night(server, HOURLY, stricter, refuse_above_percent=0)).outcome == "completed"
+    assert (await night(server, HOURLY, stricter)).outcome == "completed"
+
+
+@on(FAKE)
+async def test_a_run_that_leaves_something_stale_is_none_to_count_from(server: FakeServer) -> None:
+    """What it left is not overdue for that; the policies of which it left nothing have their record."""
+    await night(server, HOURLY, REST, refuse_above_percent=0)
+    assert (await night(server, HOURLY, REST, max_deletions=5)).outcome == "unfinished"
+    assert (await night(server, HOURLY, REST)).outcome == "completed"
+
+
+@on(FAKE)
+async def test_a_history_that_cannot_be_read_lets_the_guard_expect_nothing(server: FakeServer) -> None:
+    """The run says so, and fails for that key anyway; without a guard, it deletes as ever."""
+    await night(server, HOURLY, REST, refuse_above_percent=0)
+    await night(server, HOURLY, REST)
+    (history, *_) = await server.database.versions("artifact-retention-history")
+    await server.database.break_data(history["id"])
+    report = await night(server, HOURLY, REST)
+    assert (len(report.refusals), report.deleted) == (1, 0)
+    assert any(warning.startswith("what earlier runs have recorded could not be read") for warning in report.warnings)
+    assert (await night(server, HOURLY, REST, refuse_above_percent=0)).deleted > 24
+
+
+@on(FAKE)
+@pytest.mark.parametrize(
+    "settled", ["x", "[]", '{"hourly": 1}', '{"hourly": [1]}', '{"hourly": [-1, 0]}', '{"hourly": ["a", 0]}']
+)
+async def test_a_record_that_is_none_is_ignored(server: FakeServer, settled: str) -> None:
+    """Anybody may write a version of the history."""
+    await night(server, HOURLY, REST, refuse_above_percent=0)
+    (history, *_) = await server.database.versions("artifact-retention-history")
+    rows = json.loads(history["data"])
+    assert json.loads(rows[0]["settled"]).keys() == {"hourly", "rest"}
+    for version in await server.database.versions("artifact-retention-history"):
+        await server.database.update_data(version["id"], json.dumps([rows[0] | {"settled": settled}]))
+    assert (await night(server, HOURLY, REST)).outcome == "refused"
+
+
+@on(SQLITE_API, thorough(POSTGRESQL_DATABASE))
+async def test_a_real_server_has_the_record_of_the_night_before(server: Server) -> None:
+    """A second run deletes what has come since the first, whatever its share, and not what a stricter policy would."""
+    await server.database.insert(hours("hourly", 24, begin=1))
+    await server.cleanup([HOURLY, REST], mode="delete")
+    await server.database.insert(hours("rest", 3))
+    report = await server.cleanup([HOURLY, REST], mode="delete", refuse_above_percent=1)
+    assert report.outcome == "completed"
+    stricter = HOURLY.model_copy(update={"keep_last": 5})
+    with pytest.raises(CleanupFailed, match="5 should have gone by the run of"):
+        await server.cleanup([stricter, REST], mode="delete", refuse_above_percent=49)
+    assert len(await server.database.versions("hourly")) == 10
