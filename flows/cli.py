@@ -21,6 +21,7 @@ from prefect_artifact_retention.policies import ConfigurationError, RetentionErr
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import describe_validation_error, digest, stand_in
 from pydantic import ValidationError, create_model
+from pydantic_settings import SettingsError
 
 if TYPE_CHECKING:
     from prefect_artifact_retention.flows.settings import RetentionSettings
@@ -80,6 +81,7 @@ def preview(
 ) -> int:
     """Show what a deletion would delete, and why. Writes nothing to the server."""
     settings, policies = _configure(config, key, keep_last, keep_within_days)
+    _load_prefect()
     from prefect_artifact_retention.flows import cleanup  # noqa: PLC0415
 
     report = _follow(lambda: cleanup.preview(settings, policies, key), quiet=as_json)
@@ -112,6 +114,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
     )
     # Prefect's log goes to the server only; on the terminal, this command prints the report.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    _load_prefect()
     from prefect.exceptions import FailedRun, MissingResult  # noqa: PLC0415
     from prefect_artifact_retention.flows import cleanup  # noqa: PLC0415
     from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
@@ -172,6 +175,7 @@ def explain(
     if (key is None) != unkeyed:
         raise ConfigurationError("command line: explain takes a KEY, or --unkeyed for the artifacts without a key")
     settings, _ = _configure(config)
+    _load_prefect()
     from prefect_artifact_retention.flows import explanation  # noqa: PLC0415
 
     explained = asyncio.run(explanation.explain_unkeyed(settings) if key is None else explanation.explain(settings, key))
@@ -195,6 +199,7 @@ def alarm(
 
     BLOCK is a notification or webhook block of the server, as TYPE/NAME, such as slack-webhook/ops.
     """
+    _load_prefect()
     from prefect_artifact_retention.flows.alarm import set_up_alarm  # noqa: PLC0415
 
     done = asyncio.run(set_up_alarm(block, hours, key))
@@ -340,6 +345,24 @@ def _configure(
         raise ConfigurationError("\n".join(f"command line: {line}" for line in describe_validation_error(error))) from error
     configured = load_policies(settings.policies, source=settings.source("policies"))
     return settings, stand_in(configured, override)
+
+
+def _load_prefect() -> None:
+    """Import Prefect, which reads its settings then.
+
+    Raises:
+        ConfigurationError: One of them is invalid, in the environment or in the active profile.
+    """
+    try:
+        from prefect.settings import get_current_settings  # noqa: PLC0415
+
+        get_current_settings()
+    except ValidationError as error:
+        # Not the values: they may be secrets.
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg'].lower()}" for each in error.errors())
+        raise ConfigurationError(f"a PREFECT_... variable or the active Prefect profile is invalid: {problems}") from None
+    except SettingsError as error:
+        raise ConfigurationError(f"a PREFECT_... variable or the active Prefect profile is invalid: {error}") from None
 
 
 def _check_limits(**limits: float) -> None:

@@ -9,6 +9,7 @@ again by itself where a server closes the connection with GOAWAY; it tells that 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
@@ -25,7 +26,14 @@ from prefect.settings import get_current_settings
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.stores.concurrency import AdaptiveConcurrency
+from prefect_artifact_retention.stores.diagnosis import (
+    ADDRESS_HINT,
+    FORBIDDEN_CHARACTER,
+    connection_hint,
+    unusable_setting,
+)
 from prefect_artifact_retention.stores.store import OutdatedSnapshotError
+from pydantic import ValidationError
 
 CLOUD_REQUESTS_PER_MINUTE = 150
 """The default on Cloud. The smallest plan allows 625 a minute for the whole account; more leave less for its other work."""
@@ -55,7 +63,8 @@ SHIELD_SECONDS = 2
 """How long a request may still take when the run is cancelled. With less, more deletions go uncounted; with more, shutdown
 takes longer."""
 
-FORBIDDEN_CHARACTER = "a credential holds a character that HTTP forbids, such as a line break"
+WRONG_ADDRESS_STATUSES = (301, 302, 307, 308, 400, 404, 405)
+"""What servers and proxies answer to a request that every Prefect API takes, if it is sent to something else."""
 
 HTTP_CREDENTIALS_REFUSED = (401, 403)
 
@@ -89,6 +98,7 @@ class Connection:
         self.is_cloud = client.server_type == ServerType.CLOUD
         self._concurrency = concurrency
         self._lost = 0
+        self._has_answered = False
         # Prefect's server compresses at level 9, which takes its one event loop longer than a local network saves.
         self._headers = {} if self.is_cloud else {"Accept-Encoding": "identity"}
 
@@ -147,13 +157,17 @@ class Connection:
                     f"the Prefect server at {self.address} did not take {method} {path} in time"
                 ) from None
             except PrefectHTTPStatusError as error:
+                self._has_answered = True
                 self._lost = self._one_more(lost_before) if error.response.status_code in RETRIED_STATUSES else 0
                 # Not "from error": its message has the address with the password, and a traceback would show it.
                 raise self._refused(error.response, f"{method} {path}") from None
             except httpx.RequestError as error:
                 self._lost = self._one_more(lost_before)
-                raise StoreError(f"cannot reach the Prefect server at {self.address}: {reason(error)}") from None
-            self._lost = 0
+                raise self._unreachable(error) from None
+            except (json.JSONDecodeError, ValidationError) as error:
+                # Of the token against forgery, which Prefect's client asks for before the first request.
+                raise self._no_prefect() from error
+            self._lost, self._has_answered = 0, True
             return response
 
     def allow_concurrency(self) -> None:
@@ -177,9 +191,7 @@ class Connection:
         try:
             return orjson.loads(response.content)
         except orjson.JSONDecodeError as error:
-            raise StoreError(
-                f"{self.address} does not answer like a Prefect API: is PREFECT_API_URL right? It usually ends in /api"
-            ) from error
+            raise self._no_prefect() from error
 
     async def now(self) -> datetime:
         """Read the server's clock, to the second, from the `Date` header of an answer.
@@ -187,7 +199,12 @@ class Connection:
         Raises:
             StoreError: The server cannot be reached, is no Prefect API, or sends no `Date` header.
         """
-        response = await self.request("POST", "/artifacts/latest/count", {})
+        try:
+            response = await self.request("POST", "/artifacts/latest/count", {})
+        except StoreError as error:
+            if error.status in WRONG_ADDRESS_STATUSES:
+                raise StoreError(f"{error}; {ADDRESS_HINT}", error.status) from None
+            raise
         self.json(response)
         try:
             return parsedate_to_datetime(response.headers["Date"]).astimezone(UTC)
@@ -197,6 +214,13 @@ class Connection:
     def _one_more(self, lost_before: int) -> int:
         """Count a lost request, unless a concurrent one has been counted already."""
         return self._lost + 1 if self._lost <= lost_before else self._lost
+
+    def _unreachable(self, error: httpx.RequestError) -> StoreError:
+        hint = connection_hint(error, self.client.api_url, has_answered=self._has_answered)
+        return StoreError(f"cannot reach the Prefect server at {self.address}: {reason(error)}{hint}")
+
+    def _no_prefect(self) -> StoreError:
+        return StoreError(f"{self.address} does not answer like a Prefect API: {ADDRESS_HINT}")
 
     def _refused(self, response: httpx.Response, what: str) -> StoreError:
         status = response.status_code
@@ -269,19 +293,17 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
 
     try:
         client = get_client(httpx_settings={"event_hooks": {"request": [before], "response": [after]}})
-    except (UnicodeEncodeError, httpx.InvalidURL) as error:
-        # Their messages quote the credential, or a part of the address that may be one.
-        what = "PREFECT_API_URL is no valid address" if isinstance(error, httpx.InvalidURL) else FORBIDDEN_CHARACTER
-        raise StoreError(f"no Prefect server to talk to: {what}") from None
-    except (ValueError, RuntimeError) as error:
-        raise StoreError(f"no Prefect server to talk to: {error}") from error
+    except (OSError, ImportError, ValueError, RuntimeError, httpx.InvalidURL) as error:
+        # Not "from error": some of their messages quote a credential.
+        raise StoreError(f"no Prefect server to talk to: {unusable_setting(error)}") from None
     if rate := max_requests_per_minute or (CLOUD_REQUESTS_PER_MINUTE if client.server_type == ServerType.CLOUD else 0):
         limiter = _limiter(rate)
     try:
         async with client:
             yield Connection(client, concurrency, 60 / rate if rate else 0)
     except httpx.RequestError as error:
-        raise StoreError(f"cannot reach the Prefect server at {_public(client.api_url)}: {reason(error)}") from None
+        hint = connection_hint(error, client.api_url, has_answered=True)
+        raise StoreError(f"cannot reach the Prefect server at {_public(client.api_url)}: {reason(error)}{hint}") from None
 
 
 async def shielded(request: Coroutine[Any, Any, Answer]) -> Answer:

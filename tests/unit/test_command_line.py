@@ -363,3 +363,24 @@ def test_a_bad_limit_is_refused_though_the_environment_has_a_good_one(
     monkeypatch.setenv("ARTIFACT_RETENTION_MAX_DELETIONS", "5")
     assert main(["delete", "--key", "x", "--keep-last", "1", "--max-deletions", "-1"]) == 2
     assert "command line: max_deletions = -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "field"),
+    [("PREFECT_CLIENT_MAX_RETRIES", "many", "max_retries"), ("PREFECT_CLIENT_CUSTOM_HEADERS", "secret", "custom_headers")],
+)
+def test_a_setting_of_prefect_that_is_invalid_is_exit_code_2(config: Path, variable: str, value: str, field: str) -> None:
+    """Prefect reads its settings when it is imported; no traceback, and no value, which may be a secret."""
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect_artifact_retention.flows.cli", "preview", "--json"],
+        cwd=config.parent,
+        env=isolated_environment(config.parent) | {"PREFECT_API_URL": "http://127.0.0.1:9/api", variable: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    message = json.loads(done.stdout)["error"]
+    assert "a PREFECT_... variable or the active Prefect profile is invalid" in message
+    assert field in message
+    assert value not in message

@@ -1,0 +1,93 @@
+"""Says which variable is to blame where no client can be made, or none reaches a Prefect API.
+
+The messages name variables, never their values: an address of a server or a proxy may have a password in it.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator
+from urllib.request import proxy_bypass
+
+import httpx
+from prefect.settings import get_current_settings
+
+ADDRESS_HINT = (
+    "is PREFECT_API_URL right? It looks like http://HOST:4200/api (https:// where the server speaks TLS), "
+    "or https://api.prefect.cloud/api/accounts/ACCOUNT/workspaces/WORKSPACE"
+)
+
+CERTIFICATE_HINT = "PREFECT_API_SSL_CERT_FILE must name the file with the certificate of the server's authority"
+
+FORBIDDEN_CHARACTER = "a credential holds a character that HTTP forbids, such as a line break"
+
+
+def unusable_setting(error: Exception) -> str:
+    """Describe why Prefect's client could not be made, by the variable that it was made of."""
+    if isinstance(error, UnicodeEncodeError):
+        # Its message quotes the credential.
+        return FORBIDDEN_CHARACTER
+    if unusable := _unusable_certificates() or next(_unusable_proxies(), ""):
+        return unusable
+    # The message of an invalid address quotes the part that may be a credential.
+    return "PREFECT_API_URL is no valid address" if isinstance(error, httpx.InvalidURL) else str(error)
+
+
+def connection_hint(error: httpx.RequestError, address: httpx.URL, *, has_answered: bool) -> str:
+    """Return what may be wrong where a request got no answer, to be appended to its error; empty if nothing is known.
+
+    Args:
+        error: The error.
+        address: The address of the API.
+        has_answered: Whether the server has answered an earlier request, so that its address is right.
+    """
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"; {CERTIFICATE_HINT}"
+    through = f", through the proxy that {variable} names" if (variable := _proxy_variable(address)) else ""
+    is_answer_of_tls = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError)
+    if not has_answered and (isinstance(error, httpx.UnsupportedProtocol) or "SSL" in text or is_answer_of_tls):
+        return f"{through}; {ADDRESS_HINT}"
+    return through
+
+
+def _unusable_certificates() -> str:
+    """Describe why the file of trusted certificates cannot be used; empty if it can."""
+    if not (file := get_current_settings().api.ssl_cert_file):
+        return ""
+    # Prefect takes the second where the first is not set.
+    both = ("PREFECT_API_SSL_CERT_FILE", "SSL_CERT_FILE")
+    variable = next((name for name in both if _is_set(name)), both[0])
+    try:
+        ssl.create_default_context(cafile=file)
+    except ssl.SSLError:
+        return f"{variable} names {file}, which holds no certificate"
+    except OSError as error:
+        return f"{variable} names {file}, which cannot be read: {error.strerror}"
+    return ""
+
+
+def _is_set(variable: str) -> bool:
+    return bool(os.environ.get(variable))
+
+
+def _proxy_variable(address: httpx.URL) -> str:
+    """Return the name of the variable that names the proxy for an address; empty if there is none."""
+    if proxy_bypass(address.host):
+        return ""
+    names = (f"{address.scheme}_proxy", "all_proxy")
+    return next((variable for name in names for variable in (name, name.upper()) if _is_set(variable)), "")
+
+
+def _unusable_proxies() -> Iterator[str]:
+    """Describe the variables whose proxies the HTTP client does not take; it reads all of them, whatever the address."""
+    for variable in (spelt for name in ("https_proxy", "http_proxy", "all_proxy") for spelt in (name, name.upper())):
+        if not (value := os.environ.get(variable)):
+            continue
+        try:
+            httpx.AsyncHTTPTransport(proxy=httpx.Proxy(value if "://" in value else f"http://{value}"), verify=False)
+        except ImportError:
+            yield f"{variable} names a SOCKS proxy, which needs the package socksio: pip install 'httpx[socks]'"
+        except (ValueError, httpx.InvalidURL):
+            yield f"{variable} names no proxy of the form http://HOST:PORT"
