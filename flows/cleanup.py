@@ -41,7 +41,7 @@ from prefect_artifact_retention.stores.concurrency import for_each
 from prefect_artifact_retention.stores.connection import connect, reason
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.store import Store
-from prefect_artifact_retention.tasks.bulk import bulk_task, measure_disk, reclaim_task
+from prefect_artifact_retention.tasks.bulk import bulk_task, measure_disk, reclaim_task, report_purge
 from prefect_artifact_retention.tasks.discover import check_scope, discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, older_run
@@ -105,7 +105,8 @@ async def open_run(
         now = await connection.now()
         store: Store = server
         if url := await _database_url(settings, connection.client):
-            store = database = await stack.enter_async_context(open_database(url, settings.max_deletions_per_second))
+            opening = open_database(url, settings.max_deletions_per_second, purges_events=settings.purge_events)
+            store = database = await stack.enter_async_context(opening)
             await database.check(server, own_runs, deletes=mode == "delete")
         report = CleanupReport(mode=mode, now=now, scope=list(keys), policy_source=source, policy_digest=digest(all_policies))
         if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:
@@ -264,7 +265,7 @@ async def clean_up(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> Non
     Args:
         run: The run; its report says how it ended, whatever goes wrong.
         progress: Where people see how far it is.
-        vacuum: Whether to give the space of what went back to the file system, if the database is ours to reach.
+        vacuum: Whether to vacuum the database afterwards, if the run deletes there.
 
     Raises:
         ConfigurationError: The scope of the run cannot be meant; nothing was written.
@@ -354,8 +355,14 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
             await run.server.detect_concurrency(runtime.flow_run.flow_name or artifact_cleanup.name)
         groups = pack([plan for plan in run.plans if plan.stale], run.limits.max_task_runs)
         await for_each(groups, partial(_prune, run), MAX_CONCURRENT_GROUPS)
+        if database:
+            # Of the versions that went one by one.
+            await database.purge_events()
     except RetentionError as error:
         run.report.errors.append(str(error))
+    finally:
+        if database:
+            report_purge(run, database)
     unfinished = next(
         (plan.key for plan in run.plans if plan.key is not None and plan.remaining and not plan.report.error), None
     )

@@ -79,6 +79,10 @@ class CleanupReport(BaseModel):
     unmanaged: list[str] = Field(default=[], description="Keys without a policy; left alone.")
     unmanaged_unkeyed: int = Field(default=0, description="Artifacts without a key and without a policy; left alone.")
     refusals: list[str] = Field(default=[], description="Why the run was refused or skipped, and deleted nothing.")
+    events_purged: int | None = Field(
+        default=None, description="Events about deleted versions that were deleted, too; null if that was not asked for."
+    )
+    event_bytes_purged: int = Field(default=0, description="Bytes of what those events held.")
     repaired: list[str] = Field(default=[], description="Keys whose latest version had vanished and was posted again.")
     notes: list[str] = Field(
         default=[],

@@ -65,6 +65,7 @@ def test_without_any_source_nothing_is_limited_and_no_policy_is_set() -> None:
         "database_block": "",
         "max_deletions_per_second": 0,
         "reclaim": "none",
+        "purge_events": False,
     }
     assert settings.source("max_deletions") == "default"
 
