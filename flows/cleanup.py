@@ -43,7 +43,7 @@ from prefect_artifact_retention.stores.concurrency import for_each
 from prefect_artifact_retention.stores.connection import connect, reason, uses_ephemeral_server
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.store import Store
-from prefect_artifact_retention.tasks.bulk import bulk_task, measure_disk, reclaim_task
+from prefect_artifact_retention.tasks.bulk import bulk_task, measure_disk, reclaim_task, report_purge
 from prefect_artifact_retention.tasks.discover import check_scope, discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, other_run
@@ -124,7 +124,8 @@ async def open_run(
         now = await connection.now()
         store: Store = server
         if url := await _database_url(settings, connection.client):
-            store = database = await stack.enter_async_context(open_database(url, settings.max_deletions_per_second))
+            opening = open_database(url, settings.max_deletions_per_second, purges_events=settings.purge_events)
+            store = database = await stack.enter_async_context(opening)
             await database.check(server, own_runs, deletes=mode == "delete")
         report = CleanupReport(
             mode=mode,
@@ -326,7 +327,7 @@ async def clean_up(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> Non
     Args:
         run: The run; its report says how it ended, whatever goes wrong.
         progress: Where people see how far it is.
-        vacuum: Whether to give the space of what went back to the file system, if the database is ours to reach.
+        vacuum: Whether to vacuum the database afterwards, if the run deletes there.
 
     Raises:
         ConfigurationError: The scope of the run cannot be meant; nothing was written.
@@ -412,6 +413,11 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     if await _skip_for_other_run(run, progress, is_announced=True):
         return
     _logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
+    await _delete(run, vacuum=vacuum)
+
+
+async def _delete(run: Run, *, vacuum: bool) -> None:
+    """Prune what the plan found stale, and verify the collections; what goes wrong is in the report."""
     database = run.store if isinstance(run.store, DatabaseStore) else None
     on_disk = await measure_disk(run, database) if database else None
     try:
@@ -420,10 +426,15 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
         else:
             await run.server.detect_concurrency(runtime.flow_run.flow_name or artifact_cleanup.name)
         await _prune_all(run)
+        if database:
+            # Of the versions that went one by one.
+            await database.purge_events()
     except RetentionError as error:
         run.report.errors.append(str(error))
     finally:
         run.next_start = run.find_next_start()
+        if database:
+            report_purge(run, database)
     await verify_task(run)
     if database and run.report.deleted:
         await reclaim_task(run, database, on_disk, vacuum=vacuum)

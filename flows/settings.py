@@ -40,7 +40,7 @@ DEFAULT_FILE = "retention.toml"
 DOTENV = ".env"
 
 
-DATABASE_ONLY = ("max_deletions_per_second", "reclaim")
+DATABASE_ONLY = ("max_deletions_per_second", "reclaim", "purge_events")
 """The settings that say nothing about a run through the API."""
 
 Number = Annotated[int, Field(ge=0, le=10_000_000), BeforeValidator(refuse_bool)]
@@ -74,6 +74,9 @@ class RetentionSettings(BaseSettings):
     max_deletions_per_second: Number = Field(default=0, description="Versions deleted in the database in a second at most.")
     reclaim: Literal["none", "vacuum"] = Field(
         default="none", description="Whether a run ends with a VACUUM of what it has deleted in the database."
+    )
+    purge_events: bool = Field(
+        default=False, description="Whether what the server's events hold of deleted versions is deleted in the database, too."
     )
 
     allow_ephemeral_server: bool = Field(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from bisect import bisect_right
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -35,6 +36,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -49,10 +51,14 @@ from prefect_artifact_retention.stores.addresses import LOOKS, is_sqlite, read_p
 from prefect_artifact_retention.stores.api import NO_METADATA, TERMINAL_STATE_TYPES, ApiStore, control_metadata
 from prefect_artifact_retention.stores.schema import (
     ARTIFACT,
+    ARTIFACT_EVENTS,
     COLLECTION,
     COPIED,
+    EVENT,
+    EVENT_RESOURCE,
     FLOW_RUN,
     TASK_RUN,
+    VERSION_RESOURCE,
     WAY_OUT,
     check_schema,
     read_ids,
@@ -111,6 +117,10 @@ METADATA_ROWS_PER_FETCH = 1_000
 METADATA_WORD = "retention"
 """What the names of all metadata entries that control retention contain, in lower or upper case."""
 
+MAX_PURGED_EVENTS = 1_000
+MAX_PURGED_BYTES = 32 * 2**20
+"""Events deleted in one transaction, and the bytes of what they hold, unless a single one holds more."""
+
 COMPARED_COLLECTIONS = 10
 """Collections compared between server and database before a preview. With fewer, another server's database may pass."""
 
@@ -140,13 +150,28 @@ class KeyDeletion:
         return len(self.ids) == self.mark[0]
 
 
+@dataclass(slots=True)
+class Purge:
+    """What was deleted of the events about deleted versions.
+
+    Attributes:
+        events: The number of events.
+        size: The bytes of their payloads.
+        error: Why some may be left; empty if none are.
+    """
+
+    events: int = 0
+    size: int = 0
+    error: str = ""
+
+
 class DatabaseStore:
     """Reads and deletes versions in the database; a `Store`.
 
     Every method raises `StoreError` if the database cannot be reached, refuses a statement or does not answer in time.
     """
 
-    def __init__(self, opened: Opened, max_per_second: int) -> None:
+    def __init__(self, opened: Opened, max_per_second: int, *, purges_events: bool = False) -> None:
         engine = opened.engine
         self.engine = engine
         self.is_sqlite = engine.dialect.name == "sqlite"
@@ -154,6 +179,8 @@ class DatabaseStore:
         self.writers = 1 if self.is_sqlite else MAX_WRITERS
         self.address = opened.label
         self.search_path = opened.search_path
+        self.purge = Purge() if purges_events else None
+        self._unpurged: list[UUID] = []
         self._secrets = opened.secrets
         writing = {"begin": "IMMEDIATE"} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         self._fingerprint = _CONTENT if self.is_sqlite else _WRITER
@@ -244,7 +271,7 @@ class DatabaseStore:
         Raises:
             StoreError: They are another server's, or not as declared.
         """
-        await self._read(lambda connection: connection.run_sync(check_schema))
+        await self._read(lambda connection: connection.run_sync(check_schema, with_events=self.purge is not None))
         missing = f"{self.address} is not the database of the Prefect server at {server.connection.address}"
         if own_runs:
             if set(own_runs) != set(await self._present(FLOW_RUN.c.id, own_runs)):
@@ -273,8 +300,13 @@ class DatabaseStore:
                 return
             except StoreError as error:
                 raise StoreError(f"{error}; to delete, the file and its folder must be writable; {WAY_OUT}") from None
-        elif await self._read_scalar(sa.text(_IS_READ_ONLY)):
+            return
+        if await self._read_scalar(sa.text(_IS_READ_ONLY)):
             raise StoreError(f"{self.address} is read-only, as a replica is; {WAY_OUT}")
+        needed = [*_NEEDED, *(_NEEDED_FOR_EVENTS if self.purge else ())]
+        for table, privilege in needed:
+            if not await self._read_scalar(sa.select(sa.func.has_table_privilege(table, privilege))):
+                raise StoreError(f"{self.address}: permission denied: the role may not {privilege} on {table}; {WAY_OUT}")
 
     async def _touch(self, connection: AsyncConnection) -> None:
         """Write what is there already: a transaction of SQLite can begin, and not find out before its first change."""
@@ -360,7 +392,9 @@ class DatabaseStore:
                 or `is_latest` is False.
         """
         await self.pace(1)
-        return bool(await self._write(partial(self._delete, version_id=version_id, is_latest=is_latest)))
+        deleted = bool(await self._write(partial(self._delete, version_id=version_id, is_latest=is_latest)))
+        self._unpurged.append(version_id)
+        return deleted
 
     async def delete_unchanged(self, deletions: Sequence[KeyDeletion]) -> dict[str, Mark | None]:
         """Delete stale versions of several keys in one transaction.
@@ -377,12 +411,14 @@ class DatabaseStore:
         delete = partial(self._delete_unchanged, deletions=deletions)
         try:
             try:
-                return await self._write(partial(delete, skip_in_use=False))
+                marks = await self._write(partial(delete, skip_in_use=False))
             except KeptVersionError:
                 # Usually, a run has become active again. To ask for the runs first, each time, would be slower.
-                return await self._write(partial(delete, skip_in_use=True))
+                marks = await self._write(partial(delete, skip_in_use=True))
         except (_TransientError, _SlowError):
             return {}
+        self._unpurged += (version_id for each in deletions if each.collection.key in marks for version_id in each.ids)
+        return marks
 
     async def delete_unkeyed(self, ids: Sequence[UUID]) -> set[UUID]:
         """Delete artifacts without a key, except those that have retention metadata or are of an unfinished run.
@@ -391,9 +427,27 @@ class DatabaseStore:
             The ids deleted; none if the transaction keeps failing, or takes too long.
         """
         try:
-            return await self._write(lambda connection: self._delete_unkeyed(connection, ids))
+            deleted = await self._write(lambda connection: self._delete_unkeyed(connection, ids))
         except (_TransientError, _SlowError):
             return set()
+        self._unpurged += deleted
+        return deleted
+
+    async def purge_events(self) -> None:
+        """Delete what the server's events hold of the versions deleted since the last call, if asked to.
+
+        A failure is noted, and not raised: the versions are gone.
+        """
+        ids, self._unpurged = self._unpurged, []
+        if not self.purge:
+            return
+        try:
+            for part in _slices(ids):
+                while sizes := await self._write(partial(self._purge_some, ids=part)):
+                    self.purge.events += len(sizes)
+                    self.purge.size += sum(sizes)
+        except StoreError as error:
+            self.purge.error = str(error)
 
     async def pace(self, deletions: int) -> None:
         """Pause after `deletions` deletions, so that the run stays within its limit per second."""
@@ -524,6 +578,21 @@ class DatabaseStore:
         going = set(await connection.scalars(free))
         await connection.execute(sa.delete(ARTIFACT).where(self._among(ARTIFACT.c.id, going)))
         return going
+
+    async def _purge_some(self, connection: AsyncConnection, ids: Collection[UUID]) -> Sequence[int]:
+        """Delete some of the events about these versions. Return the bytes of the payload of each."""
+        about = self._among(EVENT_RESOURCE.c.resource_id, [f"{VERSION_RESOURCE}{version_id}" for version_id in ids])
+        listing = (
+            sa.select(EVENT.c.id, self._bytes(EVENT.c.payload))
+            .where(EVENT.c.id.in_(sa.select(EVENT_RESOURCE.c.event_id).where(about)), EVENT.c.event.in_(ARTIFACT_EVENTS))
+            .limit(MAX_PURGED_EVENTS)
+        )
+        rows = (await connection.execute(listing)).all()
+        number = max(1, bisect_right(list(accumulate(row[1] for row in rows)), MAX_PURGED_BYTES))
+        going = [row[0] for row in rows[:number]]
+        await connection.execute(sa.delete(EVENT_RESOURCE).where(self._among(EVENT_RESOURCE.c.event_id, going)))
+        await connection.execute(sa.delete(EVENT).where(self._among(EVENT.c.id, going)))
+        return [row[1] for row in rows[:number]]
 
     async def _repair(self, connection: AsyncConnection, key: str) -> bool:
         collections = await self._collections(connection, [key], lock=True)
@@ -695,6 +764,7 @@ class DatabaseStore:
             try:
                 result = await attempt()
             except _TransientError:
+                self._lost_since = None
                 attempts += 1
                 if attempts == MAX_TRANSACTION_ATTEMPTS:
                     raise
@@ -773,16 +843,17 @@ class DatabaseStore:
         compared = text if self.is_sqlite else sa.collate(text, "C")
         return sa.case((sa.func.lower(compared).contains(METADATA_WORD), text))
 
+    def _bytes(self, column: sa.Column[Any]) -> sa.ColumnElement[int]:
+        """The length of a column of JSON; without a value, that of a null."""
+        length = sa.func.length(sa.cast(column, sa.BLOB)) if self.is_sqlite else sa.func.octet_length(sa.cast(column, sa.Text))
+        return sa.func.coalesce(length, 4)
+
     def _plain_columns(self) -> tuple[sa.ColumnElement[Any], ...]:
         """The fields of `Version`, in its order, without the key and the metadata."""
+        size = self._bytes(ARTIFACT.c.data)
         if self.is_sqlite:
             # SQLite stores a bare number as a number, and prints fractions differently from Python.
-            length = sa.func.coalesce(sa.func.length(sa.cast(ARTIFACT.c.data, sa.BLOB)), 4)
-            size: sa.ColumnElement[int] = sa.case(
-                (sa.func.typeof(ARTIFACT.c.data) == "real", sa.func.python_length(ARTIFACT.c.data)), else_=length
-            )
-        else:
-            size = sa.func.coalesce(sa.func.octet_length(sa.cast(ARTIFACT.c.data, sa.Text)), 4)
+            size = sa.case((sa.func.typeof(ARTIFACT.c.data) == "real", sa.func.python_length(ARTIFACT.c.data)), else_=size)
         c = ARTIFACT.c
         return (
             *(c.id, c.created, c.updated, c.type),
@@ -821,6 +892,10 @@ _FEWER_BITS = 20
 """Bits dropped from a fingerprint: the sum over a million versions must fit into 64 bits, or SQLite fails."""
 
 _IS_READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on'"
+_NEEDED = (("artifact", "DELETE"), ("artifact_collection", "UPDATE"), ("artifact_collection", "DELETE"))
+_NEEDED_FOR_EVENTS = tuple((table, privilege) for table in ("events", "event_resources") for privilege in ("SELECT", "DELETE"))
+"""What a role must be granted, besides what is read."""
+
 _VACUUM = """
 SELECT format('%I.%I', nspname, relname), current_user, CASE WHEN current_setting('server_version_num')::int >= 170000
   THEN has_table_privilege(c.oid, 'MAINTAIN') ELSE pg_has_role(relowner, 'USAGE') END
@@ -857,19 +932,20 @@ class Opened:
 
 
 @asynccontextmanager
-async def open_database(url: str, max_per_second: int = 0) -> AsyncIterator[DatabaseStore]:
+async def open_database(url: str, max_per_second: int = 0, *, purges_events: bool = False) -> AsyncIterator[DatabaseStore]:
     """Open the database of a Prefect server.
 
     Args:
         url: The address, as in Prefect's `PREFECT_API_DATABASE_CONNECTION_URL`; the driver may be left out.
         max_per_second: Versions deleted in a second at most; 0 is no limit.
+        purges_events: Whether to delete what the server's events hold of deleted versions, too.
 
     Raises:
         StoreError: The address is not one of a PostgreSQL or SQLite database. The connection is opened by the first use.
     """
     opened = _open(url)
     try:
-        yield DatabaseStore(opened, max_per_second)
+        yield DatabaseStore(opened, max_per_second, purges_events=purges_events)
     finally:
         await opened.engine.dispose()
 

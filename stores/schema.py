@@ -81,6 +81,25 @@ FLOW_RUN, TASK_RUN = (
     for name in ("flow_run", "task_run")
 )
 
+_event_tables = sa.MetaData()
+EVENT = sa.Table(
+    "events",
+    _event_tables,
+    sa.Column("id", ID),
+    sa.Column("event", sa.String),
+    sa.Column("payload", JSONB().with_variant(sa.JSON(), "sqlite")),
+)
+EVENT_RESOURCE = sa.Table("event_resources", _event_tables, sa.Column("event_id", ID), sa.Column("resource_id", sa.String))
+
+ARTIFACT_EVENTS = (
+    *("prefect.artifact.created", "prefect.artifact.updated"),
+    *(f"prefect.artifact-collection.{change}" for change in ("created", "updated", "deleted")),
+)
+"""The events of Prefect itself about a version. Those of a collection hold the data of its latest version, and name it."""
+
+VERSION_RESOURCE = "prefect.artifact."
+"""With the id of a version, the resource that events about it name."""
+
 _FAMILIES: dict[str, tuple[type[TypeEngine[Any]], ...]] = {
     "id": (sa.Uuid, sa.CHAR),
     "time": (sa.DateTime,),
@@ -96,8 +115,8 @@ SELECT nspname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE
 """The schema in which the search path finds the tables; SQLAlchemy would look in the one that the first connection had."""
 
 
-def check_schema(connection: sa.Connection) -> None:
-    """Compare the declared columns with the database.
+def check_schema(connection: sa.Connection, *, with_events: bool = False) -> None:
+    """Compare the declared columns with the database; those of events only if they are used.
 
     Raises:
         StoreError: A table or column is missing or has another type; the message names each difference.
@@ -107,7 +126,7 @@ def check_schema(connection: sa.Connection) -> None:
     schema = connection.scalar(sa.text(_SCHEMA)) if is_postgresql else None
     present = set(inspector.get_table_names(schema=schema))
     differences = []
-    for table in _tables.sorted_tables:
+    for table in (*_tables.sorted_tables, *(_event_tables.sorted_tables if with_events else ())):
         if table.name not in present:
             differences.append(f"there is no table {table.name}")
             continue
@@ -116,7 +135,9 @@ def check_schema(connection: sa.Connection) -> None:
             family = _family(column.type)
             if column.name not in found:
                 differences.append(f"{table.name} has no column {column.name}")
-            elif not isinstance(found[column.name], _FAMILIES[family]) or isinstance(found[column.name], JSONB):
+            elif not isinstance(found[column.name], _FAMILIES[family]) or (
+                isinstance(found[column.name], JSONB) and not isinstance(column.type, JSONB)
+            ):
                 differences.append(f"{table.name}.{column.name} is of type {found[column.name]}, not {family}")
     if differences:
         raise StoreError(

@@ -114,6 +114,7 @@ async def _prune_batch(run: Run, store: DatabaseStore, batch: Batch) -> list[Key
 
     # Shielded together with its accounting, so that a deletion is counted even if the run is cancelled meanwhile.
     marks = await shielded(delete())
+    await store.purge_events()
     await run.notify_deleting()
     await store.pace(sum(len(deletion.ids) for deletion in deletions if deletion.collection.key in marks))
     return [batch[key][0] for key, mark in marks.items() if mark]
@@ -137,6 +138,7 @@ async def _prune_unkeyed(run: Run, store: DatabaseStore, plan: KeyPlan, limit: i
         deleted = await shielded(delete())
         left += batch.keys() - deleted
         start += len(batch)
+        await store.purge_events()
         await run.notify_deleting()
         await store.pace(len(deleted))
     plan.stale = [*left, *ids[start:]]
@@ -147,6 +149,14 @@ def _account(run: Run, plan: KeyPlan, number: int, freed: int) -> None:
     plan.report.bytes_freed += freed
     run.deletions_started += number
     run.deletions_settled += number
+
+
+def report_purge(run: Run, store: DatabaseStore) -> None:
+    """Add to the report what was deleted of the events about deleted versions, if that was asked for."""
+    if store.purge:
+        run.report.events_purged, run.report.event_bytes_purged = store.purge.events, store.purge.size
+        if store.purge.error:
+            run.report.warn(f"the server's events hold copies of some of the deleted versions: {store.purge.error}")
 
 
 async def measure_disk(run: Run, store: DatabaseStore) -> int | None:
@@ -176,7 +186,8 @@ async def reclaim(run: Run, store: DatabaseStore, before: int | None, *, vacuum:
     if before is None or after is None:
         return
     what = "The file of the SQLite database" if store.is_sqlite else "The table of the artifacts"
-    why = f"the space of deleted rows is used again, and given back by {'VACUUM' if store.is_sqlite else 'pg_repack'} only"
+    by = "VACUUM only" if store.is_sqlite else "pg_repack; VACUUM gives back only what lies behind the last row that stays"
+    why = f"the space of deleted rows is used again, and given back by {by}"
     freed = f"{size(before - after)} freed" if after < before else f"none freed: {why}"
     run.report.notes.append(f"{what} took {size(before)} on disk before the run and takes {size(after)} now; {freed}.")
 

@@ -12,6 +12,10 @@ MAX_STALE_KEYS_LISTED = 20
 MAX_KEYS_LISTED = 20
 """Keys listed in a section of the report; more make it longer, and `--json` has all."""
 
+HELD_BY_EVENTS = (
+    "What is deleted can be read in the server's events until these expire: after 7 days, unless "
+    "`PREFECT_SERVER_EVENTS_RETENTION_PERIOD` says otherwise."
+)
 UNKEYED_LABEL = "(without a key)"
 UNITS = ("kB", "MB", "GB", "TB")
 NO_BREAK = "\u00a0"
@@ -138,7 +142,11 @@ def _totals(report: CleanupReport) -> str:
             ("Kept on re-check", report.spared),
             ("Failed", report.failed),
         ]
-    return _table(("Total", "Versions"), rows)
+    if report.events_purged is not None:
+        rows.append(("Events about them deleted", f"{report.events_purged} ({size(report.event_bytes_purged)})"))
+    table = _table(("Total", "Versions"), rows)
+    is_held = report.events_purged is None and (report.planned if report.mode == "preview" else report.deleted)
+    return f"{table}\n\n{HELD_BY_EVENTS}" if is_held else table
 
 
 def _policies(report: CleanupReport) -> str:

@@ -89,6 +89,10 @@ class CleanupReport(BaseModel):
     refusals: list[str] = Field(
         default=[], description="Why the keys of a policy were left alone, or why the run was skipped."
     )
+    events_purged: int | None = Field(
+        default=None, description="Events about deleted versions that were deleted, too; null if that was not asked for."
+    )
+    event_bytes_purged: int = Field(default=0, description="Bytes of what those events held.")
     repaired: list[str] = Field(default=[], description="Keys whose latest version had vanished and was posted again.")
     notes: list[str] = Field(
         default=[],

@@ -66,6 +66,7 @@ def test_without_any_source_nothing_is_limited_and_no_policy_is_set() -> None:
         "max_deletions_per_second": 0,
         "reclaim": "none",
         "allow_ephemeral_server": False,
+        "purge_events": False,
     }
     assert settings.source("max_deletions") == "default"
 
