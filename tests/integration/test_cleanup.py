@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+import steps
 from database import Row, days, series
 from prefect import flow, get_client
 from prefect.client.schemas.actions import ArtifactCreate
@@ -327,8 +328,9 @@ async def test_runs_over_different_keys_at_once_each_delete_theirs_and_share_the
     rows = {name: await server.database.insert(series(name, range(1, 31))) for name in ("apples", "pears")}
     for name in ("report", "history", "progress"):
         await server.database.insert(series(f"artifact-retention-{name}", range(1, 71)))
-    cleanups = (server.cleanup([KEEP_2], mode="delete", keys=[f"{name[0]}*"]) for name in rows)
-    reports = await asyncio.gather(*cleanups)
+    with server.active():
+        cleanups = (steps.cleanup([KEEP_2], mode="delete", keys=[f"{name[0]}*"]) for name in rows)
+        reports = await asyncio.gather(*cleanups)
     assert [(report.outcome, report.deleted, report.already_gone, report.warnings) for report in reports] == [
         ("completed", 28, 0, [])
     ] * 2
