@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any
 from uuid import UUID
@@ -123,7 +123,11 @@ async def older_run(run: Run, own_id: UUID) -> str:
     keys = [each.key for each in run.collections if each.key not in OWN_KEYS]
     for other in sorted(runs, key=_age):
         if not other.finished and _age(other) < _age(own) and _overlap(run.report.scope, keys, other):
-            return f"{label(other.name)} ({other.id}) has been at work since {other.started:%Y-%m-%d %H:%M:%S} UTC"
+            alive = max(datetime.fromisoformat(row["updated"]) for row in rows if row["flow_run_id"] == str(other.id))
+            return (
+                f"{label(other.name)} ({other.id}) has been at work since {other.started:%Y-%m-%d %H:%M:%S} UTC, "
+                f"and was last alive at {alive.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+            )
     return ""
 
 
