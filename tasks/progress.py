@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any
 from uuid import UUID
@@ -150,7 +150,11 @@ async def other_run(run: Run, own_id: UUID, now: datetime, *, is_announced: bool
     for other in sorted((each for each in runs if each.id in deleting), key=_age):
         goes_first = not is_announced or _age(other) < _age(own)
         if goes_first and not other.finished and _overlap(run.report.scope, keys, other):
-            return f"{label(other.name)} ({other.id}) has been at work since {other.started:%Y-%m-%d %H:%M:%S} UTC"
+            alive = max(datetime.fromisoformat(row["updated"]) for row in rows if row["flow_run_id"] == str(other.id))
+            return (
+                f"{label(other.name)} ({other.id}) has been at work since {other.started:%Y-%m-%d %H:%M:%S} UTC, "
+                f"and was last alive at {alive.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+            )
     return ""
 
 

@@ -36,11 +36,13 @@ def headline(report: CleanupReport) -> str:
     """Summarize in one line what a run did or would do."""
     stale = f"{report.planned} of {count(report.versions_seen, 'version')} stale"
     where = f"in {count(len(report.key_reports), 'key')}"
-    if report.mode == "preview":
+    if report.mode == "preview" and not _is_unplanned(report):
         return f"Would delete {count(report.planned, 'version')} ({size(report.bytes_planned)}): {stale} {where}"
     if report.outcome == "skipped":
         return "Skipped, nothing deleted: another cleanup is deleting some of the same keys"
     text = f"Deleted {count(report.deleted, 'version')} ({size(report.bytes_freed)}): {stale} {where}"
+    if _is_unplanned(report):
+        text = "Deleted nothing, because no version was evaluated"
     if report.outcome == "refused":
         return f"Refused in part. {text}" if report.deleted else f"Refused, nothing deleted: {stale} {where}"
     if report.outcome == "unfinished":
@@ -48,6 +50,12 @@ def headline(report: CleanupReport) -> str:
     if report.outcome == "failed":
         return f"{text}; failed, {count(sum(1 for _ in report.failures()) + len(report.errors), 'error')}"
     return text
+
+
+def _is_unplanned(report: CleanupReport) -> bool:
+    """Whether the run ended before it had evaluated any version, so that nothing can be said of them."""
+    is_early = report.outcome in {"skipped", "failed", "unfinished"}
+    return is_early and not report.key_reports and not report.policies
 
 
 def outcome_message(report: CleanupReport) -> str:
@@ -99,20 +107,26 @@ def markdown(report: CleanupReport, *, links: Mapping[str, str] = NO_LINKS, pict
         + (f" · server {escape(report.server)}" if report.server else ""),
         *_problems(report),
         *(f"![{escape(alt)}]({url})" for alt, url in pictures),
+        *([] if _is_unplanned(report) else _details(report)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _details(report: CleanupReport) -> Iterable[str]:
+    return (
         _totals(report),
         _keys(report),
         _policies(report),
         _rules("Stale, and why", report.condemned_by),
         _rules("Kept, and why", report.kept_by),
         _unmanaged(report),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    )
 
 
 def _problems(report: CleanupReport) -> Iterable[str]:
     failures = [f"{label(key.key)}: {key.error}" for key in report.failures()]
     for title, lines in (
-        ("Refused", report.refusals),
+        ("Skipped" if report.outcome == "skipped" else "Refused", report.refusals),
         ("Failures", [*report.errors, *failures]),
         ("Repaired", [f"{label(key)}: its latest version had vanished and was posted again" for key in report.repaired]),
         ("Warnings", report.warnings),
@@ -162,7 +176,8 @@ def _policies(report: CleanupReport) -> str:
 def _keys(report: CleanupReport) -> str:
     stale = sorted((key for key in report.key_reports if key.planned), key=lambda key: key.planned, reverse=True)
     if not stale:
-        return "## Keys\n\nNothing is stale."
+        is_known = report.policies or report.outcome not in {"failed", "unfinished"}
+        return "## Keys\n\nNothing is stale." if is_known else ""
     rows = [
         (
             label(key.key),

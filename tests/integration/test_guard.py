@@ -33,7 +33,7 @@ async def night(server: FakeServer, *policies: RetentionPolicy, **parameters: fl
 async def test_a_night_that_deletes_most_of_a_key_as_every_night_is_not_refused(server: FakeServer) -> None:
     """After the first one, of whose backlog somebody has to approve."""
     first = await night(server, HOURLY, REST)
-    assert (first.outcome, first.deleted) == ("refused", 0)
+    assert (first.outcome, first.deleted, len(first.refusals)) == ("refused", 0, 1)
     assert "no earlier run has cleaned up by this policy" in first.refusals[0]
     assert (await night(server, HOURLY, REST, refuse_above_percent=0)).outcome == "completed"
     for _night in range(3):

@@ -171,6 +171,35 @@ HEADLINES = [
 ]
 
 
+UNPLANNED = [
+    ("skipped", "delete", "Skipped, nothing deleted: another cleanup is deleting some of the same keys"),
+    ("failed", "delete", "Deleted nothing, because no version was evaluated; failed, 1 error"),
+    ("unfinished", "delete", "Deleted nothing, because no version was evaluated; unfinished"),
+    ("failed", "preview", "Deleted nothing, because no version was evaluated; failed, 1 error"),
+]
+
+
+@pytest.mark.parametrize(("outcome", "mode", "line"), UNPLANNED)
+def test_a_run_that_ended_before_it_evaluated_anything_says_nothing_of_versions(outcome: str, mode: str, line: str) -> None:
+    """That nothing is stale, or that none was kept, would be untrue; the cause is there once."""
+    cause = {"refusals": ["the other run"]} if outcome == "skipped" else {"errors": ["no answer"]}
+    fields = {"outcome": outcome, "mode": mode, "key_reports": [], "warnings": ["a clock"], **cause}
+    early = report(**fields)
+    assert headline(early) == line
+    text = markdown(early)
+    assert headings(text) == [line, "Skipped" if outcome == "skipped" else "Failures", "Warnings"]
+    assert "stale" not in text.partition("\n")[2]
+    assert text.count("the other run") + text.count("no answer") == 1
+
+
+def test_a_run_that_failed_while_it_planned_does_not_say_that_nothing_is_stale() -> None:
+    """It shows what it has evaluated until then."""
+    keys = [KeyReport(key="a", policy="p", versions=9, kept=9)]
+    text = markdown(deletion(outcome="failed", errors=["no answer"], key_reports=keys))
+    assert "Nothing is stale" not in text
+    assert "Versions evaluated" in text
+
+
 @pytest.mark.parametrize(("outcome", "fields", "line"), HEADLINES)
 def test_a_deletion_says_how_it_ended(outcome: str, fields: dict[str, object], line: str) -> None:
     """Each outcome in its own words."""
