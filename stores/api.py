@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
+import httpx
 from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, select_control
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.model import RESULT, Versions
-from prefect_artifact_retention.stores.connection import Connection, ResponseTooLargeError
+from prefect_artifact_retention.stores.connection import Connection, ListingTimedOutError, ResponseTooLargeError
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection, History
 from pydantic import TypeAdapter
 
@@ -41,10 +42,15 @@ MAX_PAGE_BYTES = 4 * TARGET_PAGE_BYTES
 MAX_IDS_PER_REQUEST = 1_000
 """Ids or keys in one request. The server's database limits the parameters of a statement, so more would fail."""
 
+MAX_BODY_BYTES = 2**17
+"""The size of the ids or keys in one request, for keys may be long. With more, proxies with a low limit refuse it, and it is
+sent again in halves; with less, there are more requests."""
+
 MAX_UNREADABLE_ROWS = 20
 """Rows that a listing may leave out because the server fails to show them. With more, the server counts as broken."""
 
 HTTP_NOT_FOUND = 404
+HTTP_CONTENT_TOO_LARGE = 413
 HTTP_UNPROCESSABLE = 422
 HTTP_SERVER_ERROR = 500
 
@@ -71,6 +77,7 @@ TERMINAL_STATE_TYPES = frozenset(state.value for state in TERMINAL_STATES)
 NO_METADATA: Mapping[str, str] = {}
 
 Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,8 @@ class ApiStore:
         # The mean size of an artifact in the last page.
         self._row_bytes = 0
         self._max_page_rows = MAX_PAGE_ROWS
+        self._max_listing_keys = MAX_LISTING_KEYS
+        self._max_body_bytes = MAX_BODY_BYTES
 
     async def now(self) -> datetime:
         """Read the server's clock."""
@@ -138,7 +147,8 @@ class ApiStore:
                 first). Without this list, such a collection is an error.
         """
         found: dict[str, Collection] = {}
-        for part in _slices(list(dict.fromkeys(keys)), MAX_IDS_PER_REQUEST):
+
+        async def find(part: Sequence[str]) -> None:
             missing = set(part)
             for _attempt in range(3):
                 passed_over: list[str | None] = []
@@ -152,7 +162,9 @@ class ApiStore:
             else:
                 raise StoreError(f"{self.connection.address} counts collections that it does not list")
             if unreadable is not None:
-                unreadable += passed_over
+                unreadable.extend(passed_over)
+
+        await self._in_parts(list(dict.fromkeys(keys)), find)
         return list(found.values())
 
     async def all_collections(self, unreadable: list[str | None]) -> tuple[list[Collection], int]:
@@ -187,8 +199,8 @@ class ApiStore:
         size = FIRST_LISTING_KEYS
         start = 0
         while start < len(keys):
-            together = keys[start : start + size]
-            start += size
+            together = self._first_part(keys[start:], min(size, self._max_listing_keys))
+            start += len(together)
             async for histories in self._list_together(together):
                 rows_seen += sum(len(history.versions) for history in histories)
                 yield histories
@@ -233,20 +245,29 @@ class ApiStore:
             return History(key, Versions.of(()), complete=False, error=str(error))
 
     async def _list_combined(self, keys: Sequence[str]) -> list[History] | None:
-        """List the versions of some keys; None if they are too large, shrink meanwhile, or the server fails to show one."""
+        """List the versions of some keys; None if fewer should be listed together.
+
+        That is so if the versions are too large, shrink meanwhile, or take too long to sort; if the request is too large, or
+        the server fails to show a version.
+        """
         together = {"key": {"any_": keys}}
-        expected = await self._count("/artifacts", together)
-        if expected > 2 * LISTING_ROWS[1] or self._too_heavy(expected):
-            return None
         try:
+            expected = await self._count("/artifacts", together)
+            if expected > 2 * LISTING_ROWS[1] or self._too_heavy(expected):
+                return None
             versions: dict[UUID, Version] = {}
-            async for page in self._pages("/artifacts/filter", together, "ID_DESC"):
+            async for page in self._pages("/artifacts/filter", together, "ID_DESC", is_divisible=True):
                 versions.update((version.id, version) for version in map(_version, page))
                 page.clear()
                 if self._too_heavy(expected):
                     return None
+        except ListingTimedOutError:
+            self._max_listing_keys = len(keys) // 2
+            return None
         except StoreError as error:
-            if error.status != HTTP_SERVER_ERROR:
+            if error.status == HTTP_CONTENT_TOO_LARGE:
+                self._max_body_bytes = _body_bytes(keys) // 2
+            elif error.status != HTTP_SERVER_ERROR:
                 raise
             return None
         if len(versions) < expected:
@@ -284,10 +305,11 @@ class ApiStore:
 
     async def all_exist(self, ids: Sequence[UUID]) -> bool:
         """Return whether all versions `ids` still exist."""
-        for part in _slices(ids, MAX_IDS_PER_REQUEST):
-            if await self._count("/artifacts", _any_of(part)) < len(part):
-                return False
-        return True
+
+        async def exist(part: Sequence[UUID]) -> bool:
+            return await self._count("/artifacts", _any_of(part)) >= len(part)
+
+        return all(await self._in_parts(ids, exist))
 
     async def flow_runs(self, ids: Iterable[UUID]) -> list[FlowRun]:
         """Read those of the flow runs `ids` that exist."""
@@ -352,14 +374,20 @@ class ApiStore:
             collections = await self.collections(suspects)
             half_repaired = [each.key for each in collections if each.is_placeholder and await self._has_others(each)]
             latest = {each.latest_id: each.key for each in collections if each.key not in half_repaired}
-            for part in _slices(list(latest), MAX_IDS_PER_REQUEST):
-                if await self._count("/artifacts", _any_of(part)) == len(part):
-                    for version_id in part:
-                        del latest[version_id]
+            for version_id in await self._known_to_exist(list(latest)):
+                del latest[version_id]
             for version in await self.versions(list(latest)):
                 del latest[version.id]
             suspects = [*half_repaired, *latest.values()]
         return suspects
+
+    async def _known_to_exist(self, ids: Sequence[UUID]) -> list[UUID]:
+        """Return the ids of those parts of `ids` that exist as a whole, which takes no listing."""
+
+        async def existing(part: Sequence[UUID]) -> Sequence[UUID]:
+            return part if await self._count("/artifacts", _any_of(part)) == len(part) else ()
+
+        return [version_id for part in await self._in_parts(ids, existing) for version_id in part]
 
     async def _has_others(self, collection: Collection) -> bool:
         return await self._count("/artifacts", {"key": {"any_": [collection.key]}}) > 1
@@ -458,12 +486,13 @@ class ApiStore:
         one that has ended. So the ids not found are counted, and asked for again.
         """
         found: list[Item] = []
-        for part in _slices(sorted(set(ids)), MAX_IDS_PER_REQUEST):
+
+        async def find(part: Sequence[UUID]) -> None:
             missing = set(part)
             for _attempt in range(3):
                 async for page in self._pages(f"/{kind}/filter", _any_of(missing), "ID_DESC", body_field=kind):
                     rows = {UUID(row["id"]): row for row in page}
-                    found += [read(rows[row_id]) for row_id in rows.keys() & missing]
+                    found.extend([read(rows[row_id]) for row_id in rows.keys() & missing])
                     missing -= rows.keys()
                     # Free the payloads before the next request: many tasks wait for their pages at the same time.
                     rows.clear()
@@ -472,13 +501,59 @@ class ApiStore:
                     break
             else:
                 raise StoreError(f"{self.connection.address} counts {kind} that it does not list")
+
+        await self._in_parts(sorted(set(ids)), find)
         return found
+
+    def _first_part(self, items: Sequence[Item], limit: int = MAX_IDS_PER_REQUEST) -> Sequence[Item]:
+        """Return the first of the ids or keys, as many as one request takes; at least one, and at most `limit`."""
+        first, size = items[:limit], 0
+        for number, item in enumerate(first):
+            size += _body_bytes([item])
+            if number and size > self._max_body_bytes:
+                return first[:number]
+        return first
+
+    async def _in_parts(self, items: Sequence[Item], ask: Callable[[Sequence[Item]], Awaitable[Answer]]) -> list[Answer]:
+        """Ask for ids or keys in as many requests as they need. A part that is too large for a proxy (413) is halved."""
+        answers: list[Answer] = []
+        while items:
+            part = self._first_part(items)
+            try:
+                answers.append(await ask(part))
+            except StoreError as error:
+                if error.status != HTTP_CONTENT_TOO_LARGE or len(part) == 1:
+                    raise
+                self._max_body_bytes = _body_bytes(part) // 2
+                continue
+            items = items[len(part) :]
+        return answers
 
     async def _count(self, path: str, only: object, *, body_field: str = "artifacts") -> int:
         count = await self.connection.ask(f"{path}/count", {body_field: only})
         if not isinstance(count, int):
             raise StoreError(f"{self.connection.address} answers {path}/count with {str(count)[:100]!r}, not with a number")
         return count
+
+    async def _page(self, path: str, body: object, limit: int, *, is_divisible: bool) -> httpx.Response | None:
+        """Ask for one page of a listing; None if it must be asked for again with fewer rows."""
+        max_bytes = MAX_PAGE_BYTES if limit > 1 else 0
+        try:
+            return await self.connection.request(
+                "POST", path, body, max_bytes=max_bytes, is_divisible=is_divisible or limit > 1
+            )
+        except ResponseTooLargeError:
+            self._page_rows = max(1, limit // 4)
+        except ListingTimedOutError:
+            if is_divisible:
+                raise
+            self._max_page_rows = limit // 2
+        except StoreError as error:
+            if error.status != HTTP_UNPROCESSABLE or limit == 1:
+                raise
+            # Most likely, an administrator has lowered the limit of a page.
+            self._max_page_rows = limit // 2
+        return None
 
     async def _pages(  # noqa: PLR0913 - the options of a listing
         self,
@@ -489,8 +564,12 @@ class ApiStore:
         body_field: str = "artifacts",
         start: int = 0,
         unreadable: list[str | None] | None = None,
+        is_divisible: bool = False,
     ) -> AsyncIterator[list[dict[str, Any]]]:
         """Page through a listing by offset, from row `start` on. The size of a page follows the bytes of the page before.
+
+        A page for which the server takes too long is asked for with fewer rows, and so are all further ones; a listing that is
+        divisible raises `ListingTimedOutError` instead, since what takes long may be to sort it.
 
         With `unreadable`, a page that the server fails to show (500) is asked for with fewer rows, down to the single row that
         fails. That row is skipped, and the key of the row before it is appended to the list.
@@ -501,21 +580,17 @@ class ApiStore:
             limit = min(self._page_rows, self._max_page_rows)
             body = {body_field: only, "sort": sort, "limit": limit, "offset": offset}
             try:
-                response = await self.connection.request("POST", path, body, max_bytes=MAX_PAGE_BYTES if limit > 1 else 0)
-            except ResponseTooLargeError:
-                self._page_rows = max(1, limit // 4)
-                continue
+                response = await self._page(path, body, limit, is_divisible=is_divisible)
             except StoreError as error:
-                if error.status == HTTP_UNPROCESSABLE and limit > 1:
-                    # Most likely, an administrator has lowered the limit of a page.
-                    self._max_page_rows = max(1, limit // 2)
-                elif error.status != HTTP_SERVER_ERROR or unreadable is None or len(unreadable) == MAX_UNREADABLE_ROWS:
+                if error.status != HTTP_SERVER_ERROR or unreadable is None or len(unreadable) == MAX_UNREADABLE_ROWS:
                     raise
                 elif limit > 1:
                     self._page_rows = max(1, limit // 4)
                 else:
                     unreadable.append(last_key)
                     offset += 1
+                continue
+            if response is None:
                 continue
             rows = self.connection.json(response)
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -533,8 +608,9 @@ class ApiStore:
             offset += got
 
 
-def _slices(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+def _body_bytes(items: Iterable[object]) -> int:
+    """Return the size of ids or keys as JSON, with their quotes and commas."""
+    return sum(len(str(item).encode()) + 3 for item in items)
 
 
 def _any_of(ids: Iterable[UUID]) -> Mapping[str, Any]:

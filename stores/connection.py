@@ -2,8 +2,9 @@
 
 Prefect's own client sends the requests: it supports profiles, Cloud and basic auth, and retries 408, 429, 502, 503, timeouts
 and lost connections. Hooks on its HTTP client count each attempt, limit the request rate over all tasks of a run, notice when
-the server is busy, and refuse a response that is too large before it is read. Below them, the HTTP/2 transport sends a request
-again by itself where a server closes the connection with GOAWAY; it tells that to the trace of the request only.
+the server is busy, take a 504, with which a proxy gives up on a server, for a timeout, and refuse a response that is too large
+before it is read. Below them, the HTTP/2 transport sends a request again by itself where a server closes the connection with
+GOAWAY; it tells that to the trace of the request only.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ MAX_DETAIL_CHARS = 200
 """A longer explanation by the server is cut off in messages."""
 
 HTTP_UNAVAILABLE = 503
+HTTP_GATEWAY_TIMEOUT = 504
 HTTP_TOO_MANY_REQUESTS = 429
 FIRST_BUSY_RETRY_SECONDS = 0.02
 BUSY_RETRY_FACTOR = 6
@@ -73,6 +75,10 @@ Answer = TypeVar("Answer")
 
 class ResponseTooLargeError(Exception):
     """The response is longer than `max_bytes`; it was not read."""
+
+
+class ListingTimedOutError(Exception):
+    """The server, or a proxy before it, took too long for a listing; a smaller one may be in time."""
 
 
 class _LateError(Exception):
@@ -111,6 +117,7 @@ class Connection:
         attempts: list[float] | None = None,
         max_bytes: int = 0,
         start_attempt: Callable[[], bool] | None = None,
+        is_divisible: bool = False,
     ) -> httpx.Response:
         """Send one request, which Prefect's client retries on transient errors.
 
@@ -121,8 +128,10 @@ class Connection:
             attempts: An item is appended each time the request is sent, by the transport itself, too.
             max_bytes: Refuse a response whose `Content-Length` is above this. 0 is no limit.
             start_attempt: Called right before each attempt; if it returns False, the request is not sent.
+            is_divisible: Whether the caller can ask for less: the request is then not sent again after a timeout.
 
         Raises:
+            ListingTimedOutError: A divisible request timed out.
             ResponseTooLargeError: The response is longer than `max_bytes`.
             OutdatedSnapshotError: `start_attempt` returned False. An earlier attempt may have succeeded.
             StoreError: The server cannot be reached, refuses the credentials, or answers with an error.
@@ -147,6 +156,7 @@ class Connection:
                             "attempts": attempts,
                             "max_bytes": max_bytes,
                             "start_attempt": start_attempt,
+                            "is_divisible": is_divisible,
                             "turn": turn,
                             "trace": _trace_resends(attempts, start_attempt),
                         },
@@ -278,6 +288,7 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
 
     async def before(request: httpx.Request) -> None:
         attempts = request.extensions.setdefault("attempts", [])
+        _check_timeout(request)
         if limiter:
             await limiter.acquire()
         if (start_attempt := request.extensions.get("start_attempt")) and not start_attempt():
@@ -345,6 +356,16 @@ def reason(error: httpx.HTTPError) -> str:
     return printable(str(error)) or type(error).__name__
 
 
+def _check_timeout(request: httpx.Request) -> None:
+    """Raise `ListingTimedOutError` if a divisible request is to be sent again after a timeout, which tells no hook."""
+    attempts = request.extensions["attempts"]
+    timeout = request.extensions.get("timeout", {}).get("read")
+    if not (attempts and timeout and request.extensions.get("is_divisible")):
+        return
+    if asyncio.get_running_loop().time() - attempts[-1] >= timeout:
+        raise ListingTimedOutError
+
+
 def _limiter(per_minute: int) -> AsyncLimiter:
     """Create a leaky bucket whose burst and refill add up to at most `per_minute` in any minute."""
     burst = max(1.0, per_minute / 10)
@@ -354,6 +375,10 @@ def _limiter(per_minute: int) -> AsyncLimiter:
 def _check(response: httpx.Response) -> None:
     # With this header, Prefect's client would retry without end.
     response.headers.pop("Prefect-Maintenance", None)
+    if response.status_code == HTTP_GATEWAY_TIMEOUT:
+        if response.request.extensions.get("is_divisible"):
+            raise ListingTimedOutError
+        raise httpx.ReadTimeout(f"{HTTP_GATEWAY_TIMEOUT} {response.reason_phrase}", request=response.request)
     max_bytes = response.request.extensions.get("max_bytes") or 0
     length = response.headers.get("Content-Length", "")
     if max_bytes and response.is_success and length.isdigit() and int(length) > max_bytes:

@@ -1,0 +1,156 @@
+"""A proxy before the server, which gives up on it after a while, or takes no large requests."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from database import Row, days, series
+from fake import FakeServer
+from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, temporary_settings
+from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.tasks.report import CleanupFailed
+from servers import BY_FAKE, Server, on
+
+pytestmark = on(*BY_FAKE)
+
+KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
+AnyServer = Server | FakeServer
+Send = Callable[[httpx.AsyncHTTPTransport, httpx.Request], Awaitable[httpx.Response]]
+
+
+@contextmanager
+def proxy(monkeypatch: pytest.MonkeyPatch, act: Callable[[httpx.Request], Awaitable[int]]) -> Iterator[list[httpx.Request]]:
+    """Let a proxy answer some requests itself, with the status that `act` returns unless that is 0, and note all requests."""
+    send = httpx.AsyncHTTPTransport.handle_async_request
+    seen: list[httpx.Request] = []
+
+    async def handle(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        await request.aread()
+        seen.append(request)
+        status = await act(request)
+        return httpx.Response(status, request=request) if status else await send(transport, request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", handle)
+        yield seen
+
+
+def rows_asked_for(request: httpx.Request) -> int:
+    """The size of the page that a request asks for; 0 if it asks for none."""
+    return int(json.loads(request.content).get("limit") or 0) if request.url.path.endswith("/filter") else 0
+
+
+# --- 504
+
+
+async def test_a_504_is_tried_again(server: AnyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each request of a run once, the answer to a deletion that was carried out included."""
+    rows = await server.database.insert(series("report", [1, 2, 3, 4]))
+    victims: set[tuple[str, str]] = set()
+
+    async def act(request: httpx.Request) -> int:
+        victim = (request.method, request.url.path)
+        if victim in victims or request.method == "GET" or rows_asked_for(request):
+            return 0
+        victims.add(victim)
+        if request.method == "DELETE":
+            await server.database.delete_version(rows[[str(row.id) in victim[1] for row in rows].index(True)].id)
+        return 504
+
+    with proxy(monkeypatch, act):
+        report = await server.cleanup([KEEP_2], mode="delete")
+    assert {method for method, _path in victims} == {"POST", "PATCH", "DELETE"}
+    assert (report.outcome, report.deleted, report.already_gone, report.failed) == ("completed", 2, 0, 0)
+    assert await server.database.ids() == {row.id for row in rows[:2]}
+
+
+@pytest.mark.parametrize("how", ["504", "timeout"])
+async def test_a_listing_that_takes_too_long_is_asked_for_in_smaller_pages(
+    server: AnyServer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """At once, and not in pages of the same size six times; later pages do not grow beyond that."""
+    rows = await server.database.insert(series("report", range(60)))
+
+    async def act(request: httpx.Request) -> int:
+        if rows_asked_for(request) <= 12:
+            return 0
+        if how == "504":
+            return 504
+        await asyncio.sleep(0.5)
+        raise httpx.ReadTimeout("too slow", request=request)
+
+    with server.active(), temporary_settings(updates={PREFECT_API_REQUEST_TIMEOUT: 0.5}), proxy(monkeypatch, act) as seen:
+        async with connect() as opened:
+            history = await ApiStore(opened).history("report")
+    assert set(history.versions.ids) == {row.id for row in rows}
+    assert [size for request in seen if (size := rows_asked_for(request))] == [25, *[12] * (len(rows) // 12 + 1)]
+
+
+async def test_a_listing_of_many_keys_that_takes_too_long_is_divided_by_keys(
+    server: AnyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Because it is sorted as a whole, a smaller page would take as long."""
+    rows = [row for number in range(40) for row in series(f"key-{number}", [1, 2, 3])]
+    await server.database.insert(rows)
+
+    async def act(request: httpx.Request) -> int:
+        is_listing = request.url.path.endswith("/artifacts/filter")
+        keys = json.loads(request.content)["artifacts"].get("key", {}).get("any_", []) if is_listing else []
+        return 504 if len(keys) > 5 else 0
+
+    with proxy(monkeypatch, act):
+        report = await server.cleanup([KEEP_2], mode="delete")
+    assert (report.outcome, report.deleted) == ("completed", 40)
+
+
+# --- 413
+
+
+async def test_requests_are_bounded_by_their_bytes(server: AnyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the keys are: half of the 256 kB that some proxies take."""
+    rows = [Row(f"{number}-{'x' * 900}", days(1)) for number in range(600)]
+    await server.database.insert(rows)
+
+    async def act(_request: httpx.Request) -> int:
+        return 0
+
+    with server.active(), proxy(monkeypatch, act) as seen:
+        async with connect() as opened:
+            store = ApiStore(opened)
+            keys = [row.key for row in rows if row.key]
+            assert len(await store.collections(keys)) == len(rows)
+            assert sum([len(each.versions) async for page in store.histories(keys) for each in page]) == len(rows)
+    assert max(len(request.content) for request in seen) < 135_000
+
+
+async def test_a_request_that_is_too_large_for_a_proxy_is_sent_in_halves(
+    server: AnyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts, listings, and the states of runs; the run does what it does without the proxy."""
+    rows = [row for number in range(120) for row in series(f"{number:03}-{'x' * 60}", [1, 2, 3])]
+    await server.database.insert(rows)
+
+    async def act(request: httpx.Request) -> int:
+        return 413 if len(request.content) > 2_000 and b"artifact-retention" not in request.content else 0
+
+    with proxy(monkeypatch, act) as seen:
+        report = await server.cleanup([KEEP_2], mode="delete")
+    assert [request for request in seen if len(request.content) > 2_000]
+    assert (report.outcome, report.deleted, report.warnings) == ("completed", 120, [])
+    assert await server.database.ids() == {row.id for number, row in enumerate(rows) if number % 3 < 2}
+
+
+async def test_a_proxy_that_takes_not_even_one_key_is_told(server: AnyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run fails, and asks for no smaller part of one."""
+    await server.database.insert(series("report", [1, 2, 3]))
+
+    async def act(request: httpx.Request) -> int:
+        return 413 if request.url.path.endswith("/artifacts/count") else 0
+
+    with proxy(monkeypatch, act), pytest.raises(CleanupFailed, match="413"):
+        await server.cleanup([KEEP_2], mode="delete")
