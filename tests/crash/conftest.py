@@ -28,7 +28,10 @@ def revive() -> Iterator[Callable[[Server], None]]:
         def restart(server: Server) -> None:
             at_port = int(server.local.address.rpartition(":")[2])
             for process in psutil.process_iter(["cmdline"]):
-                if "uvicorn" in (command := process.info["cmdline"] or []) and str(at_port) in command:
+                if (
+                    "prefect.server.api.server:create_app" in (command := process.info["cmdline"] or [])
+                    and str(at_port) in command
+                ):
                     process.kill()
                     process.wait(20)
             stack.enter_context(local_server(server.local.folder, port=at_port)).wait()

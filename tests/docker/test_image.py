@@ -16,6 +16,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from platforms import ROOT, Platform, before_you_start, checkout, end, platform, shell_block, wait_for
+from watchdog import end_with_us
 
 BASE_IMAGE = "python:3.12-slim"
 MAX_MEGABYTES = 400
@@ -124,6 +125,7 @@ def registry(folder: Path) -> Iterator[str]:
     config.write_text(json.dumps({"version": "0.1", "storage": storage, "http": {"addr": address}}), encoding="utf-8")
     with (folder / "registry.log").open("wb") as log:
         process = subprocess.Popen([command, "serve", config], stdout=log, stderr=log, start_new_session=True)
+    end_with_us(process.pid)
     try:
 
         def answers() -> bool | None:
