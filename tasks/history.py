@@ -15,7 +15,7 @@ from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.loading import HISTORY_KEY
 from prefect_artifact_retention.stores.connection import reason
 from prefect_artifact_retention.tasks.charts import Bar
-from prefect_artifact_retention.tasks.publish import create
+from prefect_artifact_retention.tasks.publish import create_first_accepted
 from prefect_artifact_retention.tasks.rendering import headline, label, scope_label, with_links
 from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.run import Run
@@ -124,13 +124,24 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
     description = with_links(
         f"{count(len(rows), 'run')}, the newest first. The last: {headline(run.report)}", links, "Reports"
     )
+    lengths = _halved(len(rows))
     # As Prefect's own create_table_artifact stores it.
-    data = json.dumps([row.model_dump() for row in rows])
+    tables = (json.dumps([row.model_dump() for row in rows[:length]]) for length in lengths)
+    client = run.server.connection.client
     try:
-        await create(run.server.connection.client, data, type="table", key=HISTORY_KEY, description=description)
+        taken = await create_first_accepted(client, tables, type="table", key=HISTORY_KEY, description=description)
     except httpx.HTTPError as error:
         raise StoreError(f"the history could not be written: {reason(error)}") from None
-    return rows
+    if taken:
+        run.report.warn(
+            f"the history was cut to its last {lengths[taken]} runs: a proxy or the server takes no larger artifact (413)"
+        )
+    return rows[: lengths[taken]]
+
+
+def _halved(length: int) -> list[int]:
+    """Return a length and its halves, down to one."""
+    return [length >> halvings for halvings in range(length.bit_length())]
 
 
 async def read_next_start(run: Run) -> str:

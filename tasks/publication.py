@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import httpx
 from prefect import runtime
@@ -11,9 +11,13 @@ from prefect_artifact_retention.policies.loading import HISTORY_KEY, PROGRESS_KE
 from prefect_artifact_retention.stores.connection import reason, ui_address
 from prefect_artifact_retention.tasks.charts import keys_chart, trend_chart
 from prefect_artifact_retention.tasks.history import extend_history, trend
-from prefect_artifact_retention.tasks.publish import create
+from prefect_artifact_retention.tasks.publish import create_first_accepted
 from prefect_artifact_retention.tasks.rendering import headline, markdown
+from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.run import Run, as_task
+
+MIN_REPORT_CHARS = 500
+"""A report that cannot be written with as many characters is not written. With fewer, it would be its headline only."""
 
 
 async def publish_report(run: Run) -> None:
@@ -44,15 +48,29 @@ async def publish_report(run: Run) -> None:
         pictures = []
         report.warn(f"the charts could not be drawn: unexpected {type(error).__name__}")
     try:
-        await create(
+        await create_first_accepted(
             run.server.connection.client,
-            markdown(report, links=links(), pictures=[(picture.alt, picture.data_uri) for picture in pictures]),
+            _texts(report, [(picture.alt, picture.data_uri) for picture in pictures]),
             type="markdown",
             key=REPORT_KEY,
             description=headline(report),
         )
     except httpx.HTTPError as error:
         raise StoreError(f"the report could not be written: {reason(error)}") from None
+
+
+def _texts(report: CleanupReport, pictures: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Render the report, for a proxy that takes no large artifact also without pictures, and cut shorter and shorter."""
+    yield markdown(report, links=links(), pictures=pictures)
+    report.warn("the report was cut: a proxy or the server takes no larger artifact (413)")
+    whole = markdown(report, links=links())
+    yield whole
+    length = len(whole) // 2
+    while length >= MIN_REPORT_CHARS:
+        # At the end of a line, so that no table breaks in a row.
+        end = whole.rfind("\n", 0, length)
+        yield f"{whole[:end]}\n\nThe rest was cut: a proxy or the server takes no larger artifact.\n"
+        length //= 2
 
 
 def links() -> Mapping[str, str]:

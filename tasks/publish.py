@@ -6,17 +6,19 @@ Prefect's own `create_markdown_artifact` and the like take no `metadata`, in whi
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.objects import Artifact
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.control import HOLD, MAX_TTL_DAYS, TTL_DAYS
+from prefect_artifact_retention.stores.api import HTTP_CONTENT_TOO_LARGE
 from prefect_artifact_retention.stores.connection import shielded
 
 MIN_TTL_DAYS = Decimal("0.00001")
@@ -104,6 +106,39 @@ def _run_of_process() -> UUID | None:
         return UUID(os.environ.get("PREFECT__FLOW_RUN_ID", ""))
     except ValueError:
         return None
+
+
+async def create_first_accepted(  # noqa: PLR0913 - the fields of an artifact
+    client: PrefectClient,
+    candidates: Iterable[object],
+    *,
+    type: str,  # noqa: A002 - Prefect's name of the field
+    key: str,
+    description: str,
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """Create an artifact of the first of several contents, each smaller than the one before, that is not too large (413).
+
+    A proxy before the server may take less than the server does.
+
+    Returns:
+        The index of that content.
+
+    Raises:
+        StoreError: As `create`.
+        httpx.HTTPError: As `create`; of the last content, also that it is too large.
+    """
+    refused: httpx.HTTPStatusError | None = None
+    for number, data in enumerate(candidates):
+        try:
+            await create(client, data, type=type, key=key, description=description, metadata=metadata)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != HTTP_CONTENT_TOO_LARGE:
+                raise
+            refused = error
+        else:
+            return number
+    raise refused or ValueError("there is no content to create an artifact of")
 
 
 def _hold_entry(hold: object) -> str:

@@ -145,6 +145,38 @@ async def test_a_request_that_is_too_large_for_a_proxy_is_sent_in_halves(
     assert await server.database.ids() == {row.id for number, row in enumerate(rows) if number % 3 < 2}
 
 
+@pytest.mark.parametrize("limit", [5_000, 2_500])
+async def test_a_report_and_a_history_that_are_too_large_for_a_proxy_are_cut(
+    server: AnyServer, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """They are there, say that they are cut, and begin with what counts; the history has its newest rows."""
+    await server.database.insert([row for number in range(30) for row in series(f"key-{number:02}", [1, 2, 3, 4])])
+    numbers = dict.fromkeys(
+        ("keys", "versions before", "stale", "deleted", "versions after", "bytes before", "bytes after"), 1
+    )
+    texts = {"when (UTC)": "2026-01-31 04:00", "mode": "delete", "scope": "all keys", "outcome": "completed"}
+    runs = [{**texts, **numbers, "seconds": 1.0, "run": f"run {number}"} for number in range(50)]
+    await server.database.insert([Row("artifact-retention-history", days(1), data=json.dumps(runs), type="table")])
+
+    async def act(request: httpx.Request) -> int:
+        return 413 if request.url.path.endswith("/artifacts/") and len(request.content) > limit else 0
+
+    with proxy(monkeypatch, act) as seen:
+        report = await server.cleanup([KEEP_2], mode="delete")
+    assert (report.outcome, report.deleted, report.errors) == ("completed", 60, [])
+    assert [request for request in seen if len(request.content) > limit]
+    assert "the report was cut: a proxy or the server takes no larger artifact (413)" in report.warnings
+    text, *_others = await server.database.versions("artifact-retention-report")
+    written = str(text["data"])
+    assert "Deleted 60 versions" in written
+    assert "the report was cut" in written.replace("\\", "") or "The rest was cut" in written
+    table, *_others = await server.database.versions("artifact-retention-history")
+    rows = json.loads(str(table["data"]))
+    assert (rows[0]["mode"], rows[0]["deleted"]) == ("delete", 60)
+    assert [warning for warning in report.warnings if warning.startswith(f"the history was cut to its last {len(rows)} runs")]
+    assert [row["run"] for row in rows[1:]] == [row["run"] for row in runs[: len(rows) - 1]]
+
+
 async def test_a_proxy_that_takes_not_even_one_key_is_told(server: AnyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run fails, and asks for no smaller part of one."""
     await server.database.insert(series("report", [1, 2, 3]))
