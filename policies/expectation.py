@@ -9,8 +9,9 @@ Two things are not expected:
 - An *excess* of versions of keys that existed then: more than on the busiest day on record for each day since. A producer out
   of control pushes out what was kept of its key.
 
-Without a past run of the policy, nothing is expected. Nor is anything if no version at all has come for much longer than
-between any two runs on record: either the clock is wrong, or everything has come to an end.
+Without a past run of the policy, nothing is expected. Nor is anything if there are days on end, since that run, on which no
+version at all was created and no run was: either the clock is wrong, or everything stood still. What is written under a wrong
+clock does not end them, for it does not fill the days that never were.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from datetime import date, datetime, timedelta
 from itertools import pairwise
 from typing import NamedTuple
 
-from prefect_artifact_retention.policies.evaluation import Judgement, judge
+from prefect_artifact_retention.policies.evaluation import ONE_DAY, Judgement, judge
 from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.policies.model import RetentionPolicy
 
 MIN_SILENCE = timedelta(days=2)
-"""The time without any new version from which the clock is doubted. With less, a quiet workspace is refused sooner."""
+"""The whole days without any version from which the clock is doubted. With less, a quiet workspace is refused sooner."""
 
 
 class Settled(NamedTuple):
@@ -42,7 +43,7 @@ class Settled(NamedTuple):
 
 
 class PastRun(NamedTuple):
-    """A delete run: when it was, by the server's clock, and the policies of which it left nothing stale, by name."""
+    """A run: when it was, by the server's clock, and the policies of which it left nothing stale, by name."""
 
     when: datetime
     settled: Mapping[str, Settled]
@@ -69,6 +70,11 @@ class _Tally:
         """The versions of the busiest day, on record or still there."""
         return max(self.busiest_day, *self.days_before.values(), 0)
 
+    @property
+    def days(self) -> set[date]:
+        """The days with versions."""
+        return {*self.days_since, *self.days_before}
+
     def add(self, policy: RetentionPolicy, judgement: Judgement, now: datetime) -> None:
         """Add the verdicts on a key, or on some of the artifacts without one."""
         versions, stale = judgement.versions, judgement.stale
@@ -89,23 +95,15 @@ class _Tally:
 
 
 class Expectations:
-    """The stale versions of each policy of a run, compared with what is expected.
-
-    Attributes:
-        newest: When the newest of all versions was created, those from the future aside.
-    """
+    """The stale versions of each policy of a run, compared with what is expected."""
 
     def __init__(self, now: datetime, past: Sequence[PastRun] = ()) -> None:
         self.now = now
         self.past = past
-        self.newest: datetime | None = None
         self._tallies: dict[str, _Tally] = {}
 
     def add(self, policy: RetentionPolicy, judgement: Judgement) -> None:
         """Add the verdicts on a key, or on some of the artifacts without one."""
-        begin = judgement.versions.first_until(self.now)
-        for created in judgement.versions.created[begin : begin + 1]:
-            self.newest = max(created, self.newest or created)
         self._tally(policy.name).add(policy, judgement, self.now)
 
     def unexpected(self, name: str) -> int:
@@ -127,8 +125,8 @@ class Expectations:
             return "no earlier run has cleaned up by this policy"
         when = f"{tally.last:%Y-%m-%d %H:%M} UTC"
         if self._is_silent(tally):
-            quiet = count((self.now - max(tally.last, self.newest or tally.last)) // timedelta(days=1), "day")
-            return f"no version at all was created in the last {quiet} by the server's clock, which may be wrong"
+            quiet = count(self._silence(tally).days, "day")
+            return f"no version at all was created for {quiet} since {when} by the server's clock, which may be wrong"
         causes = []
         if overdue := self._overdue(tally):
             causes.append(f"{overdue} should have gone by the run of {when} already, so the policy has become stricter")
@@ -137,8 +135,14 @@ class Expectations:
         return " and ".join(causes)
 
     def _is_silent(self, tally: _Tally) -> bool:
-        heard = max(tally.last or self.now, self.newest or self.now)
-        return self.now - heard > max(MIN_SILENCE, 2 * tally.longest_pause)
+        return self._silence(tally) > max(MIN_SILENCE, 2 * tally.longest_pause)
+
+    def _silence(self, tally: _Tally) -> timedelta:
+        """Return the most whole days on end, since the last run that counts, without any version and without any run."""
+        begin, end = (tally.last or self.now).date(), self.now.date()
+        days = {each.when.date() for each in self.past}.union(*(each.days for each in self._tallies.values()))
+        signs = sorted({begin, end, *(day for day in days if begin < day < end)})
+        return max((later - earlier for earlier, later in pairwise(signs)), default=ONE_DAY) - ONE_DAY
 
     @staticmethod
     def _overdue(tally: _Tally) -> int:

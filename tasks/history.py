@@ -65,20 +65,19 @@ _SETTLED = TypeAdapter(dict[str, tuple[Amount, Amount]])
 
 
 async def read_past_runs(run: Run) -> list[PastRun]:
-    """Read from the history the delete runs of the same scope that left nothing stale of some policy.
+    """Read from the history all runs; the delete runs of the same scope with the policies of which they left nothing stale.
 
     Raises:
         StoreError: The server cannot be reached, or fails to show the history.
     """
-    return [
-        past for row in await _read_rows(run) if row.scope == _scope(run.report) and (past := _past_run(row)) and past.settled
-    ]
+    scope = _scope(run.report)
+    return [past for row in await _read_rows(run) if (past := _past_run(row, scope))]
 
 
-def _past_run(row: Row) -> PastRun | None:
+def _past_run(row: Row, scope: str) -> PastRun | None:
     try:
         when = datetime.strptime(row.when, WHEN).replace(tzinfo=UTC)
-        settled = _SETTLED.validate_json(row.settled or "{}", strict=False)
+        settled = _SETTLED.validate_json((row.settled if row.scope == scope else "") or "{}", strict=False)
     except ValueError:
         return None
     return PastRun(when, {name: Settled(*numbers) for name, numbers in settled.items()})

@@ -269,15 +269,28 @@ def test_keys_that_a_mistyped_glob_hands_to_another_policy_are_refused_with_that
     workspace.nights(2)
 
 
+@pytest.mark.parametrize("written", [0, 1, 30], ids="{}-written-since".format)
 @pytest.mark.parametrize("ahead", [5, 20, 400])
-def test_a_clock_that_is_ahead_is_refused_where_age_counts(ahead: int) -> None:
-    """By that clock nobody has written anything for long; once it is right again, so is the run."""
+def test_a_clock_that_is_ahead_is_refused_where_age_counts(ahead: int, written: int) -> None:
+    """Whether or not something is written by that clock, and every night; once it is right again, so is the run."""
     workspace = settled(policy(keep_within_days=7, keep_last=3), hourly=every(HOUR), daily=every(DAY))
-    before = sum(map(len, workspace.versions.values()))
-    refused = workspace.clean_up(clock=ahead * DAY)
-    assert "by the server's clock, which may be wrong" in refused["test"]
-    assert sum(map(len, workspace.versions.values())) == before
+    for night in range(3):
+        clock = (ahead + night) * DAY
+        workspace.write("hourly", [workspace.now + clock - index * timedelta(minutes=3) for index in range(written)])
+        before = sum(map(len, workspace.versions.values()))
+        refused = workspace.clean_up(clock=clock)
+        assert "by the server's clock, which may be wrong" in refused["test"]
+        assert sum(map(len, workspace.versions.values())) == before
     workspace.nights(2)
+
+
+def test_days_without_versions_are_expected_while_runs_tell_of_them() -> None:
+    """A workspace may be quiet, as over a holiday: the nightly runs show that its days were."""
+    workspace = settled(policy(keep_within_days=7, keep_last=3), hourly=every(HOUR))
+    workspace.producers = {}
+    workspace.nights(20)
+    workspace.producers = {"hourly": every(HOUR)}
+    workspace.nights(3)
 
 
 def test_a_producer_out_of_control_is_refused_every_night() -> None:
