@@ -132,6 +132,11 @@ class Judgement(Sequence[Verdict]):
         """Whether `latest_id` names none of the versions; all of them are kept then."""
         return self._rest.rule == "dangling"
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the whole key is stale, because it is idle."""
+        return self._rest.rule == "drop_idle_keys_after_days"
+
     def rules(self, *, keep: bool) -> Counter[str]:
         """Count by rule the reasons for which versions are kept, or for which they are stale."""
         rules = Counter(reason.rule for stays, reasons in self._decisions.values() if stays == keep for reason in reasons)

@@ -6,8 +6,9 @@ Two things are not expected:
 
 - *Overdue* versions, which the same policy would have deleted at the last run already. There are none, unless the policy has
   become stricter, or the key has come to it from another one.
-- An *excess* of versions of keys that existed then: more than on the busiest day on record for each day since. A producer out
-  of control pushes out what was kept of its key.
+- An *excess*: more than on the busiest day on record for each day since. A producer out of control pushes out what was kept of
+  its key. If that run was not long ago, keys that are new since then do not count, for nothing of them was ever kept, nor does
+  a whole key that has become idle.
 
 Without a past run of the policy, nothing is expected. Nor is anything if there are days on end, since that run, on which no
 version at all was created and no run was: either the clock is wrong, or everything stood still. What is written under a wrong
@@ -27,7 +28,8 @@ from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.policies.model import RetentionPolicy
 
 MIN_SILENCE = timedelta(days=2)
-"""The whole days without any version from which the clock is doubted. With less, a quiet workspace is refused sooner."""
+"""The whole days without a version from which the clock is doubted. With less, a quiet workspace is refused sooner; with more,
+a mistyped policy may empty keys that are as old."""
 
 
 class Settled(NamedTuple):
@@ -71,6 +73,11 @@ class _Tally:
         return max(self.busiest_day, *self.days_before.values(), 0)
 
     @property
+    def long(self) -> timedelta:
+        """A time that is longer than what passes between two runs."""
+        return max(MIN_SILENCE, 2 * self.longest_pause)
+
+    @property
     def days(self) -> set[date]:
         """The days with versions."""
         return {*self.days_since, *self.days_before}
@@ -83,15 +90,17 @@ class _Tally:
         self.days_before.update(map(datetime.date, versions.created[end:]))
         self.waiting += judgement.waiting()
         self.planned += len(stale)
-        # A key that is new since then loses nothing that was ever kept.
-        if not stale or self.last is None or (end == len(versions) and versions.key is not None):
+        if not stale or self.last is None:
             return
         overdue = 0
         if old := {versions.ids[index] for index in stale if index >= end}:
             before = versions.from_index(end)
             overdue = sum(before.ids[index] in old for index in judge(before, policy, now=self.last).stale)
         self.overdue += overdue
-        self.fresh += len(stale) - overdue
+        is_new = end == len(versions) and versions.key is not None
+        # Since a run of long ago, a key may have become large, and a mistyped policy would empty it.
+        if not (is_new or judgement.is_idle) or now - self.last > self.long:
+            self.fresh += len(stale) - overdue
 
 
 class Expectations:
@@ -135,7 +144,7 @@ class Expectations:
         return " and ".join(causes)
 
     def _is_silent(self, tally: _Tally) -> bool:
-        return self._silence(tally) > max(MIN_SILENCE, 2 * tally.longest_pause)
+        return self._silence(tally) > tally.long
 
     def _silence(self, tally: _Tally) -> timedelta:
         """Return the most whole days on end, since the last run that counts, without any version and without any run."""

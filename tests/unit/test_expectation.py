@@ -146,6 +146,7 @@ RULES = [
     {"keep_daily": 3},
     {"keep_monthly": 2, "expire_after_days": 40},
     {"keep_last": 2, "grace_days": 2},
+    {"keep_last": 500, "drop_idle_keys_after_days": 3},
 ]
 
 
@@ -200,6 +201,16 @@ def test_nor_is_one_that_begins_with_an_empty_workspace() -> None:
     workspace.nights(30)
 
 
+def test_nor_is_one_whose_keys_become_idle_one_after_the_other() -> None:
+    """A whole key goes in one night, which is more than has come on any day."""
+    workspace = Workspace({}, [policy(keep_last=500, drop_idle_keys_after_days=7)])
+    workspace.clean_up(percent=0)
+    for night in range(100):
+        workspace.producers = {f"experiment-{night // 21}": every(HOUR)}
+        workspace.nights(1)
+    assert [key for key, versions in workspace.versions.items() if versions] == ["experiment-4"]
+
+
 @pytest.mark.parametrize("nights", [2, 10, 40])
 def test_nor_is_the_first_night_after_some_without_a_run(nights: int) -> None:
     """As long as the producers have been at work meanwhile."""
@@ -249,6 +260,33 @@ def test_a_policy_that_has_become_much_stricter_is_refused_every_night(key: str)
     assert len(workspace.versions[key]) > kept
     workspace.rules = [policy(keep_last=70)]
     assert workspace.clean_up() == {}
+
+
+@pytest.mark.parametrize("strict", [{"keep_last": 1}, {"keep_last": 100, "drop_idle_keys_after_days": 1}], ids=str)
+def test_a_mistyped_policy_is_refused_also_for_keys_that_are_newer_than_the_last_run(strict: dict[str, object]) -> None:
+    """Where no run has got to its end for days, such keys have become large, and idle or not."""
+    workspace = Workspace({}, [policy(keep_last=100)])
+    workspace.clean_up()
+    workspace.producers = {key: every(HOUR) for key in "ab"}
+    workspace.pass_time(4 * DAY)
+    workspace.producers = {"c": every(HOUR)}
+    workspace.pass_time(2 * DAY)
+    before = sum(map(len, workspace.versions.values()))
+    workspace.rules = [policy(**strict)]
+    assert "are more than has come on the busiest days, 0, since the run of" in workspace.clean_up()["test"]
+    assert sum(map(len, workspace.versions.values())) == before
+
+
+@pytest.mark.parametrize("limit", [8, 30])
+def test_a_mistyped_limit_of_idle_keys_is_refused(limit: int) -> None:
+    """Keys that have been idle for longer would all go at once."""
+    producers = {f"experiment-{number}": every(HOUR) for number in range(5)}
+    workspace = settled(policy(keep_last=50, drop_idle_keys_after_days=365), hourly=every(HOUR), **producers)
+    workspace.producers = {"hourly": every(HOUR)}
+    workspace.nights(40)
+    workspace.rules = [policy(keep_last=50, drop_idle_keys_after_days=limit)]
+    workspace.pass_time(DAY)
+    assert "250 should have gone by the run of" in workspace.clean_up()["test"]
 
 
 def test_keys_that_a_mistyped_glob_hands_to_another_policy_are_refused_with_that_one_alone() -> None:
