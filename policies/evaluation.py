@@ -122,7 +122,9 @@ class Judgement(Sequence[Verdict]):
         return (index for index in self._order if index not in stale)
 
     def waiting(self) -> int:
-        """Count the versions that only their unfinished runs keep."""
+        """Count the versions that only their unfinished runs keep, or that stay because they cannot be judged."""
+        if self._rest.rule in {"dangling", "mixed_types"}:
+            return len(self)
         return sum(
             stays and all(reason.rule == "running" for reason in reasons) for stays, reasons in self._decisions.values()
         )

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from prefect_artifact_retention.policies.evaluation import ONE_DAY, Judgement, judge
 from prefect_artifact_retention.policies.formatting import count
-from prefect_artifact_retention.policies.model import RetentionPolicy
+from prefect_artifact_retention.policies.model import RetentionPolicy, Versions
 
 MIN_SILENCE = timedelta(days=2)
 """The whole days without a version from which the clock is doubted. With less, a quiet workspace is refused sooner; with more,
@@ -37,7 +37,7 @@ class Settled(NamedTuple):
 
     Attributes:
         busiest_day: The most versions that were created on one day since the run before; of all versions, if there was none.
-        waiting: The versions that only their unfinished runs kept; they may all become stale at once.
+        waiting: The versions that only their unfinished runs kept, or that could not be judged; all may become stale at once.
     """
 
     busiest_day: int
@@ -63,8 +63,8 @@ class _Tally:
         self.waiting_then = runs[-1][1].waiting if runs else 0
         self.busiest_day = max(by_day.values(), default=0)
         self.longest_pause = max((later - earlier for (earlier, _), (later, _) in pairwise(runs)), default=timedelta())
-        self.days_since: Counter[date] = Counter()
-        self.days_before: Counter[date] = Counter()
+        self.days_since: Counter[int] = Counter()
+        self.days_before: Counter[int] = Counter()
         self.planned = self.overdue = self.fresh = self.waiting = 0
 
     @property
@@ -78,16 +78,16 @@ class _Tally:
         return max(MIN_SILENCE, 2 * self.longest_pause)
 
     @property
-    def days(self) -> set[date]:
-        """The days with versions."""
+    def days(self) -> set[int]:
+        """The days with versions, by their number before the present."""
         return {*self.days_since, *self.days_before}
 
     def add(self, policy: RetentionPolicy, judgement: Judgement, now: datetime) -> None:
         """Add the verdicts on a key, or on some of the artifacts without one."""
         versions, stale = judgement.versions, judgement.stale
         begin, end = versions.first_until(now), len(versions) if self.last is None else versions.first_until(self.last)
-        self.days_since.update(map(datetime.date, versions.created[begin:end]))
-        self.days_before.update(map(datetime.date, versions.created[end:]))
+        self.days_since.update(_by_day(versions, begin, end, now))
+        self.days_before.update(_by_day(versions, max(begin, end), len(versions), now))
         self.waiting += judgement.waiting()
         self.planned += len(stale)
         if not stale or self.last is None:
@@ -103,6 +103,17 @@ class _Tally:
             self.fresh += len(stale) - overdue
 
 
+def _by_day(versions: Versions, begin: int, end: int, now: datetime) -> Counter[int]:
+    """Count some versions by how many whole days ago they were created; midnight would divide what comes from run to run."""
+    found: Counter[int] = Counter()
+    while begin < end:
+        day = (now - versions.created[begin]) // ONE_DAY
+        following = min(end, versions.first_until(now - (day + 1) * ONE_DAY))
+        found[day] = following - begin
+        begin = following
+    return found
+
+
 class Expectations:
     """The stale versions of each policy of a run, compared with what is expected."""
 
@@ -114,6 +125,10 @@ class Expectations:
     def add(self, policy: RetentionPolicy, judgement: Judgement) -> None:
         """Add the verdicts on a key, or on some of the artifacts without one."""
         self._tally(policy.name).add(policy, judgement, self.now)
+
+    def add_unjudged(self, policy: RetentionPolicy, number: int) -> None:
+        """Add versions of a key that could not be judged in this run, all of which may be stale in the next one."""
+        self._tally(policy.name).waiting += number
 
     def unexpected(self, name: str) -> int:
         """Return how many of the stale versions of a policy are not expected."""
@@ -138,7 +153,10 @@ class Expectations:
             return f"no version at all was created for {quiet} since {when} by the server's clock, which may be wrong"
         causes = []
         if overdue := self._overdue(tally):
-            causes.append(f"{overdue} should have gone by the run of {when} already, so the policy has become stricter")
+            causes.append(
+                f"{overdue} should have gone by the run of {when} already, so the policy has become stricter, was given other "
+                "keys, or could not be applied to some of them then"
+            )
         if excess := self._excess(tally):
             causes.append(f"{excess} are more than has come on the busiest days, {tally.most_a_day}, since the run of {when}")
         return " and ".join(causes)
@@ -148,10 +166,10 @@ class Expectations:
 
     def _silence(self, tally: _Tally) -> timedelta:
         """Return the most whole days on end, since the last run that counts, without any version and without any run."""
-        begin, end = (tally.last or self.now).date(), self.now.date()
-        days = {each.when.date() for each in self.past}.union(*(each.days for each in self._tallies.values()))
-        signs = sorted({begin, end, *(day for day in days if begin < day < end)})
-        return max((later - earlier for earlier, later in pairwise(signs)), default=ONE_DAY) - ONE_DAY
+        last = (self.now - (tally.last or self.now)) // ONE_DAY
+        days = {(self.now - each.when) // ONE_DAY for each in self.past}.union(*(each.days for each in self._tallies.values()))
+        signs = sorted({0, last, *(day for day in days if 0 < day < last)})
+        return max((later - earlier - 1 for earlier, later in pairwise(signs)), default=0) * ONE_DAY
 
     @staticmethod
     def _overdue(tally: _Tally) -> int:

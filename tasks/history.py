@@ -86,12 +86,13 @@ def _past_run(row: Row, scope: str) -> PastRun | None:
 def _settled(run: Run) -> str:
     """Describe, as JSON, the policies of which this run has left next to nothing stale: the next run builds on it.
 
-    A tenth may be left, for a key that fails every night must not keep a policy from having a past.
+    A tenth may be left, for a key that fails every night must not keep a policy from having a past. A key that cannot be read
+    counts as one version, for nobody knows how many it has.
     """
     report = run.report
     settled: dict[str, Settled] = {}
     for policy in report.policies if report.mode == "delete" and not run.is_partial else ():
-        left = sum(key.remaining for key in report.key_reports if key.policy == policy.name)
+        left = sum(key.remaining or bool(key.error) for key in report.key_reports if key.policy == policy.name)
         if not policy.refused and 10 * left <= policy.planned:
             settled[policy.name] = run.expectations.settled(policy.name)
     while len(text := json.dumps(settled)) > MAX_LONG_TEXT_CHARS:

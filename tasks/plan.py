@@ -309,6 +309,7 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
     if not history.complete:
         report.versions = report.kept = len(versions)
         report.bytes_seen = sum(versions.sizes)
+        run.expectations.add_unjudged(policy, len(versions))
         if history.error:
             report.error = f"nothing deleted, because its versions cannot be read: {history.error}"
         else:

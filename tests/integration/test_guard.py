@@ -1,6 +1,7 @@
 """The guard of a delete run, through the history that runs leave: what a night explains goes, what none explains stays."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -81,6 +82,35 @@ async def test_a_history_that_cannot_be_read_lets_the_guard_expect_nothing(serve
     assert (len(report.refusals), report.deleted) == (1, 0)
     assert any(warning.startswith("what earlier runs have recorded could not be read") for warning in report.warnings)
     assert (await night(server, HOURLY, REST, refuse_above_percent=0)).deleted > 24
+
+
+@on(FAKE)
+async def test_a_key_that_could_not_be_judged_for_some_nights_is_not_refused_afterwards(server: FakeServer) -> None:
+    """Here because a version of another type came between; once it is gone, what it held up goes, and no more is allowed."""
+    tables = RetentionPolicy(name="tables", match_types=["table"], keep_within_days=365)
+    for percent in (0, 50):
+        await night(server, tables, HOURLY, REST, refuse_above_percent=percent)
+    (odd,) = await server.database.insert([replace(row, type="table") for row in series("hourly", [0.9])])
+    for _night in range(4):
+        report = await night(server, tables, HOURLY, REST)
+        assert any(warning.startswith("hourly: nothing deleted") for warning in report.warnings)
+    await server.database.delete_version(odd.id)
+    report = await night(server, tables, HOURLY, REST)
+    assert (report.outcome, report.policies[1].planned, report.policies[1].unexpected) == ("completed", 5 * 24, 0)
+    assert (await night(server, tables, HOURLY.model_copy(update={"keep_last": 1}), REST)).policies[1].unexpected == 9
+
+
+@on(FAKE)
+async def test_a_key_that_could_not_be_read_for_some_nights_is_not_refused_afterwards(server: FakeServer) -> None:
+    """A run that has read nothing of a policy is none to count from."""
+    for percent in (0, 50):
+        await night(server, HOURLY, REST, refuse_above_percent=percent)
+    await server.database.break_data((await server.database.versions("hourly"))[0]["id"])
+    for _night in range(4):
+        assert (await night(server, HOURLY, REST)).outcome == "failed"
+    await server.database.repair_data()
+    report = await night(server, HOURLY, REST)
+    assert (report.outcome, report.policies[0].planned, report.policies[0].unexpected) == ("completed", 5 * 24, 0)
 
 
 @on(FAKE)

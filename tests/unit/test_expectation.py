@@ -219,6 +219,16 @@ def test_nor_is_the_first_night_after_some_without_a_run(nights: int) -> None:
     assert workspace.clean_up() == {}
 
 
+@pytest.mark.parametrize("hour", range(0, 24, 6))
+def test_at_whatever_hour_runs_are_nothing_is_unexpected_after_some_without_one(hour: int) -> None:
+    """Midnight does not divide the days on record."""
+    workspace = Workspace({"hourly": every(HOUR)}, [policy(keep_last=10)], now=START + hour * HOUR)
+    workspace.clean_up(percent=0)
+    workspace.nights(7)
+    workspace.pass_time(40 * DAY)
+    assert workspace.clean_up(percent=0.01) == {}
+
+
 def test_versions_of_a_long_flow_run_that_become_stale_together_are_expected() -> None:
     """Until it ended, only the run kept them."""
     run = UUID(int=1)
@@ -234,6 +244,20 @@ def test_versions_of_a_long_flow_run_that_become_stale_together_are_expected() -
     after = times[-1] + DAY
     expectations = Expectations(after, past)
     expectations.add(rules, judge(written, rules, now=after))
+    assert expectations.unexpected("test") == 0
+
+
+def test_versions_that_could_not_be_judged_may_all_become_stale_together() -> None:
+    """Their listing changed while it was read, night after night."""
+    rules = policy(keep_last=10)
+    written = [version(START + index * HOUR) for index in range(24 * 5)]
+    past = [PastRun(START - DAY, {"test": Expectations(START - DAY).settled("test")})]
+    for days in range(1, 5):
+        expectations = Expectations(START + days * DAY, past)
+        expectations.add_unjudged(rules, days * 24)
+        past.append(PastRun(expectations.now, {"test": expectations.settled("test")}))
+    expectations = Expectations(START + 5 * DAY, past)
+    expectations.add(rules, judge(written, rules, now=expectations.now))
     assert expectations.unexpected("test") == 0
 
 
