@@ -23,7 +23,7 @@ from prefect_artifact_retention.policies.loading import (
     describe_validation_error,
 )
 from prefect_artifact_retention.policies.model import refuse_bool
-from prefect_artifact_retention.tasks.report import Mode
+from prefect_artifact_retention.tasks.report import GIVEN_POLICIES, Mode
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
@@ -170,7 +170,7 @@ def resolve_policies(
     configured = load_policies(settings.policies, source=settings.source("policies"))
     if given:
         shields = [policy for policy in configured if policy.keep_all and policy not in given]
-        policies, source = (*shields, *given), "parameters of this run"
+        policies, source = (*shields, *given), GIVEN_POLICIES
     elif configured:
         policies, source = configured, settings.source("policies")
     elif mode == "preview":

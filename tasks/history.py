@@ -17,7 +17,7 @@ from prefect_artifact_retention.stores.connection import reason
 from prefect_artifact_retention.tasks.charts import Bar
 from prefect_artifact_retention.tasks.publish import create_first_accepted
 from prefect_artifact_retention.tasks.rendering import headline, label, scope_label, with_links
-from prefect_artifact_retention.tasks.report import CleanupReport
+from prefect_artifact_retention.tasks.report import GIVEN_POLICIES, CleanupReport
 from prefect_artifact_retention.tasks.run import Run
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -58,6 +58,8 @@ class Row(BaseModel):
     link: ShortText = ""
     next_start: ShortText = Field(default="", alias="next run begins with")
     """Of a delete run: where the next one over the same keys is to begin; empty at the first key."""
+    policies: ShortText = ""
+    """Whether they were configured, or given for this run; a run of the one kind says nothing of the other."""
     settled: LongText = ""
 
 
@@ -67,17 +69,20 @@ _SETTLED = TypeAdapter(dict[str, tuple[Amount, Amount]])
 async def read_past_runs(run: Run) -> list[PastRun]:
     """Read from the history all runs; the delete runs of the same scope with the policies of which they left nothing stale.
 
+    A run that was shut down while it published has two rows, and counts once.
+
     Raises:
         StoreError: The server cannot be reached, or fails to show the history.
     """
-    scope = _scope(run.report)
-    return [past for row in await _read_rows(run) if (past := _past_run(row, scope))]
+    rows = {(row.when, row.run, row.scope): row for row in reversed(await _read_rows(run))}
+    return [past for row in rows.values() if (past := _past_run(row, run.report))]
 
 
-def _past_run(row: Row, scope: str) -> PastRun | None:
+def _past_run(row: Row, report: CleanupReport) -> PastRun | None:
+    counts = row.scope == _scope(report) and row.policies == _policies(report)
     try:
         when = datetime.strptime(row.when, WHEN).replace(tzinfo=UTC)
-        settled = _SETTLED.validate_json((row.settled if row.scope == scope else "") or "{}", strict=False)
+        settled = _SETTLED.validate_json((row.settled if counts else "") or "{}", strict=False)
     except ValueError:
         return None
     return PastRun(when, {name: Settled(*numbers) for name, numbers in settled.items()})
@@ -95,8 +100,14 @@ def _settled(run: Run) -> str:
         left = sum(key.remaining or bool(key.error) for key in report.key_reports if key.policy == policy.name)
         if not policy.refused and 10 * left <= policy.planned:
             settled[policy.name] = run.expectations.settled(policy.name)
-    while len(text := json.dumps(settled)) > MAX_LONG_TEXT_CHARS:
-        settled.popitem()
+    dropped = []
+    while len(text := json.dumps(settled, ensure_ascii=False)) > MAX_LONG_TEXT_CHARS:
+        dropped.append(settled.popitem()[0])
+    if dropped:
+        report.warn(
+            f"the history has no room for {len(dropped)} of {len(dropped) + len(settled)} policies, from "
+            f'"{dropped[-1]}" on: to refuse_above_percent they will be new in the next run'
+        )
     return text if settled else ""
 
 
@@ -170,6 +181,10 @@ def _scope(report: CleanupReport) -> str:
     return scope_label(report.scope)[:MAX_TEXT_CHARS]
 
 
+def _policies(report: CleanupReport) -> str:
+    return "given for this run" if report.policy_source == GIVEN_POLICIES else "configured"
+
+
 async def _read_rows(run: Run) -> list[Row]:
     versions = await run.server.newest_rows(HISTORY_KEY, HISTORY_VERSIONS_READ)
     return _merged([_rows(version.get("data")) for version in versions])
@@ -192,6 +207,7 @@ def _row(report: CleanupReport, run_name: str, links: Mapping[str, str], settled
         bytes_after=sum(max(0, key.bytes_seen - key.bytes_freed) for key in report.key_reports),
         seconds=round(report.duration_seconds, 1),
         link=links.get("This run", ""),
+        policies=_policies(report),
         settled=settled,
     )
 

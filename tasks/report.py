@@ -16,6 +16,9 @@ Outcome = Literal["completed", "unfinished", "refused", "skipped", "failed"]
 UNKEYED = "~"
 """The place of the artifacts without a key in the order in which keys are planned: behind all characters of keys."""
 
+GIVEN_POLICIES = "parameters of this run"
+"""The source of policies that are not the configured ones."""
+
 MAX_WARNINGS = 50
 """Further warnings are dropped; with more, a report of a broken server would be unreadable."""
 

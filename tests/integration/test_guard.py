@@ -72,6 +72,50 @@ async def test_a_run_that_leaves_something_stale_is_none_to_count_from(server: F
 
 
 @on(FAKE)
+async def test_a_run_with_policies_of_its_own_says_nothing_of_the_configured_ones(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is over the same keys, and its policy has the same name."""
+    monkeypatch.setenv("ARTIFACT_RETENTION_POLICIES", json.dumps([HOURLY.model_dump(), REST.model_dump()]))
+    for percent in (0, 50):
+        await night(server, refuse_above_percent=percent)
+    looser = HOURLY.model_copy(update={"keep_last": 1000})
+    assert (await night(server, looser, REST)).outcome == "completed"
+    report = await night(server)
+    assert (report.outcome, report.policies[0].planned, report.policies[0].unexpected) == ("completed", 48, 0)
+
+
+@on(FAKE)
+async def test_policies_that_the_history_has_no_room_for_are_named(server: FakeServer) -> None:
+    """They are as new in the next run, and somebody should know why; names in any alphabet take no more room than others."""
+    many = [
+        RetentionPolicy(name=f"{number:03} {'ключ' * 8}", match_keys=[f"k-{number}"], keep_last=1) for number in range(120)
+    ]
+    few = await night(server, *many[:70], HOURLY, refuse_above_percent=0)
+    assert not any("has no room" in warning for warning in few.warnings)
+    report = await night(server, *many, HOURLY, refuse_above_percent=0)
+    (warning,) = [warning for warning in report.warnings if "has no room" in warning]
+    assert warning.startswith("the history has no room for")
+
+
+@on(FAKE)
+async def test_a_run_that_has_two_rows_counts_once(server: FakeServer) -> None:
+    """As one that was shut down while it published: the busiest days of the two are not added up."""
+    for percent in (0, 50):
+        await night(server, HOURLY, REST, refuse_above_percent=percent)
+    (history, *_) = await server.database.versions("artifact-retention-history")
+    rows = json.loads(history["data"])
+    for version in await server.database.versions("artifact-retention-history"):
+        twice = [row | {"outcome": outcome} for row in rows for outcome in ("completed", "unfinished") for _twice in range(3)]
+        await server.database.update_data(version["id"], json.dumps(twice))
+    server.pass_time(timedelta(hours=4))
+    await server.database.insert(series("hourly", [minute / 24 / 60 for minute in range(24 * 8)]))
+    report = await night(server, HOURLY, REST)
+    assert report.outcome == "refused"
+    assert report.policies[0].unexpected >= 24 * 9 - 3 * 24
+
+
+@on(FAKE)
 async def test_a_history_that_cannot_be_read_lets_the_guard_expect_nothing(server: FakeServer) -> None:
     """The run says so, and fails for that key anyway; without a guard, it deletes as ever."""
     await night(server, HOURLY, REST, refuse_above_percent=0)
