@@ -27,6 +27,9 @@ from prefect_artifact_retention.policies.evaluation import ONE_DAY, Judgement, j
 from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.policies.model import RetentionPolicy, Versions
 
+UNKEYED = "~"
+"""The place of the artifacts without a key in the order in which keys are planned: behind all characters of keys."""
+
 MIN_SILENCE = timedelta(days=2)
 """The whole days without a version from which the clock is doubted. With less, a quiet workspace is refused sooner; with more,
 a mistyped policy may empty keys that are as old."""
@@ -45,27 +48,49 @@ class Settled(NamedTuple):
 
 
 class PastRun(NamedTuple):
-    """A run: when it was, by the server's clock, and the policies of which it left nothing stale, by name."""
+    """What is on record of a run.
+
+    Attributes:
+        when: When it was, by the server's clock.
+        settled: The policies of which it left nothing stale, by name.
+        begin: The first key that it planned, if it did not get to all of them.
+        end: The key before which it stopped; empty if it got to all of them. Before `begin`, if it went on with the first key.
+    """
 
     when: datetime
     settled: Mapping[str, Settled]
+    begin: str = ""
+    end: str = ""
+
+    def covers(self, key: str | None) -> bool:
+        """Whether the run got to a key, or to the artifacts without one."""
+        place = UNKEYED if key is None else key
+        if self.begin < self.end:
+            return self.begin <= place < self.end
+        return not self.end or place >= self.begin or place < self.end
 
 
 class _Tally:
     """The versions of one policy, compared with its past runs."""
 
     def __init__(self, name: str, now: datetime, past: Sequence[PastRun]) -> None:
-        runs = sorted((each.when, each.settled[name]) for each in past if name in each.settled and each.when <= now)
+        mine = [each for each in past if name in each.settled and each.when <= now]
+        self.runs = sorted(mine, key=lambda each: each.when, reverse=True)
         by_day: Counter[date] = Counter()
-        for when, settled in runs:
-            by_day[when.date()] += settled.busiest_day
-        self.last = runs[-1][0] if runs else None
-        self.waiting_then = runs[-1][1].waiting if runs else 0
+        for each in mine:
+            by_day[each.when.date()] += each.settled[name].busiest_day
+        self.name = name
+        self.waiting_then: dict[datetime, int] = {}
         self.busiest_day = max(by_day.values(), default=0)
-        self.longest_pause = max((later - earlier for (earlier, _), (later, _) in pairwise(runs)), default=timedelta())
+        self.longest_pause = max((later.when - earlier.when for later, earlier in pairwise(self.runs)), default=timedelta())
         self.days_since: Counter[int] = Counter()
         self.days_before: Counter[int] = Counter()
-        self.planned = self.overdue = self.fresh = self.waiting = 0
+        self.planned = self.overdue = self.fresh = self.waiting = self.unreached = 0
+
+    @property
+    def last(self) -> datetime | None:
+        """The run to count from; if it was not the same one for all keys, the earliest."""
+        return min(self.waiting_then, default=None)
 
     @property
     def most_a_day(self) -> int:
@@ -85,21 +110,27 @@ class _Tally:
     def add(self, policy: RetentionPolicy, judgement: Judgement, now: datetime) -> None:
         """Add the verdicts on a key, or on some of the artifacts without one."""
         versions, stale = judgement.versions, judgement.stale
-        begin, end = versions.first_until(now), len(versions) if self.last is None else versions.first_until(self.last)
+        run = next((each for each in self.runs if each.covers(versions.key)), None)
+        if run:
+            self.waiting_then[run.when] = run.settled[self.name].waiting
+        begin, end = versions.first_until(now), len(versions) if run is None else versions.first_until(run.when)
         self.days_since.update(_by_day(versions, begin, end, now))
         self.days_before.update(_by_day(versions, max(begin, end), len(versions), now))
         self.waiting += judgement.waiting()
         self.planned += len(stale)
-        if not stale or self.last is None:
+        if run is None:
+            self.unreached += len(stale)
+            return
+        if not stale:
             return
         overdue = 0
         if old := {versions.ids[index] for index in stale if index >= end}:
             before = versions.from_index(end)
-            overdue = sum(before.ids[index] in old for index in judge(before, policy, now=self.last).stale)
+            overdue = sum(before.ids[index] in old for index in judge(before, policy, now=run.when).stale)
         self.overdue += overdue
         is_new = end == len(versions) and versions.key is not None
         # Since a run of long ago, a key may have become large, and a mistyped policy would empty it.
-        if not (is_new or judgement.is_idle) or now - self.last > self.long:
+        if not (is_new or judgement.is_idle) or now - run.when > self.long:
             self.fresh += len(stale) - overdue
 
 
@@ -135,7 +166,7 @@ class Expectations:
         tally = self._tally(name)
         if tally.last is None or self._is_silent(tally):
             return tally.planned
-        return self._overdue(tally) + self._excess(tally)
+        return tally.unreached + self._overdue(tally) + self._excess(tally)
 
     def settled(self, name: str) -> Settled:
         """Return what is to be recorded of a policy once nothing of it is stale any more."""
@@ -159,6 +190,8 @@ class Expectations:
             )
         if excess := self._excess(tally):
             causes.append(f"{excess} are more than has come on the busiest days, {tally.most_a_day}, since the run of {when}")
+        if tally.unreached:
+            causes.append(f"{tally.unreached} are of keys that no earlier run has reached")
         return " and ".join(causes)
 
     def _is_silent(self, tally: _Tally) -> bool:
@@ -173,7 +206,7 @@ class Expectations:
 
     @staticmethod
     def _overdue(tally: _Tally) -> int:
-        return max(0, tally.overdue - tally.waiting_then)
+        return max(0, tally.overdue - sum(tally.waiting_then.values()))
 
     def _excess(self, tally: _Tally) -> int:
         # Each day begun: a burst may be on both of two days that a night touches.

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import httpx
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.policies.expectation import PastRun, Settled
+from prefect_artifact_retention.policies.expectation import UNKEYED, PastRun, Settled
 from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.loading import HISTORY_KEY
 from prefect_artifact_retention.stores.connection import reason
@@ -61,9 +61,12 @@ class Row(BaseModel):
     policies: ShortText = ""
     """Whether they were configured, or given for this run; a run of the one kind says nothing of the other."""
     settled: LongText = ""
+    covered: LongText = ""
+    """Of a delete run that did not get to all keys, as JSON: the key that it began with, and where it stopped."""
 
 
 _SETTLED = TypeAdapter(dict[str, tuple[Amount, Amount]])
+_COVERED = TypeAdapter(tuple[str, str])
 
 
 async def read_past_runs(run: Run) -> list[PastRun]:
@@ -82,10 +85,19 @@ def _past_run(row: Row, report: CleanupReport) -> PastRun | None:
     counts = row.scope == _scope(report) and row.policies == _policies(report)
     try:
         when = datetime.strptime(row.when, WHEN).replace(tzinfo=UTC)
+        covered = _COVERED.validate_json(row.covered or '["", ""]')
         settled = _SETTLED.validate_json((row.settled if counts else "") or "{}", strict=False)
     except ValueError:
         return None
-    return PastRun(when, {name: Settled(*numbers) for name, numbers in settled.items()})
+    return PastRun(when, {name: Settled(*numbers) for name, numbers in settled.items()}, *covered)
+
+
+def _covered(run: Run) -> str:
+    """Describe, as JSON, to which keys a run got that did not get to all of them; empty for any other."""
+    if not run.planned_until:
+        return ""
+    begin = run.collections[0].key if run.first_round else UNKEYED
+    return json.dumps([begin, run.planned_until], ensure_ascii=False)
 
 
 def _settled(run: Run) -> str:
@@ -96,9 +108,12 @@ def _settled(run: Run) -> str:
     """
     report = run.report
     settled: dict[str, Settled] = {}
-    for policy in report.policies if report.mode == "delete" and not run.is_partial else ():
+    unfinished = {policy.name for policy in run.policies if policy.unkeyed and not run.has_all_unkeyed}
+    # Without the range of its keys, a partial run would count as one that got to all of them.
+    fits = len(_covered(run)) <= MAX_LONG_TEXT_CHARS
+    for policy in report.policies if report.mode == "delete" and fits else ():
         left = sum(key.remaining or bool(key.error) for key in report.key_reports if key.policy == policy.name)
-        if not policy.refused and 10 * left <= policy.planned:
+        if not policy.refused and policy.name not in unfinished and 10 * left <= policy.planned:
             settled[policy.name] = run.expectations.settled(policy.name)
     dropped = []
     while len(text := json.dumps(settled, ensure_ascii=False)) > MAX_LONG_TEXT_CHARS:
@@ -130,7 +145,7 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
     if next_start is None:
         # A run that was refused, skipped or stopped early does not change it, nor does a preview.
         next_start = _next_start(before, run.report)
-    row = _row(run.report, run_name, links, _settled(run))
+    row = _row(run.report, run_name, links, _settled(run), _covered(run))
     rows = [row.model_copy(update={"next_start": next_start[:MAX_TEXT_CHARS]}), *before][:MAX_HISTORY_ROWS]
     description = with_links(
         f"{count(len(rows), 'run')}, the newest first. The last: {headline(run.report)}", links, "Reports"
@@ -190,7 +205,7 @@ async def _read_rows(run: Run) -> list[Row]:
     return _merged([_rows(version.get("data")) for version in versions])
 
 
-def _row(report: CleanupReport, run_name: str, links: Mapping[str, str], settled: str = "") -> Row:
+def _row(report: CleanupReport, run_name: str, links: Mapping[str, str], settled: str = "", covered: str = "") -> Row:
     return Row(
         when=f"{report.now:{WHEN}}",
         run=printable(run_name)[:MAX_TEXT_CHARS],
@@ -209,6 +224,7 @@ def _row(report: CleanupReport, run_name: str, links: Mapping[str, str], settled
         link=links.get("This run", ""),
         policies=_policies(report),
         settled=settled,
+        covered=covered[:MAX_LONG_TEXT_CHARS],
     )
 
 

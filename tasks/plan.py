@@ -138,9 +138,8 @@ async def _plan_rounds(
 
 
 def _stop_before(run: Run, key: str) -> None:
-    run.report.stopped_at = key
+    run.planned_until = run.report.stopped_at = key
     run.report.outcome = "unfinished"
-    run.is_partial = True
 
 
 async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, RetentionPolicy]]) -> None:
@@ -206,7 +205,7 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
             is_partial = len(seen) + len(unreadable) < expected
             if run.store is run.server and stale and is_partial and not run.has_planning_time():
                 run.report.outcome = "unfinished"
-                run.is_partial = True
+                run.has_all_unkeyed = False
                 run.report.warn(f"planning time was over after {len(seen)} of {expected} artifacts without a key")
                 break
         else:

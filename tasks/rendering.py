@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from prefect_artifact_retention.policies.expectation import UNKEYED
 from prefect_artifact_retention.policies.formatting import count
-from prefect_artifact_retention.tasks.report import UNKEYED, CleanupReport, RuleCount, in_order
+from prefect_artifact_retention.tasks.report import CleanupReport, RuleCount, in_order
 
 MAX_STALE_KEYS_LISTED = 20
 MAX_KEYS_LISTED = 20

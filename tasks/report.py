@@ -13,9 +13,6 @@ from pydantic import BaseModel, Field, computed_field
 Mode = Literal["preview", "delete"]
 Outcome = Literal["completed", "unfinished", "refused", "skipped", "failed"]
 
-UNKEYED = "~"
-"""The place of the artifacts without a key in the order in which keys are planned: behind all characters of keys."""
-
 GIVEN_POLICIES = "parameters of this run"
 """The source of policies that are not the configured ones."""
 

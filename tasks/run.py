@@ -18,12 +18,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.policies.evaluation import Judgement
-from prefect_artifact_retention.policies.expectation import Expectations
+from prefect_artifact_retention.policies.expectation import UNKEYED, Expectations
 from prefect_artifact_retention.policies.loading import OWN_KEYS
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from prefect_artifact_retention.stores.store import Mark, Store
-from prefect_artifact_retention.tasks.report import UNKEYED, CleanupReport, KeyReport, RuleCount
+from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, RuleCount
 
 LOGGER = logging.getLogger(__name__)
 
@@ -139,7 +139,8 @@ class Run:
         server_deletes: Whether the server deletes artifacts by itself, too.
         is_stalled: Whether the server takes no deletions.
         expectations: What is expected to be stale of each policy.
-        is_partial: Whether planning stopped before all keys were evaluated.
+        planned_until: The key before which planning stopped; empty if it got to all of them.
+        has_all_unkeyed: Whether planning did not stop in the middle of the artifacts without a key.
         is_unsettled: Whether a version behind a latest one was deleted, so that collections must be checked with a delay.
     """
 
@@ -172,7 +173,8 @@ class Run:
         self.kept_by = RuleTally()
         self.condemned_by = RuleTally()
         self.expectations = Expectations(report.now)
-        self.is_partial = False
+        self.planned_until = ""
+        self.has_all_unkeyed = True
         self.planned = 0
         self.deletions_started = 0
         self.deletions_settled = 0

@@ -8,6 +8,8 @@ import pytest
 from database import Row, series
 from fake import FakeServer
 from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.stores import api
+from prefect_artifact_retention.tasks import run
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from servers import FAKE, POSTGRESQL_DATABASE, SQLITE_API, Server, on, thorough
 
@@ -155,6 +157,31 @@ async def test_a_key_that_could_not_be_read_for_some_nights_is_not_refused_after
     await server.database.repair_data()
     report = await night(server, HOURLY, REST)
     assert (report.outcome, report.policies[0].planned, report.policies[0].unexpected) == ("completed", 5 * 24, 0)
+
+
+@on(FAKE)
+async def test_nights_whose_time_is_over_before_the_last_key_are_not_refused(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gets to one key, and each key has the run that got to it last to count from; a stricter policy is refused."""
+    monkeypatch.setattr(api, "FIRST_LISTING_KEYS", 1)
+    policy = RetentionPolicy(name="all", keep_last=10)
+    # Planning has no time at all, and stops after the first listing; what is planned is deleted all the same.
+    monkeypatch.setattr(run, "MIN_DELETIONS", 10_000)
+    limits = {"time_budget_minutes": 1e-9}
+    planned = []
+    for number in range(18):
+        server.pass_time(timedelta(days=1))
+        await server.database.insert([*hours("a", 24), *hours("b", 24), *hours("c", 24)])
+        percent = 0 if number < 6 else 50
+        report = await server.cleanup([policy], mode="delete", refuse_above_percent=percent, **limits)
+        planned += [each.key for each in report.key_reports]
+        assert len(report.key_reports) <= 1
+        assert (report.outcome, report.refusals) == ("unfinished", [])
+    assert set(planned) == {"a", "b", "c"}
+    stricter = policy.model_copy(update={"keep_last": 1})
+    report = await night(server, stricter, refuse_above_percent=5)
+    assert "should have gone by the run of" in report.refusals[0]
 
 
 @on(FAKE)

@@ -12,7 +12,7 @@ import pytest
 from builders import policy, version
 from prefect_artifact_retention.policies import RetentionPolicy, Version
 from prefect_artifact_retention.policies.evaluation import Judgement, judge
-from prefect_artifact_retention.policies.expectation import Expectations, PastRun
+from prefect_artifact_retention.policies.expectation import Expectations, PastRun, Settled
 from prefect_artifact_retention.tasks.history import MAX_HISTORY_ROWS
 
 START = datetime(2026, 3, 1, 2, 30, tzinfo=UTC)
@@ -259,6 +259,29 @@ def test_versions_that_could_not_be_judged_may_all_become_stale_together() -> No
     expectations = Expectations(START + 5 * DAY, past)
     expectations.add(rules, judge(written, rules, now=expectations.now))
     assert expectations.unexpected("test") == 0
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "covered"),
+    [("", "", "abc~"), ("", "b", "a"), ("b", "c", "b"), ("b", "a", "bc~"), ("c", "b", "ac~"), ("~", "b", "a~")],
+)
+def test_a_run_that_did_not_get_to_all_keys_counts_for_those_between_its_first_and_its_end(
+    begin: str, end: str, covered: str
+) -> None:
+    """Runs plan the keys in their order, then the artifacts without one, then go on with the first key."""
+    run = PastRun(START, {}, begin, end)
+    assert "".join(key or "~" for key in ("a", "b", "c", None) if run.covers(key)) == covered
+
+
+def test_a_key_that_no_run_has_reached_has_nothing_expected() -> None:
+    """Though one has cleaned up others by the same policy."""
+    past = [PastRun(START - DAY, {"test": Settled(100, 0)}, "a", "m")]
+    rules, expectations = policy(keep_last=10), Expectations(START, past)
+    for key in ("b", "x"):
+        written = [version(START - index * HOUR, key=key) for index in range(24)]
+        expectations.add(rules, judge(written, rules, now=START))
+    assert expectations.unexpected("test") == 14
+    assert expectations.explain("test") == "14 are of keys that no earlier run has reached"
 
 
 # --- what is out of order
