@@ -404,7 +404,8 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     if run.report.mode != "delete":
         return
     if not (run.plans or run.dangling):
-        if not run.report.refusals:
+        # What the guard refuses must not keep the next run from the keys that this one had no time for.
+        if run.is_partial or not run.report.refusals:
             run.next_start = run.report.stopped_at
         return
     if await _skip_for_other_run(run, progress):
@@ -510,7 +511,7 @@ async def _skip_for_other_run(run: Run, progress: ProgressArtifact, *, is_announ
     for own_id in run.own_runs:
         if other := await other_run(run, own_id, progress.now(), is_announced=is_announced):
             run.report.outcome = "skipped"
-            run.report.refusals.append(other)
+            run.report.refusals = [other]
             return True
     return False
 

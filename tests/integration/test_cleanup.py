@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -32,7 +32,7 @@ from prefect_artifact_retention.tasks.progress import DELETING, PHASE
 from prefect_artifact_retention.tasks.rendering import markdown
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, scope_digest
 from prefect_artifact_retention.tasks.run import Step
-from servers import BY_API, BY_FAKE, Server, drain, on, when_planned
+from servers import BY_API, BY_FAKE, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, drain, on, thorough, when_planned
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 
@@ -586,6 +586,60 @@ async def test_with_a_limit_every_key_has_its_turn(server: Server) -> None:
         assert report.deleted == 3
     assert len(await server.database.ids("key = 'z'")) == 2
     assert len(await server.database.ids("key IS NULL")) < 4
+
+
+@on(*BY_FAKE, POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+async def test_with_a_limit_an_idle_key_that_is_larger_than_it_has_its_turn_too(server: Server) -> None:
+    """Through the database, no transaction takes a part of it; what is behind it does not use up the limit."""
+    ages = {"a-idle": range(40, 45), "b": range(1, 11), "c": range(1, 5), "d": range(1, 3)}
+    rows = {key: await server.database.insert(series(key, ages[key])) for key in ages}
+    policy = RetentionPolicy(name="keep two", keep_last=2, drop_idle_keys_after_days=30)
+    for _night in range(3):
+        report = await server.cleanup([policy], mode="delete", max_deletions=2)
+        assert report.deleted == 2
+    left = await server.database.ids()
+    assert [len(left & {row.id for row in rows[key]}) for key in ("a-idle", "b", "c")] == [3, 8, 2]
+
+
+@on(*BY_FAKE)
+async def test_without_a_readable_history_a_limited_run_begins_with_the_first_key(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so: the run is not lost because of it."""
+    await server.database.insert(series("report", [1, 2, 3, 4]))
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def fail(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/artifacts/filter") and b"artifact-retention-history" in request.content:
+            return httpx.Response(500, request=request)
+        return await send(transport, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", fail)
+    report = await server.cleanup([KEEP_2], mode="delete", max_deletions=1)
+    assert report.deleted == 1
+    assert "begins with the first key" in report.warnings[0]
+
+
+@on(*BY_FAKE)
+async def test_a_refused_policy_keeps_no_other_from_its_turn(server: Server) -> None:
+    """Of a run that has no time to plan all keys, the next goes on behind what was refused."""
+    rows = {
+        name: await server.database.insert(
+            [row for number in range(30) for row in series(f"{name}-{number:02}", [1, 2, 3, 4])]
+        )
+        for name in ("bad", "good")
+    }
+    kept = {row.id for row in rows["bad"]} | {row.id for row in rows["good"] if row.age < days(4)}
+    policies = [
+        RetentionPolicy(name="bad", match_keys=["bad-*"], keep_last=1),
+        RetentionPolicy(name="good", match_keys=["good-*"], keep_last=3),
+    ]
+    for _night in range(40):
+        with suppress(CleanupFailed):
+            await server.cleanup(policies, mode="delete", time_budget_minutes=0.0001, refuse_above_percent=50)
+        if await server.database.ids() == kept:
+            break
+    assert await server.database.ids() == kept
 
 
 @on(*BY_FAKE)
