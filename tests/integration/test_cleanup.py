@@ -634,7 +634,7 @@ async def test_a_refused_policy_keeps_no_other_from_its_turn(server: Server) -> 
         RetentionPolicy(name="bad", match_keys=["bad-*"], keep_last=1),
         RetentionPolicy(name="good", match_keys=["good-*"], keep_last=3),
     ]
-    for _night in range(40):
+    for _night in range(12):
         with suppress(CleanupFailed):
             await server.cleanup(policies, mode="delete", time_budget_minutes=0.0001, refuse_above_percent=50)
         if await server.database.ids() == kept:
