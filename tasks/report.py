@@ -55,7 +55,9 @@ class PolicyReport(BaseModel):
     versions: int = Field(default=0, description="Versions evaluated.")
     planned: int = Field(default=0, description="Stale versions.")
     unexpected: int = Field(
-        default=0, description="Stale versions that no steady state explains; `refuse_above_percent` is for these."
+        default=0,
+        description="Stale versions that no steady state explains; `refuse_above_percent` is for these. In a preview without "
+        "it, they are not counted, and this is 0.",
     )
     refused: bool = Field(default=False, description="Whether its keys were left alone, because too many of these would go.")
 

@@ -191,6 +191,11 @@ class Run:
         self.server = server
 
     @property
+    def is_partial(self) -> bool:
+        """Whether planning stopped before all versions were evaluated."""
+        return bool(self.planned_until) or not self.has_all_unkeyed
+
+    @property
     def seconds(self) -> float:
         """Seconds since the run began."""
         return time.monotonic() - self._began
@@ -273,7 +278,8 @@ class Run:
         if plan is None:
             return self.report.stopped_at
         keys = [each.key for each in self.collections]
-        places = [*keys[: self.first_round], UNKEYED, *keys[self.first_round :]]
+        unkeyed = [] if self.report.scope else [UNKEYED]
+        places = [*keys[: self.first_round], *unkeyed, *keys[self.first_round :]]
         place = UNKEYED if plan.key is None else plan.key
         if not plan.is_begun:
             return place

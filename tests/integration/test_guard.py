@@ -45,6 +45,10 @@ async def test_a_night_that_deletes_most_of_a_key_as_every_night_is_not_refused(
         assert (report.outcome, hourly.versions, hourly.planned, hourly.unexpected) == ("completed", 34, 24, 0)
         preview = await server.cleanup([HOURLY, REST], refuse_above_percent=50)
         assert not any("would be refused" in warning for warning in preview.warnings)
+        stricter = HOURLY.model_copy(update={"keep_last": 5})
+        unguarded, guarded = [await server.cleanup([stricter, REST], refuse_above_percent=percent) for percent in (0, 50)]
+        assert [each.policies[0].planned for each in (unguarded, guarded)] == [5, 5]
+        assert [each.policies[0].unexpected for each in (unguarded, guarded)] == [0, 5]
 
 
 @on(FAKE)
