@@ -80,7 +80,7 @@ async def read_past_runs(run: Run) -> list[PastRun]:
     Raises:
         StoreError: The server cannot be reached, or fails to show the history.
     """
-    rows = {(row.when, row.run, row.scope): row for row in reversed(await _read_rows(run))}
+    rows = {(row.when, row.run, row.mode, row.scope, row.settled): row for row in await _read_rows(run)}
     return [past for row in rows.values() if (past := _past_run(row, run.report))]
 
 
