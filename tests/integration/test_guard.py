@@ -70,6 +70,24 @@ async def test_a_refused_policy_leaves_its_own_keys_alone_and_no_others(server: 
 
 
 @on(FAKE)
+async def test_a_wrong_clock_of_the_server_is_refused_every_night_whatever_is_written_by_it(server: FakeServer) -> None:
+    """The first night finds nothing new, later ones what was written meanwhile, and the rows of previews and refused runs."""
+    month = RetentionPolicy(name="month", keep_within_days=30)
+    await server.database.insert(series("daily", range(1, 29)))
+    for percent in (0, 50, 50):
+        assert (await night(server, month, refuse_above_percent=percent)).outcome == "completed"
+    before = await server.database.ids()
+    server.pass_time(timedelta(days=400))
+    preview = await server.cleanup([month], refuse_above_percent=50)
+    assert any("which may be wrong" in warning for warning in preview.warnings)
+    for _night in range(3):
+        report = await night(server, month)
+        assert (report.outcome, report.deleted) == ("refused", 0)
+        assert "no version at all was created for 399 days since" in report.refusals[0]
+    assert before <= await server.database.ids()
+
+
+@on(FAKE)
 async def test_a_run_that_leaves_something_stale_is_none_to_count_from(server: FakeServer) -> None:
     """What it left is not overdue for that; the policies of which it left nothing have their record."""
     await night(server, HOURLY, REST, refuse_above_percent=0)
