@@ -2,7 +2,8 @@
 
 The API returns each version with its full payload, has no bulk deletion, and pages by offset, without a tie-breaker on dates,
 at most 200 rows at a time (an administrator may lower that). So the size of a page follows the bytes of the last one, payloads
-are measured and dropped on arrival, and the number of rows listed is compared with the server's count.
+are measured and dropped on arrival, many keys are listed a page at a time, and where a listing takes several pages, the number
+of its rows is compared with the server's count.
 """
 
 from __future__ import annotations
