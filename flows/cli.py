@@ -379,6 +379,9 @@ def _check_limits(**limits: float) -> None:
 def _follow(run: Callable[[], Coroutine[Any, Any, CleanupReport]], *, quiet: bool) -> CleanupReport:
     """Run with a progress bar (plain lines if stderr is no terminal), and turn SIGTERM into KeyboardInterrupt."""
     from prefect.exceptions import TerminationSignal  # noqa: PLC0415
+
+    # The terminal, too, though only `_show` needs it: what cannot be imported must fail before anything is deleted.
+    from prefect_artifact_retention.flows import terminal  # noqa: F401, PLC0415
     from prefect_artifact_retention.flows.cleanup import LISTENER  # noqa: PLC0415
     from prefect_artifact_retention.flows.progress import progress_display  # noqa: PLC0415
 

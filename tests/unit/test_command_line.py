@@ -355,6 +355,17 @@ def test_a_reader_that_has_gone_is_no_traceback(folder: Path) -> None:
     os.close(writing)
 
 
+@pytest.mark.usefixtures("config")
+@pytest.mark.parametrize("arguments", ["preview", "delete", "delete --json"])
+def test_what_prints_the_report_is_imported_before_the_run(arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that fails, as with a library of another version, no report of deletions is lost."""
+    monkeypatch.setitem(sys.modules, "prefect_artifact_retention.flows.terminal", None)
+    monkeypatch.delattr("prefect_artifact_retention.flows.terminal", raising=False)
+    monkeypatch.setenv("PREFECT_API_URL", NO_SERVER["PREFECT_API_URL"])
+    with pytest.raises(ImportError, match="terminal"):
+        main(arguments.split())
+
+
 def test_a_bad_limit_is_refused_though_the_environment_has_a_good_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
