@@ -260,9 +260,10 @@ def _trace_resends(
     """
     traced = 0
 
-    async def trace(event: str, _info: Mapping[str, Any]) -> None:
+    async def trace(event: str, info: Mapping[str, Any]) -> None:
         nonlocal traced
-        if not event.endswith(".send_request_headers.started"):
+        # A CONNECT opens the tunnel of a proxy; the request itself follows.
+        if not event.endswith(".send_request_headers.started") or info["request"].method == b"CONNECT":
             return
         if len(attempts) == traced:
             if start_attempt and not start_attempt():
@@ -300,6 +301,9 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
             turn := response.request.extensions.get("turn")
         ):
             concurrency.back_off(turn)
+        if response.is_error:
+            # Not of a success, whose content may still time out.
+            response.request.extensions["answered"] = len(response.request.extensions["attempts"])
         _check(response)
 
     try:
@@ -357,10 +361,15 @@ def reason(error: httpx.HTTPError) -> str:
 
 
 def _check_timeout(request: httpx.Request) -> None:
-    """Raise `ListingTimedOutError` if a divisible request is to be sent again after a timeout, which tells no hook."""
+    """Raise `ListingTimedOutError` if a divisible request is to be sent again after a timeout, which tells no hook.
+
+    Prefect's client also sleeps between two attempts, for as long as an answer asks for.
+    """
     attempts = request.extensions["attempts"]
     timeout = request.extensions.get("timeout", {}).get("read")
     if not (attempts and timeout and request.extensions.get("is_divisible")):
+        return
+    if request.extensions.get("answered") == len(attempts):
         return
     if asyncio.get_running_loop().time() - attempts[-1] >= timeout:
         raise ListingTimedOutError

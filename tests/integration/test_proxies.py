@@ -33,7 +33,9 @@ def proxy(monkeypatch: pytest.MonkeyPatch, act: Callable[[httpx.Request], Awaita
         await request.aread()
         seen.append(request)
         status = await act(request)
-        return httpx.Response(status, request=request) if status else await send(transport, request)
+        if not status:
+            return await send(transport, request)
+        return httpx.Response(status, headers={"Retry-After": "1.6"} if status == 429 else {}, request=request)
 
     with monkeypatch.context() as patch:
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", handle)
@@ -89,6 +91,39 @@ async def test_a_listing_that_takes_too_long_is_asked_for_in_smaller_pages(
             history = await ApiStore(opened).history("report")
     assert set(history.versions.ids) == {row.id for row in rows}
     assert [size for request in seen if (size := rows_asked_for(request))] == [25, *[12] * (len(rows) // 12 + 1)]
+
+
+async def test_a_pause_that_a_busy_server_asks_for_is_no_timeout(server: AnyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it is longer than one: the page was answered, and is asked for again as it was."""
+    await server.database.insert(series("report", range(30)))
+    refused: list[httpx.Request] = []
+
+    async def act(request: httpx.Request) -> int:
+        if refused or not rows_asked_for(request):
+            return 0
+        refused.append(request)
+        return 429
+
+    with server.active(), temporary_settings(updates={PREFECT_API_REQUEST_TIMEOUT: 1.5}), proxy(monkeypatch, act) as seen:
+        async with connect() as opened:
+            assert len((await ApiStore(opened).history("report")).versions) == 30
+    assert [size for request in seen if (size := rows_asked_for(request))] == [25, 25, 100]
+
+
+async def test_pages_grow_again_once_the_server_is_as_fast_as_before(
+    server: AnyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Doubled after ten pages each."""
+    await server.database.insert(series("report", range(500)))
+
+    async def act(request: httpx.Request) -> int:
+        return 504 if rows_asked_for(request) == 25 else 0
+
+    with server.active(), proxy(monkeypatch, act) as seen:
+        async with connect() as opened:
+            assert len((await ApiStore(opened).history("report")).versions) == 500
+    sizes = [size for request in seen if (size := rows_asked_for(request))]
+    assert sizes == [25, *[12] * 10, *[24] * 10, *[48] * 3]
 
 
 async def test_a_listing_of_many_keys_that_takes_too_long_is_divided_by_keys(
