@@ -34,8 +34,8 @@ MAX_PAGE_ROWS = 200
 """Prefect's default limit of a page. A server with a lower one refuses the page, which is then asked for in halves."""
 
 PAGES_BEFORE_LARGER = 10
-"""After as many pages of the size to which refused ones were halved, they are doubled: the server may only have been busy. With
-fewer, a server that is always as slow lets more pages time out; with more, a run stays slow for longer."""
+"""After as many pages of the size to which refused ones were halved, they are doubled: the server may only have been busy.
+With fewer, more pages time out on a server that is always as slow; with more, a run stays slow for longer."""
 
 TARGET_PAGE_BYTES = 2 * 2**20
 """The size aimed at for a page. With smaller pages, a listing takes more requests; with larger ones, more memory."""

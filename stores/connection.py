@@ -31,6 +31,7 @@ from prefect_artifact_retention.stores.diagnosis import (
     ADDRESS_HINT,
     FORBIDDEN_CHARACTER,
     connection_hint,
+    unusable_port,
     unusable_setting,
 )
 from prefect_artifact_retention.stores.store import OutdatedSnapshotError
@@ -274,6 +275,17 @@ def _trace_resends(
     return trace
 
 
+def _create_client(event_hooks: Mapping[str, Any]) -> PrefectClient:
+    try:
+        client = get_client(httpx_settings={"event_hooks": event_hooks})
+    except (OSError, ImportError, ValueError, RuntimeError, httpx.InvalidURL) as error:
+        # Not "from error": some of their messages quote a credential.
+        raise StoreError(f"no Prefect server to talk to: {unusable_setting(error)}") from None
+    if unusable := unusable_port(client.api_url):
+        raise StoreError(f"no Prefect server to talk to: {unusable}")
+    return client
+
+
 @asynccontextmanager
 async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]:
     """Open a connection to the API of the active Prefect profile or `PREFECT_API_URL`.
@@ -306,11 +318,7 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
             response.request.extensions["answered"] = len(response.request.extensions["attempts"])
         _check(response)
 
-    try:
-        client = get_client(httpx_settings={"event_hooks": {"request": [before], "response": [after]}})
-    except (OSError, ImportError, ValueError, RuntimeError, httpx.InvalidURL) as error:
-        # Not "from error": some of their messages quote a credential.
-        raise StoreError(f"no Prefect server to talk to: {unusable_setting(error)}") from None
+    client = _create_client({"request": [before], "response": [after]})
     if rate := max_requests_per_minute or (CLOUD_REQUESTS_PER_MINUTE if client.server_type == ServerType.CLOUD else 0):
         limiter = _limiter(rate)
     try:
