@@ -404,13 +404,14 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     if run.report.mode != "delete":
         return
     if not (run.plans or run.dangling):
-        if not run.report.refusals:
+        # What the guard refuses must not keep the next run from the keys that this one had no time for.
+        if run.is_partial or not run.report.refusals:
             run.next_start = run.report.stopped_at
         return
     if await _skip_for_other_run(run, progress):
         return
     await progress.announce_deleting()
-    if await _skip_for_other_run(run, progress, is_announced=True):
+    if await _skip_for_other_run(run, progress):
         return
     _logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
     await _delete(run, vacuum=vacuum)
@@ -499,7 +500,7 @@ async def _start_progress(run: Run, progress: ProgressArtifact) -> None:
         run.report.warn(f"{doubt}; a delete run would be refused")
 
 
-async def _skip_for_other_run(run: Run, progress: ProgressArtifact, *, is_announced: bool = False) -> bool:
+async def _skip_for_other_run(run: Run, progress: ProgressArtifact) -> bool:
     """Skip a delete run, and return True, if another one is deleting some of the same keys.
 
     Called before planning, to save the work, and right before and after the announcement that this run deletes: of two runs
@@ -508,9 +509,9 @@ async def _skip_for_other_run(run: Run, progress: ProgressArtifact, *, is_announ
     if run.report.mode != "delete":
         return False
     for own_id in run.own_runs:
-        if other := await other_run(run, own_id, progress.now(), is_announced=is_announced):
+        if other := await other_run(run, own_id, progress.now(), progress.announced):
             run.report.outcome = "skipped"
-            run.report.refusals.append(other)
+            run.report.refusals = [other]
             return True
     return False
 

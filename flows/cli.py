@@ -119,7 +119,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
     # Prefect's log goes to the server only; on the terminal, this command prints the report.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     _load_prefect()
-    from prefect.exceptions import FailedRun, MissingResult  # noqa: PLC0415
+    from prefect.exceptions import PrefectException  # noqa: PLC0415
     from prefect_artifact_retention.flows import cleanup  # noqa: PLC0415
     from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
     from prefect_artifact_retention.stores.connection import reason  # noqa: PLC0415
@@ -146,8 +146,9 @@ def delete(  # noqa: PLR0913 - the flags of the command
         report = _follow(run, quiet=as_json)
     except CleanupFailed as error:
         report = error.report
-    except (MissingResult, FailedRun) as error:
-        # The answer to Prefect's last request was lost, and the answer to its next attempt has no result in it.
+    except PrefectException as error:
+        # The answer to Prefect's last request was lost, or somebody has cancelled or deleted the flow run: Prefect gives
+        # no result back, and the run has one all the same.
         if not finished:
             raise RetentionError(str(error)) from None
         report = finished[-1]
@@ -304,7 +305,8 @@ def _run(tokens: Sequence[str]) -> int:
     except RetentionError as error:
         return _fail(error, tokens, FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted; a rerun goes on where this one stopped", tokens, INTERRUPTED)
+        reruns = "; a rerun goes on where this one stopped" if tokens[:1] == ["delete"] else ""
+        return _fail(f"interrupted{reruns}", tokens, INTERRUPTED)
     return code if isinstance(code, int) else DONE
 
 

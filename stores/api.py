@@ -2,7 +2,8 @@
 
 The API returns each version with its full payload, has no bulk deletion, and pages by offset, without a tie-breaker on dates,
 at most 200 rows at a time (an administrator may lower that). So the size of a page follows the bytes of the last one, payloads
-are measured and dropped on arrival, and the number of rows listed is compared with the server's count.
+are measured and dropped on arrival, many keys are listed a page at a time, and where a listing takes several pages, the number
+of its rows is compared with the server's count.
 """
 
 from __future__ import annotations
@@ -58,17 +59,15 @@ HTTP_CONTENT_TOO_LARGE = 413
 HTTP_UNPROCESSABLE = 422
 HTTP_SERVER_ERROR = 500
 
-MAX_COMBINED_LISTING_BYTES = 64 * 2**20
-"""The versions of several keys are listed together up to this size. With more, each page takes longer, as SQLite sorts all of
-them with their payloads; the versions of a single key come from an index."""
+MIN_ROWS_PER_KEY = 0.2
+"""The least versions expected of a key, which bounds the keys that are listed together."""
 
-FIRST_LISTING_KEYS = 20
-MAX_LISTING_KEYS = 2_000
-"""Keys whose versions are listed together: in the first listing, and at most."""
+MIN_LISTED_ROWS = 2_000
+"""Versions that a listing of many keys collects before they are evaluated, unless there are no more. With fewer, the states of
+the runs that wrote them are asked for more often."""
 
-LISTING_ROWS = (2_000, 20_000)
-"""Versions aimed at for one listing, at first and at most. With fewer, there are more counts and half-filled pages; with more,
-a version that is deleted meanwhile makes more keys be listed again."""
+PAGE_FILL = 0.8
+"""How full a page is meant to be. Fuller ones are more often too full, and asked for again with fewer keys."""
 
 MAX_QUOTED_CHARS = 40
 """A longer answer is cut off in messages."""
@@ -125,12 +124,11 @@ class ApiStore:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._page_rows = 25
-        # The mean size of an artifact in the last page.
-        self._row_bytes = 0
         self._max_page_rows = MAX_PAGE_ROWS
         # The pages of that size since it changed.
         self._max_pages = 0
-        self._max_listing_keys = MAX_LISTING_KEYS
+        # Of the keys that were listed last; those before count for less and less.
+        self._rows_per_key = 1.0
         self._max_body_bytes = MAX_BODY_BYTES
 
     async def now(self) -> datetime:
@@ -200,19 +198,32 @@ class ApiStore:
             yield {row["key"]: _collection(row) for row in page}
 
     async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
-        """List the versions of many keys in the order given, several keys at a time; a key may have none."""
-        rows_seen = keys_seen = 0
-        size = FIRST_LISTING_KEYS
+        """List the versions of many keys in the order given, several keys at a time; a key may have none.
+
+        As many keys are asked for as are likely to fit one page, by the keys before. A page with fewer rows than it might have
+        is whole, so it needs no count, and the server need not sort more than it sends. If it is full, fewer keys are asked
+        for, down to single ones, for which the server has an index.
+        """
+        ready: list[History] = []
         start = 0
         while start < len(keys):
-            together = self._first_part(keys[start:], min(size, self._max_listing_keys))
+            limit = self._page_limit
+            together = self._first_part(keys[start:], max(1, int(PAGE_FILL * limit / self._rows_per_key)))
+            is_long = len(together) == 1 and self._rows_per_key >= limit
+            found = None if is_long else await self._list_in_a_page(together)
+            if found is None and len(together) > 1:
+                self._rows_per_key = 2 * limit / len(together)
+                continue
+            found = found or [await self._list_single(together[0])]
             start += len(together)
-            async for histories in self._list_together(together):
-                rows_seen += sum(len(history.versions) for history in histories)
-                yield histories
-            keys_seen += len(together)
-            target = min(max(LISTING_ROWS[0], rows_seen // 4), LISTING_ROWS[1])
-            size = min(max(1, target * keys_seen // max(1, rows_seen)), MAX_LISTING_KEYS)
+            ready += found
+            rows = sum(len(history.versions) for history in found)
+            self._rows_per_key = (self._rows_per_key + max(MIN_ROWS_PER_KEY, rows / len(found))) / 2
+            if sum(len(history.versions) for history in ready) >= MIN_LISTED_ROWS:
+                yield ready
+                ready = []
+        if ready:
+            yield ready
 
     async def history(self, key: str, expected: int = 0) -> History:
         """List the versions of one key.
@@ -229,19 +240,6 @@ class ApiStore:
             expected = 0
         return History(key, Versions.of(versions), complete=False)
 
-    async def _list_together(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
-        """List the versions of some keys together; if that is not possible, halve the keys, down to single ones."""
-        pending = [list(keys)]
-        while pending:
-            some = pending.pop()
-            if len(some) == 1:
-                yield [await self._list_single(some[0])]
-            elif histories := await self._list_combined(some):
-                yield histories
-            else:
-                half = len(some) // 2
-                pending += [some[half:], some[:half]]
-
     async def _list_single(self, key: str) -> History:
         try:
             return await self.history(key)
@@ -250,25 +248,17 @@ class ApiStore:
                 raise
             return History(key, Versions.of(()), complete=False, error=str(error))
 
-    async def _list_combined(self, keys: Sequence[str]) -> list[History] | None:
-        """List the versions of some keys; None if fewer should be listed together.
+    async def _list_in_a_page(self, keys: Sequence[str]) -> list[History] | None:
+        """List the versions of some keys in one page; None if fewer keys should be asked for.
 
-        That is so if the versions are too large, shrink meanwhile, or take too long to sort; if the request is too large, or
-        the server fails to show a version.
+        That is so if the page is full, or the server takes too long for it, finds the request too large, or fails to show a
+        version.
         """
-        together = {"key": {"any_": keys}}
+        limit = self._page_limit
+        body = {"artifacts": {"key": {"any_": list(keys)}}, "sort": "ID_DESC", "limit": limit, "offset": 0}
         try:
-            expected = await self._count("/artifacts", together)
-            if expected > 2 * LISTING_ROWS[1] or self._too_heavy(expected):
-                return None
-            versions: dict[UUID, Version] = {}
-            async for page in self._pages("/artifacts/filter", together, "ID_DESC", is_divisible=True):
-                versions.update((version.id, version) for version in map(_version, page))
-                page.clear()
-                if self._too_heavy(expected):
-                    return None
+            response = await self._page("/artifacts/filter", body, limit, is_divisible=len(keys) > 1)
         except ListingTimedOutError:
-            self._max_listing_keys = len(keys) // 2
             return None
         except StoreError as error:
             if error.status == HTTP_CONTENT_TOO_LARGE:
@@ -276,10 +266,12 @@ class ApiStore:
             elif error.status != HTTP_SERVER_ERROR:
                 raise
             return None
-        if len(versions) < expected:
+        rows = self._rows(response, "/artifacts/filter", limit) if response else []
+        if response is None or len(rows) >= limit:
             return None
         by_key: dict[str | None, list[Version]] = {key: [] for key in keys}
-        for version in versions.values():
+        for row in rows:
+            version = _version(row)
             by_key[version.key].append(version)
         return [History(key, Versions.of(by_key[key])) for key in keys]
 
@@ -474,9 +466,6 @@ class ApiStore:
                 break
         return rows[:limit]
 
-    def _too_heavy(self, rows: int) -> bool:
-        return rows * self._row_bytes > MAX_COMBINED_LISTING_BYTES
-
     async def _versions(self, only: object, sort: str) -> list[Version]:
         """List versions, without the duplicates of shifting pages."""
         found: dict[UUID, Version] = {}
@@ -541,7 +530,7 @@ class ApiStore:
             raise StoreError(f"{self.connection.address} answers {path}/count with {str(count)[:100]!r}, not with a number")
         return count
 
-    async def _page(self, path: str, body: object, limit: int, *, is_divisible: bool) -> httpx.Response | None:
+    async def _page(self, path: str, body: object, limit: int, *, is_divisible: bool = False) -> httpx.Response | None:
         """Ask for one page of a listing; None if it must be asked for again with fewer rows."""
         max_bytes = MAX_PAGE_BYTES if limit > 1 else 0
         try:
@@ -578,12 +567,10 @@ class ApiStore:
         body_field: str = "artifacts",
         start: int = 0,
         unreadable: list[str | None] | None = None,
-        is_divisible: bool = False,
     ) -> AsyncIterator[list[dict[str, Any]]]:
         """Page through a listing by offset, from row `start` on. The size of a page follows the bytes of the page before.
 
-        A page for which the server takes too long is asked for with fewer rows, and so are the next `PAGES_BEFORE_LARGER`; a
-        listing that is divisible raises `ListingTimedOutError` instead, since what takes long may be to sort it.
+        A page for which the server takes too long is asked for with fewer rows, and so are the next `PAGES_BEFORE_LARGER`.
 
         With `unreadable`, a page that the server fails to show (500) is asked for with fewer rows, down to the single row that
         fails. That row is skipped, and the key of the row before it is appended to the list.
@@ -591,10 +578,10 @@ class ApiStore:
         offset = start
         last_key: str | None = None
         while True:
-            limit = min(self._page_rows, self._max_page_rows)
+            limit = self._page_limit
             body = {body_field: only, "sort": sort, "limit": limit, "offset": offset}
             try:
-                response = await self._page(path, body, limit, is_divisible=is_divisible)
+                response = await self._page(path, body, limit)
             except StoreError as error:
                 if error.status != HTTP_SERVER_ERROR or unreadable is None or len(unreadable) == MAX_UNREADABLE_ROWS:
                     raise
@@ -606,20 +593,29 @@ class ApiStore:
                 continue
             if response is None:
                 continue
-            rows = self.connection.json(response)
-            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise StoreError(f"{self.connection.address} answers {path} with something else than a list of rows")
-            got = len(rows)
-            row_bytes = len(response.content) // max(1, got)
+            rows = self._rows(response, path, limit)
             del response
-            self._page_rows = max(1, min(TARGET_PAGE_BYTES // max(1, row_bytes), limit * 4))
             if rows:
                 last_key = rows[-1].get("key")
-                self._row_bytes = row_bytes if body_field == "artifacts" else self._row_bytes
+            got = len(rows)
             yield rows
             if got < limit:
                 return
             offset += got
+
+    @property
+    def _page_limit(self) -> int:
+        """The rows to ask for in the next page."""
+        return min(self._page_rows, self._max_page_rows)
+
+    def _rows(self, response: httpx.Response, path: str, limit: int) -> list[dict[str, Any]]:
+        """Read the rows of a page that was asked for with a limit, and adapt the size of the next page to their size."""
+        rows = self.connection.json(response)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise StoreError(f"{self.connection.address} answers {path} with something else than a list of rows")
+        row_bytes = len(response.content) // max(1, len(rows))
+        self._page_rows = max(1, min(TARGET_PAGE_BYTES // max(1, row_bytes), limit * 4))
+        return rows
 
 
 def _body_bytes(items: Iterable[object]) -> int:

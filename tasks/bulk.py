@@ -16,6 +16,7 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores.connection import shielded
 from prefect_artifact_retention.stores.database import DatabaseStore, KeyDeletion
 from prefect_artifact_retention.stores.store import Mark
+from prefect_artifact_retention.tasks.prune import prune_keys
 from prefect_artifact_retention.tasks.rendering import size
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
@@ -61,17 +62,31 @@ async def _prune_pending(run: Run, store: DatabaseStore, pending: list[KeyPlan],
     """Take plans from the end of `pending`, shared with concurrent calls, until none is left. An error empties it for all."""
     try:
         while pending and (room := int(min(limit, run.room()))):
-            if batch := _next_batch(pending, room):
-                pending += reversed(await _prune_batch(run, store, batch))
+            batch, passed_over = _next_batch(pending, room)
+            if batch:
+                split = await _prune_batch(run, store, batch)
+                pending += reversed(split)
+                again = {plan.key for plan in split}
+                passed_over = [*(plan for plan, _ in batch.values() if plan.stale and plan.key not in again), *passed_over]
+            await _prune_in_turn(run, passed_over)
     except BaseException:
         pending.clear()
         raise
 
 
-def _next_batch(pending: list[KeyPlan], room: int) -> Batch:
-    """Take plans from the end of `pending` for a batch of at most `room` deletions.
+async def _prune_in_turn(run: Run, plans: Sequence[KeyPlan]) -> None:
+    """With a limit on deletions, prune at once what no transaction takes, or the plans behind would use up the limit."""
+    if plans and run.limits.max_deletions:
+        await prune_keys(run, plans)
+        for plan in plans:
+            plan.stale = ()
 
-    A plan that deletes a whole key is not split; if it exceeds a batch, it is left for `prune`.
+
+def _next_batch(pending: list[KeyPlan], room: int) -> tuple[Batch, list[KeyPlan]]:
+    """Take plans from the end of `pending` for a batch of at most `room` deletions; return those passed over, too.
+
+    A plan that deletes a whole key is not split; if it exceeds a batch, it is left for `prune`. A batch ends with a plan that
+    is passed over.
     """
     batch: dict[str, tuple[KeyPlan, KeyDeletion]] = {}
     space = MAX_TRANSACTION_BYTES
@@ -83,11 +98,12 @@ def _next_batch(pending: list[KeyPlan], room: int) -> Batch:
         if batch and not is_fitting:
             break
         pending.pop()
-        if plan.mark and is_fitting:
-            batch[collection.key] = plan, KeyDeletion(collection, plan.mark, plan.stale[:number], is_last)
-            room -= number
-            space -= sum(plan.sizes[:number])
-    return batch
+        if not (plan.mark and is_fitting):
+            return batch, [plan]
+        batch[collection.key] = plan, KeyDeletion(collection, plan.mark, plan.stale[:number], is_last)
+        room -= number
+        space -= sum(plan.sizes[:number])
+    return batch, []
 
 
 def _fitting(sizes: Sequence[int], space: int, *, at_least: int) -> int:
@@ -136,7 +152,12 @@ async def _prune_unkeyed(run: Run, store: DatabaseStore, plan: KeyPlan, limit: i
             return deleted
 
         deleted = await shielded(delete())
-        left += batch.keys() - deleted
+        passed_over = list(batch.keys() - deleted)
+        if run.limits.max_deletions:
+            plan.stale = passed_over
+            await _prune_in_turn(run, [plan] if passed_over else [])
+        else:
+            left += passed_over
         start += len(batch)
         await store.purge_events()
         await run.notify_deleting()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from fnmatch import fnmatchcase
 
-from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
+from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.formatting import count, days
 from prefect_artifact_retention.policies.globs import impossible
 from prefect_artifact_retention.policies.loading import OWN_KEYS, OWN_POLICY
@@ -22,7 +22,12 @@ async def discover(run: Run) -> None:
     With a limit, the list begins where the last delete run stopped, and wraps around. A delete run always includes the
     package's own keys, because each run adds versions to them.
     """
-    resume_at = await read_next_start(run) if run.limits.max_deletions or run.limits.time_budget_minutes else ""
+    resume_at = ""
+    if run.limits.max_deletions or run.limits.time_budget_minutes:
+        try:
+            resume_at = await read_next_start(run)
+        except StoreError as error:
+            run.report.warn(f"this run begins with the first key, because the history cannot be read: {error}")
     scope = run.report.scope
     own = OWN_KEYS if run.report.mode == "delete" else ()
     unreadable: list[str | None] = []

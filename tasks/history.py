@@ -24,6 +24,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 MAX_HISTORY_ROWS = 200
 """Rows kept, more than half a year of nights. With more, the artifact grows with each run for longer."""
 
+MAX_SCOPE_ROWS = 50
+"""Rows kept beyond those, for scopes that run rarely. With fewer, a run over one of many scopes forgets the last."""
+
 HISTORY_VERSIONS_READ = 5
 """Versions of the history that are merged. If more runs than this end in the same instant, a row is lost."""
 
@@ -120,13 +123,13 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
         # A run that was refused, skipped or stopped early does not change it, nor does a preview.
         next_start = _next_start(before, run.report)
     row = _row(run.report, run_name, links, _settled(run))
-    rows = [row.model_copy(update={"next_start": next_start[:MAX_TEXT_CHARS]}), *before][:MAX_HISTORY_ROWS]
+    rows = _newest([row.model_copy(update={"next_start": next_start[:MAX_TEXT_CHARS]}), *before], MAX_HISTORY_ROWS)
     description = with_links(
         f"{count(len(rows), 'run')}, the newest first. The last: {headline(run.report)}", links, "Reports"
     )
     lengths = _halved(len(rows))
     # As Prefect's own create_table_artifact stores it.
-    tables = (json.dumps([row.model_dump() for row in rows[:length]]) for length in lengths)
+    tables = (json.dumps([row.model_dump() for row in _newest(rows, length)]) for length in lengths)
     client = run.server.connection.client
     try:
         taken = await create_first_accepted(client, tables, type="table", key=HISTORY_KEY, description=description)
@@ -136,7 +139,24 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
         run.report.warn(
             f"the history was cut to its last {lengths[taken]} runs: a proxy or the server takes no larger artifact (413)"
         )
-    return rows[: lengths[taken]]
+    return _newest(rows, lengths[taken])
+
+
+def _newest(rows: Sequence[Row], length: int) -> list[Row]:
+    """Return the newest rows, and of each scope that is not among them the rows that its next run depends on.
+
+    Otherwise, many runs over some keys, or many previews, would make a rare run over others forget where it is to begin, and
+    what it has to expect.
+    """
+    scopes, settled = ({row.scope for row in rows[:length] if row.settled or not only} for only in (False, True))
+    others: list[Row] = []
+    for row in rows[length:]:
+        is_needed = row.scope not in scopes or (row.settled and row.scope not in settled)
+        if is_needed and len(others) < min(length, MAX_SCOPE_ROWS):
+            others.append(row)
+            scopes.add(row.scope)
+            settled |= {row.scope} if row.settled else set()
+    return [*rows[:length], *others]
 
 
 def _halved(length: int) -> list[int]:

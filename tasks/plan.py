@@ -17,7 +17,7 @@ from prefect_artifact_retention.policies.doubts import find_doubts
 from prefect_artifact_retention.policies.evaluation import Judgement, judge
 from prefect_artifact_retention.policies.expectation import Expectations
 from prefect_artifact_retention.policies.formatting import count
-from prefect_artifact_retention.policies.loading import OWN_POLICY, select_policy, type_conflict
+from prefect_artifact_retention.policies.loading import OWN_KEYS, OWN_POLICY, select_policy, type_conflict
 from prefect_artifact_retention.policies.model import Versions
 from prefect_artifact_retention.stores.store import Collection, History
 from prefect_artifact_retention.tasks.history import read_past_runs
@@ -123,7 +123,9 @@ async def _plan_rounds(
                 await _plan_keys(run, [(history, *managed[history.key]) for history in histories])
                 planned += len(histories)
                 await run.notify("planning", done + planned, total)
-                if planned < len(keys) and not run.has_planning_time():
+                # The package's own keys count against no budget, and are not what a run is for.
+                is_late = run.report.key_reports and not run.has_planning_time()
+                if planned < len(keys) and keys[planned] not in OWN_KEYS and is_late:
                     _stop_before(run, keys[planned])
                     return
         done += planned
@@ -145,7 +147,9 @@ def _stop_before(run: Run, key: str) -> None:
 
 async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, RetentionPolicy]]) -> None:
     subjects = [subject(run.policies, history, collection, policy) for history, collection, policy in batch]
-    for (history, collection, policy), judgement in zip(batch, await judge_all(run, subjects), strict=True):
+    judgements = await judge_all(run, subjects)
+    for (history, collection, policy), each, judgement in zip(batch, subjects, judgements, strict=True):
+        each.warn_of_conflict(run)
         _add(run, history, collection, policy, judgement)
 
 
@@ -168,6 +172,11 @@ class Subject(NamedTuple):
         """Evaluate the versions."""
         versions, policy, latest_id, conflict = self
         return judge(versions, policy, now=now, latest_id=latest_id, running=running, conflict=conflict)
+
+    def warn_of_conflict(self, run: Run) -> None:
+        """Report that the key has no one policy, if so."""
+        if self.conflict:
+            run.report.warn(f"{label(self.versions.key)}: nothing deleted, because {self.conflict}")
 
 
 def subject(policies: Sequence[RetentionPolicy], history: History, collection: Collection, policy: RetentionPolicy) -> Subject:
@@ -222,14 +231,11 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
 
 
 async def judge_all(run: Run, subjects: Sequence[Subject]) -> list[Judgement]:
-    """Evaluate the versions of several keys, and report the keys that have no one policy.
+    """Evaluate the versions of several keys.
 
     The states of runs are read for all keys together, and only for the runs that wrote stale versions.
     """
     now = run.report.now
-    for each in subjects:
-        if each.conflict:
-            run.report.warn(f"{label(each.versions.key)}: nothing deleted, because {each.conflict}")
     judgements = [each.judge(now) for each in subjects]
     wrote = [each.stale_runs() for each in judgements]
     flow_runs, task_runs = (set[UUID]().union(*ids) for ids in zip(*wrote, strict=True)) if wrote else (set(), set())

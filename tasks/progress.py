@@ -44,6 +44,7 @@ MAX_DESCRIPTION_CHARS = 500
 """A longer description is cut off."""
 
 PHASE = "artifact-retention-phase"
+ANNOUNCED = "artifact-retention-announced"
 DELETING = "deleting"
 
 PROGRESS_VERSIONS_READ = 50
@@ -54,6 +55,9 @@ class ProgressArtifact:
     """The keyed progress artifact of a run.
 
     A run does not depend on its updates: if the server refuses one, the run goes on, and the next may succeed.
+
+    Attributes:
+        announced: When the run announced that it deletes; None before.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -64,6 +68,7 @@ class ProgressArtifact:
         self._shown = 0.0
         self._updated = 0.0
         self._phase: Mapping[str, str] = {}
+        self.announced: datetime | None = None
 
     async def start(self, description: str) -> None:
         """Create the artifact at 0 %.
@@ -90,7 +95,8 @@ class ProgressArtifact:
 
     async def announce_deleting(self) -> None:
         """Set the deleting phase, once the run is past its guard."""
-        self._phase = {PHASE: DELETING}
+        self.announced = self.now()
+        self._phase = {PHASE: DELETING, ANNOUNCED: self.announced.isoformat()}
         await self._update(PLANNING_PERCENT, "Step 2/3: deleting")
 
     async def listen(self, step: Step, done: int, total: int) -> None:
@@ -123,37 +129,33 @@ class ProgressArtifact:
                     await shielded(self.connection.client.update_artifact(self._id, change))
 
 
-async def other_run(run: Run, own_id: UUID, now: datetime, *, is_announced: bool) -> str:
+async def other_run(run: Run, own_id: UUID, now: datetime, announced: datetime | None) -> str:
     """Describe an active run that deletes some of this run's keys and goes first; empty if there is none.
 
-    The first to announce that it deletes goes first. What this run finds before its own announcement was announced before it;
-    what it finds only afterwards was announced at about the same time, and then the older of the two goes first.
+    The first to announce that it deletes goes first. Two may both go on whose announcements are under way at the same moment,
+    which costs them double work only.
 
     Args:
         run: The current run, after `discover`.
         own_id: The id of its flow run.
         now: The time by the clock that dates the updates of progress artifacts.
-        is_announced: Whether this run has announced that it deletes.
+        announced: When this run announced that it deletes; None before.
 
     Raises:
         StoreError: The server cannot be reached, or sends an unexpected answer.
     """
     rows = await run.server.newest_rows(PROGRESS_KEY, PROGRESS_VERSIONS_READ, sort="UPDATED_DESC")
-    deleting = {UUID(row["flow_run_id"]) for row in rows if _is_deleting(row, now)} - {own_id}
-    if not deleting:
-        return ""
-    runs = await run.server.flow_runs([own_id, *deleting])
-    own = next((each for each in runs if each.id == own_id), None)
-    if own is None:
-        raise StoreError(f"the flow run {own_id} of this run is no longer there")
+    active = {UUID(row["flow_run_id"]): row for row in reversed(rows) if _is_deleting(row, now)}
+    active.pop(own_id, None)
     keys = [each.key for each in run.collections if each.key not in OWN_KEYS]
-    for other in sorted((each for each in runs if each.id in deleting), key=_age):
-        goes_first = not is_announced or _age(other) < _age(own)
+    for other in sorted(await run.server.flow_runs(active), key=lambda other: (other.started, other.id)):
+        row = active[other.id]
+        goes_first = announced is None or (_announced(row), other.id) < (announced, own_id)
         if goes_first and not other.finished and _overlap(run.report.scope, keys, other):
-            alive = max(datetime.fromisoformat(row["updated"]) for row in rows if row["flow_run_id"] == str(other.id))
+            alive = datetime.fromisoformat(row["updated"]).astimezone(UTC)
             return (
                 f"{label(other.name)} ({other.id}) has been at work since {other.started:%Y-%m-%d %H:%M:%S} UTC, "
-                f"and was last alive at {alive.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+                f"and was last alive at {alive:%Y-%m-%d %H:%M:%S} UTC"
             )
     return ""
 
@@ -163,8 +165,12 @@ def _is_deleting(row: Mapping[str, Any], now: datetime) -> bool:
     return bool(row["flow_run_id"]) and phase == DELETING and now - datetime.fromisoformat(row["updated"]) <= HEARTBEAT_TIMEOUT
 
 
-def _age(run: FlowRun) -> tuple[datetime, UUID]:
-    return run.started, run.id
+def _announced(row: Mapping[str, Any]) -> datetime:
+    """Read when a run announced that it deletes; when its artifact was created, if that cannot be read."""
+    try:
+        return datetime.fromisoformat(row["metadata_"][ANNOUNCED]).astimezone(UTC)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return datetime.fromisoformat(row["created"]).astimezone(UTC)
 
 
 def _overlap(scope: Iterable[str], keys: Iterable[str], other: FlowRun) -> bool:

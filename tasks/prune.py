@@ -434,6 +434,7 @@ async def _judge(
         policy = select_policy(run.policies, name, collection.type) if collection else None
         if collection and policy and history.complete:
             subjects[name] = subject(run.policies, history, collection, policy)
+            subjects[name].warn_of_conflict(run)
     judgements = dict(zip(subjects, await judge_all(run, list(subjects.values())), strict=True))
     snapshots: dict[str, _Snapshot] = {}
     for key in keys:

@@ -14,7 +14,7 @@ MAX_KEYS_LISTED = 20
 
 HELD_BY_EVENTS = (
     "What is deleted can be read in the server's events until these expire: after 7 days, unless "
-    "`PREFECT_SERVER_EVENTS_RETENTION_PERIOD` says otherwise."
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD says otherwise."
 )
 UNKEYED_LABEL = "(without a key)"
 UNITS = ("kB", "MB", "GB", "TB")
@@ -44,7 +44,8 @@ def headline(report: CleanupReport) -> str:
     if _is_unplanned(report):
         text = "Deleted nothing, because no version was evaluated"
     if report.outcome == "refused":
-        return f"Refused in part. {text}" if report.deleted else f"Refused, nothing deleted: {stale} {where}"
+        what = "no version was evaluated" if _is_unplanned(report) else f"{stale} {where}"
+        return f"Refused in part. {text}" if report.deleted else f"Refused, nothing deleted: {what}"
     if report.outcome == "unfinished":
         return f"{text}; unfinished" + (f", {report.remaining} remain" if report.remaining else "")
     if report.outcome == "failed":
@@ -54,7 +55,7 @@ def headline(report: CleanupReport) -> str:
 
 def _is_unplanned(report: CleanupReport) -> bool:
     """Whether the run ended before it had evaluated any version, so that nothing can be said of them."""
-    is_early = report.outcome in {"skipped", "failed", "unfinished"}
+    is_early = report.outcome in {"skipped", "refused", "failed", "unfinished"}
     return is_early and not report.key_reports and not report.policies
 
 

@@ -271,7 +271,8 @@ class Run:
         if plan is None:
             return self.report.stopped_at
         keys = [each.key for each in self.collections]
-        places = [*keys[: self.first_round], UNKEYED, *keys[self.first_round :]]
+        unkeyed = [] if self.report.scope else [UNKEYED]
+        places = [*keys[: self.first_round], *unkeyed, *keys[self.first_round :]]
         place = UNKEYED if plan.key is None else plan.key
         if not plan.is_begun:
             return place

@@ -113,7 +113,6 @@ async def fill(database: AnyDatabase, made: Scenario) -> None:
 def small_and_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few rows take as many requests, of every kind, as many rows do; and wait for no person, for there is none."""
     monkeypatch.setattr(api, "MAX_PAGE_ROWS", 4)
-    monkeypatch.setattr(api, "FIRST_LISTING_KEYS", 4)
     monkeypatch.setattr(prune, "DELETIONS_PER_CHECK", 3)
     monkeypatch.setattr(prune, "LATE_DELETION_SECONDS", 0)
 

@@ -254,3 +254,23 @@ async def test_a_lost_answer_to_the_last_request_costs_no_report_on_the_command_
     assert await call(server, "delete", "--json", *guard) == (3 if guard else 0)
     report = json.loads(capsys.readouterr().out)
     assert (report["outcome"], report["deleted"]) == (outcome, 0 if guard else 1)
+
+
+@on(SQLITE_API)
+async def test_a_cancellation_of_a_run_from_the_command_line_costs_no_report(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a worker, nobody stops it, and Prefect refuses the state in which it ends; its report is printed."""
+    await server.database.insert(series("report", [1, 2, 3]))
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def cancel(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if re.search(r"/flow_runs/.*/set_state$", request.url.path) and b"COMPLETED" in request.content:
+            cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
+            await (await send(transport, httpx.Request("POST", request.url, json=cancelling))).aread()
+        return await send(transport, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", cancel)
+    assert await call(server, "delete", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["outcome"], report["deleted"]) == ("completed", 1)
