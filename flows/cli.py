@@ -6,12 +6,14 @@ Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 refused, 4 unfinis
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 DONE, FAILED, USAGE, REFUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 EXIT_CODES = {"completed": DONE, "failed": FAILED, "refused": REFUSED, "unfinished": UNFINISHED, "skipped": UNFINISHED}
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _whole_number(_type: object, tokens: Sequence[Token]) -> int:
@@ -264,11 +268,20 @@ def demo(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # Where the locale is none of UTF-8: a report of deletions is not lost over a dash.
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader of the output has closed it, as `head` does.
+        code = FAILED
+    except OSError as error:
+        if error.errno not in FULL_DISK or error.filename:
+            raise
+        _complain(f"the output could not be printed: {error.strerror}")
         code = FAILED
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -381,6 +394,9 @@ def _check_limits(**limits: float) -> None:
 def _follow(run: Callable[[], Coroutine[Any, Any, CleanupReport]], *, quiet: bool) -> CleanupReport:
     """Run with a progress bar (plain lines if stderr is no terminal), and turn SIGTERM into KeyboardInterrupt."""
     from prefect.exceptions import TerminationSignal  # noqa: PLC0415
+
+    # The terminal, too, though only `_show` needs it: what cannot be imported must fail before anything is deleted.
+    from prefect_artifact_retention.flows import terminal  # noqa: F401, PLC0415
     from prefect_artifact_retention.flows.cleanup import LISTENER  # noqa: PLC0415
     from prefect_artifact_retention.flows.progress import progress_display  # noqa: PLC0415
 

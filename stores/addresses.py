@@ -6,6 +6,7 @@ parameter that silently does not apply may be one of security.
 
 from __future__ import annotations
 
+import math
 import re
 import ssl
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ _REST = re.compile(
 _SETTING = re.compile(r"(?:-c|--)(?P<name>[\w.-]+)=(?P<value>.*)", re.DOTALL)
 
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile")
+_CONTENTS = {"sslrootcert": "certificate", "sslcert": "certificate", "sslcrl": "list of revoked certificates"}
 _OF_DRIVERS = {
     *("async_fallback", "command_timeout", "max_cacheable_statement_size", "max_cached_statement_lifetime"),
     *("prepared_statement_cache_size", "statement_cache_size"),
@@ -188,7 +190,9 @@ def _timeout(parameters: dict[str, str]) -> float | None:
     try:
         seconds = float(text or CONNECT_SECONDS)
     except ValueError:
-        raise StoreError("the database's address: connect_timeout is no number of seconds") from None
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise StoreError("the database's address: connect_timeout is no number of seconds")
     return seconds if seconds > 0 else None
 
 
@@ -203,9 +207,17 @@ def _check_files(parameters: Mapping[str, str]) -> None:
         if file := parameters.get(name):
             try:
                 Path(file).open("rb").close()
-                if name == "sslrootcert":
+                if what := _CONTENTS.get(name):
                     ssl.create_default_context(cafile=file)
             except ssl.SSLError:
-                raise StoreError(f"the database's address: {name}: {file} holds no certificate") from None
+                raise StoreError(f"the database's address: {name}: {file} holds no {what}") from None
             except OSError as error:
                 raise StoreError(f"the database's address: {name}: {file} cannot be read: {error.strerror}") from None
+    if (certificate := parameters.get("sslcert")) and (key := parameters.get("sslkey")):
+        try:
+            # Without a password, OpenSSL would ask for one on the terminal.
+            ssl.create_default_context().load_cert_chain(certificate, key, lambda: parameters.get("sslpassword", ""))
+        except ssl.SSLError:
+            raise StoreError(
+                f"the database's address: sslkey: {key} holds no key of the certificate {certificate}, or sslpassword is wrong"
+            ) from None

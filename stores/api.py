@@ -34,6 +34,10 @@ TESTED_VERSIONS = ((3, 8), (3, 9))
 MAX_PAGE_ROWS = 200
 """Prefect's default limit of a page. A server with a lower one refuses the page, which is then asked for in halves."""
 
+PAGES_BEFORE_LARGER = 10
+"""After as many pages of the size to which refused ones were halved, they are doubled: the server may only have been busy.
+With fewer, more pages time out on a server that is always as slow; with more, a run stays slow for longer."""
+
 TARGET_PAGE_BYTES = 2 * 2**20
 """The size aimed at for a page. With smaller pages, a listing takes more requests; with larger ones, more memory."""
 
@@ -121,6 +125,8 @@ class ApiStore:
         self.connection = connection
         self._page_rows = 25
         self._max_page_rows = MAX_PAGE_ROWS
+        # The pages of that size since it changed.
+        self._max_pages = 0
         # Of the keys that were listed last; those before count for less and less.
         self._rows_per_key = 1.0
         self._max_body_bytes = MAX_BODY_BYTES
@@ -528,7 +534,7 @@ class ApiStore:
         """Ask for one page of a listing; None if it must be asked for again with fewer rows."""
         max_bytes = MAX_PAGE_BYTES if limit > 1 else 0
         try:
-            return await self.connection.request(
+            response = await self.connection.request(
                 "POST", path, body, max_bytes=max_bytes, is_divisible=is_divisible or limit > 1
             )
         except ResponseTooLargeError:
@@ -536,13 +542,21 @@ class ApiStore:
         except ListingTimedOutError:
             if is_divisible:
                 raise
-            self._max_page_rows = limit // 2
+            self._limit_pages(limit // 2)
         except StoreError as error:
             if error.status != HTTP_UNPROCESSABLE or limit == 1:
                 raise
             # Most likely, an administrator has lowered the limit of a page.
-            self._max_page_rows = limit // 2
+            self._limit_pages(limit // 2)
+        else:
+            self._max_pages += limit == self._max_page_rows
+            if self._max_pages >= PAGES_BEFORE_LARGER:
+                self._limit_pages(min(2 * limit, MAX_PAGE_ROWS))
+            return response
         return None
+
+    def _limit_pages(self, rows: int) -> None:
+        self._max_page_rows, self._max_pages = rows, 0
 
     async def _pages(  # noqa: PLR0913 - the options of a listing
         self,
@@ -556,7 +570,7 @@ class ApiStore:
     ) -> AsyncIterator[list[dict[str, Any]]]:
         """Page through a listing by offset, from row `start` on. The size of a page follows the bytes of the page before.
 
-        A page for which the server takes too long is asked for with fewer rows, and so are all further ones.
+        A page for which the server takes too long is asked for with fewer rows, and so are the next `PAGES_BEFORE_LARGER`.
 
         With `unreadable`, a page that the server fails to show (500) is asked for with fewer rows, down to the single row that
         fails. That row is skipped, and the key of the row before it is appended to the list.

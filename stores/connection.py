@@ -31,6 +31,7 @@ from prefect_artifact_retention.stores.diagnosis import (
     ADDRESS_HINT,
     FORBIDDEN_CHARACTER,
     connection_hint,
+    unusable_port,
     unusable_setting,
 )
 from prefect_artifact_retention.stores.store import OutdatedSnapshotError
@@ -260,9 +261,10 @@ def _trace_resends(
     """
     traced = 0
 
-    async def trace(event: str, _info: Mapping[str, Any]) -> None:
+    async def trace(event: str, info: Mapping[str, Any]) -> None:
         nonlocal traced
-        if not event.endswith(".send_request_headers.started"):
+        # A CONNECT opens the tunnel of a proxy; the request itself follows.
+        if not event.endswith(".send_request_headers.started") or info["request"].method == b"CONNECT":
             return
         if len(attempts) == traced:
             if start_attempt and not start_attempt():
@@ -271,6 +273,17 @@ def _trace_resends(
         traced = len(attempts)
 
     return trace
+
+
+def _create_client(event_hooks: Mapping[str, Any]) -> PrefectClient:
+    try:
+        client = get_client(httpx_settings={"event_hooks": event_hooks})
+    except (OSError, ImportError, ValueError, RuntimeError, httpx.InvalidURL) as error:
+        # Not "from error": some of their messages quote a credential.
+        raise StoreError(f"no Prefect server to talk to: {unusable_setting(error)}") from None
+    if unusable := unusable_port(client.api_url):
+        raise StoreError(f"no Prefect server to talk to: {unusable}")
+    return client
 
 
 @asynccontextmanager
@@ -300,13 +313,12 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
             turn := response.request.extensions.get("turn")
         ):
             concurrency.back_off(turn)
+        if response.is_error:
+            # Not of a success, whose content may still time out.
+            response.request.extensions["answered"] = len(response.request.extensions["attempts"])
         _check(response)
 
-    try:
-        client = get_client(httpx_settings={"event_hooks": {"request": [before], "response": [after]}})
-    except (OSError, ImportError, ValueError, RuntimeError, httpx.InvalidURL) as error:
-        # Not "from error": some of their messages quote a credential.
-        raise StoreError(f"no Prefect server to talk to: {unusable_setting(error)}") from None
+    client = _create_client({"request": [before], "response": [after]})
     if rate := max_requests_per_minute or (CLOUD_REQUESTS_PER_MINUTE if client.server_type == ServerType.CLOUD else 0):
         limiter = _limiter(rate)
     try:
@@ -357,10 +369,15 @@ def reason(error: httpx.HTTPError) -> str:
 
 
 def _check_timeout(request: httpx.Request) -> None:
-    """Raise `ListingTimedOutError` if a divisible request is to be sent again after a timeout, which tells no hook."""
+    """Raise `ListingTimedOutError` if a divisible request is to be sent again after a timeout, which tells no hook.
+
+    Prefect's client also sleeps between two attempts, for as long as an answer asks for.
+    """
     attempts = request.extensions["attempts"]
     timeout = request.extensions.get("timeout", {}).get("read")
     if not (attempts and timeout and request.extensions.get("is_divisible")):
+        return
+    if request.extensions.get("answered") == len(attempts):
         return
     if asyncio.get_running_loop().time() - attempts[-1] >= timeout:
         raise ListingTimedOutError

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from bisect import bisect_right
 from collections import deque
 from collections.abc import (
@@ -69,7 +70,8 @@ from prefect_artifact_retention.stores.store import Collection as ArtifactCollec
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 MAX_CONNECTIONS = 4
-"""Open connections. PostgreSQL has a limit on them, which the server needs, too. A pool may give fewer."""
+"""Open connections. PostgreSQL has a limit on them, which the server needs, too. A pool may give fewer; of two or three, one
+is left to others."""
 
 CONNECTION_WAIT_SECONDS = 3
 """How long each connection beyond the first is waited for. With less, a slow network passes for a small pool."""
@@ -123,6 +125,9 @@ MAX_PURGED_BYTES = 32 * 2**20
 
 COMPARED_COLLECTIONS = 10
 """Collections compared between server and database before a preview. With fewer, another server's database may pass."""
+
+MIN_SECRET_CHARS = 4
+"""A password that is shorter is masked in messages only where it is a word of its own."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -211,9 +216,12 @@ class DatabaseStore:
         self._is_checked = True
 
     async def _limit_connections(self) -> None:
-        """Use no more connections than can be had at once, by the limits of the database and of a pool before it."""
+        """Use no more connections than can be had at once, by the limits of the database and of a pool before it.
+
+        Where these are few, one is left to others, such as the server.
+        """
         connections: list[AsyncConnection] = []
-        usable = 0
+        usable = used = 0
         with self._translated_errors():
             try:
                 for _number in range(MAX_CONNECTIONS):
@@ -225,11 +233,14 @@ class DatabaseStore:
                 if not usable:
                     raise
             finally:
-                # The unusable one first: the pool opens it again only if all others are in use, which the slots prevent.
+                used = usable if usable in (0, 1, MAX_CONNECTIONS) else usable - 1
+                for connection in connections[used:usable]:
+                    await connection.invalidate()
+                # The unused ones first: the pool opens them again only if all others are in use, which the slots prevent.
                 for connection in reversed(connections):
                     await connection.close()
-        self._slots = asyncio.Semaphore(usable)
-        self.readers, self.writers = min(usable, MAX_READERS), min(usable, MAX_WRITERS)
+        self._slots = asyncio.Semaphore(used)
+        self.readers, self.writers = min(used, MAX_READERS), min(used, MAX_WRITERS)
 
     async def _choose_schema(self, server: ApiStore, own_runs: Collection[UUID]) -> None:
         """Check the tables of each schema that has some, and use those that are the server's.
@@ -393,7 +404,9 @@ class DatabaseStore:
         """
         await self.pace(1)
         deleted = bool(await self._write(partial(self._delete, version_id=version_id, is_latest=is_latest)))
-        self._unpurged.append(version_id)
+        if deleted:
+            # The events of what somebody else has deleted are theirs.
+            self._unpurged.append(version_id)
         return deleted
 
     async def delete_unchanged(self, deletions: Sequence[KeyDeletion]) -> dict[str, Mark | None]:
@@ -819,7 +832,9 @@ class DatabaseStore:
         cause = error.__cause__ if error and error.__cause__ else error
         text = printable(str(cause).partition("\n")[0]) or type(cause).__name__
         for secret in self._secrets:
-            text = text.replace(secret, "***")
+            # A short one would be found in the middle of words, and the message would be a riddle that gives it away.
+            quoted = re.escape(secret) if len(secret) >= MIN_SECRET_CHARS else rf"(?<!\w){re.escape(secret)}(?!\w)"
+            text = re.sub(quoted, "***", text)
         return text
 
     # --- expressions

@@ -20,6 +20,8 @@ ADDRESS_HINT = (
 
 CERTIFICATE_HINT = "PREFECT_API_SSL_CERT_FILE must name the file with the certificate of the server's authority"
 
+MAX_PORT = 65_535
+
 FORBIDDEN_CHARACTER = "a credential holds a character that HTTP forbids, such as a line break"
 
 
@@ -28,10 +30,23 @@ def unusable_setting(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
         # Its message quotes the credential.
         return FORBIDDEN_CHARACTER
-    if unusable := _unusable_certificates() or next(_unusable_proxies(), ""):
+    if unusable := _unusable_certificates() or next(_unusable_proxies(), "") or _unusable_exceptions():
         return unusable
     # The message of an invalid address quotes the part that may be a credential.
     return "PREFECT_API_URL is no valid address" if isinstance(error, httpx.InvalidURL) else str(error)
+
+
+def unusable_port(address: httpx.URL) -> str:
+    """Describe which of the address of the API and its proxy has a port that is none; empty if both are fine.
+
+    The HTTP client does not look at it before it connects, and then raises an error that is none of its own.
+    """
+    if (address.port or 0) > MAX_PORT:
+        return f"PREFECT_API_URL is no valid address: its port is above {MAX_PORT}"
+    variable = _proxy_variable(address)
+    if variable and (_proxy(os.environ[variable]).url.port or 0) > MAX_PORT:
+        return f"{variable} names a proxy whose port is above {MAX_PORT}"
+    return ""
 
 
 def connection_hint(error: httpx.RequestError, address: httpx.URL, *, has_answered: bool) -> str:
@@ -86,8 +101,22 @@ def _unusable_proxies() -> Iterator[str]:
         if not (value := os.environ.get(variable)):
             continue
         try:
-            httpx.AsyncHTTPTransport(proxy=httpx.Proxy(value if "://" in value else f"http://{value}"), verify=False)
+            httpx.AsyncHTTPTransport(proxy=_proxy(value), verify=False)
         except ImportError:
             yield f"{variable} names a SOCKS proxy, which needs the package socksio: pip install 'httpx[socks]'"
         except (ValueError, httpx.InvalidURL):
             yield f"{variable} names no proxy of the form http://HOST:PORT"
+
+
+def _proxy(value: str) -> httpx.Proxy:
+    return httpx.Proxy(value if "://" in value else f"http://{value}")
+
+
+def _unusable_exceptions() -> str:
+    """Describe the variable with the hosts that are reached without a proxy, if the HTTP client does not take it."""
+    try:
+        httpx.AsyncClient(verify=False)  # noqa: S501 - it sends nothing
+    except httpx.InvalidURL:
+        variable = "no_proxy" if _is_set("no_proxy") else "NO_PROXY"
+        return f"{variable} names what is no host or address, such as a network of IPv6, which is not supported"
+    return ""

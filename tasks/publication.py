@@ -62,9 +62,14 @@ async def publish_report(run: Run) -> None:
 def _texts(report: CleanupReport, pictures: Sequence[tuple[str, str]]) -> Iterator[str]:
     """Render the report, for a proxy that takes no large artifact also without pictures, and cut shorter and shorter."""
     yield markdown(report, links=links(), pictures=pictures)
-    report.warn("the report was cut: a proxy or the server takes no larger artifact (413)")
+    because = "a proxy or the server takes no larger artifact (413)"
+    before = list(report.warnings)
+    if pictures:
+        report.warn(f"the report has no charts: {because}")
+        yield markdown(report, links=links())
+        report.warnings[:] = before
+    report.warn(f"the report was cut: {because}")
     whole = markdown(report, links=links())
-    yield whole
     length = len(whole) // 2
     while length >= MIN_REPORT_CHARS:
         # At the end of a line, so that no table breaks in a row.

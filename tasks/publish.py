@@ -5,6 +5,7 @@ Prefect's own `create_markdown_artifact` and the like take no `metadata`, in whi
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
@@ -47,8 +48,11 @@ async def publish_artifact(  # noqa: PLR0913 - the fields of an artifact
         ttl_days: The age in days until which the artifact is kept, and after which it is stale; also as text: "30".
 
     Raises:
-        ValueError: The hold is neither true, false nor a date; or the TTL is no number of days, or too small or large.
+        ValueError: The hold is neither true, false nor a date; the TTL is no number of days, or too small or large; or the
+            data or the description cannot be serialized.
     """
+    for name, value in (("data", data), ("description", description)):
+        _check_serializable(name, value)
     metadata = {}
     if hold is not None and (entry := _hold_entry(hold)) != "false":
         metadata[HOLD] = entry
@@ -56,6 +60,15 @@ async def publish_artifact(  # noqa: PLR0913 - the fields of an artifact
         metadata[TTL_DAYS] = _ttl_entry(ttl_days)
     async with get_client() as client:
         return (await create(client, data, type=type, key=key, description=description, metadata=metadata)).id
+
+
+def _check_serializable(name: str, value: object) -> None:
+    """Serialize a field as the client will, whose error could not be told from one in the server's answer."""
+    try:
+        content = ArtifactCreate.model_validate({name: value}).model_dump(mode="json", exclude_unset=True)
+        json.dumps(content, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name} cannot be serialized as JSON: {error}") from error
 
 
 async def create(  # noqa: PLR0913 - the fields of an artifact

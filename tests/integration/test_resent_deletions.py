@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
+import httpcore
 import httpx
 import pytest
 from h2.config import H2Configuration
@@ -13,7 +14,7 @@ from h2.connection import H2Connection
 from h2.events import RequestReceived
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_artifact_retention.stores.api import ApiStore
-from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.stores.connection import _trace_resends, connect
 from prefect_artifact_retention.stores.store import OutdatedSnapshotError
 
 
@@ -120,3 +121,14 @@ async def test_the_transport_sends_no_deletion_again_whose_check_is_too_old(monk
             await store.delete(version_id, start_attempt=iter([True, False]).__next__)
     assert server.deletions == [version_id]
     assert server.versions == {version_id}
+
+
+async def test_what_opens_the_tunnel_of_a_proxy_is_no_deletion() -> None:
+    """Else the 404 to the only one that was sent would pass for the answer to a second, and the version for ours."""
+    answers = [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"]
+    # The first attempt, which `connect` notes.
+    attempts = [0.0]
+    trace = _trace_resends(attempts, iter([]).__next__)
+    async with httpcore.AsyncHTTPProxy("http://proxy.invalid", network_backend=httpcore.AsyncMockBackend(answers)) as proxy:
+        answer = await proxy.request("DELETE", "https://prefect.invalid/api/artifacts/1", extensions={"trace": trace})
+    assert (answer.status, attempts) == (404, [0.0])

@@ -119,6 +119,8 @@ def test_a_connection_may_take_as_long_as_the_address_says(query: str, seconds: 
         ("sslrootcert=/nowhere/ca.pem", "sslrootcert: /nowhere/ca.pem cannot be read: No such file"),
         ("sslcert=/nowhere/c.pem", "sslcert: /nowhere/c.pem cannot be read: No such file"),
         ("connect_timeout=soon", "connect_timeout is no number of seconds"),
+        ("connect_timeout=nan", "connect_timeout is no number of seconds"),
+        ("connect_timeout=inf", "connect_timeout is no number of seconds"),
     ],
 )
 def test_a_parameter_that_cannot_work_is_refused_by_its_name(query: str, words: str) -> None:
@@ -129,9 +131,21 @@ def test_a_parameter_that_cannot_work_is_refused_by_its_name(query: str, words: 
     assert "s3cret" not in str(refused.value)
 
 
-def test_a_file_without_certificates_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("sslrootcert", "certificate"), ("sslcert", "certificate"), ("sslcrl", "list of revoked certificates")],
+)
+def test_a_file_without_what_it_should_hold_is_named(tmp_path: Path, name: str, what: str) -> None:
     """The libraries say no more than that something is wrong."""
-    empty = tmp_path / "ca.pem"
+    empty = tmp_path / "empty.pem"
     empty.write_text("nothing", encoding="utf-8")
-    with pytest.raises(StoreError, match=r"sslrootcert: .*ca\.pem holds no certificate"):
-        read_postgres_address(f"postgresql://host/db?sslrootcert={empty}")
+    with pytest.raises(StoreError, match=rf"{name}: .*empty\.pem holds no {what}$"):
+        read_postgres_address(f"postgresql://host/db?{name}={empty}")
+
+
+def test_a_file_without_the_key_of_the_certificate_is_named(tmp_path: Path) -> None:
+    """And so is what else may be wrong."""
+    empty = tmp_path / "key.pem"
+    empty.write_text("nothing", encoding="utf-8")
+    with pytest.raises(StoreError, match=r"sslkey: .*key\.pem holds no key of the certificate .*, or sslpassword is wrong$"):
+        read_postgres_address(f"postgresql://host/db?sslcert={CA}&sslkey={empty}")

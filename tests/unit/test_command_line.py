@@ -355,6 +355,47 @@ def test_a_reader_that_has_gone_is_no_traceback(folder: Path) -> None:
     os.close(writing)
 
 
+@pytest.mark.usefixtures("config")
+@pytest.mark.parametrize("arguments", ["policies check", "policies check --json", "policies schema"])
+def test_a_full_disk_is_one_sentence_and_exit_code_1(folder: Path, arguments: str) -> None:
+    """And no traceback, however long the output is."""
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.run(
+            [sys.executable, *CLI, *arguments.split()],
+            cwd=folder,
+            env=isolated_environment(folder / "prefect"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    said = "artifact-retention: the output could not be printed: No space left on device\n"
+    assert (process.returncode, process.stderr) == (1, said)
+
+
+def test_an_output_that_is_not_in_utf_8_has_escapes(folder: Path) -> None:
+    """As in a container or a job of cron with another locale."""
+    (folder / "retention.toml").write_text('[[policies]]\nname = "täglich"\nkeep_last = 3\n', encoding="utf-8")
+    process = run(folder, *CLI, "policies", "check", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "t\\xe4glich: " in process.stdout
+    process = run(folder, *CLI, "policies", "check", "--config", "täglich.toml", PYTHONIOENCODING="ascii")
+    assert process.returncode == 2
+    assert "t\\xe4glich.toml: cannot be read" in process.stderr
+
+
+@pytest.mark.usefixtures("config")
+@pytest.mark.parametrize("arguments", ["preview", "delete", "delete --json"])
+def test_what_prints_the_report_is_imported_before_the_run(arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that fails, as with a library of another version, no report of deletions is lost."""
+    monkeypatch.setitem(sys.modules, "prefect_artifact_retention.flows.terminal", None)
+    monkeypatch.delattr("prefect_artifact_retention.flows.terminal", raising=False)
+    monkeypatch.setenv("PREFECT_API_URL", NO_SERVER["PREFECT_API_URL"])
+    with pytest.raises(ImportError, match="terminal"):
+        main(arguments.split())
+
+
 def test_a_bad_limit_is_refused_though_the_environment_has_a_good_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

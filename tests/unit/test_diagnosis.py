@@ -78,6 +78,8 @@ async def test_a_file_of_certificates_that_cannot_be_used_is_named(
         ("all_proxy", "socks5h://user:secret@127.0.0.1:9", "names a SOCKS proxy, which needs the package socksio"),
         ("ALL_PROXY", "ftp://user:secret@127.0.0.1:9", "names no proxy of the form http://HOST:PORT"),
         ("http_proxy", "http://user:secret@127.0.0.1:port", "names no proxy of the form http://HOST:PORT"),
+        ("http_proxy", "http://user:secret@127.0.0.1:99999", "names a proxy whose port is above 65535"),
+        ("ALL_PROXY", "127.0.0.1:99999", "names a proxy whose port is above 65535"),
     ],
 )
 async def test_a_proxy_that_cannot_be_used_is_named_by_its_variable(variable: str, value: str, why: str) -> None:
@@ -86,6 +88,21 @@ async def test_a_proxy_that_cannot_be_used_is_named_by_its_variable(variable: st
     assert await failure(NOBODY) == f"no Prefect server to talk to: {variable} {why}" + (
         ": pip install 'httpx[socks]'" if "SOCKS" in why else ""
     )
+
+
+@pytest.mark.parametrize("variable", ["NO_PROXY", "no_proxy"])
+@pytest.mark.parametrize("network", ["fd00::/8", "localhost, ::1/128", "[fd00::]/8"])
+async def test_hosts_without_a_proxy_that_cannot_be_read_are_named_by_their_variable(variable: str, network: str) -> None:
+    """The HTTP client takes a network of IPv6 for a host with a port; the address of the server is fine."""
+    os.environ[variable] = network
+    assert (await failure(NOBODY)).startswith(f"no Prefect server to talk to: {variable} names what is no host or address")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_port_that_is_none_is_told(scheme: str) -> None:
+    """Connecting would raise an error that nobody expects."""
+    message = await failure(f"{scheme}://user:secret@127.0.0.1:65536/api")
+    assert message == "no Prefect server to talk to: PREFECT_API_URL is no valid address: its port is above 65535"
 
 
 async def test_an_address_that_is_reached_through_a_proxy_is_told_so() -> None:

@@ -69,6 +69,15 @@ def test_nobody_who_runs_no_server_has_their_server_libraries_bounded() -> None:
     assert declared(METADATA["optional-dependencies"]["server"]) == {"fastapi", "sqlalchemy"}
 
 
+def test_the_oldest_libraries_that_are_declared_have_what_is_used_of_them() -> None:
+    """`LEVEL_ALIGN` is in rich from 14.3.0 on; asyncpg knows `sslnegotiation` from 0.30 on, and `service` from 0.31 on."""
+    bounds = {requirement.name: requirement.specifier for requirement in map(Requirement, METADATA["dependencies"])}
+    assert "14.2.0" not in bounds["rich"]
+    assert "14.3.0" in bounds["rich"]
+    assert "0.30.0" not in bounds["asyncpg"]
+    assert "0.31.0" in bounds["asyncpg"]
+
+
 def test_the_pins_are_complete_and_name_no_address() -> None:
     """Each with hashes, so that pip takes nothing else; where it comes from is for each machine to say."""
     for file in ROOT.glob("requirements*.txt"):

@@ -98,3 +98,20 @@ async def test_a_ttl_that_cannot_be_meant_is_refused(server: FakeServer, ttl_day
     with pytest.raises(ValueError, match=r"^ttl_days = .* is no number of days between 0\.00001 and 36525$"):
         await published(server, ttl_days=ttl_days)
     assert not server.database.artifacts
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("data", [{"x": object()}]),
+        ("data", b"\xff"),
+        ("data", "\udcff"),
+        ("description", "\udcff"),
+        ("description", 3),
+    ],
+    ids=repr,
+)
+async def test_what_cannot_be_serialized_is_named_and_the_server_is_not_blamed(field: str, value: object) -> None:
+    """Before any request: here, no server is there to be asked."""
+    with pytest.raises(ValueError, match=f"^{field} cannot be serialized as JSON: "):
+        await publish_artifact(**{"data": "x", "type": "table", field: value})  # type: ignore[arg-type]
