@@ -150,8 +150,8 @@ class Database:
         for version in versions:
             version["id"] = UUID(str(version["id"]))
             for name in ("data", "metadata_"):
-                # A number is one already, on SQLite.
-                if isinstance(version[name], str):
+                # On SQLite, numbers are decoded already; on PostgreSQL, everything is.
+                if self.is_sqlite and isinstance(version[name], str):
                     version[name] = json.loads(version[name])
         return versions
 
