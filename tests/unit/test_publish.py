@@ -109,7 +109,7 @@ async def test_a_ttl_that_cannot_be_meant_is_refused(server: FakeServer, ttl_day
         ("description", "\udcff"),
         ("description", 3),
     ],
-    ids=repr,
+    ids=["object", "bytes", "surrogate", "surrogate in the description", "number for the description"],
 )
 async def test_what_cannot_be_serialized_is_named_and_the_server_is_not_blamed(field: str, value: object) -> None:
     """Before any request: here, no server is there to be asked."""
