@@ -21,6 +21,9 @@ POLICIES = [RetentionPolicy(name="no key", unkeyed=True, keep_within_days=1), Re
 KEPT = "kept-data"
 GONE = "gone-data"
 
+SETTLED_POLLS = 12
+"""As many quarters of a second without another event are taken for the end of them."""
+
 
 async def publish(server: Server) -> tuple[list[UUID], UUID]:
     """Write versions as producers do, two of them in place afterwards. Return those that are stale, and the one that stays."""
@@ -53,10 +56,13 @@ async def events(server: Server, text: str) -> Sequence[sa.Row[tuple[str, str]]]
 
 
 async def persisted(server: Server, number: int) -> None:
-    """Wait until the server has written so many events about artifacts."""
+    """Wait until the server has written so many events about artifacts, and no more come, as from other tests."""
     about = "SELECT count(*) FROM events WHERE event LIKE 'prefect.artifact%' OR event = 'somebody.noticed'"
+    seen, unchanged = 0, 0
     for _poll in range(120):
-        if (await server.database.run(about))[0][0] >= number:
+        ((count,),) = await server.database.run(about)
+        seen, unchanged = count, unchanged + 1 if count == seen else 0
+        if seen >= number and unchanged >= SETTLED_POLLS:
             return
         await asyncio.sleep(0.25)
     raise TimeoutError(await server.database.run("SELECT event, count(*) FROM events GROUP BY event"))
