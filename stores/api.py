@@ -2,8 +2,8 @@
 
 The API returns each version with its full payload, has no bulk deletion, and pages by offset, without a tie-breaker on dates,
 at most 200 rows at a time (an administrator may lower that). So the size of a page follows the bytes of the last one, payloads
-are measured and dropped on arrival, many keys are listed a page at a time, and where a listing takes several pages, the number
-of its rows is compared with the server's count.
+are measured and dropped on arrival, many keys are listed a page at a time, and the number of rows listed is compared with the
+server's count.
 """
 
 from __future__ import annotations
@@ -59,14 +59,11 @@ HTTP_CONTENT_TOO_LARGE = 413
 HTTP_UNPROCESSABLE = 422
 HTTP_SERVER_ERROR = 500
 
-MIN_ROWS_PER_KEY = 0.2
-"""The least versions expected of a key, which bounds the keys that are listed together."""
+LISTED_ROWS = 2_000
+"""Versions that are counted, listed and evaluated together, unless a single key has more. With fewer, there are more counts;
+with more, a version that is deleted meanwhile makes more keys be listed again."""
 
-MIN_LISTED_ROWS = 2_000
-"""Versions that a listing of many keys collects before they are evaluated, unless there are no more. With fewer, the states of
-the runs that wrote them are asked for more often."""
-
-PAGE_FILL = 0.8
+PAGE_FILL = 0.9
 """How full a page is meant to be. Fuller ones are more often too full, and asked for again with fewer keys."""
 
 MAX_QUOTED_CHARS = 40
@@ -124,10 +121,11 @@ class ApiStore:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._page_rows = 25
-        self._max_page_rows = MAX_PAGE_ROWS
-        # The pages of that size since it changed.
+        # By what the server has refused for good, and by what it has been too slow for lately.
+        self._allowed_page_rows = self._max_page_rows = MAX_PAGE_ROWS
+        # The pages of the latter size since it changed.
         self._max_pages = 0
-        # Of the keys that were listed last; those before count for less and less.
+        # As the server counted them last.
         self._rows_per_key = 1.0
         self._max_body_bytes = MAX_BODY_BYTES
 
@@ -198,32 +196,13 @@ class ApiStore:
             yield {row["key"]: _collection(row) for row in page}
 
     async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
-        """List the versions of many keys in the order given, several keys at a time; a key may have none.
-
-        As many keys are asked for as are likely to fit one page, by the keys before. A page with fewer rows than it might have
-        is whole, so it needs no count, and the server need not sort more than it sends. If it is full, fewer keys are asked
-        for, down to single ones, for which the server has an index.
-        """
-        ready: list[History] = []
+        """List the versions of many keys in the order given, several keys at a time; a key may have none."""
         start = 0
         while start < len(keys):
-            limit = self._page_limit
-            together = self._first_part(keys[start:], max(1, int(PAGE_FILL * limit / self._rows_per_key)))
-            is_long = len(together) == 1 and self._rows_per_key >= limit
-            found = None if is_long else await self._list_in_a_page(together)
-            if found is None and len(together) > 1:
-                self._rows_per_key = 2 * limit / len(together)
-                continue
-            found = found or [await self._list_single(together[0])]
+            together = self._first_part(keys[start:], min(MAX_IDS_PER_REQUEST, max(1, int(LISTED_ROWS / self._rows_per_key))))
             start += len(together)
-            ready += found
-            rows = sum(len(history.versions) for history in found)
-            self._rows_per_key = (self._rows_per_key + max(MIN_ROWS_PER_KEY, rows / len(found))) / 2
-            if sum(len(history.versions) for history in ready) >= MIN_LISTED_ROWS:
-                yield ready
-                ready = []
-        if ready:
-            yield ready
+            async for histories in self._list_together(together):
+                yield histories
 
     async def history(self, key: str, expected: int = 0) -> History:
         """List the versions of one key.
@@ -240,6 +219,19 @@ class ApiStore:
             expected = 0
         return History(key, Versions.of(versions), complete=False)
 
+    async def _list_together(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
+        """List the versions of some keys together; if that is not possible, halve the keys, down to single ones."""
+        pending = [list(keys)]
+        while pending:
+            some = pending.pop()
+            if len(some) == 1:
+                yield [await self._list_single(some[0])]
+            elif histories := await self._list_combined(some):
+                yield histories
+            else:
+                half = len(some) // 2
+                pending += [some[half:], some[:half]]
+
     async def _list_single(self, key: str) -> History:
         try:
             return await self.history(key)
@@ -247,6 +239,35 @@ class ApiStore:
             if error.status != HTTP_SERVER_ERROR:
                 raise
             return History(key, Versions.of(()), complete=False, error=str(error))
+
+    async def _list_combined(self, keys: Sequence[str]) -> list[History] | None:
+        """List the versions of some keys, as many keys at a time as fit one page; None if fewer should be listed together.
+
+        That is so if they have many versions, of which some go meanwhile; or if the request is too large. A page of a few keys
+        costs the server no more than what it sends, while it would sort all keys again for each page of a listing of all.
+        """
+        try:
+            expected = await self._count("/artifacts", {"key": {"any_": keys}})
+        except StoreError as error:
+            if error.status != HTTP_CONTENT_TOO_LARGE:
+                raise
+            self._max_body_bytes = _body_bytes(keys) // 2
+            return None
+        self._rows_per_key = rows_per_key = max(1, expected) / len(keys)
+        if expected > 2 * LISTED_ROWS:
+            return None
+        found: list[History] = []
+        most = len(keys)
+        while len(found) < len(keys):
+            fitting = int(PAGE_FILL * self._page_limit / rows_per_key)
+            some = keys[len(found) :][: max(1, min(most, fitting))]
+            histories = await self._list_in_a_page(some) if rows_per_key < self._page_limit else None
+            if histories is None and len(some) > 1:
+                most = len(some) // 2
+                continue
+            found += histories or [await self._list_single(some[0])]
+            most = len(keys)
+        return found if sum(len(history.versions) for history in found) >= expected else None
 
     async def _list_in_a_page(self, keys: Sequence[str]) -> list[History] | None:
         """List the versions of some keys in one page; None if fewer keys should be asked for.
@@ -547,11 +568,12 @@ class ApiStore:
             if error.status != HTTP_UNPROCESSABLE or limit == 1:
                 raise
             # Most likely, an administrator has lowered the limit of a page.
+            self._allowed_page_rows = limit // 2
             self._limit_pages(limit // 2)
         else:
             self._max_pages += limit == self._max_page_rows
             if self._max_pages >= PAGES_BEFORE_LARGER:
-                self._limit_pages(min(2 * limit, MAX_PAGE_ROWS))
+                self._limit_pages(min(2 * limit, self._allowed_page_rows))
             return response
         return None
 

@@ -89,7 +89,7 @@ class CleanupReport(BaseModel):
     unmanaged: list[str] = Field(default=[], description="Keys without a policy; left alone.")
     unmanaged_unkeyed: int = Field(default=0, description="Artifacts without a key and without a policy; left alone.")
     refusals: list[str] = Field(
-        default=[], description="Why the keys of a policy were left alone, or why the run was skipped."
+        default=[], description="Why the keys of a policy were left alone, or why the whole run was refused or skipped."
     )
     events_purged: int | None = Field(
         default=None, description="Events about deleted versions that were deleted, too; null if that was not asked for."

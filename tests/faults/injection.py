@@ -164,8 +164,8 @@ FAULTS = (
     Fault("503 from here on", answers(503), outage=True),
     MAINTENANCE,
     Fault("truncated", truncate),
-    Fault("page skips a row", shifts(1), of=has_offset),
-    Fault("pages skip a row from here on", shifts(1), outage=True, of=has_offset),
+    Fault("page skips a row", shifts(1), of=is_listing),
+    Fault("pages skip a row from here on", shifts(1), outage=True, of=is_listing),
     Fault("page repeats a row", shifts(-1), of=has_offset),
 )
 """Every fault, once."""
