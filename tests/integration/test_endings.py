@@ -112,7 +112,8 @@ async def test_a_delete_run_whose_output_nobody_takes_exits_as_it_ended(server: 
         COMMAND, "delete", cwd=folder, env=server.local.environment, stdout=writing, stderr=writing
     )
     os.close(writing)
-    assert await process.wait() == 0
+    code = await process.wait()
+    assert code == 0, await server.database.run("SELECT data FROM artifact_collection WHERE key LIKE '%-report'")
     assert {row.id for row in rows} & await server.database.ids() == {rows[number].id for number in (0, 1, 3, 4)}
 
 

@@ -186,8 +186,7 @@ async def test_nights_whose_time_is_over_before_the_last_key_are_not_refused(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each gets to one key, and each key has the run that got to it last to count from; a stricter policy is refused."""
-    monkeypatch.setattr(api, "PAGE_FILL", 0)
-    monkeypatch.setattr(api, "MIN_LISTED_ROWS", 1)
+    monkeypatch.setattr(api, "LISTED_ROWS", 1)
     policy = RetentionPolicy(name="all", keep_last=10)
     # Planning has no time at all, and stops after the first listing; what is planned is deleted all the same.
     monkeypatch.setattr(run, "MIN_DELETIONS", 10_000)
