@@ -28,16 +28,15 @@ import orjson
 import prefect
 import steps
 from fake_database import BROKEN, Artifact, BrokenDataError, FakeDatabase
-from prefect.context import SettingsContext, get_settings_context
 from prefect.events.clients import NullEventsClient
 from prefect.events.worker import EventsWorker
 from prefect.server.schemas import actions, core, filters
 from prefect.server.schemas.states import State, StateType
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.report import CleanupReport
 from pydantic import BaseModel, Field, ValidationError
+from servers import talking_to
 
 DEFAULT_LIMIT = 200
 """Rows in a page, as PREFECT_SERVER_API_DEFAULT_LIMIT has it."""
@@ -86,7 +85,6 @@ class FakeServer:
         self.expiry: dict[str, object] = {"enabled": ["events"], "retention_period": 7_776_000.0}
         self._clock = clock
         self._ahead = timedelta()
-        self._settings: tuple[SettingsContext, SettingsContext] | None = None
         self.database = FakeDatabase(self.now)
 
     @property
@@ -143,12 +141,7 @@ class FakeServer:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Let Prefect talk to this server."""
-        outside = get_settings_context()
-        if self._settings is None or self._settings[0] is not outside:
-            # To read all of Prefect's settings takes longer than a run.
-            with temporary_settings(updates={PREFECT_API_URL: f"{self.address}/api"}):
-                self._settings = outside, get_settings_context()
-        with self._settings[1].model_copy():
+        with talking_to(f"{self.address}/api"):
             yield
 
     async def cleanup(self, policies: Sequence[RetentionPolicy] = (), **parameters: object) -> CleanupReport:

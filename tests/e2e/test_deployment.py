@@ -38,6 +38,7 @@ def test_a_nightly_run_leaves_exactly_what_the_policy_keeps(deployed: Platform) 
     assert written == {f"artifact-retention-{name}" for name in ("report", "history", "progress")}
 
 
+@pytest.mark.thorough
 def test_pressing_run_on_demand_previews(deployed: Platform) -> None:
     """Quick run is safe."""
     deployed.fill(KEYS)

@@ -51,7 +51,7 @@ class Fault:
         What passes is tried again until it succeeds; a deletion of a stale version that fails for good fails its key.
         """
         is_for_good = self.lasting or self.outage
-        if self.name.startswith(("timeout", "dropped", "429", "503")) and not is_for_good:
+        if self.name.startswith(("timeout", "dropped", "429", "503", "504")) and not is_for_good:
             return "completed"
         fails = is_for_good or self.name.startswith(("404 before", "409", "500"))
         is_of_plan = victim.method == "DELETE" and victim.url.path.endswith(tuple(map(str, stale)))
@@ -163,12 +163,31 @@ FAULTS = (
     Fault("503 for good", answers(503), lasting=True),
     Fault("503 from here on", answers(503), outage=True),
     MAINTENANCE,
+    Fault("504 before", answers(504)),
+    Fault("504 after", answers(504, after=True), of=is_write),
+    Fault("504 for good", answers(504), lasting=True),
     Fault("truncated", truncate),
     Fault("page skips a row", shifts(1), of=is_listing),
     Fault("pages skip a row from here on", shifts(1), outage=True, of=is_listing),
     Fault("page repeats a row", shifts(-1), of=has_offset),
 )
 """Every fault, once."""
+
+ALIKE = (
+    {"timeout before", "dropped before", "503 before", "504 before"},
+    {"404 before", "409 before", "500 before"},
+    {"timeout for good", "429 for good", "503 for good", "504 for good"},
+    {"refused from here on", "500 from here on", "503 from here on"},
+)
+"""Names of faults that differ where something is written, and little where it is read."""
+
+
+def takes_turn(fault: Fault, request: httpx.Request, at: int) -> bool:
+    """Whether this fault is to be tried at this request, if faults that are alike take turns."""
+    if fault in PAUSES:
+        return PAUSES[at % len(PAUSES)] is fault
+    family = [each for names in ALIKE if fault.name in names for each in FAULTS if each.name in names]
+    return is_write(request) or not family or family[at % len(family)] is fault
 
 
 @dataclass

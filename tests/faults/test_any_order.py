@@ -395,15 +395,16 @@ def _is_for(policy: RetentionPolicy, key: str | None) -> bool:
     return policy.unkeyed if key is None else not policy.unkeyed and any(fnmatchcase(key, glob) for glob in policy.match_keys)
 
 
-def test_nothing_kept_is_lost_whatever_happens_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("examples", [40, pytest.param(120, marks=pytest.mark.thorough)])
+def test_nothing_kept_is_lost_whatever_happens_in_any_order(monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
     """Every collection is valid after a run, every report honest, and a rerun converges."""
     small_and_prompt(monkeypatch)
     with FakeServer(lambda: NOON).listening() as server, server.active():
         machine = type("AnyOrder", (AnyOrder,), {"server": server, "monkeypatch": monkeypatch})
         run_state_machine_as_test(
-            seed(SEED)(machine),
+            seed(SEED + examples)(machine),
             settings=settings(
-                max_examples=80,
+                max_examples=examples,
                 stateful_step_count=15,
                 deadline=None,
                 database=None,

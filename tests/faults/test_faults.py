@@ -13,7 +13,7 @@ import pytest
 from chance import SEED
 from fake import FakeServer
 from fake_database import FakeDatabase
-from injection import FAULTS, MAINTENANCE, MAX_PAUSE_SECONDS, PAUSES, Fault, line
+from injection import FAULTS, MAINTENANCE, MAX_PAUSE_SECONDS, Fault, line, takes_turn
 from prefect_artifact_retention.stores.connection import MAX_LOST_REQUESTS
 from prefect_artifact_retention.tasks.report import CleanupReport
 from scenario import (
@@ -38,8 +38,8 @@ MAX_PAUSES = MAX_LOST_REQUESTS * 6 * MAX_PAUSE_SECONDS
 MAX_SECONDS = 150
 """What a run may take without these pauses. Now and then, a Prefect server on SQLite holds its own writes up for a minute."""
 
-PARTS = 2
-"""In which the whole matrix is tried, so that several processes share it."""
+PARTS = 4
+"""In which the whole matrix is tried. The first one is a sample of it, by chance, for every run of the tests."""
 
 IN_WHOLE_RUNS = tuple(fault for fault in FAULTS if fault is not MAINTENANCE)
 """Prefect itself waits for the end of a maintenance, to tell the state of the flow run, once ours has ended."""
@@ -77,7 +77,7 @@ class Trial:
     async def all_cases(self, made: Scenario, faults: Sequence[Fault] = FAULTS) -> list[Case]:
         """Each fault at every request of an undisturbed run, which is all right, in an order of chance.
 
-        Those that differ only in the pause that they ask for take turns.
+        Those that are alike take turns.
         """
         await fill(self.server.database, made)
         random.seed(SEED)
@@ -89,10 +89,7 @@ class Trial:
         requests = list(enumerate(undisturbed.requests))
         chance = random.Random(SEED)
         cases = [
-            (fault, at)
-            for number, fault in enumerate(faults)
-            for at, request in requests
-            if fault.of(request) and (fault not in PAUSES or at % len(PAUSES) == number % len(PAUSES))
+            (fault, at) for fault in faults for at, request in requests if fault.of(request) and takes_turn(fault, request, at)
         ]
         return sorted(cases, key=lambda _case: chance.random())
 
@@ -175,7 +172,7 @@ async def whole_runs(server: Server, monkeypatch: pytest.MonkeyPatch, deep: int)
     return trial, made, await trial.all_cases(made, IN_WHOLE_RUNS)
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.thorough) for part in range(1, PARTS))])
 @pytest.mark.parametrize("prepare", [pruning, broken_collections])
 async def test_every_fault_of_every_request_loses_nothing(
     fake: FakeServer,

@@ -35,7 +35,7 @@ from prefect_artifact_retention.tasks import bulk
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
 from pydantic import SecretStr
-from servers import BY_DATABASE, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on, when_planned
+from servers import BY_DATABASE, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on, thorough, when_planned
 
 KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
@@ -168,7 +168,7 @@ async def estate(server: Server) -> tuple[list[Row], dict[str, UUID]]:
     return rows, latest
 
 
-@on(*BY_DATABASE)
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
 async def test_both_stores_plan_report_and_leave_the_same(server: Server) -> None:
     """Row for row, on random data: holds, TTLs, unfinished runs, idle and unmanaged keys, dangling and odd latest versions."""
     rows, latest = await estate(server)

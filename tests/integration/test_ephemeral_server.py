@@ -58,6 +58,7 @@ def test_an_alarm_without_a_server_is_an_error(folder: Path) -> None:
     assert (done.returncode, NO_SERVER in done.stderr) == (2, True)
 
 
+@pytest.mark.thorough
 def test_a_flow_without_a_server_fails(folder: Path) -> None:
     """Prefect itself has started the server by then; nothing is deleted there."""
     done = call(folder, "-c", FLOW)
@@ -65,6 +66,7 @@ def test_a_flow_without_a_server_fails(folder: Path) -> None:
     assert f"ConfigurationError: {NO_SERVER}" in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_preview_without_a_server_says_where_it_looked(folder: Path) -> None:
     """A warning, and the address of the temporary server."""
     done = call(folder, *CLI, "preview", "--json")

@@ -15,7 +15,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.events import emit_event
 from prefect_artifact_retention.policies import RetentionPolicy, StoreError
 from prefect_artifact_retention.tasks.rendering import HELD_BY_EVENTS, markdown
-from servers import BY_DATABASE, POSTGRESQL_DATABASE, Server, drain, on
+from servers import POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, drain, on, thorough
 
 POLICIES = [RetentionPolicy(name="no key", unkeyed=True, keep_within_days=1), RetentionPolicy(name="keep one", keep_last=1)]
 KEPT = "kept-data"
@@ -74,7 +74,7 @@ async def clear(server: Server) -> None:
         await server.database.run(f"DELETE FROM {table}")
 
 
-@on(*BY_DATABASE)
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
 async def test_events_hold_deleted_data_and_are_purged_exactly_if_asked_to(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +106,7 @@ async def test_events_hold_deleted_data_and_are_purged_exactly_if_asked_to(
     assert "PREFECT_SERVER_EVENTS_RETENTION_PERIOD" not in text
 
 
-@on(*BY_DATABASE)
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
 async def test_events_stay_unless_asked_for_and_the_report_says_so(server: Server) -> None:
     """With the server's setting that shortens their life."""
     with server.active():

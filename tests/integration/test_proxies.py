@@ -50,27 +50,6 @@ def rows_asked_for(request: httpx.Request) -> int:
 # --- 504
 
 
-async def test_a_504_is_tried_again(server: AnyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For each request of a run once, the answer to a deletion that was carried out included."""
-    rows = await server.database.insert(series("report", [1, 2, 3, 4]))
-    victims: set[tuple[str, str]] = set()
-
-    async def act(request: httpx.Request) -> int:
-        victim = (request.method, request.url.path)
-        if victim in victims or request.method == "GET" or rows_asked_for(request):
-            return 0
-        victims.add(victim)
-        if request.method == "DELETE":
-            await server.database.delete_version(rows[[str(row.id) in victim[1] for row in rows].index(True)].id)
-        return 504
-
-    with proxy(monkeypatch, act):
-        report = await server.cleanup([KEEP_2], mode="delete")
-    assert {method for method, _path in victims} == {"POST", "PATCH", "DELETE"}
-    assert (report.outcome, report.deleted, report.already_gone, report.failed) == ("completed", 2, 0, 0)
-    assert await server.database.ids() == {row.id for row in rows[:2]}
-
-
 @pytest.mark.parametrize("how", ["504", "timeout"])
 async def test_a_listing_that_takes_too_long_is_asked_for_in_smaller_pages(
     server: AnyServer, monkeypatch: pytest.MonkeyPatch, how: str

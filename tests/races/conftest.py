@@ -13,15 +13,15 @@ VACUUM = {
 
 
 @pytest.fixture(scope="session")
-def vacuumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def vacuuming(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """That server, for the session."""
     with started("postgresql", tmp_path_factory.mktemp("vacuumed"), **VACUUM) as server:
         yield server
 
 
 @pytest.fixture
-async def server(vacuumed: Server) -> AsyncIterator[Server]:
+async def vacuumed(vacuuming: Server) -> AsyncIterator[Server]:
     """That server, without artifacts."""
-    await vacuumed.database.clear()
-    yield vacuumed
-    await vacuumed.database.clear()
+    await vacuuming.database.clear()
+    yield vacuuming
+    await vacuuming.database.clear()

@@ -291,7 +291,10 @@ def test_an_unreachable_server_is_one_clear_line(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("config")
-@pytest.mark.parametrize("command", ["preview", "delete", "explain x", "preview --json"])
+@pytest.mark.parametrize(
+    "command",
+    ["delete", *(pytest.param(each, marks=pytest.mark.thorough) for each in ("preview", "explain x", "preview --json"))],
+)
 def test_ctrl_c_while_the_server_does_not_answer_is_one_sentence_and_exit_code_130(command: str, folder: Path) -> None:
     """Whatever is being waited for; as JSON, the sentence is the document."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
