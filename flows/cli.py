@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, Token
-from httpx import HTTPError
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError, load_policies
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import describe_validation_error, digest, stand_in
@@ -119,6 +118,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
     # Prefect's log goes to the server only; on the terminal, this command prints the report.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     _load_prefect()
+    from httpx import HTTPError  # noqa: PLC0415
     from prefect.exceptions import PrefectException  # noqa: PLC0415
     from prefect_artifact_retention.flows import cleanup  # noqa: PLC0415
     from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
