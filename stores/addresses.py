@@ -107,10 +107,11 @@ def read_postgres_address(text: str) -> PostgresAddress:
     """
     _scheme, _, rest = text.partition("://")
     found = _REST.fullmatch(rest)
-    if rest.partition("?")[0].count("@") > 1 or (not found and rest.count("@") > 1):
+    # Also one behind a question mark: that, too, may be of the password, of which the rest would pass for the host.
+    if rest.count("@") > 1:
         raise StoreError(
-            "the database's address has more than one @: in its user name and password, @ is written as %40, / as %2F, "
-            f": as %3A, and so on; {WAY_OUT}"
+            "the database's address has more than one @: in its user name, password and parameters, @ is written as %40, "
+            f"/ as %2F, : as %3A, ? as %3F, and so on; {WAY_OUT}"
         )
     if not found:
         raise StoreError(LOOKS)

@@ -26,7 +26,7 @@ from dataclasses import replace  # noqa: E402
 
 import pytest  # noqa: E402
 from fake import FakeServer  # noqa: E402
-from servers import EACH_ONCE, PROMPT, Server, started_when_asked  # noqa: E402
+from servers import EACH_ONCE, Server, started_when_asked  # noqa: E402
 
 pytest_plugins = ["chance"]
 
@@ -51,7 +51,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
     """The servers of this process, for all its tests."""
-    with started_when_asked(tmp_path_factory.mktemp("servers"), **PROMPT) as get:
+    with started_when_asked(tmp_path_factory.mktemp("servers")) as get:
         yield get
 
 

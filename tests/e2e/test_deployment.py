@@ -23,7 +23,7 @@ from prefect_artifact_retention.flows.local_server import local_server
 
 KEYS = [f"key-{number}" for number in range(4)]
 MANY = [f"key-{number}" for number in range(14)]
-SLOWLY = {"max_requests_per_minute": 60}
+SLOWLY = {"max_requests_per_minute": 180}
 """Makes a run last long enough for something to happen meanwhile."""
 
 

@@ -31,7 +31,7 @@ def call(folder: Path, *command: str, **variables: str) -> subprocess.CompletedP
     return subprocess.run(
         [sys.executable, *command],
         cwd=folder,
-        env=isolated_environment(folder / "home") | variables,
+        env=isolated_environment(folder / "home") | {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"} | variables,
         capture_output=True,
         text=True,
         check=False,

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -18,11 +19,13 @@ from prefect_artifact_retention.policies import RetentionPolicy
 from servers import (
     POSTGRESQL_API,
     POSTGRESQL_DATABASE,
+    PROMPT,
     SQLITE_API,
     SQLITE_DATABASE,
     Server,
     count_rows,
     on,
+    started_when_asked,
     thorough,
 )
 
@@ -32,6 +35,13 @@ MAX_TASK_RUNS = 25
 
 TASK_RUNS_BESIDES = 4
 """Discover, plan, verify and report."""
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """Servers that write at once what they are told, so that it can be counted."""
+    with started_when_asked(tmp_path_factory.mktemp("prompt"), **PROMPT) as get:
+        yield get
 
 
 async def rows_written(server: Server) -> Counter[str]:

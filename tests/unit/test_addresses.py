@@ -53,6 +53,14 @@ def test_a_password_may_have_any_character_that_sqlalchemy_reads() -> None:
     assert "p#a?s/s:@" in address.secrets
 
 
+@pytest.mark.parametrize("rest", ["@", "/x@", "?x@", "/x?y@", "?x=y@"])
+def test_a_password_with_a_bare_at_sign_is_refused_and_not_shown(rest: str) -> None:
+    """Whatever follows it, or what is behind it would pass for the host, which messages name."""
+    with pytest.raises(StoreError, match=r"more than one @: .* written as %40") as refused:
+        read_postgres_address(f"postgresql://user:p@wr0ng-horse{rest}127.0.0.1:9/db")
+    assert "wr0ng" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "query",
     [
