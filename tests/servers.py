@@ -34,6 +34,15 @@ from watchdog import end_with_us
 SERVER_PYTHON = os.environ.get("TEST_SERVER_PYTHON", sys.executable)
 """Whose Prefect the servers run: `make test-compat` lets a newer client talk to an older server."""
 
+QUIET = {
+    f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false"
+    for service in (
+        *("CANCELLATION_CLEANUP", "CLEANUP_RECONCILER", "FOREMAN", "LATE_RUNS", "PAUSE_EXPIRATIONS", "REPOSSESSOR"),
+        *("SCHEDULER", "TRIGGERS"),
+    )
+}
+"""What looks after deployments and automations, of which these servers have none, wakes up every few seconds, and writes."""
+
 PROMPT = {f"PREFECT_SERVER_SERVICES_{service}_FLUSH_INTERVAL": "0.25" for service in ("EVENT_PERSISTER", "TASK_RUN_RECORDER")}
 """What a run has caused to be written is written soon after, and can be counted. Such a server is never idle: it takes a third
 of a processor all the time."""
@@ -173,7 +182,7 @@ def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "sqlite":
         copy_template(kind, SERVER_PYTHON, folder / "prefect.db")
-        with local_server(folder, python=SERVER_PYTHON, **settings) as local:
+        with local_server(folder, python=SERVER_PYTHON, **QUIET, **settings) as local:
             local.wait()
             yield Server(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect.db'}"))
             drain(timeout=1)
@@ -183,7 +192,7 @@ def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
         copy_template(kind, SERVER_PYTHON, Path(place) / "data")
         with _postgres(Path(place) / "data") as postgres:
             url = postgres.get_uri().replace("postgresql://", "postgresql+asyncpg://")
-            with local_server(folder, database_url=url, python=SERVER_PYTHON, **settings) as local:
+            with local_server(folder, database_url=url, python=SERVER_PYTHON, **QUIET, **settings) as local:
                 local.wait()
                 yield Server(local, Database(url))
                 drain(timeout=1)

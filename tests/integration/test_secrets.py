@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from database import series
+from platforms import wait_for
+from prefect_artifact_retention.flows.local_server import isolated_environment
 from servers import Server, started
 
 USER = "admin"
@@ -20,11 +22,6 @@ SECRETS = [text for secret in (PASSWORD, WRONG) for text in (secret, base64.b64e
 SECRETS.append(API_KEY)
 
 
-def first_of(cases: Sequence[str]) -> list[object]:
-    """Have `make test` try the first of these, and `make test-all` each: a process for each takes seconds."""
-    return [cases[0], *(pytest.param(case, marks=pytest.mark.thorough) for case in cases[1:])]
-
-
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with basic authentication, and something to delete."""
@@ -33,12 +30,14 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def call(server: Server, folder: Path, credentials: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def call(
+    environment: Mapping[str, str], folder: Path, credentials: Mapping[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
     """Call the command line in a process of its own, with Prefect's log as talkative as it can be."""
     return subprocess.run(
         [sys.executable, "-m", "prefect_artifact_retention.flows.cli", *arguments],
         cwd=folder,
-        env=server.local.environment | {"PREFECT_HOME": str(folder / "home"), "PREFECT_LOGGING_LEVEL": "DEBUG"} | credentials,
+        env={**environment, "PREFECT_HOME": str(folder / "home"), "PREFECT_LOGGING_LEVEL": "DEBUG", **credentials},
         capture_output=True,
         text=True,
         check=False,
@@ -56,7 +55,8 @@ def by_address(server: Server, password: str) -> dict[str, str]:
     return {"PREFECT_API_URL": server.local.address.replace("http://", f"http://{USER}:{password}@") + "/api"}
 
 
-@pytest.mark.parametrize("how", first_of(["string", "address"]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("how", ["string", "address"])
 def test_right_credentials_work_and_are_neither_printed_nor_stored(guarded: Server, tmp_path: Path, how: str) -> None:
     """Every file of client and server is searched. Credentials in the address are warned of."""
     credentials = by_string(PASSWORD) if how == "string" else by_address(guarded, PASSWORD)
@@ -65,7 +65,7 @@ def test_right_credentials_work_and_are_neither_printed_nor_stored(guarded: Serv
     plain = ("preview", "delete") if how == "string" else ("explain",)
     for arguments in (["preview"], ["explain", "report"], ["delete", "--key", "report", "--keep-last", "5"]):
         form = [] if arguments[0] in plain else ["--json"]
-        done = call(guarded, tmp_path, credentials, *arguments, *form)
+        done = call(guarded.local.environment, tmp_path, credentials, *arguments, *form)
         assert done.returncode == 0, done.stderr
         assert found_in(done.stdout + done.stderr) == []
         warnings = json.loads(done.stdout).get("warnings", []) if form else []
@@ -78,7 +78,7 @@ def test_right_credentials_work_and_are_neither_printed_nor_stored(guarded: Serv
     events = "SELECT count(*) FROM events WHERE event LIKE 'artifact-retention.%'"
     # With the credentials in the address, Prefect's own client gets no event through.
     for stored in ("SELECT count(*) FROM log", *([events] if how == "string" else [])):
-        assert asyncio.run(guarded.database.run(stored))[0][0] > 0
+        wait_for(stored, lambda query=stored: asyncio.run(guarded.database.run(query))[0][0] or None)
     assert found_in_files(guarded, tmp_path) == []
 
 
@@ -88,9 +88,8 @@ def count_reports(server: Server) -> int:
     return int(number)
 
 
-@pytest.mark.parametrize(
-    "how", ["string", *(pytest.param(how, marks=pytest.mark.thorough) for how in ("address", "key alone"))]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("how", ["string", "address", "key alone"])
 def test_wrong_credentials_are_refused_with_a_message_without_them(guarded: Server, tmp_path: Path, how: str) -> None:
     """One line, no traceback, nothing deleted."""
     credentials = {
@@ -100,7 +99,7 @@ def test_wrong_credentials_are_refused_with_a_message_without_them(guarded: Serv
     }[how]
     before = asyncio.run(guarded.database.ids())
     for arguments in (["preview"], ["delete", "--json", "--key", "other", "--keep-last", "1"]):
-        done = call(guarded, tmp_path, credentials, *arguments)
+        done = call(guarded.local.environment, tmp_path, credentials, *arguments)
         assert done.returncode == 1
         assert "refuses our credentials (401)" in done.stderr
         ours = [line for line in done.stderr.splitlines() if " | DEBUG " not in line]
@@ -143,10 +142,13 @@ ADDRESSES = [
 ]
 
 
-@pytest.mark.parametrize("address", first_of(ADDRESSES))
-def test_an_invalid_address_is_reported_without_its_contents(guarded: Server, tmp_path: Path, address: str) -> None:
+@pytest.mark.parametrize(
+    "address", [ADDRESSES[0], *(pytest.param(each, marks=pytest.mark.thorough) for each in ADDRESSES[1:])]
+)
+def test_an_invalid_address_is_reported_without_its_contents(tmp_path: Path, address: str) -> None:
     """A password with a slash, a question mark or a hash passes for a port."""
-    done = call(guarded, tmp_path, {"PREFECT_API_URL": address, "PREFECT_CLIENT_MAX_RETRIES": "0"}, "preview", "--json")
+    there = isolated_environment(tmp_path / "home") | {"PREFECT_API_URL": address, "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    done = call(there, tmp_path, {}, "preview", "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"] in done.stderr
     assert "Traceback" not in done.stderr
@@ -167,7 +169,7 @@ def test_a_databases_password_is_neither_printed_nor_stored(guarded: Server, tmp
     """Wherever the run fails with it: the database is out of reach, or the address is none."""
     credentials = by_string(PASSWORD) | {"ARTIFACT_RETENTION_DATABASE_URL": f"postgresql://{database}"}
     for arguments in (["preview"], ["delete", "--json", "--key", "report", "--keep-last", "1"]):
-        done = call(guarded, tmp_path, credentials, *arguments)
+        done = call(guarded.local.environment, tmp_path, credentials, *arguments)
         assert done.returncode == 1, done.stderr
         assert "database" in done.stderr
         assert found_in(done.stdout + done.stderr) == []
