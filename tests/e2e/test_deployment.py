@@ -23,7 +23,7 @@ from prefect_artifact_retention.flows.local_server import local_server
 
 KEYS = [f"key-{number}" for number in range(4)]
 MANY = [f"key-{number}" for number in range(14)]
-SLOWLY = {"max_requests_per_minute": 180}
+SLOWLY = {"max_requests_per_minute": 60}
 """Makes a run last long enough for something to happen meanwhile."""
 
 
@@ -159,7 +159,7 @@ def test_a_killed_worker_does_not_stop_the_next_nights_run(deployed: Platform) -
     assert deployed.left() == kept
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 def test_a_server_restart_in_mid_run_does_not_stop_the_next_nights_run(tmp_path: Path) -> None:
     """Whether the run of that night survives it or not."""
     with platform(tmp_path) as made:
@@ -185,7 +185,7 @@ def test_the_checkout_that_is_deployed_is_complete(tmp_path: Path) -> None:
     assert (checkout(tmp_path) / "deployments" / "description.md").is_file()
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 def test_the_page_on_deploying_leads_to_a_nightly_run_and_away_again_without_a_trace(tmp_path: Path) -> None:
     """Its commands and nothing else, from a fresh checkout."""
     with platform(tmp_path, policies=(ROOT / "retention.toml").read_text(encoding="utf-8")) as made:

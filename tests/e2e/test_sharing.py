@@ -9,7 +9,7 @@ import pytest
 from database import Row, days, series
 from platforms import NOT_NOW, POLICIES, TIMEOUT_SECONDS, Platform, platform, shell_block, wait_for
 
-pytestmark = pytest.mark.thorough
+pytestmark = pytest.mark.long
 
 UNKEYED = '[[policies]]\nname = "without a key"\nunkeyed = true\nkeep_within_days = 7\n'
 SHARES = {"nightly-a-m": ("7-metrics", "alpha", "beta", "m"), "nightly-n-z": ("n", "north", "west", "zebra")}

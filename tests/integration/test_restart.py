@@ -17,7 +17,7 @@ KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("how", ["fast", "immediate"])
+@pytest.mark.parametrize("how", ["fast", pytest.param("immediate", marks=pytest.mark.long)])
 async def test_a_run_goes_on_after_a_real_restart_of_postgresql(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:

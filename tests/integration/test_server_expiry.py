@@ -45,7 +45,7 @@ async def test_a_servers_own_vacuum_is_named_with_the_policies_that_promise_more
     check(await server.cleanup([SHORT, LONG]), told)
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 @EXPIRIES
 async def test_a_real_servers_own_vacuum_is_named_in_the_report(tmp_path: Path, enabled: str, told: list[str]) -> None:
     """In the published one as well."""
