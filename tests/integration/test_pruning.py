@@ -19,7 +19,7 @@ from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.tasks import prune, run
 from prefect_artifact_retention.tasks.report import CleanupFailed
-from servers import BY_FAKE, POSTGRESQL_API, SQLITE_API, Server, on, when_planned
+from servers import BY_FAKE, FAKE, POSTGRESQL_API, SQLITE_API, Server, on, when_planned
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 AT_ONCE = 4
