@@ -193,6 +193,7 @@ async def test_every_fault_of_every_request_loses_nothing(
 
 
 @on(SQLITE_API)
+@pytest.mark.thorough
 @pytest.mark.parametrize(("prepare", "most"), [(pruning, 4), (broken_collections, 2)])
 async def test_a_fault_on_the_way_to_a_real_server_loses_nothing(
     server: Server,

@@ -52,6 +52,7 @@ def test_a_deletion_without_a_server_is_an_error_and_starts_none(folder: Path) -
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_an_alarm_without_a_server_is_an_error(folder: Path) -> None:
     """It would be set up on a server that ends with the command."""
     done = call(folder, *CLI, "alarm", "slack-webhook/ops")

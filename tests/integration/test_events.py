@@ -106,7 +106,8 @@ async def test_events_hold_deleted_data_and_are_purged_exactly_if_asked_to(
     assert "PREFECT_SERVER_EVENTS_RETENTION_PERIOD" not in text
 
 
-@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+@pytest.mark.thorough
+@on(POSTGRESQL_DATABASE, SQLITE_DATABASE)
 async def test_events_stay_unless_asked_for_and_the_report_says_so(server: Server) -> None:
     """With the server's setting that shortens their life."""
     with server.active():

@@ -24,6 +24,8 @@ from prefect_artifact_retention.tasks.rendering import WORD_JOINER
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from servers import BY_API, PROMPT, PROMPT_SECONDS, SQLITE_API, Server, count_rows, on, started_when_asked
 
+pytestmark = pytest.mark.thorough
+
 HOSTILE = (
     "\x1b[31m\u202e\r\n\n# Taken over\n\n| a | b |\n|---|---|\n<script>alert(1)</script> [x](javascript:y) ![z](//evil) `**"
 )

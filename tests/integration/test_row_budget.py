@@ -26,8 +26,9 @@ from servers import (
     count_rows,
     on,
     started_when_asked,
-    thorough,
 )
+
+pytestmark = pytest.mark.thorough
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 MAX_TASK_RUNS = 25
@@ -51,7 +52,7 @@ async def rows_written(server: Server) -> Counter[str]:
     return Counter(await count_rows(server)) - before
 
 
-@on(SQLITE_API, thorough(POSTGRESQL_API))
+@on(SQLITE_API, POSTGRESQL_API)
 async def test_a_run_without_work_writes_at_most_200_rows(server: Server) -> None:
     """Over three hundred keys, to all tables together, and starts at most five task runs."""
     await server.database.insert([row for number in range(300) for row in series(f"key-{number}", [1, 2])])
@@ -60,8 +61,8 @@ async def test_a_run_without_work_writes_at_most_200_rows(server: Server) -> Non
     assert 0 < written.total() <= 200, written
 
 
-@on(SQLITE_API, thorough(POSTGRESQL_API))
-@pytest.mark.parametrize("keys", [100, pytest.param(MAX_TASK_RUNS, marks=pytest.mark.thorough)])
+@on(SQLITE_API, POSTGRESQL_API)
+@pytest.mark.parametrize("keys", [100, MAX_TASK_RUNS])
 async def test_a_run_with_work_writes_as_many_rows_as_its_task_runs_allow(server: Server, keys: int) -> None:
     """Twenty for each prune task that it may start and three hundred more: as many keys as these, or many more."""
     await server.database.insert([row for number in range(keys) for row in series(f"key-{number}", [1, 2, 3, 4])])
@@ -71,7 +72,7 @@ async def test_a_run_with_work_writes_as_many_rows_as_its_task_runs_allow(server
     assert prunes < written.total() <= MAX_TASK_RUNS * 20 + 300, written
 
 
-@on(SQLITE_API, thorough(POSTGRESQL_API))
+@on(SQLITE_API, POSTGRESQL_API)
 async def test_a_run_without_work_sends_few_requests(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """One for 200 keys, one for 200 versions of 1 KB, or as many as the server allows in a page, and at most 150 more."""
     keys, versions = 400, 10
@@ -91,7 +92,7 @@ async def test_a_run_without_work_sends_few_requests(server: Server, monkeypatch
     assert requests.total() <= keys * versions / page + keys / page + 150, requests
 
 
-@on(SQLITE_API, thorough(SQLITE_DATABASE), thorough(POSTGRESQL_API), thorough(POSTGRESQL_DATABASE))
+@on(SQLITE_API, SQLITE_DATABASE, POSTGRESQL_API, POSTGRESQL_DATABASE)
 async def test_preview_of_the_command_line_writes_nothing_at_all(server: Server, tmp_path, monkeypatch, capsys) -> None:  # noqa: ANN001
     """No row in any table, and the plan that an independent query finds."""
     monkeypatch.chdir(tmp_path)
@@ -111,7 +112,7 @@ async def test_preview_of_the_command_line_writes_nothing_at_all(server: Server,
     assert report["planned"] == stale[0][0] == 120
 
 
-@on(SQLITE_DATABASE, thorough(POSTGRESQL_DATABASE))
+@on(SQLITE_DATABASE, POSTGRESQL_DATABASE)
 async def test_a_preview_through_an_address_in_a_block_writes_nothing_at_all(server: Server) -> None:
     """Reading a block by its own method would leave an event."""
     await server.database.insert(series("report", [1, 2, 3]))
