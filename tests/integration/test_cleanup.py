@@ -36,6 +36,7 @@ from servers import (
     BY_API,
     BY_FAKE,
     FAKE,
+    POSTGRESQL_API,
     POSTGRESQL_DATABASE,
     SQLITE_API,
     SQLITE_DATABASE,
@@ -47,6 +48,9 @@ from servers import (
 )
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
+
+SEVERAL_CLIENTS = (POSTGRESQL_API, POSTGRESQL_DATABASE, thorough(SQLITE_API), thorough(SQLITE_DATABASE))
+"""Where others write while a flow runs, which now and then holds up all writes of a server on SQLite for a minute."""
 
 
 @pytest.fixture(autouse=True)
@@ -313,6 +317,7 @@ async def cleanup_meanwhile(server: Server, **parameters: object) -> CleanupRepo
     return second[0]
 
 
+@on(*SEVERAL_CLIENTS)
 async def test_a_second_run_is_skipped_while_the_first_deletes(server: Server) -> None:
     """It ends Completed, named Skipped, and says for which run; the first one's report stays the latest."""
     await server.database.insert(series("report", [1, 2, 3, 4]))
@@ -328,6 +333,7 @@ async def test_a_second_run_is_skipped_while_the_first_deletes(server: Server) -
     assert [row[0].split(" (")[0] for row in reports] == ["Deleted 2 versions"]
 
 
+@on(*SEVERAL_CLIENTS)
 async def test_runs_over_different_keys_do_not_wait_for_each_other(server: Server) -> None:
     """Nor does anybody wait for a preview, or a preview for anybody."""
     await server.database.insert([*series("report", [1, 2, 3, 4]), *series("other", [1, 2, 3])])
@@ -335,6 +341,7 @@ async def test_runs_over_different_keys_do_not_wait_for_each_other(server: Serve
     assert preview.outcome == "completed"
 
 
+@on(*SEVERAL_CLIENTS)
 async def test_runs_over_different_keys_at_once_each_delete_theirs_and_share_the_packages_own(server: Server) -> None:
     """Neither run fails or warns because the other has deleted versions of the keys of both."""
     rows = {name: await server.database.insert(series(name, range(1, 31))) for name in ("apples", "pears")}
@@ -1121,6 +1128,7 @@ async def test_a_deletion_rate_limit_holds_over_all_tasks(server: Server) -> Non
     assert timedelta(seconds=report.duration_seconds) >= timedelta(seconds=2)
 
 
+@on(*SEVERAL_CLIENTS)
 @pytest.mark.parametrize("keep", [1, 2])
 async def test_a_successor_stays_when_a_person_deletes_the_latest_before_the_first_deletion(
     server: Server, monkeypatch: pytest.MonkeyPatch, keep: int
@@ -1201,6 +1209,7 @@ async def test_what_comes_to_hold_a_version_after_the_recheck_keeps_it(server: S
     assert (report.outcome, report.deleted, report.spared) == ("completed", 121, 1)
 
 
+@on(*SEVERAL_CLIENTS)
 async def test_a_producer_and_a_person_before_the_first_deletion_cost_no_successor(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
