@@ -132,7 +132,7 @@ class Server:
             with self.active():
                 return await artifact_cleanup(policies=list(policies), **parameters)
         except MissingResult:
-            if not finished:
+            if not (finished and self.database.is_sqlite):
                 raise
             return finished[-1]
         finally:
@@ -182,7 +182,7 @@ def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "sqlite":
         copy_template(kind, SERVER_PYTHON, folder / "prefect.db")
-        with local_server(folder, python=SERVER_PYTHON, **QUIET, **settings) as local:
+        with local_server(folder, python=SERVER_PYTHON, **(QUIET | settings)) as local:
             local.wait()
             yield Server(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect.db'}"))
             drain(timeout=1)
@@ -192,7 +192,7 @@ def started(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
         copy_template(kind, SERVER_PYTHON, Path(place) / "data")
         with _postgres(Path(place) / "data") as postgres:
             url = postgres.get_uri().replace("postgresql://", "postgresql+asyncpg://")
-            with local_server(folder, database_url=url, python=SERVER_PYTHON, **QUIET, **settings) as local:
+            with local_server(folder, database_url=url, python=SERVER_PYTHON, **(QUIET | settings)) as local:
                 local.wait()
                 yield Server(local, Database(url))
                 drain(timeout=1)

@@ -18,7 +18,7 @@ SETTLE_SECONDS = 0.2
 Revive = Callable[[Server], None]
 
 
-SOME = pytest.mark.parametrize("number", [1, pytest.param(4, marks=pytest.mark.long)])
+SOME = pytest.mark.parametrize("number", [1, pytest.param(4, marks=pytest.mark.thorough)])
 """How many kills: each takes seconds."""
 
 

@@ -755,7 +755,7 @@ async def test_a_policy_without_keys_is_told_and_those_that_protect_nothing_firs
     assert (await server.cleanup(policies, mode="delete", keys=["report-*"])).doubts == []
 
 
-@on(FAKE)
+@on(*BY_FAKE)
 @pytest.mark.parametrize(
     ("single", "policy", "is_doubtful"),
     [
@@ -801,7 +801,7 @@ async def test_no_policy_deletes_nothing(server: Server) -> None:
 HOSTILE_KEYS = ["a_b", "aXb", "a%b", "A-B", "a-b", "", "abc", "abc\n", "a|b`c*<b>", "k" * 3000]
 
 
-@on(FAKE, thorough(SQLITE_API), thorough(POSTGRESQL_DATABASE))
+@on(FAKE, *map(thorough, (SQLITE_API, POSTGRESQL_API, SQLITE_DATABASE, POSTGRESQL_DATABASE)))
 @pytest.mark.parametrize("key", HOSTILE_KEYS, ids=lambda key: repr(key[:12]))
 async def test_a_key_is_matched_exactly(server: Server, key: str) -> None:
     """Its look-alikes lose nothing."""
@@ -1106,7 +1106,7 @@ async def test_the_packages_own_keys_stay_bounded(server: Server) -> None:
     }
 
 
-@on(POSTGRESQL_DATABASE, thorough(SQLITE_API))
+@on(POSTGRESQL_DATABASE, *map(thorough, (SQLITE_API, POSTGRESQL_API, SQLITE_DATABASE)))
 async def test_500_keys_of_20_versions_are_left_exactly_as_an_independent_query_says(server: Server) -> None:
     """Ten thousand versions; what goes is what ranks below 19."""
     rows = [row for number in range(500) for row in series(f"key-{number}", [1 + number / 1000 + age for age in range(20)])]

@@ -46,7 +46,7 @@ def test_the_demo_deletes_what_it_says(tmp_path: Path) -> None:
     assert not list(home.iterdir())
 
 
-@pytest.mark.long
+@pytest.mark.thorough
 def test_the_demo_works_twice_in_the_same_folder(tmp_path: Path) -> None:
     """And its report can be read by a program."""
     folder, home = tmp_path / "demo", tmp_path / "home"

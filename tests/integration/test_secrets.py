@@ -58,22 +58,20 @@ def by_address(server: Server, password: str) -> dict[str, str]:
 @pytest.mark.thorough
 @pytest.mark.parametrize("how", ["string", "address"])
 def test_right_credentials_work_and_are_neither_printed_nor_stored(guarded: Server, tmp_path: Path, how: str) -> None:
-    """Every file of client and server is searched. Credentials in the address are warned of."""
+    """Preview, explain and delete; every file of client and server is searched. Credentials in the address are warned of."""
     credentials = by_string(PASSWORD) if how == "string" else by_address(guarded, PASSWORD)
     before = count_reports(guarded)
-    # Either way, each command as text or as JSON.
-    plain = ("preview", "delete") if how == "string" else ("explain",)
     for arguments in (["preview"], ["explain", "report"], ["delete", "--key", "report", "--keep-last", "5"]):
-        form = [] if arguments[0] in plain else ["--json"]
-        done = call(guarded.local.environment, tmp_path, credentials, *arguments, *form)
-        assert done.returncode == 0, done.stderr
-        assert found_in(done.stdout + done.stderr) == []
-        warnings = json.loads(done.stdout).get("warnings", []) if form else []
-        assert all("PREFECT_API_URL has credentials in it" in warning for warning in warnings)
-        assert bool(warnings) == (bool(form) and how == "address")
-        if form:
-            assert json.loads(done.stdout)["server"] == f"{guarded.local.address}/api"
-    assert count_reports(guarded) == before + 1
+        for form in ([], ["--json"]):
+            done = call(guarded.local.environment, tmp_path, credentials, *arguments, *form)
+            assert done.returncode == 0, done.stderr
+            assert found_in(done.stdout + done.stderr) == []
+            warnings = json.loads(done.stdout).get("warnings", []) if form else []
+            assert all("PREFECT_API_URL has credentials in it" in warning for warning in warnings)
+            assert bool(warnings) == (bool(form) and how == "address")
+            if form:
+                assert json.loads(done.stdout)["server"] == f"{guarded.local.address}/api"
+    assert count_reports(guarded) == before + 2
     assert asyncio.run(guarded.database.ids("key = 'report'")) == asyncio.run(newest(guarded, 5))
     events = "SELECT count(*) FROM events WHERE event LIKE 'artifact-retention.%'"
     # With the credentials in the address, Prefect's own client gets no event through.
