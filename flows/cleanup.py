@@ -43,12 +43,13 @@ from prefect_artifact_retention.stores.concurrency import for_each
 from prefect_artifact_retention.stores.connection import connect, reason, uses_ephemeral_server
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.store import Store
-from prefect_artifact_retention.tasks.bulk import bulk_task, measure_disk, reclaim_task, report_purge
 from prefect_artifact_retention.tasks.discover import check_scope, discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, other_run
 from prefect_artifact_retention.tasks.prune import group_label, pack, prune_keys, prune_task, verify, verify_task
+from prefect_artifact_retention.tasks.prune_database import prune_in_database_task
 from prefect_artifact_retention.tasks.publication import links, publish_report, report_task
+from prefect_artifact_retention.tasks.reclaim import measure_disk, reclaim_task, report_purge
 from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label, with_links
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, Mode, Outcome, scope_digest
 from prefect_artifact_retention.tasks.run import KeyPlan, Limits, Listener, Run, in_flow_run
@@ -423,13 +424,10 @@ async def _delete(run: Run, *, vacuum: bool) -> None:
     on_disk = await measure_disk(run, database) if database else None
     try:
         if database:
-            await bulk_task(run, database)
+            await prune_in_database_task(run, database)
         else:
             await run.server.detect_concurrency(runtime.flow_run.flow_name or artifact_cleanup.name)
-        await _prune_all(run)
-        if database:
-            # Of the versions that went one by one.
-            await database.purge_events()
+            await _prune_all(run)
     except RetentionError as error:
         run.report.errors.append(str(error))
     finally:

@@ -60,7 +60,9 @@ async def explain(settings: RetentionSettings, key: str) -> Explanation:
         if not collections:
             raise StoreError(f"there is no artifact with the key {label(key)}")
         collection = collections[0]
-        history = await run.store.history(key)
+        (history,) = [each async for page in run.store.histories([key]) for each in page]
+        if history.error:
+            raise StoreError(history.error)
         if not history.complete:
             raise StoreError(f"the versions of {label(key)} changed while they were read; try again")
         policy = select_policy(run.policies, key, collection.type)

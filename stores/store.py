@@ -1,9 +1,8 @@
-"""The protocol of a store, which reads and deletes versions: through the Prefect API, or in the database behind it."""
+"""The protocol of a store, from which a plan is made: through the Prefect API, or from the database behind it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -59,16 +58,32 @@ class History:
     mark: Mark | None = None
 
 
-class KeptVersionError(StoreError):
-    """The version was not deleted, because by now it is held, its run is unfinished, or it is the latest and others exist."""
-
-
 class OutdatedSnapshotError(StoreError):
     """A deletion was not sent, or not sent again, because its snapshot is too old. An earlier attempt may have succeeded."""
 
 
-class Store(Protocol):
-    """Reads and deletes versions. Every method raises `StoreError` if the server or the database fails."""
+class RunReader(Protocol):
+    """Reads the states of runs."""
+
+    async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
+        """Return those of the runs that exist and are not in a terminal state, with the times of their creation."""
+        ...
+
+
+class Repairer(Protocol):
+    """Finds and repairs collections whose latest version has vanished."""
+
+    async def dangling(self, keys: Sequence[str]) -> list[str]:
+        """Return those of the keys whose collection names a latest version that does not exist, or a left-over placeholder."""
+        ...
+
+    async def repair(self, key: str) -> bool:
+        """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none."""
+        ...
+
+
+class Store(RunReader, Protocol):
+    """Reads versions for a plan. Every method raises `StoreError` if the server or the database fails."""
 
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[Collection]:
         """List the collections of these exact keys.
@@ -88,15 +103,6 @@ class Store(Protocol):
         """List the versions of many keys in the order given, several keys at a time; a key may have none."""
         ...
 
-    async def history(self, key: str, expected: int = 0) -> History:
-        """List the versions of one key.
-
-        Args:
-            key: The key.
-            expected: How many versions are known to exist. A listing of as many is not compared with the server's count.
-        """
-        ...
-
     async def count_unkeyed(self) -> int:
         """Count the artifacts without a key, except those in which Prefect keeps the results of runs."""
         ...
@@ -108,44 +114,4 @@ class Store(Protocol):
             expected: What `count_unkeyed` returned.
             unreadable: An item is appended for each artifact that the server fails to show.
         """
-        ...
-
-    async def versions(self, ids: Iterable[UUID]) -> list[Version]:
-        """Read those of the versions `ids` that still exist."""
-        ...
-
-    async def all_exist(self, ids: Sequence[UUID]) -> bool:
-        """Return whether all versions `ids` still exist."""
-        ...
-
-    async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
-        """Return those of the runs that exist and are not in a terminal state, with the times of their creation."""
-        ...
-
-    def reserve_slot(self) -> AbstractAsyncContextManager[None]:
-        """Reserve a slot for the requests of this context, so that none waits for other requests of the cleanup."""
-        ...
-
-    async def delete(
-        self, version_id: UUID, *, is_latest: bool = False, start_attempt: Callable[[], bool] | None = None
-    ) -> bool:
-        """Delete one version. Return True if this call deleted it, False if it no longer existed.
-
-        Args:
-            version_id: The version.
-            is_latest: Whether the version was stale as the latest of its key; then it is deleted if it is the only one left.
-            start_attempt: Called right before each attempt to send the request; if it returns False, nothing is sent.
-
-        Raises:
-            KeptVersionError: The version must be kept by now; only a store with transactions can tell.
-            OutdatedSnapshotError: `start_attempt` returned False.
-        """
-        ...
-
-    async def dangling(self, keys: Sequence[str]) -> list[str]:
-        """Return those of the keys whose collection names a latest version that does not exist, or a left-over placeholder."""
-        ...
-
-    async def repair(self, key: str) -> bool:
-        """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none."""
         ...

@@ -19,7 +19,7 @@ from prefect_artifact_retention.policies.expectation import Expectations
 from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.policies.loading import OWN_KEYS, OWN_POLICY, select_policy, type_conflict
 from prefect_artifact_retention.policies.model import Versions
-from prefect_artifact_retention.stores.store import Collection, History
+from prefect_artifact_retention.stores.store import Collection, History, RunReader
 from prefect_artifact_retention.tasks.history import read_past_runs
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.report import KeyReport, PolicyReport
@@ -229,30 +229,33 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
         run.add_plan(plan)
 
 
-async def judge_all(run: Run, subjects: Sequence[Subject]) -> list[Judgement]:
+async def judge_all(run: Run, subjects: Sequence[Subject], reader: RunReader | None = None) -> list[Judgement]:
     """Evaluate the versions of several keys.
 
-    The states of runs are read for all keys together, and only for the runs that wrote stale versions.
+    The states of runs are read for all keys together, and only for the runs that wrote stale versions: by the store, if by no
+    other reader.
     """
     now = run.report.now
     judgements = [each.judge(now) for each in subjects]
     wrote = [each.stale_runs() for each in judgements]
     flow_runs, task_runs = (set[UUID]().union(*ids) for ids in zip(*wrote, strict=True)) if wrote else (set(), set())
-    running = await unfinished_runs(run, flow_runs, task_runs)
+    running = await unfinished_runs(run, flow_runs, task_runs, reader)
     return [
         judgement if running.isdisjoint(chain(*own_runs)) else each.judge(now, running)
         for judgement, own_runs, each in zip(judgements, wrote, subjects, strict=True)
     ]
 
 
-async def judge_unkeyed(run: Run, versions: Iterable[Version], policy: RetentionPolicy) -> list[Judgement]:
+async def judge_unkeyed(
+    run: Run, versions: Iterable[Version], policy: RetentionPolicy, reader: RunReader | None = None
+) -> list[Judgement]:
     """Evaluate artifacts without a key, of which none depends on another.
 
     Those of unfinished runs are evaluated apart, so that the reasons of the others do not depend on what is on their page.
     """
     page = Versions.of(versions)
     judgement = judge(page, policy, now=run.report.now)
-    running = await unfinished_runs(run, *judgement.stale_runs())
+    running = await unfinished_runs(run, *judgement.stale_runs(), reader)
     in_use = {index for index in judgement.stale if page.flow_run_ids[index] in running or page.task_run_ids[index] in running}
     if not in_use:
         return [judgement]
@@ -264,9 +267,11 @@ async def judge_unkeyed(run: Run, versions: Iterable[Version], policy: Retention
     ]
 
 
-async def unfinished_runs(run: Run, flow_runs: AbstractSet[UUID], task_runs: AbstractSet[UUID]) -> frozenset[UUID]:
+async def unfinished_runs(
+    run: Run, flow_runs: AbstractSet[UUID], task_runs: AbstractSet[UUID], reader: RunReader | None = None
+) -> frozenset[UUID]:
     """Return those of the runs that have not finished, and the current one if it is among them."""
-    unfinished = await run.store.unfinished(flow_runs, task_runs)
+    unfinished = await (reader or run.store).unfinished(flow_runs, task_runs)
     for run_id, since in unfinished.items():
         if run.report.now - since > ZOMBIE_AGE:
             run.report.warn(f"versions are kept for run {run_id}, unfinished since {since:%Y-%m-%d}; it may be a zombie")

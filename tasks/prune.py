@@ -36,7 +36,7 @@ from prefect_artifact_retention.policies import RetentionError, RetentionPolicy,
 from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.policies.loading import select_policy
 from prefect_artifact_retention.stores.concurrency import MAX_CONCURRENT_REQUESTS, for_each
-from prefect_artifact_retention.stores.store import Collection, History, KeptVersionError, OutdatedSnapshotError
+from prefect_artifact_retention.stores.store import Collection, History, OutdatedSnapshotError
 from prefect_artifact_retention.tasks.plan import Subject, judge_all, judge_unkeyed, subject, unfinished_runs
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.report import KeyReport
@@ -544,10 +544,6 @@ async def _delete(  # noqa: PLR0913, PLR0917 - the versions, and how they are de
         attempts = _Attempts(deadline, outdated)
         try:
             deleted = await run.store.delete(version.id, is_latest=version.id == latest_id, start_attempt=attempts.start)
-        except KeptVersionError:
-            pending.discard(version.id)
-            plan.report.spared += 1
-            return
         except OutdatedSnapshotError as error:
             _defer(run, plan, version, is_sent=attempts.is_sent)
             outdated.append(error)

@@ -254,9 +254,14 @@ class Run:
             self._settled, self._deferred, self._deferred_since = settled, 0, time.monotonic()
         self._deferred += 1
         stalled_for = time.monotonic() - self._deferred_since
-        if self._deferred >= MAX_DEFERRED_DELETIONS and stalled_for >= MIN_STALL_SECONDS and not self.is_stalled:
+        if self._deferred >= MAX_DEFERRED_DELETIONS and stalled_for >= MIN_STALL_SECONDS:
+            self.give_up(f"the Prefect server accepted no deletion for {stalled_for:.0f} seconds")
+
+    def give_up(self, reason: str) -> None:
+        """Take no further deletion: the run has failed."""
+        if not self.is_stalled:
             self.is_stalled = True
-            self.report.errors.append(f"the Prefect server accepted no deletion for {stalled_for:.0f} seconds")
+            self.report.errors.append(reason)
 
     @contextmanager
     def without_budgets(self) -> Iterator[None]:

@@ -1,0 +1,191 @@
+"""What is changed in a Prefect server's database in one transaction: versions deleted, collections repaired, events purged.
+
+Whoever deletes versions of a key locks its collection first: creating a version, and making another version the latest, wait
+for that lock.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from uuid import UUID
+
+import sqlalchemy as sa
+from prefect_artifact_retention.policies import StoreError, Version
+from prefect_artifact_retention.stores.rows import IS_UNKEYED, Rows, count, read_version, runs_have_ended
+from prefect_artifact_retention.stores.schema import (
+    ARTIFACT,
+    ARTIFACT_EVENTS,
+    COLLECTION,
+    COPIED,
+    EVENT,
+    EVENT_RESOURCE,
+    VERSION_RESOURCE,
+)
+from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
+from prefect_artifact_retention.stores.store import Mark
+
+MAX_PURGED_EVENTS = 1_000
+MAX_PURGED_BYTES = 32 * 2**20
+"""Events deleted in one transaction, and the bytes of what they hold, unless a single one holds more."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDeletion:
+    """Versions of one key to delete in a transaction, provided that nothing of the key has changed since it was judged.
+
+    Attributes:
+        collection: The collection when it was judged.
+        mark: The state of its versions when they were judged.
+        ids: The versions to delete; the latest among them only if they are all versions of the key.
+        is_last: Whether no further deletion of the same key follows.
+        is_idle: Whether the key goes as a whole, in this deletion and those that follow: then all its versions must be stale.
+    """
+
+    collection: ArtifactCollection
+    mark: Mark
+    ids: Sequence[UUID]
+    is_last: bool
+    is_idle: bool = False
+
+    @property
+    def key(self) -> str:
+        """The key."""
+        return self.collection.key
+
+
+class Changes(Rows):
+    """Reads and changes rows in the transaction of a connection, which sees one state of the database."""
+
+    async def lock(self, keys: Collection[str], *, skip_locked: bool = False) -> list[ArtifactCollection]:
+        """Read collections, and lock them in the order of their keys; SQLite locks the whole database."""
+        query = self.selected_collections(keys).with_for_update(key_share=True, skip_locked=skip_locked)
+        return [ArtifactCollection(*row) for row in await self.all(query)]
+
+    async def lock_unkeyed(self, ids: Collection[UUID]) -> list[Version]:
+        """Read artifacts without a key, and lock them; those that somebody else has locked are left out."""
+        query = self.versions().where(self.among(ARTIFACT.c.id, ids), IS_UNKEYED).with_for_update(skip_locked=True)
+        return [read_version(row) for row in await self.all(query)]
+
+    async def present_unkeyed(self, ids: Collection[UUID]) -> set[UUID]:
+        """Return those of the artifacts without a key that exist, whoever has locked them."""
+        return set(await self.connection.scalars(sa.select(ARTIFACT.c.id).where(self.among(ARTIFACT.c.id, ids), IS_UNKEYED)))
+
+    async def delete_unchanged(self, deletions: Sequence[KeyDeletion]) -> dict[str, Mark | None]:
+        """Delete stale versions of several keys.
+
+        A key is passed over if it has changed since it was judged, if another transaction is changing it, or if a run that
+        wrote one of the versions has not finished.
+
+        Args:
+            deletions: At most one for each key.
+
+        Returns:
+            The keys of which the versions were deleted, with their new mark if a further deletion follows.
+        """
+        locked = set(await self.lock([each.key for each in deletions], skip_locked=True))
+        marks = await self._marks([each.key for each in locked])
+        going = [each for each in deletions if each.collection in locked and marks.get(each.key) == each.mark]
+        in_use = await self._keys_in_use(going)
+        going = [each for each in going if each.key not in in_use]
+        emptied = [each.key for each in going if len(each.ids) == each.mark[0]]
+        await self.delete([version_id for each in going for version_id in each.ids], [each.key for each in going], emptied)
+        left = await self._marks([each.key for each in going if not each.is_last])
+        return {each.key: left.get(each.key) for each in going}
+
+    async def delete(self, ids: Collection[UUID], keys: Collection[str], emptied: Collection[str] = ()) -> None:
+        """Delete versions of some keys that are locked.
+
+        Args:
+            ids: The versions.
+            keys: Their keys.
+            emptied: Those of the keys of which no version is left; their collections go, too.
+
+        Raises:
+            StoreError: One of the versions does not exist, or is the latest of a collection that stays.
+        """
+        if not ids:
+            return
+        if emptied:
+            await self.connection.execute(sa.delete(COLLECTION).where(self.among(COLLECTION.c.key, emptied)))
+        latest = sa.select(COLLECTION.c.latest_id).where(self.among(COLLECTION.c.key, keys))
+        these = self.among(ARTIFACT.c.id, ids), self.among(ARTIFACT.c.key, keys), ARTIFACT.c.id.not_in(latest)
+        if (await self.connection.execute(sa.delete(ARTIFACT).where(*these))).rowcount != len(ids):
+            # The caller's transaction is rolled back; a savepoint here would cost SQLite a copy of each page.
+            raise StoreError("a version that was to be deleted is the latest of its key, or does not exist")
+
+    async def delete_unkeyed(self, ids: Collection[UUID]) -> None:
+        """Delete artifacts without a key."""
+        await self.connection.execute(sa.delete(ARTIFACT).where(self.among(ARTIFACT.c.id, ids), IS_UNKEYED))
+
+    async def purge_events(self, ids: Collection[UUID]) -> Sequence[int]:
+        """Delete some of the events about these versions. Return the bytes of the payload of each."""
+        about = self.among(EVENT_RESOURCE.c.resource_id, [f"{VERSION_RESOURCE}{version_id}" for version_id in ids])
+        listing = (
+            sa.select(EVENT.c.id, self.bytes(EVENT.c.payload))
+            .where(EVENT.c.id.in_(sa.select(EVENT_RESOURCE.c.event_id).where(about)), EVENT.c.event.in_(ARTIFACT_EVENTS))
+            .limit(MAX_PURGED_EVENTS)
+        )
+        rows = await self.all(listing)
+        number = max(1, bisect_right(list(accumulate(row[1] for row in rows)), MAX_PURGED_BYTES))
+        going = [row[0] for row in rows[:number]]
+        await self.connection.execute(sa.delete(EVENT_RESOURCE).where(self.among(EVENT_RESOURCE.c.event_id, going)))
+        await self.connection.execute(sa.delete(EVENT).where(self.among(EVENT.c.id, going)))
+        return [row[1] for row in rows[:number]]
+
+    async def repair(self, key: str) -> bool:
+        """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none.
+
+        The newest version of the key becomes its latest. If there is none, the vanished version is created again from the copy
+        of its data in the collection.
+        """
+        collections = await self.lock([key])
+        if not collections:
+            return False
+        is_latest = ARTIFACT.c.id == collections[0].latest_id
+        if await self.scalar(count(ARTIFACT).where(is_latest)):
+            others = collections[0].is_placeholder and await self.scalar(
+                count(ARTIFACT).where(ARTIFACT.c.key == key, ~is_latest)
+            )
+            if not others:
+                return False
+            # A placeholder that an interrupted repair through the API has left.
+            await self.connection.execute(sa.delete(ARTIFACT).where(is_latest))
+        ranked = sa.select(ARTIFACT.c.id).order_by(ARTIFACT.c.created.desc(), ARTIFACT.c.id.desc())
+        newest = await self.scalar(ranked.where(ARTIFACT.c.key == key).limit(1))
+        if newest is None:
+            # For a version that was the latest from its creation on, the collection has that date in `updated` only.
+            copied = ("latest_id", "key", "updated", "updated", *COPIED)
+            row = sa.select(*(COLLECTION.c[name].label(f"copied_{index}") for index, name in enumerate(copied)))
+            names = ["id", "key", "created", "updated", *COPIED]
+            await self.connection.execute(sa.insert(ARTIFACT).from_select(names, row.where(COLLECTION.c.key == key)))
+        else:
+            names = ["created", "updated", *COPIED]
+            values = {name: sa.select(ARTIFACT.c[name]).where(ARTIFACT.c.id == newest).scalar_subquery() for name in names}
+            change = sa.update(COLLECTION).where(COLLECTION.c.key == key).values(latest_id=newest, **values)
+            await self.connection.execute(change)
+        return True
+
+    async def touch(self) -> None:
+        """Write what is there already: a transaction of SQLite can begin, and not find out before its first change."""
+        version = (await self.connection.exec_driver_sql("PRAGMA user_version")).scalar_one()
+        await self.connection.exec_driver_sql(f"PRAGMA user_version = {int(version)}")
+
+    async def _marks(self, keys: Collection[str]) -> Mapping[str, Mark]:
+        """Read the marks of keys: the number of their versions, and the sum of the fingerprints."""
+        if not keys:
+            return {}
+        marked = sa.select(ARTIFACT.c.key, sa.func.count(), sa.func.sum(self.fingerprint))
+        rows = await self.all(marked.where(self.among(ARTIFACT.c.key, keys)).group_by(ARTIFACT.c.key))
+        return {key: (number, int(fingerprints)) for key, number, fingerprints in rows}
+
+    async def _keys_in_use(self, deletions: Sequence[KeyDeletion]) -> set[str]:
+        """Return the keys of which a version that is to go, or any one of an idle key, is of a run that has not finished."""
+        if not deletions:
+            return set()
+        these = self.among(ARTIFACT.c.id, [version_id for each in deletions for version_id in each.ids])
+        if split := [each.key for each in deletions if each.is_idle and not each.is_last]:
+            these = sa.or_(these, self.among(ARTIFACT.c.key, split))
+        return {row[0] for row in await self.all(sa.select(ARTIFACT.c.key).where(these, ~runs_have_ended()).distinct())}

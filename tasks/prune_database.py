@@ -1,0 +1,306 @@
+"""Prunes in the database: a transaction locks the collections of some keys, compares them with what was judged, and deletes.
+
+Keys that have not changed since they were planned go in batches of many. They need not be judged again; only the states of the
+runs that wrote their versions are read in the transaction. A key that such a transaction passes over (it has changed, somebody
+has locked it, a run is active again, or the transaction took too long) gets transactions of its own, which wait for its lock,
+read and judge it under that lock, and delete what is stale still. So do the artifacts without a key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from bisect import bisect_right
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, groupby
+from uuid import UUID
+
+from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.policies.formatting import count
+from prefect_artifact_retention.policies.loading import select_policy
+from prefect_artifact_retention.stores.changes import Changes, KeyDeletion
+from prefect_artifact_retention.stores.connection import shielded
+from prefect_artifact_retention.stores.database import DatabaseStore
+from prefect_artifact_retention.stores.store import Mark
+from prefect_artifact_retention.stores.transactions import BusyError, LostConnectionError, SlowError
+from prefect_artifact_retention.tasks.plan import judge_all, judge_unkeyed, subject
+from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
+
+MAX_TRANSACTION_VERSIONS = 5_000
+"""Versions deleted in one transaction. With more, writers to the same keys wait longer: for 5000, a fifth of a second."""
+
+MAX_TRANSACTION_BYTES = 32 * 2**20
+"""Bytes deleted in one transaction, unless a single version has more. To delete a megabyte takes as long as to delete 200
+versions, so with more, writers wait longer."""
+
+SMALLER = 10
+"""After a transaction that took too long, the next one for the same key has so many times fewer versions."""
+
+MAX_FAILURES = 15
+"""Keys in a row that fail, with none pruned in between, after which a run gives up: its database may be locked. With more,
+such a run takes longer, some seconds for each."""
+
+Batch = Mapping[str, tuple[KeyPlan, KeyDeletion]]
+"""The plans and the deletions of one transaction, by key."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """What one transaction has settled of the versions of a plan.
+
+    Attributes:
+        deleted: The sizes of those deleted, by id.
+        left: Those that are still to be deleted, in their order.
+        sizes: The sizes of those left.
+        gone: How many no longer exist.
+        spared: How many are to be kept by now.
+    """
+
+    deleted: Mapping[UUID, int]
+    left: Sequence[UUID]
+    sizes: Sequence[int]
+    gone: int
+    spared: int
+
+
+async def prune_in_database(run: Run, store: DatabaseStore) -> None:
+    """Delete what the plans found stale and is stale still, within the budgets of the run.
+
+    A key that fails is recorded in its report, and stops no other.
+
+    Raises:
+        StoreError: The database cannot be reached.
+    """
+    pruner = _Pruner(run, store)
+    # The artifacts without a key have a place in the order of the plans, too, by which they get their share of the budgets.
+    for is_unkeyed, plans in groupby(run.user_plans, key=lambda plan: plan.key is None):
+        if is_unkeyed:
+            for plan in plans:
+                await pruner.prune_apart(plan)
+        else:
+            await pruner.prune(list(plans))
+    with run.without_budgets():
+        await pruner.prune(run.own_plans)
+
+
+@dataclass(slots=True)
+class _Pruner:
+    """Prunes the keys of a run.
+
+    Attributes:
+        run: The run.
+        store: The database.
+        failures: How many keys in a row have failed.
+    """
+
+    run: Run
+    store: DatabaseStore
+    failures: int = field(default=0, init=False)
+
+    @property
+    def limit(self) -> int:
+        """The versions that a transaction may delete."""
+        return min(MAX_TRANSACTION_VERSIONS, self.store.max_per_second or MAX_TRANSACTION_VERSIONS)
+
+    async def prune(self, plans: Sequence[KeyPlan]) -> None:
+        """Prune some keys."""
+        # With a limit on deletions, one transaction at a time: concurrent ones could exceed it together.
+        at_once = 1 if self.run.limits.max_deletions or self.store.max_per_second else self.store.writers
+        pending = list(plans)[::-1]
+        for error in await asyncio.gather(*(self._prune_pending(pending) for _ in range(at_once)), return_exceptions=True):
+            if error:
+                raise error
+
+    async def _prune_pending(self, pending: list[KeyPlan]) -> None:
+        """Take plans from the end of `pending`, shared with concurrent calls, until none is left. An error empties it for all.
+
+        What a batch passes over is pruned at once: the plans behind it would use up a limit on deletions.
+        """
+        try:
+            while pending and (room := int(min(self.limit, self.run.room()))):
+                batch = _next_batch(pending, room)
+                split, passed_over = await self._prune_unchanged(batch)
+                pending += reversed(split)
+                for plan in passed_over:
+                    await self.prune_apart(plan)
+        except BaseException:
+            pending.clear()
+            raise
+
+    async def _prune_unchanged(self, batch: Batch) -> tuple[list[KeyPlan], list[KeyPlan]]:
+        """Delete what a batch has of keys that have not changed. Return the plans that were split, and those passed over."""
+        run, store = self.run, self.store
+        run.is_unsettled |= any(plan.takes_successor and deletion.is_last for plan, deletion in batch.values())
+        deletions = [deletion for _plan, deletion in batch.values()]
+
+        async def delete() -> Mapping[str, Mark | None]:
+            marks = await store.change(Changes.delete_unchanged, deletions)
+            for key, mark in marks.items():
+                plan, deletion = batch[key]
+                number = len(deletion.ids)
+                _account(run, plan, plan.sizes[:number])
+                plan.stale, plan.sizes, plan.mark = plan.stale[number:], plan.sizes[number:], mark
+            return marks
+
+        await self._begin(batch)
+        marks: Mapping[str, Mark | None] = {}
+        try:
+            # Shielded together with its accounting, so that a deletion is counted even if the run is cancelled meanwhile.
+            marks = await shielded(delete())
+        except LostConnectionError:
+            raise
+        except StoreError:
+            # It may have met a lock, have taken too long, or been refused for a single version: each key finds out for itself.
+            pass
+        await self._end([version_id for each in deletions if each.key in marks for version_id in each.ids])
+        split = [batch[key][0] for key, mark in marks.items() if mark]
+        return split, [plan for key, (plan, _deletion) in batch.items() if key not in marks]
+
+    async def prune_apart(self, plan: KeyPlan) -> None:
+        """Prune a key, or the artifacts without one, by what is read under the lock. A failure is recorded in its report."""
+        run, limit = self.run, self.limit
+        settle = _settle_unkeyed if plan.key is None else _settle_key
+        while plan.stale and not plan.report.error and (room := int(min(limit, run.room()))):
+            number = _fitting(plan.sizes[:room], MAX_TRANSACTION_BYTES, at_least=1)
+
+            async def delete(number: int = number) -> Sequence[UUID]:
+                settled = await self.store.change(settle, run, plan, number)
+                _record(run, plan, settled)
+                return list(settled.deleted)
+
+            await self._begin([] if plan.key is None else [plan.key])
+            deleted: Sequence[UUID] = ()
+            try:
+                deleted = await shielded(delete())
+            except LostConnectionError:
+                raise
+            except StoreError as error:
+                if isinstance(error, SlowError) and number > 1:
+                    limit = max(1, number // SMALLER)
+                else:
+                    self._fail(plan, number, str(error))
+            else:
+                limit, self.failures = min(limit * SMALLER, self.limit), 0
+            await self._end(deleted)
+
+    def _fail(self, plan: KeyPlan, number: int, reason: str) -> None:
+        plan.report.failed += number
+        plan.report.error = reason
+        self.failures += 1
+        if self.failures == MAX_FAILURES:
+            self.run.give_up(f"{MAX_FAILURES} keys in a row could not be pruned, the last one because of this: {reason}")
+
+    async def _begin(self, keys: Collection[str]) -> None:
+        self.run.touched.update(keys)
+        await self.run.notify_deleting()
+
+    async def _end(self, deleted: Sequence[UUID]) -> None:
+        await self.store.purge_events(deleted)
+        await self.run.notify_deleting()
+        await self.store.pace(len(deleted))
+
+
+def _next_batch(pending: list[KeyPlan], room: int) -> Batch:
+    """Take plans from the end of `pending` for a batch of at most `room` deletions. A key that is too large is split."""
+    batch: dict[str, tuple[KeyPlan, KeyDeletion]] = {}
+    space = MAX_TRANSACTION_BYTES
+    while pending and room:
+        plan = pending[-1]
+        number = _fitting(plan.sizes[:room], space, at_least=0 if batch else 1)
+        if not number:
+            break
+        pending.pop()
+        if plan.collection is None or plan.mark is None:
+            raise TypeError("the plan of a key in a database has a collection and a mark")
+        is_last, is_idle = number == len(plan.stale), not plan.report.kept
+        deletion = KeyDeletion(plan.collection, plan.mark, plan.stale[:number], is_last=is_last, is_idle=is_idle)
+        batch[deletion.key] = plan, deletion
+        room -= number
+        space -= sum(plan.sizes[:number])
+    return batch
+
+
+def _fitting(sizes: Sequence[int], space: int, *, at_least: int) -> int:
+    """Count the versions, from the first on, whose sizes add up to at most `space`."""
+    return max(at_least, bisect_right(list(accumulate(sizes)), space))
+
+
+async def _settle_key(changes: Changes, run: Run, plan: KeyPlan, number: int) -> _Settled:
+    """Lock a key, judge it by what is there now, and delete the first `number` of what the plan and this find stale.
+
+    The latest version of an idle key goes last, and only if no other version is left.
+    """
+    key = str(plan.key)
+    collections = await changes.lock([key])
+    (history,) = await changes.histories([key])
+    policy = select_policy(run.policies, key, collections[0].type) if collections else None
+    sizes = dict(zip(plan.stale, plan.sizes, strict=True))
+    stale: list[UUID] = []
+    if policy:
+        judged = subject(run.policies, history, collections[0], policy)
+        (judgement,) = await judge_all(run, [judged], changes)
+        judged.warn_of_conflict(run)
+        run.is_unsettled |= any(not verdict.keep for verdict in judgement[1:2])
+        if judgement.is_dangling:
+            run.dangling.add(key)
+        newest_first = (judgement.versions.ids[index] for index in judgement.stale)
+        stale = [version_id for version_id in newest_first if version_id in sizes][::-1]
+    going = stale[:number]
+    is_whole = len(going) == len(history.versions)
+    if going and not is_whole and going[-1] == collections[0].latest_id:
+        # Another version has come, or was not in the plan.
+        stale.remove(going.pop())
+    await changes.delete(going, [key], [key] if is_whole else [])
+    gone = len(sizes.keys() - set(history.versions.ids))
+    left = stale[len(going) :]
+    return _Settled(
+        deleted={version_id: sizes[version_id] for version_id in going},
+        left=left,
+        sizes=[sizes[version_id] for version_id in left],
+        gone=gone,
+        spared=len(sizes) - len(stale) - gone,
+    )
+
+
+async def _settle_unkeyed(changes: Changes, run: Run, plan: KeyPlan, number: int) -> _Settled:
+    """Lock the first `number` artifacts of the plan, judge them by what is there now, and delete what is stale.
+
+    Those that somebody else has locked are left for the end.
+
+    Raises:
+        BusyError: Only such artifacts are left.
+    """
+    first = dict(zip(plan.stale[:number], plan.sizes[:number], strict=True))
+    versions = await changes.lock_unkeyed(list(first))
+    locked = await changes.present_unkeyed(list(first)) - {version.id for version in versions}
+    if len(locked) == len(plan.stale):
+        raise BusyError(f"{count(len(locked), 'artifact')} locked by another transaction")
+    judgements = await judge_unkeyed(run, versions, plan.policy, changes)
+    going = {judgement.versions.ids[index] for judgement in judgements for index in judgement.stale}
+    await changes.delete_unkeyed(going)
+    return _Settled(
+        deleted={version_id: first[version_id] for version_id in going},
+        left=[*plan.stale[number:], *locked],
+        sizes=[*plan.sizes[number:], *(first[version_id] for version_id in locked)],
+        gone=len(first) - len(versions) - len(locked),
+        spared=len(versions) - len(going),
+    )
+
+
+def _record(run: Run, plan: KeyPlan, settled: _Settled) -> None:
+    """Record in the report and in the plan what a transaction has settled, once it is committed."""
+    plan.report.already_gone += settled.gone
+    plan.report.spared += settled.spared
+    _account(run, plan, list(settled.deleted.values()))
+    plan.stale, plan.sizes = settled.left, array("q", settled.sizes)
+
+
+def _account(run: Run, plan: KeyPlan, sizes: Sequence[int]) -> None:
+    plan.report.deleted += len(sizes)
+    plan.report.bytes_freed += sum(sizes)
+    run.deletions_started += len(sizes)
+    run.deletions_settled += len(sizes)
+
+
+prune_in_database_task = as_task(prune_in_database, "prune")
