@@ -13,8 +13,8 @@ from itertools import accumulate
 from uuid import UUID
 
 import sqlalchemy as sa
-from prefect_artifact_retention.policies import StoreError, Version
-from prefect_artifact_retention.stores.rows import IS_UNKEYED, Rows, count, read_version, runs_have_ended
+from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.stores.rows import IS_UNKEYED, Rows, count, runs_have_ended
 from prefect_artifact_retention.stores.schema import (
     ARTIFACT,
     ARTIFACT_EVENTS,
@@ -63,15 +63,6 @@ class Changes(Rows):
         """Read collections, and lock them in the order of their keys; SQLite locks the whole database."""
         query = self.selected_collections(keys).with_for_update(key_share=True, skip_locked=skip_locked)
         return [ArtifactCollection(*row) for row in await self.all(query)]
-
-    async def lock_unkeyed(self, ids: Collection[UUID]) -> list[Version]:
-        """Read artifacts without a key, and lock them; those that somebody else has locked are left out."""
-        query = self.versions().where(self.among(ARTIFACT.c.id, ids), IS_UNKEYED).with_for_update(skip_locked=True)
-        return [read_version(row) for row in await self.all(query)]
-
-    async def present_unkeyed(self, ids: Collection[UUID]) -> set[UUID]:
-        """Return those of the artifacts without a key that exist, whoever has locked them."""
-        return set(await self.connection.scalars(sa.select(ARTIFACT.c.id).where(self.among(ARTIFACT.c.id, ids), IS_UNKEYED)))
 
     async def delete_unchanged(self, deletions: Sequence[KeyDeletion]) -> dict[str, Mark | None]:
         """Delete stale versions of several keys.

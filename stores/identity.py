@@ -17,9 +17,13 @@ COMPARED_COLLECTIONS = 10
 """Collections compared between server and database before a preview. With fewer, another server's database may pass."""
 
 _IS_READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on'"
-_NEEDED = (("artifact", "DELETE"), ("artifact_collection", "UPDATE"), ("artifact_collection", "DELETE"))
+_NEEDED = (
+    ("artifact", "DELETE"),
+    *(("artifact_collection", privilege) for privilege in ("UPDATE", "DELETE")),
+    *((table, "SELECT") for table in ("artifact", "artifact_collection", "flow_run", "task_run")),
+)
 _NEEDED_FOR_EVENTS = tuple((table, privilege) for table in ("events", "event_resources") for privilege in ("SELECT", "DELETE"))
-"""What a role must be granted, besides what is read."""
+"""What a role must be granted."""
 
 _SCHEMAS = """
 SELECT quote_ident(nspname), CASE WHEN NOT pg_table_is_visible(c.oid)

@@ -101,8 +101,14 @@ class Rows:
 
     async def unkeyed(self, after: UUID | None, limit: int) -> list[Version]:
         """Read a page of the artifacts without a key, in the order of their ids."""
-        page = self.versions().where(IS_UNKEYED).order_by(ARTIFACT.c.id).limit(limit)
-        return [read_version(row) for row in await self.all(page.where(ARTIFACT.c.id > after) if after else page)]
+        page = self._versions().where(IS_UNKEYED).order_by(ARTIFACT.c.id).limit(limit)
+        return [_read_version(row) for row in await self.all(page.where(ARTIFACT.c.id > after) if after else page)]
+
+    async def unkeyed_versions(self, ids: Collection[UUID]) -> list[Version]:
+        """Read those of the artifacts that exist and have no key."""
+        return [
+            _read_version(row) for row in await self.all(self._versions().where(self.among(ARTIFACT.c.id, ids), IS_UNKEYED))
+        ]
 
     async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
         """Return those of the runs that exist and are not in a terminal state, with the times of their creation."""
@@ -138,7 +144,7 @@ class Rows:
         """Select the collections of these keys, in their order."""
         return _COLLECTIONS.where(self.among(COLLECTION.c.key, keys))
 
-    def versions(self) -> sa.Select[Any]:
+    def _versions(self) -> sa.Select[Any]:
         """Select the fields of `Version`, in its order."""
         version_id, *columns = self._plain_columns()
         return sa.select(version_id, ARTIFACT.c.key, *columns, self._control_text())
@@ -217,8 +223,8 @@ def _is_unfinished(table: sa.Table) -> sa.ColumnElement[bool]:
     return sa.or_(state.is_(None), state.not_in(sorted(TERMINAL_STATE_TYPES)))
 
 
-def read_version(row: Sequence[Any]) -> Version:
-    """Read a row of `Rows.versions`."""
+def _read_version(row: Sequence[Any]) -> Version:
+    """Read a row of `Rows._versions`."""
     *columns, metadata = row
     return Version._make((*columns, _control(metadata)))
 

@@ -3,7 +3,8 @@
 Keys that have not changed since they were planned go in batches of many. They need not be judged again; only the states of the
 runs that wrote their versions are read in the transaction. A key that such a transaction passes over (it has changed, somebody
 has locked it, a run is active again, or the transaction took too long) gets transactions of its own, which wait for its lock,
-read and judge it under that lock, and delete what is stale still. So do the artifacts without a key.
+read and judge it under that lock, and delete what is stale still. Artifacts without a key, of which none depends
+on another, are judged anew in each transaction, too.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from itertools import accumulate, groupby
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.policies.loading import select_policy
 from prefect_artifact_retention.stores.changes import Changes, KeyDeletion
 from prefect_artifact_retention.stores.connection import shielded
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.store import Mark
-from prefect_artifact_retention.stores.transactions import BusyError, LostConnectionError, SlowError
+from prefect_artifact_retention.stores.transactions import LostConnectionError, SlowError
 from prefect_artifact_retention.tasks.plan import judge_all, judge_unkeyed, subject
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
@@ -35,10 +35,10 @@ MAX_TRANSACTION_BYTES = 32 * 2**20
 versions, so with more, writers wait longer."""
 
 SMALLER = 10
-"""After a transaction that took too long, the next one for the same key has so many times fewer versions."""
+"""After a transaction that took too long, the next one has so many times fewer versions; then twice as many each time."""
 
 MAX_FAILURES = 15
-"""Keys in a row that fail, with none pruned in between, after which a run gives up: its database may be locked. With more,
+"""Failures in a row, of keys or of artifacts without a key, after which a run gives up: its database may be locked. With more,
 such a run takes longer, some seconds for each."""
 
 Batch = Mapping[str, tuple[KeyPlan, KeyDeletion]]
@@ -91,16 +91,20 @@ class _Pruner:
     Attributes:
         run: The run.
         store: The database.
-        failures: How many keys in a row have failed.
+        limit: The versions that a transaction may delete: fewer after one that took too long.
+        failures: How many failures there were in a row.
     """
 
     run: Run
     store: DatabaseStore
+    limit: int = field(init=False)
     failures: int = field(default=0, init=False)
 
+    def __post_init__(self) -> None:
+        self.limit = self._most
+
     @property
-    def limit(self) -> int:
-        """The versions that a transaction may delete."""
+    def _most(self) -> int:
         return min(MAX_TRANSACTION_VERSIONS, self.store.max_per_second or MAX_TRANSACTION_VERSIONS)
 
     async def prune(self, plans: Sequence[KeyPlan]) -> None:
@@ -148,20 +152,22 @@ class _Pruner:
         try:
             # Shielded together with its accounting, so that a deletion is counted even if the run is cancelled meanwhile.
             marks = await shielded(delete())
+            self._succeed()
         except LostConnectionError:
             raise
-        except StoreError:
+        except StoreError as error:
             # It may have met a lock, have taken too long, or been refused for a single version: each key finds out for itself.
-            pass
+            if isinstance(error, SlowError):
+                self._shrink(sum(len(each.ids) for each in deletions))
         await self._end([version_id for each in deletions if each.key in marks for version_id in each.ids])
         split = [batch[key][0] for key, mark in marks.items() if mark]
         return split, [plan for key, (plan, _deletion) in batch.items() if key not in marks]
 
     async def prune_apart(self, plan: KeyPlan) -> None:
-        """Prune a key, or the artifacts without one, by what is read under the lock. A failure is recorded in its report."""
-        run, limit = self.run, self.limit
+        """Prune a key, or the artifacts without one, by what is read in the same transaction. Its report records a failure."""
+        run = self.run
         settle = _settle_unkeyed if plan.key is None else _settle_key
-        while plan.stale and not plan.report.error and (room := int(min(limit, run.room()))):
+        while plan.stale and (room := int(min(self.limit, run.room()))):
             number = _fitting(plan.sizes[:room], MAX_TRANSACTION_BYTES, at_least=1)
 
             async def delete(number: int = number) -> Sequence[UUID]:
@@ -176,20 +182,31 @@ class _Pruner:
             except LostConnectionError:
                 raise
             except StoreError as error:
-                if isinstance(error, SlowError) and number > 1:
-                    limit = max(1, number // SMALLER)
+                # Whoever holds a lock of a key holds it for all its versions.
+                if number > 1 and (plan.key is None or isinstance(error, SlowError)):
+                    self._shrink(number)
                 else:
                     self._fail(plan, number, str(error))
             else:
-                limit, self.failures = min(limit * SMALLER, self.limit), 0
+                self._succeed()
             await self._end(deleted)
 
+    def _succeed(self) -> None:
+        self.failures = 0
+        self.limit = min(2 * self.limit, self._most)
+
+    def _shrink(self, number: int) -> None:
+        """Delete less at a time, because a transaction that was to delete `number` versions has failed."""
+        self.limit = max(1, number // SMALLER)
+
     def _fail(self, plan: KeyPlan, number: int, reason: str) -> None:
+        """Record that a key, or a single artifact without a key, could not be pruned, and go on with the next one."""
         plan.report.failed += number
         plan.report.error = reason
+        plan.stale, plan.sizes = ((), ()) if plan.key is not None else (plan.stale[1:], plan.sizes[1:])
         self.failures += 1
         if self.failures == MAX_FAILURES:
-            self.run.give_up(f"{MAX_FAILURES} keys in a row could not be pruned, the last one because of this: {reason}")
+            self.run.give_up(f"{MAX_FAILURES} failures in a row with nothing deleted in between, the last one: {reason}")
 
     async def _begin(self, keys: Collection[str]) -> None:
         self.run.touched.update(keys)
@@ -264,26 +281,17 @@ async def _settle_key(changes: Changes, run: Run, plan: KeyPlan, number: int) ->
 
 
 async def _settle_unkeyed(changes: Changes, run: Run, plan: KeyPlan, number: int) -> _Settled:
-    """Lock the first `number` artifacts of the plan, judge them by what is there now, and delete what is stale.
-
-    Those that somebody else has locked are left for the end.
-
-    Raises:
-        BusyError: Only such artifacts are left.
-    """
-    first = dict(zip(plan.stale[:number], plan.sizes[:number], strict=True))
-    versions = await changes.lock_unkeyed(list(first))
-    locked = await changes.present_unkeyed(list(first)) - {version.id for version in versions}
-    if len(locked) == len(plan.stale):
-        raise BusyError(f"{count(len(locked), 'artifact')} locked by another transaction")
+    """Judge the first `number` artifacts of the plan by what is there now, and delete what is stale."""
+    sizes = dict(zip(plan.stale[:number], plan.sizes[:number], strict=True))
+    versions = await changes.unkeyed_versions(list(sizes))
     judgements = await judge_unkeyed(run, versions, plan.policy, changes)
     going = {judgement.versions.ids[index] for judgement in judgements for index in judgement.stale}
     await changes.delete_unkeyed(going)
     return _Settled(
-        deleted={version_id: first[version_id] for version_id in going},
-        left=[*plan.stale[number:], *locked],
-        sizes=[*plan.sizes[number:], *(first[version_id] for version_id in locked)],
-        gone=len(first) - len(versions) - len(locked),
+        deleted={version_id: sizes[version_id] for version_id in going},
+        left=plan.stale[number:],
+        sizes=plan.sizes[number:],
+        gone=len(sizes) - len(versions),
         spared=len(versions) - len(going),
     )
 

@@ -56,7 +56,7 @@ SEVERAL_CLIENTS = (POSTGRESQL_API, POSTGRESQL_DATABASE, thorough(SQLITE_API), th
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let transactions delete no more at a time than the API does between two checks."""
-    monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.MAX_TRANSACTION_VERSIONS", prune.DELETIONS_PER_CHECK)
+    monkeypatch.setattr("prefect_artifact_retention.tasks.prune_database.MAX_TRANSACTION_VERSIONS", prune.DELETIONS_PER_CHECK)
 
 
 @flow

@@ -119,7 +119,7 @@ async def test_a_deletion_whose_answer_is_lost_counts_if_it_was_committed(
 @pytest.mark.parametrize("step", ["planning", "deleting"])
 async def test_a_run_goes_on_after_an_outage_of_seconds(server: Server, monkeypatch: pytest.MonkeyPatch, step: Step) -> None:
     """As of a restart; in the plan and between two batches."""
-    monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.MAX_TRANSACTION_VERSIONS", 4)
+    monkeypatch.setattr("prefect_artifact_retention.tasks.prune_database.MAX_TRANSACTION_VERSIONS", 4)
     monkeypatch.setattr("prefect_artifact_retention.stores.database.MAX_ROWS_PER_QUERY", 10)
     await server.database.insert([row for number in range(10) for row in series(f"key-{number}", [1, 2, 3])])
     async with line_to(server.database.url) as line:
@@ -147,8 +147,8 @@ def _cut_once(line: Line, at_step: Step, seconds: float = 2) -> Listener:
 
 async def test_an_outage_that_lasts_ends_the_run_once_for_all_keys(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time is counted for all of them together, and the report says what was deleted before."""
-    monkeypatch.setattr("prefect_artifact_retention.stores.database.RECONNECT_SECONDS", 3)
-    monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.MAX_TRANSACTION_VERSIONS", 4)
+    monkeypatch.setattr("prefect_artifact_retention.stores.transactions.RECONNECT_SECONDS", 3)
+    monkeypatch.setattr("prefect_artifact_retention.tasks.prune_database.MAX_TRANSACTION_VERSIONS", 4)
     await server.database.insert([row for number in range(10) for row in series(f"key-{number}", [1, 2, 3])])
     async with line_to(server.database.url) as line:
         token = LISTENER.set(_cut_once(line, "deleting", seconds=1000))

@@ -15,7 +15,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.events import emit_event
 from prefect_artifact_retention.policies import RetentionPolicy, StoreError
 from prefect_artifact_retention.tasks.rendering import HELD_BY_EVENTS, markdown
-from servers import POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, drain, on, thorough
+from servers import POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, drain, on, thorough, when_planned
 
 POLICIES = [RetentionPolicy(name="no key", unkeyed=True, keep_within_days=1), RetentionPolicy(name="keep one", keep_last=1)]
 KEPT = "kept-data"
@@ -79,7 +79,7 @@ async def test_events_hold_deleted_data_and_are_purged_exactly_if_asked_to(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of the versions deleted go, in bounded batches; those of kept versions, and others' events, stay."""
-    monkeypatch.setattr("prefect_artifact_retention.stores.database.MAX_PURGED_EVENTS", 2)
+    monkeypatch.setattr("prefect_artifact_retention.stores.changes.MAX_PURGED_EVENTS", 2)
     with server.active():
         await clear(server)
         stale, latest = await publish(server)
@@ -104,6 +104,26 @@ async def test_events_hold_deleted_data_and_are_purged_exactly_if_asked_to(
     text = markdown(report)
     assert "Events about them deleted" in text
     assert "PREFECT_SERVER_EVENTS_RETENTION_PERIOD" not in text
+
+
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+async def test_the_events_of_what_somebody_else_deletes_are_not_purged(server: Server) -> None:
+    """Nor does it keep those of the other versions, which this run deletes, from going."""
+    with server.active():
+        await clear(server)
+        stale, _latest = await publish(server)
+        await persisted(server, 4 * 2 + 1 + 2 + 1)
+        theirs = (stale[1], stale[-1])
+
+        async def delete_some() -> None:
+            for version_id in theirs:
+                await server.database.delete_version(version_id)
+
+        with patch.dict(os.environ, ARTIFACT_RETENTION_PURGE_EVENTS="true"), when_planned(delete_some):
+            report = await server.cleanup(POLICIES, mode="delete")
+    assert (report.deleted, report.already_gone) == (2, 2)
+    named = {row[0] for row in await server.database.run("SELECT resource_id FROM event_resources")}
+    assert {version_id for version_id in stale[1:] if f"prefect.artifact.{version_id}" in named} == set(theirs)
 
 
 @pytest.mark.thorough

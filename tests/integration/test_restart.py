@@ -22,7 +22,7 @@ async def test_a_run_goes_on_after_a_real_restart_of_postgresql(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """An orderly one, and a crash, between two batches."""
-    monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.MAX_TRANSACTION_VERSIONS", 4)
+    monkeypatch.setattr("prefect_artifact_retention.tasks.prune_database.MAX_TRANSACTION_VERSIONS", 4)
     with started("postgresql", tmp_path) as server:
         await server.database.insert([row for number in range(30) for row in series(f"key-{number}", [1, 2, 3])])
         ((folder,),) = await server.database.run("SHOW data_directory")

@@ -218,7 +218,7 @@ async def test_a_short_race(vacuumed: Server, monkeypatch: pytest.MonkeyPatch, s
 @on(POSTGRESQL_DATABASE)
 async def test_holds_set_while_keys_are_pruned_in_bulk_are_kept(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hold that the server has taken before its version went holds: of no such version the server says so and it is gone."""
-    monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.MAX_TRANSACTION_VERSIONS", 20)
+    monkeypatch.setattr("prefect_artifact_retention.tasks.prune_database.MAX_TRANSACTION_VERSIONS", 20)
     rows = await server.database.insert([row for number in range(100) for row in series(f"key-{number:03}", [1, 2, 3, 4])])
     stale = [row for number, row in enumerate(rows) if number % 4]
     held: set[UUID] = set()

@@ -8,8 +8,9 @@ from uuid import UUID, uuid4
 import pytest
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.stores.database import MAX_CONNECTIONS, DatabaseStore, open_database
+from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.schema import ARTIFACT, ARTIFACT_EVENTS, EVENT, EVENT_RESOURCE, VERSION_RESOURCE
+from prefect_artifact_retention.stores.transactions import MAX_CONNECTIONS
 
 
 @pytest.fixture
@@ -27,22 +28,19 @@ async def store(tmp_path: Path) -> AsyncIterator[DatabaseStore]:
 async def insert_event(store: DatabaseStore, version_id: UUID) -> None:
     """Insert an event about a version."""
     event_id = uuid4()
-    async with store.engine.begin() as connection:
+    async with store.transactions.engine.begin() as connection:
         await connection.execute(sa.insert(EVENT).values(id=event_id, event=ARTIFACT_EVENTS[0], payload={}))
         resource = f"{VERSION_RESOURCE}{version_id}"
         await connection.execute(sa.insert(EVENT_RESOURCE).values(event_id=event_id, resource_id=resource))
 
 
-async def test_only_the_events_of_versions_that_this_run_deleted_are_purged(store: DatabaseStore) -> None:
+async def test_only_the_events_of_the_versions_deleted_are_purged(store: DatabaseStore) -> None:
     """Of a version that somebody else has deleted, they are not ours."""
     ours, others = uuid4(), uuid4()
-    async with store.engine.begin() as connection:
-        await connection.execute(sa.insert(ARTIFACT).values(id=ours, type="markdown"))
     for version_id in (ours, others):
         await insert_event(store, version_id)
-    assert [await store.delete(version_id) for version_id in (ours, others)] == [True, False]
-    await store.purge_events()
-    async with store.engine.connect() as connection:
+    await store.purge_events([ours])
+    async with store.transactions.engine.connect() as connection:
         left = list(await connection.scalars(sa.select(EVENT_RESOURCE.c.resource_id)))
     assert left == [f"{VERSION_RESOURCE}{others}"]
 
@@ -57,12 +55,12 @@ async def test_one_of_few_connections_is_left_to_others(store: DatabaseStore, av
             raise OSError("too many connections")
         opened.add(id(record))
 
-    pool = store.engine.sync_engine.pool
-    sa.event.listen(store.engine.sync_engine, "do_connect", connect)
+    pool = store.transactions.engine.sync_engine.pool
+    sa.event.listen(store.transactions.engine.sync_engine, "do_connect", connect)
     sa.event.listen(pool, "invalidate", lambda _connection, record, _error: opened.discard(id(record)))
-    await store._limit_connections()  # noqa: SLF001 - on PostgreSQL, `check` calls it
+    await store.transactions.limit_connections()
     assert len(opened) == kept
-    assert (store.readers, store.writers) == (min(kept, 2), min(kept, 2))
+    assert store.transactions.connections == kept
     await store.disk_bytes()
     assert len(opened) == kept
 
@@ -73,7 +71,7 @@ async def test_a_short_password_is_masked_only_where_it_is_a_word() -> None:
         with pytest.raises(StoreError, match="Connect call failed") as failed:
             await opened.disk_bytes()
         assert "***" not in str(failed.value)
-        assert opened._reason(ValueError("the password e is wrong")) == "the password *** is wrong"  # noqa: SLF001
+        assert opened.transactions.reason(ValueError("the password e is wrong")) == "the password *** is wrong"
     async with open_database("postgresql://user:fail@127.0.0.1:1/db") as opened:
         with pytest.raises(StoreError, match=r"call \*\*\*ed"):
             await opened.disk_bytes()
