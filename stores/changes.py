@@ -14,7 +14,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.stores.rows import IS_UNKEYED, Rows, count, runs_have_ended
+from prefect_artifact_retention.stores.queries import IS_UNKEYED, Queries, count, runs_have_ended
 from prefect_artifact_retention.stores.schema import (
     ARTIFACT,
     ARTIFACT_EVENTS,
@@ -56,7 +56,7 @@ class KeyDeletion:
         return self.collection.key
 
 
-class Changes(Rows):
+class Changes(Queries):
     """Reads and changes rows in the transaction of a connection, which sees one state of the database."""
 
     async def lock(self, keys: Collection[str], *, skip_locked: bool = False) -> list[ArtifactCollection]:

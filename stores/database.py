@@ -34,7 +34,7 @@ from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.changes import Changes
 from prefect_artifact_retention.stores.identity import check_writable, choose_schema
-from prefect_artifact_retention.stores.rows import IS_UNKEYED, Rows, count
+from prefect_artifact_retention.stores.queries import IS_UNKEYED, Queries, count
 from prefect_artifact_retention.stores.schema import ARTIFACT
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from prefect_artifact_retention.stores.store import History
@@ -117,33 +117,33 @@ class DatabaseStore:
 
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[ArtifactCollection]:  # noqa: ARG002
         """List the collections of these exact keys."""
-        return await self._in_parts(keys, Rows.collections)
+        return await self._in_parts(keys, Queries.collections)
 
     async def all_collections(self, unreadable: list[str | None]) -> tuple[list[ArtifactCollection], int]:  # noqa: ARG002
         """List all collections in the order of their keys; a transaction sees all of them."""
-        return await self.transactions.read(Rows.all_collections), 0
+        return await self.transactions.read(Queries.all_collections), 0
 
     async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
         """List the versions of many keys in the order given, several keys at a time; a key may have none."""
         readers = 1 if self.is_sqlite else min(self.transactions.connections, MAX_READERS)
         for part in _slices(keys):
-            counts = await self.transactions.read(Rows.counts, part)
+            counts = await self.transactions.read(Queries.counts, part)
             async with aclosing(_ahead(_pages(part, counts), self._page_of_histories, readers)) as listing:
                 async for histories in listing:
                     yield histories
 
     async def _page_of_histories(self, keys: Sequence[str]) -> list[History]:
-        return await self.transactions.read(Rows.histories, keys)
+        return await self.transactions.read(Queries.histories, keys)
 
     async def count_unkeyed(self) -> int:
         """Count the artifacts without a key, except those in which Prefect keeps the results of runs."""
-        number: int = await self.transactions.read(Rows.scalar, count(ARTIFACT).where(IS_UNKEYED))
+        number: int = await self.transactions.read(Queries.scalar, count(ARTIFACT).where(IS_UNKEYED))
         return number
 
     async def unkeyed(self, expected: int, unreadable: list[str | None]) -> AsyncGenerator[list[Version]]:  # noqa: ARG002
         """List the artifacts that `count_unkeyed` counts, a page at a time, and hold no connection in between."""
         last: UUID | None = None
-        while page := await self.transactions.read(Rows.unkeyed, last, MAX_ROWS_PER_QUERY):
+        while page := await self.transactions.read(Queries.unkeyed, last, MAX_ROWS_PER_QUERY):
             yield page
             last = page[-1].id
 
@@ -151,14 +151,14 @@ class DatabaseStore:
         """Return those of the runs that exist and are not in a terminal state, with the times of their creation."""
         found: dict[UUID, datetime] = {}
         for part in _slices(list(flow_runs)):
-            found |= await self.transactions.read(Rows.unfinished, part, ())
+            found |= await self.transactions.read(Queries.unfinished, part, ())
         for part in _slices(list(task_runs)):
-            found |= await self.transactions.read(Rows.unfinished, (), part)
+            found |= await self.transactions.read(Queries.unfinished, (), part)
         return found
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
         """Return those of the keys whose collection names a latest version that does not exist, or a left-over placeholder."""
-        return await self._in_parts(keys, Rows.dangling)
+        return await self._in_parts(keys, Queries.dangling)
 
     async def repair(self, key: str) -> bool:
         """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none."""
@@ -200,10 +200,10 @@ class DatabaseStore:
         """Return the bytes that artifacts take on disk, with indexes and large values; on SQLite, those of the whole file."""
         pages = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
         query = sa.text(pages if self.is_sqlite else "SELECT pg_total_relation_size('artifact')")
-        size: int = await self.transactions.read(Rows.scalar, query)
+        size: int = await self.transactions.read(Queries.scalar, query)
         return size
 
-    async def _in_parts(self, items: Sequence[T], read: Callable[[Rows, Sequence[T]], Awaitable[list[R]]]) -> list[R]:
+    async def _in_parts(self, items: Sequence[T], read: Callable[[Queries, Sequence[T]], Awaitable[list[R]]]) -> list[R]:
         """Read what is asked of many items, in as many transactions as they need."""
         parts = [await self.transactions.read(read, part) for part in _slices(items)]
         return [each for part in parts for each in part]

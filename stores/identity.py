@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.changes import Changes
-from prefect_artifact_retention.stores.rows import Rows, count
+from prefect_artifact_retention.stores.queries import Queries, count
 from prefect_artifact_retention.stores.schema import COLLECTION, FLOW_RUN, WAY_OUT, check_schema
 from prefect_artifact_retention.stores.transactions import BusyError, LostConnectionError, Transactions
 
@@ -69,7 +69,7 @@ async def _schemas(database: Transactions) -> Sequence[tuple[str, str]]:
     """List the schemas in which there may be tables of Prefect, each with the search path by which they are found."""
     if database.is_sqlite or database.search_path:
         return [("", database.search_path)]
-    rows = await database.read(Rows.all, sa.text(_SCHEMAS))
+    rows = await database.read(Queries.all, sa.text(_SCHEMAS))
     return [(row[0], row[1]) for row in rows] or [("", "")]
 
 
@@ -82,21 +82,21 @@ async def _agreement(database: Transactions, server: ApiStore, own_runs: Collect
     await database.read(_check_schema, with_events=with_events)
     missing = f"{database.address} is not the database of the Prefect server at {server.connection.address}"
     if own_runs:
-        if set(own_runs) != await database.read(Rows.present, FLOW_RUN.c.id, own_runs):
+        if set(own_runs) != await database.read(Queries.present, FLOW_RUN.c.id, own_runs):
             raise StoreError(f"{missing}: the current flow run is not in it; {WAY_OUT}")
         return len(own_runs)
     for _attempt in range(3):
         latest = await server.last_changed(COMPARED_COLLECTIONS)
-        present = await database.read(Rows.collections, [each.key for each in latest])
+        present = await database.read(Queries.collections, [each.key for each in latest])
         # On a busy server, some collections change between the two reads.
         agreed = len(set(latest) & set(present))
-        if agreed * 2 > len(latest) or not (latest or await database.read(Rows.scalar, count(COLLECTION))):
+        if agreed * 2 > len(latest) or not (latest or await database.read(Queries.scalar, count(COLLECTION))):
             return agreed
     raise StoreError(f"{missing}: they differ in the artifacts that changed last; {WAY_OUT}")
 
 
-async def _check_schema(rows: Rows, *, with_events: bool) -> None:
-    await rows.connection.run_sync(check_schema, with_events=with_events)
+async def _check_schema(queries: Queries, *, with_events: bool) -> None:
+    await queries.connection.run_sync(check_schema, with_events=with_events)
 
 
 async def check_writable(database: Transactions, *, with_events: bool) -> None:
@@ -114,8 +114,8 @@ async def check_writable(database: Transactions, *, with_events: bool) -> None:
         except StoreError as error:
             raise StoreError(f"{error}; to delete, the file and its folder must be writable; {WAY_OUT}") from None
         return
-    if await database.read(Rows.scalar, sa.text(_IS_READ_ONLY)):
+    if await database.read(Queries.scalar, sa.text(_IS_READ_ONLY)):
         raise StoreError(f"{database.address} is read-only, as a replica is; {WAY_OUT}")
     for table, privilege in [*_NEEDED, *(_NEEDED_FOR_EVENTS if with_events else ())]:
-        if not await database.read(Rows.scalar, sa.select(sa.func.has_table_privilege(table, privilege))):
+        if not await database.read(Queries.scalar, sa.select(sa.func.has_table_privilege(table, privilege))):
             raise StoreError(f"{database.address}: permission denied: the role may not {privilege} on {table}; {WAY_OUT}")

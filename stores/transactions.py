@@ -24,7 +24,7 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.stores.addresses import LOOKS, is_sqlite, read_postgres_address
 from prefect_artifact_retention.stores.changes import Changes
-from prefect_artifact_retention.stores.rows import HASHED, Rows
+from prefect_artifact_retention.stores.queries import HASHED, Queries
 from prefect_artifact_retention.stores.schema import WAY_OUT
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -149,20 +149,20 @@ class Transactions:
         self._slots = asyncio.Semaphore(used)
         self.connections = used
 
-    async def read(self, work: Callable[Concatenate[Rows, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def read(self, work: Callable[Concatenate[Queries, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Read in a transaction, retried as `write` is.
 
         Raises:
             StoreError: The database cannot be reached or refuses a statement.
         """
-        return await self._retried(lambda: self._read_once(lambda rows: work(rows, *args, **kwargs)))
+        return await self._retried(lambda: self._read_once(lambda queries: work(queries, *args, **kwargs)))
 
-    async def _read_once(self, work: Callable[[Rows], Awaitable[T]]) -> T:
+    async def _read_once(self, work: Callable[[Queries], Awaitable[T]]) -> T:
         async with self._slots:
             with self.translated_errors():
                 async with self.engine.begin() as connection:
                     await self._bound(connection, {"statement_timeout": READ_TIMEOUT_SECONDS * 1000})
-                    return await work(Rows(connection))
+                    return await work(Queries(connection))
 
     async def write(self, work: Callable[Concatenate[Changes, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do some work in a transaction that sees one state of the database, retried after transient errors.
@@ -198,7 +198,7 @@ class Transactions:
         status = sa.select(sa.func.txid_status(sa.literal(transaction, sa.BigInteger)))
         for _poll in range(RECONNECT_SECONDS):
             # The server may not have noticed yet that nobody is there any more.
-            if (found := await self.read(Rows.scalar, status)) != "in progress":
+            if (found := await self.read(Queries.scalar, status)) != "in progress":
                 return bool(found == "committed")
             await asyncio.sleep(1)
         return False
@@ -253,13 +253,13 @@ class Transactions:
                 async with self.engine.execution_options(begin="").connect() as connection:
                     await connection.exec_driver_sql("VACUUM")
             return
-        ((table, role, may_vacuum),) = await self.read(Rows.all, sa.text(_VACUUM))
+        ((table, role, may_vacuum),) = await self.read(Queries.all, sa.text(_VACUUM))
         if not may_vacuum:
             # PostgreSQL itself would only warn.
             raise StoreError(f"{self.address}: the role {role} may not vacuum the table artifact")
         # The creation of an index, or another vacuum, may lock the table for hours, and a VACUUM can have no setting: so
         # the lock is waited for here; an autovacuum gives way to that.
-        await self._read_once(lambda rows: self._lock_for_vacuum(rows, table))
+        await self._read_once(lambda queries: self._lock_for_vacuum(queries, table))
         messages: list[str] = []
         async with self._slots:
             with self.translated_errors():
@@ -271,9 +271,9 @@ class Transactions:
         if skipped := next((message for message in messages if "lock not available" in message), None):
             raise StoreError(f"{self.address}: {printable(skipped)}")
 
-    async def _lock_for_vacuum(self, rows: Rows, table: str) -> None:
-        await self._bound(rows.connection, {"lock_timeout": BUSY_TIMEOUT_SECONDS * 1000})
-        await rows.connection.exec_driver_sql(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE")
+    async def _lock_for_vacuum(self, queries: Queries, table: str) -> None:
+        await self._bound(queries.connection, {"lock_timeout": BUSY_TIMEOUT_SECONDS * 1000})
+        await queries.connection.exec_driver_sql(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE")
 
     @contextmanager
     def translated_errors(self) -> Iterator[None]:

@@ -47,7 +47,7 @@ _FEWER_BITS = 20
 HASHED: Callable[[str], int] = lambda text: hash(text) >> _FEWER_BITS  # noqa: E731 - SQLite's `python_hash`
 
 
-class Rows:
+class Queries:
     """Reads rows in the transaction of a connection."""
 
     def __init__(self, connection: AsyncConnection) -> None:
@@ -224,7 +224,7 @@ def _is_unfinished(table: sa.Table) -> sa.ColumnElement[bool]:
 
 
 def _read_version(row: Sequence[Any]) -> Version:
-    """Read a row of `Rows._versions`."""
+    """Read a row of `Queries._versions`."""
     *columns, metadata = row
     return Version._make((*columns, _control(metadata)))
 
