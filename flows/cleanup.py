@@ -42,6 +42,7 @@ from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.concurrency import for_each
 from prefect_artifact_retention.stores.connection import connect, reason, uses_ephemeral_server
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
+from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Store
 from prefect_artifact_retention.tasks.bulk import bulk_task, measure_disk, reclaim_task, report_purge
 from prefect_artifact_retention.tasks.discover import check_scope, discover, discover_task
@@ -119,10 +120,10 @@ async def open_run(
     if mode == "delete":
         refuse_ephemeral_server(settings)
     async with connect(settings.max_requests_per_minute) as connection, AsyncExitStack() as stack:
-        server = ApiStore(connection)
+        server = Server(connection)
         # First, because it also shows whether the server can be reached at all.
-        now = await connection.now()
-        store: Store = server
+        now = await server.now()
+        store: Store = ApiStore(connection)
         if url := await _database_url(settings, connection.client):
             opening = open_database(url, settings.max_deletions_per_second, purges_events=settings.purge_events)
             store = database = await stack.enter_async_context(opening)
@@ -379,8 +380,7 @@ async def _final_report(run: Run, progress: ProgressArtifact) -> None:
     # Whatever fails here, the event below says what was deleted.
     with suppress(Exception):
         async with asyncio.timeout(FINAL_REPORT_SECONDS), connect() as connection:
-            run.reconnect(ApiStore(connection))
-            progress.connection = connection
+            run.server.connection.take_over(connection)
             await progress.finish(description, complete=False)
             with suppress(Exception):
                 await publish_report(run)

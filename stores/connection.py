@@ -179,7 +179,15 @@ class Connection:
                 # Of the token against forgery, which Prefect's client asks for before the first request.
                 raise self._no_prefect() from error
             self._lost, self._has_answered = 0, True
+            # It refers to the response, whose payloads only the garbage collector would free then.
+            response.stream = httpx.ByteStream(b"")
             return response
+
+    def take_over(self, other: Connection) -> None:
+        """Send all requests through the client of another connection from now on, as this one may be in the middle of one."""
+        self.client, self._concurrency = other.client, other._concurrency
+        self.seconds_per_request = other.seconds_per_request
+        self._lost = 0
 
     def allow_concurrency(self) -> None:
         """Allow concurrent requests from now on, as many as the server handles fastest."""

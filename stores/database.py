@@ -49,7 +49,7 @@ from prefect_artifact_retention.policies.control import HOLD, read_control
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.model import RESULT, Versions
 from prefect_artifact_retention.stores.addresses import LOOKS, is_sqlite, read_postgres_address
-from prefect_artifact_retention.stores.api import NO_METADATA, TERMINAL_STATE_TYPES, ApiStore, control_metadata
+from prefect_artifact_retention.stores.rows import NO_METADATA, TERMINAL_STATE_TYPES, control_metadata
 from prefect_artifact_retention.stores.schema import (
     ARTIFACT,
     ARTIFACT_EVENTS,
@@ -65,6 +65,7 @@ from prefect_artifact_retention.stores.schema import (
     read_ids,
     read_times,
 )
+from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, History, KeptVersionError, Mark
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -196,7 +197,7 @@ class DatabaseStore:
         self.max_per_second = max_per_second
         self._next_deletion_at = 0.0
 
-    async def check(self, server: ApiStore, own_runs: Collection[UUID], *, deletes: bool) -> None:
+    async def check(self, server: Server, own_runs: Collection[UUID], *, deletes: bool) -> None:
         """Check that this is the database of the server, and that it has the declared tables.
 
         In a delete run, the database must contain the current flow run, which a copy lacks. In a preview, the collections that
@@ -242,7 +243,7 @@ class DatabaseStore:
         self._slots = asyncio.Semaphore(used)
         self.readers, self.writers = min(used, MAX_READERS), min(used, MAX_WRITERS)
 
-    async def _choose_schema(self, server: ApiStore, own_runs: Collection[UUID]) -> None:
+    async def _choose_schema(self, server: Server, own_runs: Collection[UUID]) -> None:
         """Check the tables of each schema that has some, and use those that are the server's.
 
         Raises:
@@ -276,7 +277,7 @@ class DatabaseStore:
             return [("", self.search_path)]
         return [(row[0], row[1]) for row in await self._read_rows(sa.text(_SCHEMAS))] or [("", "")]
 
-    async def _agreement(self, server: ApiStore, own_runs: Collection[UUID]) -> int:
+    async def _agreement(self, server: Server, own_runs: Collection[UUID]) -> int:
         """Return in how many of what changed last the tables agree with the server.
 
         Raises:

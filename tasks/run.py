@@ -20,7 +20,7 @@ from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.policies.expectation import UNKEYED, Expectations
 from prefect_artifact_retention.policies.loading import OWN_KEYS
-from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from prefect_artifact_retention.stores.store import Mark, Store
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, RuleCount
@@ -129,8 +129,8 @@ class Run:
     Deliberately no dataclass and no pydantic model: Prefect traverses those whenever one is passed to a task.
 
     Attributes:
-        server: The Prefect API, through which the run writes its own artifacts.
-        store: The store in which versions are read and deleted: the same API, or the database.
+        server: The Prefect server, on which the run writes its own artifacts.
+        store: The store in which versions are read and deleted: the server's API, or its database.
         collections: The collections in the scope of the run, from the key on where the last run stopped.
         first_round: How many of them come before the list wraps around to the first key.
         next_start: Where the next delete run begins; None as long as this run has not changed it.
@@ -146,7 +146,7 @@ class Run:
 
     def __init__(  # noqa: PLR0913 - the parts of a run
         self,
-        server: ApiStore,
+        server: Server,
         policies: Sequence[RetentionPolicy],
         report: CleanupReport,
         *,
@@ -183,12 +183,6 @@ class Run:
         self._deferred = 0
         self._deferred_since = 0.0
         self._settled = -1
-
-    def reconnect(self, server: ApiStore) -> None:
-        """Use another connection from now on, because the present one may be in the middle of a request."""
-        if self.store is self.server:
-            self.store = server
-        self.server = server
 
     @property
     def is_partial(self) -> bool:

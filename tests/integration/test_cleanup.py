@@ -24,8 +24,10 @@ from prefect.states import Completed, Running
 from prefect_artifact_retention.flows.cleanup import LISTENER, artifact_cleanup
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.loading import PROGRESS_KEY
-from prefect_artifact_retention.stores.api import ApiStore, Expiry
+from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.stores.server import Expiry
+from prefect_artifact_retention.stores.server import Server as PrefectServer
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
 from prefect_artifact_retention.tasks import prune
 from prefect_artifact_retention.tasks.progress import ANNOUNCED, DELETING, PHASE
@@ -853,10 +855,10 @@ async def test_a_collection_without_any_version_is_left_to_a_server_that_deletes
 ) -> None:
     """It may be about to remove the collection, too: what has expired does not come back."""
 
-    async def expiry(_store: ApiStore) -> Expiry:
+    async def expiry(_server: PrefectServer) -> Expiry:
         return Expiry(of_runs=timedelta(days=90), of_orphans=True)
 
-    monkeypatch.setattr(ApiStore, "expiry", expiry)
+    monkeypatch.setattr(PrefectServer, "expiry", expiry)
     (row,) = await server.database.insert([Row("ghost", days(100))])
     await server.database.delete_version(row.id)
     report = await server.cleanup([KEEP_2], mode="delete")

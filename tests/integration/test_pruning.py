@@ -15,8 +15,8 @@ from database import Row, series
 from prefect import get_client
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.stores import concurrency, connection
-from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.stores.server import Server as PrefectServer
 from prefect_artifact_retention.tasks import prune, run
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from servers import BY_FAKE, FAKE, POSTGRESQL_API, SQLITE_API, Server, on, when_planned
@@ -271,7 +271,7 @@ async def test_the_kind_of_a_server_is_told_by_any_flow(server: Server, name: st
             allowed: list[bool] = []
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(connection, "allow_concurrency", lambda: allowed.append(True))
-                await ApiStore(connection).detect_concurrency(name)
+                await PrefectServer(connection).detect_concurrency(name)
     assert allowed == ([] if server.database.is_sqlite or "\\" in name[1:] else [True])
 
 
