@@ -8,9 +8,10 @@ server's count.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from math import inf
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError, Version
@@ -262,23 +263,17 @@ class ApiStore(Paging):
         runs = await self._existing("flow_runs", flow_runs, read_run) + await self._existing("task_runs", task_runs, read_run)
         return {run_id: since for run_id, since, finished in runs if not finished}
 
-    async def delete(
-        self,
-        version_id: UUID,
-        *,
-        is_latest: bool = False,  # noqa: ARG002 - the server does not check it
-        start_attempt: Callable[[], bool] | None = None,
-    ) -> bool:
+    async def delete(self, version_id: UUID, *, deadline: float = inf) -> bool:
         """Delete one version. Return True if this call deleted it, False if it no longer existed.
 
         A 404 may come from a proxy, so it counts only if the server does not count the version either.
 
         Raises:
-            OutdatedSnapshotError: `start_attempt` returned False: the version may have become the latest, or be held, by now.
+            OutdatedCheckError: The deadline, by the monotonic clock, has passed before the server took it.
         """
         attempts: list[float] = []
         try:
-            await self.connection.request("DELETE", f"/artifacts/{version_id}", attempts=attempts, start_attempt=start_attempt)
+            await self.connection.request("DELETE", f"/artifacts/{version_id}", attempts=attempts, deadline=deadline)
         except StoreError as error:
             if error.status != HTTP_NOT_FOUND or await self._count("/artifacts", any_of([version_id])):
                 raise

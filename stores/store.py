@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -63,8 +62,16 @@ class KeptVersionError(StoreError):
     """The version was not deleted, because by now it is held, its run is unfinished, or it is the latest and others exist."""
 
 
-class OutdatedSnapshotError(StoreError):
-    """A deletion was not sent, or not sent again, because its snapshot is too old. An earlier attempt may have succeeded."""
+class OutdatedCheckError(StoreError):
+    """A deletion was not sent, or not sent again, because the check on which it rests is too old by now.
+
+    Attributes:
+        is_sent: Whether an earlier attempt was sent, which may have succeeded.
+    """
+
+    def __init__(self, message: str, *, is_sent: bool) -> None:
+        super().__init__(message)
+        self.is_sent = is_sent
 
 
 class Store(Protocol):
@@ -120,26 +127,6 @@ class Store(Protocol):
 
     async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
         """Return those of the runs that exist and are not in a terminal state, with the times of their creation."""
-        ...
-
-    def reserve_slot(self) -> AbstractAsyncContextManager[None]:
-        """Reserve a slot for the requests of this context, so that none waits for other requests of the cleanup."""
-        ...
-
-    async def delete(
-        self, version_id: UUID, *, is_latest: bool = False, start_attempt: Callable[[], bool] | None = None
-    ) -> bool:
-        """Delete one version. Return True if this call deleted it, False if it no longer existed.
-
-        Args:
-            version_id: The version.
-            is_latest: Whether the version was stale as the latest of its key; then it is deleted if it is the only one left.
-            start_attempt: Called right before each attempt to send the request; if it returns False, nothing is sent.
-
-        Raises:
-            KeptVersionError: The version must be kept by now; only a store with transactions can tell.
-            OutdatedSnapshotError: `start_attempt` returned False.
-        """
         ...
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:

@@ -16,7 +16,6 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores.connection import shielded
 from prefect_artifact_retention.stores.database import DatabaseStore, KeyDeletion
 from prefect_artifact_retention.stores.store import Mark
-from prefect_artifact_retention.tasks.prune import prune_keys
 from prefect_artifact_retention.tasks.rendering import size
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
@@ -68,18 +67,9 @@ async def _prune_pending(run: Run, store: DatabaseStore, pending: list[KeyPlan],
                 pending += reversed(split)
                 again = {plan.key for plan in split}
                 passed_over = [*(plan for plan, _ in batch.values() if plan.stale and plan.key not in again), *passed_over]
-            await _prune_in_turn(run, passed_over)
     except BaseException:
         pending.clear()
         raise
-
-
-async def _prune_in_turn(run: Run, plans: Sequence[KeyPlan]) -> None:
-    """With a limit on deletions, prune at once what no transaction takes, or the plans behind would use up the limit."""
-    if plans and run.limits.max_deletions:
-        await prune_keys(run, plans)
-        for plan in plans:
-            plan.stale = ()
 
 
 def _next_batch(pending: list[KeyPlan], room: int) -> tuple[Batch, list[KeyPlan]]:
@@ -153,11 +143,7 @@ async def _prune_unkeyed(run: Run, store: DatabaseStore, plan: KeyPlan, limit: i
 
         deleted = await shielded(delete())
         passed_over = list(batch.keys() - deleted)
-        if run.limits.max_deletions:
-            plan.stale = passed_over
-            await _prune_in_turn(run, [plan] if passed_over else [])
-        else:
-            left += passed_over
+        left += passed_over
         start += len(batch)
         await store.purge_events()
         await run.notify_deleting()

@@ -35,11 +35,6 @@ SLOW_SECONDS_PER_REQUEST = 0.5
 """The time between two requests from which on a run works on one key at a time. With more, a checked key waits for the
 requests of others, and its check is too old when its deletions are sent."""
 
-MAX_DEFERRED_DELETIONS = 15
-MIN_STALL_SECONDS = 60
-"""A run fails once the server has deferred this many deletions, for this long, with none done in between: its database may be
-locked. With more, a run over many keys reads each of them again for longer."""
-
 MIN_DELETIONS = 10
 """Deletions that a run makes even if its time budget is over, so that repeated runs get on under any budget."""
 
@@ -74,8 +69,6 @@ class KeyPlan:
         collection: The collection when it was judged.
         mark: The state of its versions when they were judged, if the store has marks.
         takes_successor: Whether the version behind the latest is stale.
-        unanswered: The versions whose deletion was sent and not answered in time, with their sizes: once they are gone, they
-            were deleted by this run.
     """
 
     key: str | None
@@ -86,7 +79,6 @@ class KeyPlan:
     collection: ArtifactCollection | None = None
     mark: Mark | None = None
     takes_successor: bool = False
-    unanswered: dict[UUID, int] = field(default_factory=dict)
 
     @property
     def remaining(self) -> int:
@@ -180,9 +172,6 @@ class Run:
         self.deletions_settled = 0
         self._listeners = list(listeners)
         self._began = time.monotonic()
-        self._deferred = 0
-        self._deferred_since = 0.0
-        self._settled = -1
 
     @property
     def is_partial(self) -> bool:
@@ -241,16 +230,9 @@ class Run:
         self.deletions_started += 1
         return True
 
-    def defer_deletion(self) -> None:
-        """Count a deferred deletion, and stop the run if there are too many with none done in between."""
-        settled = sum(plan.report.deleted + plan.report.already_gone for plan in self.plans)
-        if settled != self._settled:
-            self._settled, self._deferred, self._deferred_since = settled, 0, time.monotonic()
-        self._deferred += 1
-        stalled_for = time.monotonic() - self._deferred_since
-        if self._deferred >= MAX_DEFERRED_DELETIONS and stalled_for >= MIN_STALL_SECONDS and not self.is_stalled:
-            self.is_stalled = True
-            self.report.errors.append(f"the Prefect server accepted no deletion for {stalled_for:.0f} seconds")
+    def return_deletions(self, number: int) -> None:
+        """Return deletions to the budgets that were not done after all."""
+        self.deletions_started -= number
 
     @contextmanager
     def without_budgets(self) -> Iterator[None]:

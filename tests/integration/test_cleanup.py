@@ -29,7 +29,7 @@ from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.stores.server import Expiry
 from prefect_artifact_retention.stores.server import Server as PrefectServer
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
-from prefect_artifact_retention.tasks import prune
+from prefect_artifact_retention.tasks import checks
 from prefect_artifact_retention.tasks.progress import ANNOUNCED, DELETING, PHASE
 from prefect_artifact_retention.tasks.rendering import markdown
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, scope_digest
@@ -58,7 +58,7 @@ SEVERAL_CLIENTS = (POSTGRESQL_API, POSTGRESQL_DATABASE, thorough(SQLITE_API), th
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let transactions delete no more at a time than the API does between two checks."""
-    monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.MAX_TRANSACTION_VERSIONS", prune.DELETIONS_PER_CHECK)
+    monkeypatch.setattr("prefect_artifact_retention.tasks.bulk.MAX_TRANSACTION_VERSIONS", checks.DELETIONS_PER_CHECK)
 
 
 @flow
@@ -1255,8 +1255,8 @@ async def test_a_key_that_comes_under_another_policy_meanwhile_keeps_what_that_o
 
     with when_deleting(produce):
         report = await server.cleanup([shield, KEEP_2], mode="delete")
-    assert report.deleted == prune.DELETIONS_PER_CHECK
-    assert len(await server.database.ids()) == 125 - prune.DELETIONS_PER_CHECK
+    assert report.deleted == checks.DELETIONS_PER_CHECK
+    assert len(await server.database.ids()) == 125 - checks.DELETIONS_PER_CHECK
 
 
 async def test_an_idle_key_that_comes_to_life_meanwhile_loses_no_more(server: Server) -> None:
