@@ -22,6 +22,7 @@ from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.concurrency import for_each
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.stores.database import MAX_WRITERS
+from prefect_artifact_retention.stores.server import Server
 
 STALE = """
 SELECT id FROM (SELECT id, created, row_number() OVER (PARTITION BY key ORDER BY created DESC) AS rank FROM artifact) ranked
@@ -106,7 +107,7 @@ async def adaptive_client(ids: Sequence[UUID]) -> float:
     """Delete through the API store, with its adaptive concurrency."""
     async with connect() as connection:
         store = ApiStore(connection)
-        await store.detect_concurrency(artifact_cleanup.name)
+        await Server(connection).detect_concurrency(artifact_cleanup.name)
         return await rate(ids, store.delete, MAX_CONCURRENT_DELETES)
 
 

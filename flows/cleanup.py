@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections import deque
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
@@ -36,23 +34,23 @@ from prefect_artifact_retention.flows.settings import (
 )
 from prefect_artifact_retention.flows.termination import cancel_on_sigterm
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
-from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import digest
 from prefect_artifact_retention.stores.api import ApiStore
-from prefect_artifact_retention.stores.concurrency import for_each
 from prefect_artifact_retention.stores.connection import connect, reason, uses_ephemeral_server
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
+from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Store
 from prefect_artifact_retention.tasks.discover import check_scope, discover, discover_task
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, other_run
-from prefect_artifact_retention.tasks.prune import group_label, pack, prune_keys, prune_task, verify, verify_task
+from prefect_artifact_retention.tasks.prune import prune_through_api
 from prefect_artifact_retention.tasks.prune_database import prune_in_database_task
 from prefect_artifact_retention.tasks.publication import links, publish_report, report_task
 from prefect_artifact_retention.tasks.reclaim import measure_disk, reclaim_task, report_purge
 from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label, with_links
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, Mode, Outcome, scope_digest
-from prefect_artifact_retention.tasks.run import KeyPlan, Limits, Listener, Run, in_flow_run
+from prefect_artifact_retention.tasks.run import Limits, Listener, Run, in_flow_run
+from prefect_artifact_retention.tasks.verify import verify, verify_task
 
 LOGGER = logging.getLogger(__name__)
 """Of a run that is none of Prefect's, and has no log there."""
@@ -93,10 +91,6 @@ CLOCK_TOLERANCE = timedelta(minutes=5)
 answers, by which ages are counted, and the dates that it gives to artifacts ends a delete run. With more, a wrong `Date` makes
 versions older by as much."""
 
-MAX_CONCURRENT_GROUPS = 4
-"""Prune tasks that run concurrently: while some take snapshots, others delete. With more, snapshots are older when their
-deletions are sent."""
-
 FINAL_REPORT_SECONDS = 6
 """The time for the final report at shutdown. Docker kills a container 10 seconds after SIGTERM, a worker a run after 30, so
 with more, the report may be cut off."""
@@ -120,10 +114,10 @@ async def open_run(
     if mode == "delete":
         refuse_ephemeral_server(settings)
     async with connect(settings.max_requests_per_minute) as connection, AsyncExitStack() as stack:
-        server = ApiStore(connection)
+        server = Server(connection)
         # First, because it also shows whether the server can be reached at all.
-        now = await connection.now()
-        store: Store = server
+        now = await server.now()
+        store: Store = ApiStore(connection)
         if url := await _database_url(settings, connection.client):
             opening = open_database(url, settings.max_deletions_per_second, purges_events=settings.purge_events)
             store = database = await stack.enter_async_context(opening)
@@ -380,8 +374,7 @@ async def _final_report(run: Run, progress: ProgressArtifact) -> None:
     # Whatever fails here, the event below says what was deleted.
     with suppress(Exception):
         async with asyncio.timeout(FINAL_REPORT_SECONDS), connect() as connection:
-            run.reconnect(ApiStore(connection))
-            progress.connection = connection
+            run.server.connection.take_over(connection)
             await progress.finish(description, complete=False)
             with suppress(Exception):
                 await publish_report(run)
@@ -425,9 +418,9 @@ async def _delete(run: Run, *, vacuum: bool) -> None:
     try:
         if database:
             await prune_in_database_task(run, database)
-        else:
+        elif isinstance(run.store, ApiStore):
             await run.server.detect_concurrency(runtime.flow_run.flow_name or artifact_cleanup.name)
-            await _prune_all(run)
+            await prune_through_api(run, run.store)
     except RetentionError as error:
         run.report.errors.append(str(error))
     finally:
@@ -437,33 +430,6 @@ async def _delete(run: Run, *, vacuum: bool) -> None:
     await verify_task(run)
     if database and run.report.deleted:
         await reclaim_task(run, database, on_disk, vacuum=vacuum)
-
-
-async def _prune_all(run: Run) -> None:
-    """Prune what is stale: no more keys at a time than `max_deletions` allows for, in the order of the plans."""
-    waiting = deque(plan for plan in run.user_plans if plan.stale)
-    while waiting and (room := run.room()):
-        plans: list[KeyPlan] = []
-        while waiting and room > 0:
-            plans.append(waiting.popleft())
-            room -= len(plans[-1].stale)
-        await for_each(pack(plans, run.limits.max_task_runs), partial(_prune, run), run.at_once(MAX_CONCURRENT_GROUPS))
-    if own := [plan for plan in run.own_plans if plan.stale]:
-        with run.without_budgets():
-            await _prune(run, own)
-
-
-async def _prune(run: Run, group: Sequence[KeyPlan]) -> None:
-    """Run the prune task of a group of keys. It is not mapped, because mapped tasks have their own event loops and clients."""
-    if not run.check_budgets():
-        return
-    if not in_flow_run():
-        await prune_keys(run, group)
-        return
-    # Prefect types a call of an async task as its result.
-    state: State[None] = await prune_task(run, group, group_label(group), return_state=True)  # type: ignore[misc]
-    if not state.is_completed() and not any(plan.report.error for plan in group):
-        run.report.errors.append(printable(f"prune {group_label(group)}: {state.message}"))
 
 
 async def _start_progress(run: Run, progress: ProgressArtifact) -> None:

@@ -1,46 +1,37 @@
 """Adapts the number of concurrent requests to the server, by measuring.
 
 A server on SQLite deletes fastest one request at a time, and two concurrent writes can block all its writes for a minute. One
-on PostgreSQL gets faster up to about four; on Cloud, only the rate limit counts.
+on PostgreSQL gets faster up to about four, or to more that are far away; on Cloud, only the rate limit counts.
 
-So requests are sent one at a time until `allow_concurrency`. Then the run starts at the highest level, compares it with the
-level below, and steps down for as long as the lower one is about as fast. The comparison is repeated from time to time. When
-the server answers that it is busy, the run steps down at once, until the next comparison.
+So requests are sent one at a time until `allow_concurrency`, and then `FIRST_LEVEL` at once. Twice as many are tried for as
+long as that is faster by more than noise, and again from time to time. When the server answers that it is busy, the run goes
+on with half as many at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from math import inf
 from typing import TypeVar
 
 import anyio
 
-LEVELS: tuple[int, ...] = (1, 2, 4)
-"""The numbers of concurrent requests to choose from."""
+LOWEST_LEVEL = 1
+FIRST_LEVEL = 4
+HIGHEST_LEVEL = 32
+"""Requests at once: before more are allowed, at first, and at most."""
 
-MAX_CONCURRENT_REQUESTS = LEVELS[-1]
-
-FIRST_LEVEL_REQUESTS = 200
-"""Requests at the highest level before the first comparison. With fewer, short runs spend their time on comparing."""
-
-TURNS_PER_LEVEL = 3
-"""How often each of two levels is timed, in alternation; the fastest turn counts. With fewer, a turn slowed by reads or by new
-connections may decide."""
-
-TIMED_REQUESTS_PER_TURN = 24
-"""Requests timed in one turn. With fewer, noise decides; with more, a comparison takes longer."""
+TIMED_REQUESTS = 64
+"""Requests by which the speed of a level is measured. With fewer, noise decides; with more, finding the best takes longer."""
 
 SETTLED_REQUESTS = 2_000
-"""Requests between two comparisons. With fewer, more time is spent comparing; with more, a change of load is noticed later."""
+"""Requests between two attempts to go faster. With fewer, more are slow; with more, a change of load is noticed later."""
 
 MIN_GAIN_FACTOR = 1.07
-"""How much faster a higher level must be to be used. A larger factor leaves more of the server to others."""
+"""How much faster twice as many requests at once must be to be used. A larger factor leaves more of the server to others."""
 
 Item = TypeVar("Item")
 
@@ -49,16 +40,14 @@ _RESERVED_TURN: ContextVar[int | None] = ContextVar("_RESERVED_TURN", default=No
 
 
 class AdaptiveConcurrency:
-    """Limits concurrent requests to one, or to the fastest of `LEVELS` once concurrency is allowed."""
+    """Limits concurrent requests to one, or to as many as make the server faster once concurrency is allowed."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._slots = anyio.CapacityLimiter(LEVELS[0])
+        self._slots = anyio.CapacityLimiter(LOWEST_LEVEL)
+        self._highest = LOWEST_LEVEL
         self._turn = 0
-        self._levels = LEVELS[:1]
-        self._seconds = dict[int, float]()
-        self._turns = deque[int]()
-        self._go_on(LEVELS[0], SETTLED_REQUESTS)
+        self._start(LOWEST_LEVEL)
 
     @property
     def level(self) -> int:
@@ -67,8 +56,8 @@ class AdaptiveConcurrency:
 
     def allow_concurrency(self) -> None:
         """Allow concurrent requests from now on."""
-        self._levels = LEVELS
-        self._settle(LEVELS[-1], FIRST_LEVEL_REQUESTS)
+        self._highest = HIGHEST_LEVEL
+        self._start(FIRST_LEVEL)
 
     @asynccontextmanager
     async def slot(self, *, is_timed: bool) -> AsyncIterator[int]:
@@ -100,56 +89,34 @@ class AdaptiveConcurrency:
                 _RESERVED_TURN.reset(token)
 
     def back_off(self, turn: int) -> None:
-        """Go on with the level below, because the server answered a request of this turn that it is busy."""
+        """Go on with half as many at once, because the server answered a request of this turn that it is busy."""
         if turn == self._turn:
-            self._settle(self._levels[max(0, self._levels.index(self.level) - 1)])
+            self._start(max(LOWEST_LEVEL, self.level // 2), rest=SETTLED_REQUESTS)
 
-    def _go_on(self, level: int, requests: int) -> None:
-        """Start a turn of `requests` requests at a level."""
+    def _start(self, level: int, *, slower_rate: float = 0, rest: int = 0) -> None:
+        """Start a turn at a level, which is timed after `rest` requests; twice as many are tried if it beats a lower one."""
         self._slots.total_tokens = level
         self._turn += 1
-        self._counted = 0
-        self._last = requests
-
-    def _settle(self, level: int, requests: int = SETTLED_REQUESTS) -> None:
-        """Stay at a level for `requests` requests, after which the levels are compared again."""
-        self._seconds.clear()
-        self._turns.clear()
-        self._go_on(level, requests)
-
-    def _compare(self, level: int) -> None:
-        """Start the comparison of a level with the next lower one."""
-        if level == self._levels[0]:
-            self._settle(level)
-            return
-        pair = (level, self._levels[self._levels.index(level) - 1])
-        self._seconds = dict.fromkeys(pair, inf)
-        self._turns = deque(pair * TURNS_PER_LEVEL)
-        self._next_turn()
-
-    def _next_turn(self) -> None:
-        if self._turns:
-            level = self._turns.popleft()
-            self._go_on(level, level + TIMED_REQUESTS_PER_TURN)
-            return
-        (higher, higher_seconds), (lower, lower_seconds) = self._seconds.items()
-        if lower_seconds >= MIN_GAIN_FACTOR * higher_seconds:
-            self._settle(higher)
-        else:
-            self._compare(lower)
+        self._slower_rate = slower_rate
+        self._untimed = rest + level
+        self._timed = 0
 
     def _count(self) -> None:
-        """Count a request of this turn. A turn is timed only while all slots are occupied by requests of its own."""
-        self._counted += 1
-        if self._counted == self.level:
+        """Count a request of this turn, which is timed only while all slots are occupied by requests of its own."""
+        if self._untimed:
+            self._untimed -= 1
             self._began = self._clock()
-        if self._counted < self._last:
             return
-        if self._seconds:
-            self._seconds[self.level] = min(self._seconds[self.level], self._clock() - self._began)
-            self._next_turn()
+        self._timed += 1
+        if self._timed < TIMED_REQUESTS:
+            return
+        rate = self._timed / (self._clock() - self._began)
+        if rate < MIN_GAIN_FACTOR * self._slower_rate:
+            self._start(self.level // 2, rest=SETTLED_REQUESTS)
+        elif self.level < self._highest:
+            self._start(self.level * 2, slower_rate=rate)
         else:
-            self._compare(self._levels[-1])
+            self._start(self.level, rest=SETTLED_REQUESTS)
 
 
 async def for_each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]], at_once: int) -> None:

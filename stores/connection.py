@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from math import inf
 from typing import Any, TypeVar
 
 import httpx
@@ -26,7 +28,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.formatting import printable
-from prefect_artifact_retention.stores.concurrency import AdaptiveConcurrency
+from prefect_artifact_retention.stores.concurrency import HIGHEST_LEVEL, AdaptiveConcurrency
 from prefect_artifact_retention.stores.diagnosis import (
     ADDRESS_HINT,
     FORBIDDEN_CHARACTER,
@@ -34,7 +36,7 @@ from prefect_artifact_retention.stores.diagnosis import (
     unusable_port,
     unusable_setting,
 )
-from prefect_artifact_retention.stores.store import OutdatedSnapshotError
+from prefect_artifact_retention.stores.store import OutdatedCheckError
 from pydantic import ValidationError
 
 CLOUD_REQUESTS_PER_MINUTE = 150
@@ -71,6 +73,10 @@ WRONG_ADDRESS_STATUSES = (301, 302, 307, 308, 400, 404, 405)
 
 HTTP_CREDENTIALS_REFUSED = (401, 403)
 
+_LIMITS = httpx.Limits(max_connections=HIGHEST_LEVEL + 1, max_keepalive_connections=HIGHEST_LEVEL + 1, keepalive_expiry=25)
+"""A connection for each concurrent request and for an update of the progress. Prefect's own limits are 16, of which it keeps 8
+open, so that more requests at once would open a new one each."""
+
 Answer = TypeVar("Answer")
 
 
@@ -83,7 +89,7 @@ class ListingTimedOutError(Exception):
 
 
 class _LateError(Exception):
-    """`start_attempt` returned False, so the request was not sent."""
+    """The deadline of the request has passed, so it was not sent."""
 
 
 class Connection:
@@ -117,7 +123,7 @@ class Connection:
         *,
         attempts: list[float] | None = None,
         max_bytes: int = 0,
-        start_attempt: Callable[[], bool] | None = None,
+        deadline: float = inf,
         is_divisible: bool = False,
     ) -> httpx.Response:
         """Send one request, which Prefect's client retries on transient errors.
@@ -128,13 +134,13 @@ class Connection:
             body: The content of the request, sent as JSON.
             attempts: An item is appended each time the request is sent, by the transport itself, too.
             max_bytes: Refuse a response whose `Content-Length` is above this. 0 is no limit.
-            start_attempt: Called right before each attempt; if it returns False, the request is not sent.
+            deadline: When, by the monotonic clock, it is too late for another attempt.
             is_divisible: Whether the caller can ask for less: the request is then not sent again after a timeout.
 
         Raises:
             ListingTimedOutError: A divisible request timed out.
             ResponseTooLargeError: The response is longer than `max_bytes`.
-            OutdatedSnapshotError: `start_attempt` returned False. An earlier attempt may have succeeded.
+            OutdatedCheckError: The deadline has passed. An earlier attempt may have succeeded.
             StoreError: The server cannot be reached, refuses the credentials, or answers with an error.
         """
         attempts = [] if attempts is None else attempts
@@ -156,17 +162,16 @@ class Connection:
                         extensions={
                             "attempts": attempts,
                             "max_bytes": max_bytes,
-                            "start_attempt": start_attempt,
+                            "deadline": deadline,
                             "is_divisible": is_divisible,
                             "turn": turn,
-                            "trace": _trace_resends(attempts, start_attempt),
+                            "trace": _trace_resends(attempts, deadline),
                         },
                     )
                 )
             except _LateError:
-                raise OutdatedSnapshotError(
-                    f"the Prefect server at {self.address} did not take {method} {path} in time"
-                ) from None
+                message = f"the Prefect server at {self.address} did not take {method} {path} in time"
+                raise OutdatedCheckError(message, is_sent=bool(attempts)) from None
             except PrefectHTTPStatusError as error:
                 self._has_answered = True
                 self._lost = self._one_more(lost_before) if error.response.status_code in RETRIED_STATUSES else 0
@@ -179,7 +184,20 @@ class Connection:
                 # Of the token against forgery, which Prefect's client asks for before the first request.
                 raise self._no_prefect() from error
             self._lost, self._has_answered = 0, True
+            # It refers to the response, whose payloads only the garbage collector would free then.
+            response.stream = httpx.ByteStream(b"")
             return response
+
+    def take_over(self, other: Connection) -> None:
+        """Send all requests through the client of another connection from now on, as this one may be in the middle of one."""
+        self.client, self._concurrency = other.client, other._concurrency
+        self.seconds_per_request = other.seconds_per_request
+        self._lost = 0
+
+    @property
+    def level(self) -> int:
+        """How many requests are under way at once at present."""
+        return self._concurrency.level
 
     def allow_concurrency(self) -> None:
         """Allow concurrent requests from now on, as many as the server handles fastest."""
@@ -251,9 +269,7 @@ def uses_ephemeral_server() -> bool:
     return not settings.api.url and settings.server.ephemeral.enabled
 
 
-def _trace_resends(
-    attempts: list[float], start_attempt: Callable[[], bool] | None
-) -> Callable[[str, Mapping[str, Any]], Awaitable[None]]:
+def _trace_resends(attempts: list[float], deadline: float) -> Callable[[str, Mapping[str, Any]], Awaitable[None]]:
     """Create a trace for httpcore that counts what the transport sends again within one attempt of Prefect's client.
 
     A server may have acted on the first sending, whatever its GOAWAY says: a 404 to the second one is then no sign that
@@ -267,17 +283,21 @@ def _trace_resends(
         if not event.endswith(".send_request_headers.started") or info["request"].method == b"CONNECT":
             return
         if len(attempts) == traced:
-            if start_attempt and not start_attempt():
-                raise _LateError
+            _check_deadline(deadline)
             attempts.append(asyncio.get_running_loop().time())
         traced = len(attempts)
 
     return trace
 
 
+def _check_deadline(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise _LateError
+
+
 def _create_client(event_hooks: Mapping[str, Any]) -> PrefectClient:
     try:
-        client = get_client(httpx_settings={"event_hooks": event_hooks})
+        client = get_client(httpx_settings={"event_hooks": event_hooks, "limits": _LIMITS})
     except (OSError, ImportError, ValueError, RuntimeError, httpx.InvalidURL) as error:
         # Not "from error": some of their messages quote a credential.
         raise StoreError(f"no Prefect server to talk to: {unusable_setting(error)}") from None
@@ -302,10 +322,11 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
     async def before(request: httpx.Request) -> None:
         attempts = request.extensions.setdefault("attempts", [])
         _check_timeout(request)
+        deadline = request.extensions.get("deadline", inf)
+        _check_deadline(deadline)
         if limiter:
             await limiter.acquire()
-        if (start_attempt := request.extensions.get("start_attempt")) and not start_attempt():
-            raise _LateError
+            _check_deadline(deadline)
         attempts.append(asyncio.get_running_loop().time())
 
     async def after(response: httpx.Response) -> None:

@@ -31,11 +31,11 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError, Version
-from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.changes import Changes
 from prefect_artifact_retention.stores.identity import check_writable, choose_schema
 from prefect_artifact_retention.stores.queries import IS_UNKEYED, Queries, count
 from prefect_artifact_retention.stores.schema import ARTIFACT
+from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from prefect_artifact_retention.stores.store import History
 from prefect_artifact_retention.stores.transactions import Transactions, open_engine
@@ -94,7 +94,7 @@ class DatabaseStore:
         """The number of transactions that may delete at the same time."""
         return 1 if self.is_sqlite else min(self.transactions.connections, MAX_WRITERS)
 
-    async def check(self, server: ApiStore, own_runs: Collection[UUID], *, deletes: bool) -> None:
+    async def check(self, server: Server, own_runs: Collection[UUID], *, deletes: bool) -> None:
         """Check that this is the database of the server, and that it has the declared tables.
 
         In a delete run, the database must contain the current flow run, which a copy lacks. In a preview, the collections that

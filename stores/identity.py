@@ -7,10 +7,10 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.changes import Changes
 from prefect_artifact_retention.stores.queries import Queries, count
 from prefect_artifact_retention.stores.schema import COLLECTION, FLOW_RUN, WAY_OUT, check_schema
+from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.transactions import BusyError, LostConnectionError, Transactions
 
 COMPARED_COLLECTIONS = 10
@@ -36,7 +36,7 @@ ORDER BY pg_table_is_visible(c.oid) DESC, nspname
 """The schemas with a table of the artifacts, first the one that is found without its name, and search paths for the others."""
 
 
-async def choose_schema(database: Transactions, server: ApiStore, own_runs: Collection[UUID], *, with_events: bool) -> None:
+async def choose_schema(database: Transactions, server: Server, own_runs: Collection[UUID], *, with_events: bool) -> None:
     """Check the tables of each schema that has some, and use those that are the server's.
 
     Raises:
@@ -73,7 +73,7 @@ async def _schemas(database: Transactions) -> Sequence[tuple[str, str]]:
     return [(row[0], row[1]) for row in rows] or [("", "")]
 
 
-async def _agreement(database: Transactions, server: ApiStore, own_runs: Collection[UUID], *, with_events: bool) -> int:
+async def _agreement(database: Transactions, server: Server, own_runs: Collection[UUID], *, with_events: bool) -> int:
     """Return in how many of what changed last the tables agree with the server.
 
     Raises:

@@ -58,8 +58,16 @@ class History:
     mark: Mark | None = None
 
 
-class OutdatedSnapshotError(StoreError):
-    """A deletion was not sent, or not sent again, because its snapshot is too old. An earlier attempt may have succeeded."""
+class OutdatedCheckError(StoreError):
+    """A deletion was not sent, or not sent again, because the check on which it rests is too old by now.
+
+    Attributes:
+        is_sent: Whether an earlier attempt was sent, which may have succeeded.
+    """
+
+    def __init__(self, message: str, *, is_sent: bool) -> None:
+        super().__init__(message)
+        self.is_sent = is_sent
 
 
 class RunReader(Protocol):
@@ -70,20 +78,11 @@ class RunReader(Protocol):
         ...
 
 
-class Repairer(Protocol):
-    """Finds and repairs collections whose latest version has vanished."""
-
-    async def dangling(self, keys: Sequence[str]) -> list[str]:
-        """Return those of the keys whose collection names a latest version that does not exist, or a left-over placeholder."""
-        ...
-
-    async def repair(self, key: str) -> bool:
-        """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none."""
-        ...
-
-
 class Store(RunReader, Protocol):
-    """Reads versions for a plan. Every method raises `StoreError` if the server or the database fails."""
+    """Serves planning and verifying. Every method raises `StoreError` if the server or the database fails.
+
+    Pruning is not shared: what each store needs for it is its own.
+    """
 
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[Collection]:
         """List the collections of these exact keys.
@@ -114,4 +113,12 @@ class Store(RunReader, Protocol):
             expected: What `count_unkeyed` returned.
             unreadable: An item is appended for each artifact that the server fails to show.
         """
+        ...
+
+    async def dangling(self, keys: Sequence[str]) -> list[str]:
+        """Return those of the keys whose collection names a latest version that does not exist, or a left-over placeholder."""
+        ...
+
+    async def repair(self, key: str) -> bool:
+        """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none."""
         ...

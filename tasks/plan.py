@@ -6,7 +6,7 @@ import gc
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import aclosing, contextmanager, nullcontext
+from contextlib import aclosing, contextmanager
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import NamedTuple
@@ -53,8 +53,7 @@ async def make_plan(run: Run) -> None:
     ]
     await _expect(run)
     unkeyed_policy = None if run.report.scope else select_policy(run.policies, None, None)
-    # With the API, the collector must run: the responses are in reference cycles, and hold megabytes of payloads.
-    with nullcontext() if run.store is run.server else _without_collector():
+    with _without_collector():
         await _plan_rounds(run, managed, unkeyed_policy)
     if not unkeyed_policy and not run.report.scope:
         run.report.unmanaged_unkeyed = await run.store.count_unkeyed()
@@ -91,7 +90,7 @@ def _single_versions(run: Run) -> Iterator[str]:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Disable Python's garbage collector for reading from a database, which creates no reference cycles.
+    """Disable Python's garbage collector while versions are read; no store leaves payloads in reference cycles.
 
     It would traverse the growing number of versions again and again, which takes half of the time.
     """
@@ -194,7 +193,7 @@ def subject(policies: Sequence[RetentionPolicy], history: History, collection: C
 async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
     """Evaluate the artifacts without a key page by page: only age rules apply to them, so none depends on another.
 
-    Through the API, which is slow, the listing ends with the time for planning; the plan has what was found stale by then.
+    The listing ends with the time for planning; the plan has what was found stale by then.
     """
     plan = KeyPlan(None, policy, [], KeyReport(key=None, policy=policy.name))
     stale: dict[UUID, tuple[datetime, int]] = {}
@@ -212,7 +211,7 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
                 for index in judgement.stale:
                     stale[these.ids[index]] = these.created[index], these.sizes[index]
             is_partial = len(seen) + len(unreadable) < expected
-            if run.store is run.server and stale and is_partial and not run.has_planning_time():
+            if stale and is_partial and not run.has_planning_time():
                 run.report.outcome = "unfinished"
                 run.has_all_unkeyed = False
                 run.report.warn(f"planning time was over after {len(seen)} of {expected} artifacts without a key")

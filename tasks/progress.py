@@ -21,8 +21,8 @@ import httpx
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.loading import OWN_KEYS, PROGRESS_KEY
-from prefect_artifact_retention.stores.api import FlowRun
 from prefect_artifact_retention.stores.connection import Connection, reason, shielded
+from prefect_artifact_retention.stores.rows import FlowRun
 from prefect_artifact_retention.tasks.publish import create
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run, Step

@@ -19,8 +19,8 @@ from prefect.client.schemas.objects import Artifact
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.control import HOLD, MAX_TTL_DAYS, TTL_DAYS
-from prefect_artifact_retention.stores.api import HTTP_CONTENT_TOO_LARGE
 from prefect_artifact_retention.stores.connection import shielded
+from prefect_artifact_retention.stores.paging import HTTP_CONTENT_TOO_LARGE
 
 MIN_TTL_DAYS = Decimal("0.00001")
 """About a second. A shorter TTL is taken for a mistake."""

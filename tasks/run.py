@@ -20,7 +20,7 @@ from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.policies.expectation import UNKEYED, Expectations
 from prefect_artifact_retention.policies.loading import OWN_KEYS
-from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from prefect_artifact_retention.stores.store import Mark, Store
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, RuleCount
@@ -34,11 +34,6 @@ Listener = Callable[[Step, int, int], Awaitable[None]]
 SLOW_SECONDS_PER_REQUEST = 0.5
 """The time between two requests from which on a run works on one key at a time. With more, a checked key waits for the
 requests of others, and its check is too old when its deletions are sent."""
-
-MAX_DEFERRED_DELETIONS = 15
-MIN_STALL_SECONDS = 60
-"""A run fails once the server has deferred this many deletions, for this long, with none done in between: its database may be
-locked. With more, a run over many keys reads each of them again for longer."""
 
 MIN_DELETIONS = 10
 """Deletions that a run makes even if its time budget is over, so that repeated runs get on under any budget."""
@@ -74,8 +69,6 @@ class KeyPlan:
         collection: The collection when it was judged.
         mark: The state of its versions when they were judged, if the store has marks.
         takes_successor: Whether the version behind the latest is stale.
-        unanswered: The versions whose deletion was sent and not answered in time, with their sizes: once they are gone, they
-            were deleted by this run.
     """
 
     key: str | None
@@ -86,7 +79,6 @@ class KeyPlan:
     collection: ArtifactCollection | None = None
     mark: Mark | None = None
     takes_successor: bool = False
-    unanswered: dict[UUID, int] = field(default_factory=dict)
 
     @property
     def remaining(self) -> int:
@@ -129,8 +121,8 @@ class Run:
     Deliberately no dataclass and no pydantic model: Prefect traverses those whenever one is passed to a task.
 
     Attributes:
-        server: The Prefect API, through which the run writes its own artifacts.
-        store: The store in which versions are read and deleted: the same API, or the database.
+        server: The Prefect server, on which the run writes its own artifacts.
+        store: The store in which versions are read and deleted: the server's API, or its database.
         collections: The collections in the scope of the run, from the key on where the last run stopped.
         first_round: How many of them come before the list wraps around to the first key.
         next_start: Where the next delete run begins; None as long as this run has not changed it.
@@ -146,7 +138,7 @@ class Run:
 
     def __init__(  # noqa: PLR0913 - the parts of a run
         self,
-        server: ApiStore,
+        server: Server,
         policies: Sequence[RetentionPolicy],
         report: CleanupReport,
         *,
@@ -180,15 +172,6 @@ class Run:
         self.deletions_settled = 0
         self._listeners = list(listeners)
         self._began = time.monotonic()
-        self._deferred = 0
-        self._deferred_since = 0.0
-        self._settled = -1
-
-    def reconnect(self, server: ApiStore) -> None:
-        """Use another connection from now on, because the present one may be in the middle of a request."""
-        if self.store is self.server:
-            self.store = server
-        self.server = server
 
     @property
     def is_partial(self) -> bool:
@@ -247,15 +230,9 @@ class Run:
         self.deletions_started += 1
         return True
 
-    def defer_deletion(self) -> None:
-        """Count a deferred deletion, and stop the run if there are too many with none done in between."""
-        settled = sum(plan.report.deleted + plan.report.already_gone for plan in self.plans)
-        if settled != self._settled:
-            self._settled, self._deferred, self._deferred_since = settled, 0, time.monotonic()
-        self._deferred += 1
-        stalled_for = time.monotonic() - self._deferred_since
-        if self._deferred >= MAX_DEFERRED_DELETIONS and stalled_for >= MIN_STALL_SECONDS:
-            self.give_up(f"the Prefect server accepted no deletion for {stalled_for:.0f} seconds")
+    def return_deletions(self, number: int) -> None:
+        """Return deletions to the budgets that were not done after all."""
+        self.deletions_started -= number
 
     def give_up(self, reason: str) -> None:
         """Take no further deletion: the run has failed."""

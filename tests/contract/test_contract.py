@@ -17,8 +17,10 @@ from database import Row, days, series
 from fake import FakeServer
 from prefect import flow, get_client, task
 from prefect.states import Completed, Running
-from prefect_artifact_retention.stores.api import ApiStore, Expiry
+from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.stores.server import Expiry
+from prefect_artifact_retention.stores.server import Server as PrefectServer
 from servers import FAKE, POSTGRESQL_API, SQLITE_API, Server, on
 
 pytestmark = on(FAKE, SQLITE_API, POSTGRESQL_API)
@@ -340,9 +342,9 @@ async def test_runs_are_shown_with_their_states(server: AnyServer, api: Api) -> 
     with server.active():
         async with get_client() as client, connect() as connection:
             run = await client.create_flow_run(writer, state=Running(), parameters={"keys": ["a"]})
-            store = ApiStore(connection)
+            prefect, store = PrefectServer(connection), ApiStore(connection)
             unknown = uuid4()
-            (found,) = await store.flow_runs([run.id, unknown])
+            (found,) = await prefect.flow_runs([run.id, unknown])
             assert (found.id, found.name, found.finished, dict(found.parameters)) == (run.id, run.name, False, {"keys": ["a"]})
             assert abs(found.started - datetime.now(UTC)) < timedelta(seconds=60)
             assert set(await store.unfinished([run.id, unknown], [unknown])) == {run.id}
@@ -352,7 +354,7 @@ async def test_runs_are_shown_with_their_states(server: AnyServer, api: Api) -> 
             task = await client.create_task_run(nothing, flow_run_id=run.id, dynamic_key="0", state=Running())
             assert set(await store.unfinished([], [task.id])) == {task.id}
             await client.delete_flow_run(run.id)
-            assert await store.flow_runs([run.id]) == []
+            assert await prefect.flow_runs([run.id]) == []
 
 
 async def test_a_server_tells_whether_it_takes_several_requests_at_once(server: AnyServer) -> None:
@@ -364,10 +366,10 @@ async def test_a_server_tells_whether_it_takes_several_requests_at_once(server: 
         with server.active():
             async with get_client() as client, connect() as connection:
                 await client.create_flow(writer)
-                store = ApiStore(connection)
-                await store.detect_concurrency("nobody")
+                prefect = PrefectServer(connection)
+                await prefect.detect_concurrency("nobody")
                 assert connection._concurrency.level == 1  # noqa: SLF001 - what it found
-                await store.detect_concurrency(writer.name)
+                await prefect.detect_concurrency(writer.name)
                 assert (connection._concurrency.level > 1) == allowed  # noqa: SLF001
     if isinstance(server, FakeServer):
         server.takes_several = False
@@ -377,8 +379,8 @@ async def test_a_server_tells_its_version_and_its_own_expiry(server: AnyServer, 
     """A tested version, which deletes no artifact by itself; and it wants no token against forged requests."""
     with server.active():
         async with connect() as connection:
-            assert await ApiStore(connection).untested_version() == ""
-            assert await ApiStore(connection).expiry() == Expiry(of_runs=None, of_orphans=False)
+            assert await PrefectServer(connection).untested_version() == ""
+            assert await PrefectServer(connection).expiry() == Expiry(of_runs=None, of_orphans=False)
     answer = await api.get("/csrf-token", params={"client": str(uuid4())})
     assert (answer.status_code, answer.json()) == (422, {"detail": "CSRF protection is disabled."})
 

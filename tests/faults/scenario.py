@@ -21,8 +21,8 @@ from prefect.states import Running
 from prefect_artifact_retention.flows import cleanup
 from prefect_artifact_retention.policies import RetentionError, RetentionPolicy
 from prefect_artifact_retention.policies.loading import REPORT_KEY
-from prefect_artifact_retention.stores import api
-from prefect_artifact_retention.tasks import prune
+from prefect_artifact_retention.stores import paging
+from prefect_artifact_retention.tasks import checks, verify
 from prefect_artifact_retention.tasks.rendering import headline
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from servers import Server
@@ -112,9 +112,9 @@ async def fill(database: AnyDatabase, made: Scenario) -> None:
 
 def small_and_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few rows take as many requests, of every kind, as many rows do; and wait for no person, for there is none."""
-    monkeypatch.setattr(api, "MAX_PAGE_ROWS", 4)
-    monkeypatch.setattr(prune, "DELETIONS_PER_CHECK", 3)
-    monkeypatch.setattr(prune, "LATE_DELETION_SECONDS", 0)
+    monkeypatch.setattr(paging, "MAX_PAGE_ROWS", 4)
+    monkeypatch.setattr(checks, "DELETIONS_PER_CHECK", 3)
+    monkeypatch.setattr(verify, "LATE_DELETION_SECONDS", 0)
 
 
 async def run_steps(server: Server | FakeServer) -> CleanupReport | None:

@@ -98,7 +98,7 @@ async def test_requests_lost_here_and_there_end_no_run(fake: FakeServer, monkeyp
 
 async def test_requests_that_are_lost_together_count_as_one(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """With four under way, one moment of bad luck is no outage; three such moments in a row are."""
-    monkeypatch.setattr(concurrency, "LEVELS", (4,))
+    monkeypatch.setattr(concurrency, "LOWEST_LEVEL", 4)
     with fake.active(), line(monkeypatch, Fault("503", answers(503), outage=True), at=2) as broken:
         async with connect() as connection:
             await connection.now()

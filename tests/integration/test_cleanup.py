@@ -24,10 +24,12 @@ from prefect.states import Completed, Running
 from prefect_artifact_retention.flows.cleanup import LISTENER, artifact_cleanup
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.loading import PROGRESS_KEY
-from prefect_artifact_retention.stores.api import ApiStore, Expiry
+from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.stores.server import Expiry
+from prefect_artifact_retention.stores.server import Server as PrefectServer
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
-from prefect_artifact_retention.tasks import prune
+from prefect_artifact_retention.tasks import checks
 from prefect_artifact_retention.tasks.progress import ANNOUNCED, DELETING, PHASE
 from prefect_artifact_retention.tasks.rendering import markdown
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, scope_digest
@@ -56,7 +58,7 @@ SEVERAL_CLIENTS = (POSTGRESQL_API, POSTGRESQL_DATABASE, thorough(SQLITE_API), th
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let transactions delete no more at a time than the API does between two checks."""
-    monkeypatch.setattr("prefect_artifact_retention.tasks.prune_database.MAX_TRANSACTION_VERSIONS", prune.DELETIONS_PER_CHECK)
+    monkeypatch.setattr("prefect_artifact_retention.tasks.prune_database.MAX_TRANSACTION_VERSIONS", checks.DELETIONS_PER_CHECK)
 
 
 @flow
@@ -853,10 +855,10 @@ async def test_a_collection_without_any_version_is_left_to_a_server_that_deletes
 ) -> None:
     """It may be about to remove the collection, too: what has expired does not come back."""
 
-    async def expiry(_store: ApiStore) -> Expiry:
+    async def expiry(_server: PrefectServer) -> Expiry:
         return Expiry(of_runs=timedelta(days=90), of_orphans=True)
 
-    monkeypatch.setattr(ApiStore, "expiry", expiry)
+    monkeypatch.setattr(PrefectServer, "expiry", expiry)
     (row,) = await server.database.insert([Row("ghost", days(100))])
     await server.database.delete_version(row.id)
     report = await server.cleanup([KEEP_2], mode="delete")
@@ -1253,8 +1255,8 @@ async def test_a_key_that_comes_under_another_policy_meanwhile_keeps_what_that_o
 
     with when_deleting(produce):
         report = await server.cleanup([shield, KEEP_2], mode="delete")
-    assert report.deleted == prune.DELETIONS_PER_CHECK
-    assert len(await server.database.ids()) == 125 - prune.DELETIONS_PER_CHECK
+    assert report.deleted == checks.DELETIONS_PER_CHECK
+    assert len(await server.database.ids()) == 125 - checks.DELETIONS_PER_CHECK
 
 
 async def test_an_idle_key_that_comes_to_life_meanwhile_loses_no_more(server: Server) -> None:

@@ -32,6 +32,7 @@ from prefect_artifact_retention.stores.changes import Changes, KeyDeletion
 from prefect_artifact_retention.stores.connection import Connection, connect
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.schema import ARTIFACT, check_schema
+from prefect_artifact_retention.stores.server import Server as PrefectServer
 from prefect_artifact_retention.stores.store import History, Store
 from prefect_artifact_retention.tasks import prune_database
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
@@ -277,11 +278,11 @@ async def test_a_file_that_cannot_be_written_is_told_before_the_plan(server: Ser
     with server.active():
         async with connect() as connection, open_database(f"sqlite:///{tmp_path / 'prefect.db'}") as store:
             with unprivileged(tmp_path / "prefect.db"):
-                await store.check(ApiStore(connection), (), deletes=False)
+                await store.check(PrefectServer(connection), (), deletes=False)
                 with pytest.raises(StoreError, match=r"to delete, the file and its folder must be writable; unset ARTIFACT_"):
-                    await store.check(ApiStore(connection), (), deletes=True)
+                    await store.check(PrefectServer(connection), (), deletes=True)
         async with connect() as connection, open_database(f"sqlite:///{tmp_path / 'prefect.db'}") as store:
-            await store.check(ApiStore(connection), (), deletes=True)
+            await store.check(PrefectServer(connection), (), deletes=True)
     server_of_copy.close()
 
 

@@ -12,12 +12,13 @@ import httpx
 import pytest
 from aiolimiter import AsyncLimiter
 from database import Row, series
+from fake import FakeServer
 from prefect import get_client
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.stores import concurrency, connection
-from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
-from prefect_artifact_retention.tasks import prune, run
+from prefect_artifact_retention.stores.server import Server as PrefectServer
+from prefect_artifact_retention.tasks import checks, prune, run
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from servers import BY_FAKE, FAKE, POSTGRESQL_API, SQLITE_API, Server, on, when_planned
 
@@ -44,13 +45,7 @@ def transport(handle: Handle) -> Iterator[None]:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a run have four requests under way from the start."""
-    monkeypatch.setattr(concurrency, "LEVELS", (AT_ONCE,))
-
-
-@pytest.fixture
-def one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a run have one request under way at a time, whatever the server can take: others wait behind it."""
-    monkeypatch.setattr(concurrency, "LEVELS", (1,))
+    monkeypatch.setattr(concurrency, "LOWEST_LEVEL", AT_ONCE)
 
 
 async def keys(server: Server, *names: str, versions: int) -> dict[str, list[Row]]:
@@ -235,8 +230,8 @@ async def test_a_server_on_postgresql_gets_several_deletions_at_once_and_one_on_
     with transport(watch(set(), seen)):
         report = await server.run_flow([KEEP_2], mode="delete")
     assert report.deleted == 294
-    most = 1 if server.database.is_sqlite else concurrency.MAX_CONCURRENT_REQUESTS
-    assert max(others for _, others in seen) == most - 1
+    most = max(others for _, others in seen) + 1
+    assert most == 1 if server.database.is_sqlite else concurrency.FIRST_LEVEL <= most <= concurrency.HIGHEST_LEVEL
 
 
 @on(*BY_FAKE)
@@ -271,7 +266,7 @@ async def test_the_kind_of_a_server_is_told_by_any_flow(server: Server, name: st
             allowed: list[bool] = []
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(connection, "allow_concurrency", lambda: allowed.append(True))
-                await ApiStore(connection).detect_concurrency(name)
+                await PrefectServer(connection).detect_concurrency(name)
     assert allowed == ([] if server.database.is_sqlite or "\\" in name[1:] else [True])
 
 
@@ -314,7 +309,7 @@ async def test_a_deletion_that_fails_ends_its_key_and_those_under_way_are_counte
 @pytest.fixture
 def soon_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take a server for stalled after two seconds."""
-    monkeypatch.setattr(run, "MIN_STALL_SECONDS", 2)
+    monkeypatch.setattr(prune, "MIN_STALL_SECONDS", 2)
 
 
 def busy(seconds: float, request: httpx.Request) -> httpx.Response:
@@ -333,15 +328,15 @@ def putting_off(rows: Sequence[Row], meanwhile: Callable[[str], Awaitable[None]]
         waiting.discard(version_id)
         if meanwhile:
             await meanwhile(version_id)
-        return busy(0.3, request)
+        return busy(0.5, request)
 
     return handle
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a check be too old for another attempt after less than a second."""
-    monkeypatch.setattr(prune, "MAX_RESEND_SECONDS", 0.05)
+    """Let a check be too old for another attempt once a deletion had to wait."""
+    monkeypatch.setattr(checks, "MAX_CHECK_AGE_SECONDS", 0.4)
 
 
 @on(*BY_FAKE)
@@ -360,7 +355,7 @@ async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(server
             else:
                 async with get_client() as person:
                     await person.delete_artifact(rows[0].id)
-            return busy(0.3, request)
+            return busy(0.5, request)
         return await send(transport, request)
 
     with transport(interfere):
@@ -402,7 +397,7 @@ async def test_a_deletion_that_has_to_wait_again_and_again_fails_its_key(server:
     async def delay(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
         if request.method == "DELETE" and request.url.path.endswith(str(rows[2].id)):
             attempts.append(request.url.path)
-            return busy(0.3, request)
+            return busy(0.5, request)
         return await send(transport, request)
 
     policies = [KEEP_2, RetentionPolicy(name="some", keep_within_days=9, unkeyed=True)]
@@ -411,7 +406,7 @@ async def test_a_deletion_that_has_to_wait_again_and_again_fails_its_key(server:
     report = failed.value.report
     assert (report.deleted, report.failed, report.remaining) == (1, 1, 1)
     assert [each.key for each in report.failures()] == [key]
-    assert len(attempts) == prune.MAX_DEFERRALS
+    assert len(attempts) == prune.MAX_LATE_CHECKS
     assert {row.id for row in rows} <= await server.database.ids()
 
 
@@ -425,7 +420,7 @@ async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_
     async def delay(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
         if request.method == "DELETE":
             attempts.append(request.url.path)
-            return busy(0.3, request)
+            return busy(0.5, request)
         return await send(transport, request)
 
     with transport(delay), pytest.raises(CleanupFailed) as failed:
@@ -433,7 +428,9 @@ async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_
     report = failed.value.report
     assert (report.outcome, report.deleted, report.remaining) == ("failed", 0, 400)
     assert [error.partition(" for ")[0] for error in report.errors] == ["the Prefect server accepted no deletion"]
-    assert run.MAX_DEFERRED_DELETIONS <= len(attempts) < 100
+    # Of a real server, the checks themselves may come late.
+    assert 1 <= len(attempts) < 100
+    assert len(attempts) >= prune.MAX_LATE_CHECKS_OF_RUN or not isinstance(server, FakeServer)
     assert await server.database.ids() == {row.id for each in rows.values() for row in each}
 
 
@@ -448,7 +445,7 @@ async def test_a_server_that_takes_deletions_and_says_so_late_is_asked_for_all(s
         if request.method != "DELETE" or not response.is_success:
             return response
         await response.aread()
-        return busy(0.3, request)
+        return busy(0.5, request)
 
     with transport(delay):
         report = await server.cleanup([KEEP_2], mode="delete")
@@ -465,7 +462,7 @@ async def test_kept_versions_that_go_while_a_long_key_is_pruned_leave_their_slot
     async def interfere(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
         if request.method == "DELETE":
             gone.append(request.url.path)
-            if len(gone) == prune.DELETIONS_PER_CHECK:
+            if len(gone) == checks.DELETIONS_PER_CHECK:
                 for row in rows[1:3]:
                     await server.database.delete_version(row.id)
         return await send(transport, request)
@@ -503,7 +500,7 @@ async def test_a_repair_whose_answer_is_lost_leaves_no_placeholder(server: Serve
 
 
 @on(*BY_FAKE)
-@pytest.mark.usefixtures("impatient", "one_at_once")
+@pytest.mark.usefixtures("impatient")
 async def test_what_waits_behind_a_deferred_deletion_is_checked_again_too(server: Server) -> None:
     """Of the same key: nothing more of it is sent on the old check."""
     rows = (await keys(server, "report", versions=8))["report"]
@@ -518,7 +515,6 @@ async def test_what_waits_behind_a_deferred_deletion_is_checked_again_too(server
 
 
 @on(*BY_FAKE)
-@pytest.mark.usefixtures("one_at_once")
 async def test_the_check_right_before_a_successor_goes_is_not_held_up_by_another_key(server: Server) -> None:
     """Its deletion follows at once, whoever else waits: a person's deletion of the latest in the meantime is seen."""
     rows = await keys(server, "a", "b", versions=2)
@@ -533,7 +529,7 @@ async def test_the_check_right_before_a_successor_goes_is_not_held_up_by_another
             deleted.append(other)
             async with get_client() as person:
                 await person.delete_artifact(rows[other][0].id)
-            return busy(0.3, request)
+            return busy(0.5, request)
         return await send(transport, request)
 
     with transport(interfere):
@@ -561,7 +557,7 @@ async def test_deletions_that_have_to_wait_now_and_then_end_no_long_key(server: 
 @pytest.mark.parametrize("kind", ["keys of one version", "a long key", "without a key"])
 async def test_nothing_is_sent_on_a_check_that_is_too_old(server: Server, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hold that is set after the check counts from then on, however long deletions have to wait for each other."""
-    monkeypatch.setattr(prune, "MAX_CHECK_AGE_SECONDS", 0.3)
+    monkeypatch.setattr(checks, "MAX_CHECK_AGE_SECONDS", 0.3)
     rows = {
         "keys of one version": [row for number in range(40) for row in series(f"key-{number}", [1, 2, 3])],
         "a long key": series("report", range(1, 43)),
@@ -595,8 +591,8 @@ async def test_a_low_rate_limit_makes_progress(server: Server, per_minute: int, 
     monkeypatch.setattr(connection, "_limiter", lambda rate: AsyncLimiter(1, 60 / factor / rate))
     monkeypatch.setattr(run.Run, "seconds_per_request", 60 / factor / per_minute)
     monkeypatch.setattr(run, "SLOW_SECONDS_PER_REQUEST", run.SLOW_SECONDS_PER_REQUEST / factor)
-    monkeypatch.setattr(run, "MIN_STALL_SECONDS", run.MIN_STALL_SECONDS / factor)
-    monkeypatch.setattr(prune, "MAX_CHECK_AGE_SECONDS", prune.MAX_CHECK_AGE_SECONDS / factor)
+    monkeypatch.setattr(prune, "MIN_STALL_SECONDS", prune.MIN_STALL_SECONDS / factor)
+    monkeypatch.setattr(checks, "MAX_CHECK_AGE_SECONDS", checks.MAX_CHECK_AGE_SECONDS / factor)
     one_each = [row for number in range(8) for row in series(f"key-{number}", [1, 2, 3])]
     await server.database.insert([*one_each, *series("report", range(1, 20)), *series(None, [1, 8, 9])])
     policies = [KEEP_2, RetentionPolicy(name="loose", unkeyed=True, keep_within_days=7)]

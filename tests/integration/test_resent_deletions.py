@@ -1,9 +1,11 @@
 """An HTTP/2 server that closes a connection with GOAWAY, for which the transport sends a request again by itself."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from math import inf
 from uuid import UUID, uuid4
 
 import httpcore
@@ -15,7 +17,7 @@ from h2.events import RequestReceived
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import _trace_resends, connect
-from prefect_artifact_retention.stores.store import OutdatedSnapshotError
+from prefect_artifact_retention.stores.store import OutdatedCheckError
 
 
 @dataclass
@@ -25,11 +27,13 @@ class Server:
     Attributes:
         versions: What it has.
         acts: Whether it deletes before it says that it has not acted.
+        pause: The seconds before it says so.
         deletions: The deletions that were sent to it.
     """
 
     versions: set[UUID]
     acts: bool = True
+    pause: float = 0
     deletions: list[UUID] = field(default_factory=list)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -43,6 +47,7 @@ class Server:
                 if isinstance(event, RequestReceived) and event.stream_id:
                     headers = dict(event.headers)
                     goes_away |= self.answer(connection, event.stream_id, str(headers[":method"]), str(headers[":path"]))
+                    await asyncio.sleep(self.pause if goes_away else 0)
             writer.write(connection.data_to_send())
             await writer.drain()
         writer.close()
@@ -115,10 +120,11 @@ async def test_a_version_that_was_gone_before_its_first_deletion_is_not_ours(mon
 async def test_the_transport_sends_no_deletion_again_whose_check_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Prefect's client sends again is held to that, too."""
     version_id = uuid4()
-    server = Server({version_id}, acts=False)
+    server = Server({version_id}, acts=False, pause=1)
     async with listening(server, monkeypatch) as store:
-        with pytest.raises(OutdatedSnapshotError):
-            await store.delete(version_id, start_attempt=iter([True, False]).__next__)
+        with pytest.raises(OutdatedCheckError) as late:
+            await store.delete(version_id, deadline=time.monotonic() + 0.5)
+    assert late.value.is_sent
     assert server.deletions == [version_id]
     assert server.versions == {version_id}
 
@@ -128,7 +134,7 @@ async def test_what_opens_the_tunnel_of_a_proxy_is_no_deletion() -> None:
     answers = [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"]
     # The first attempt, which `connect` notes.
     attempts = [0.0]
-    trace = _trace_resends(attempts, iter([]).__next__)
+    trace = _trace_resends(attempts, inf)
     async with httpcore.AsyncHTTPProxy("http://proxy.invalid", network_backend=httpcore.AsyncMockBackend(answers)) as proxy:
         answer = await proxy.request("DELETE", "https://prefect.invalid/api/artifacts/1", extensions={"trace": trace})
     assert (answer.status, attempts) == (404, [0.0])

@@ -6,7 +6,7 @@ from database import series
 from prefect import get_client
 from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.policies import RetentionPolicy
-from prefect_artifact_retention.tasks import prune
+from prefect_artifact_retention.tasks import checks
 from prefect_artifact_retention.tasks.run import Step
 from servers import FAKE, POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, on, thorough, when_planned
 
@@ -44,7 +44,7 @@ async def test_an_update_between_plan_and_deletion_keeps_the_key(server: Server)
 @on(FAKE, thorough(SQLITE_API))
 async def test_an_update_while_the_key_is_being_deleted_keeps_what_its_rules_keep(server: Server) -> None:
     """No further batch is deleted on the check from before the update."""
-    rows = await server.database.insert(series("migration", range(100, 110 + prune.DELETIONS_PER_CHECK)))
+    rows = await server.database.insert(series("migration", range(100, 110 + checks.DELETIONS_PER_CHECK)))
     updates: list[UUID] = []
 
     async def listen(step: Step, gone: int, _total: int) -> None:
@@ -57,4 +57,4 @@ async def test_an_update_while_the_key_is_being_deleted_keeps_what_its_rules_kee
     LISTENER.reset(token)
     assert updates == [rows[0].id]
     assert await server.database.ids() == {row.id for row in rows[:10]}
-    assert (report.deleted, report.spared) == (prune.DELETIONS_PER_CHECK, 10)
+    assert (report.deleted, report.spared) == (checks.DELETIONS_PER_CHECK, 10)

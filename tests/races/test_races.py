@@ -17,11 +17,13 @@ from prefect.states import Completed
 from prefect_artifact_retention.flows.cleanup import LISTENER, open_run
 from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.tasks.discover import discover
 from prefect_artifact_retention.tasks.plan import make_plan
-from prefect_artifact_retention.tasks.prune import prune_keys, verify
+from prefect_artifact_retention.tasks.prune import prune_through_api
 from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.run import Run, Step
+from prefect_artifact_retention.tasks.verify import verify
 from servers import POSTGRESQL_DATABASE, Server, on
 
 POLICIES = (
@@ -133,7 +135,9 @@ class Crowd:
 
 async def rival(run: Run) -> None:
     """Prune as a second cleanup does that gives way to nobody."""
-    await prune_keys(run, run.plans[::-1])
+    run.plans.reverse()
+    assert isinstance(run.store, ApiStore)
+    await prune_through_api(run, run.store)
     await verify(run)
 
 

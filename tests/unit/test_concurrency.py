@@ -1,23 +1,38 @@
 """How many requests a run has under way at once follows what the server does best with."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 from prefect_artifact_retention.stores.concurrency import (
-    FIRST_LEVEL_REQUESTS,
-    LEVELS,
+    FIRST_LEVEL,
+    HIGHEST_LEVEL,
     SETTLED_REQUESTS,
+    TIMED_REQUESTS,
     AdaptiveConcurrency,
     for_each,
 )
+
+Speed = Callable[[int], float]
+"""Requests that a server answers in a second, with so many under way."""
+
+
+def like(speeds: Mapping[int, float]) -> Speed:
+    """As fast as with the next lower number that is given."""
+    return lambda under_way: speeds[max(level for level in speeds if level <= under_way)]
+
+
+POSTGRESQL = like({1: 100, 2: 140, 3: 160, 4: 174, 8: 172, 16: 120})
+SLOWER_WITH_MORE = like({1: 150, 2: 120, 3: 100, 4: 90, 8: 60})
+FAR_AWAY = like({level: 20.0 * min(level, 14) for level in range(1, 33)})
+WITHOUT_LIMIT = like({level: 20.0 * level for level in range(1, 33)})
 
 
 class ServerModel:
     """Answers requests one by one, at a speed that depends on how many are under way; time is what it takes for them."""
 
-    def __init__(self, speeds: Mapping[int, float], most: int = LEVELS[-1], *, takes_several: bool = True) -> None:
-        self.speeds = speeds
+    def __init__(self, speed: Speed, most: int = HIGHEST_LEVEL, *, takes_several: bool = True) -> None:
+        self.speed = speed
         self.most = most
         self.seconds = 0.0
         self.levels: list[int] = []
@@ -36,7 +51,7 @@ class ServerModel:
                 self.concurrency.back_off(turn)
             await answer
 
-    async def serve(self, requests: int, at_once: int = 16) -> None:
+    async def serve(self, requests: int, at_once: int = 64) -> None:
         """Answer so many requests of a run that always has some more to send."""
         sender = asyncio.ensure_future(for_each(range(requests), self.request, at_once))
         while not sender.done():
@@ -44,99 +59,88 @@ class ServerModel:
                 await asyncio.sleep(0)
             if self.waiting:
                 self.levels.append(len(self.waiting))
-                self.seconds += 1 / self.speeds[len(self.waiting)]
+                self.seconds += 1 / self.speed(len(self.waiting))
                 self.waiting.pop(0).set_result(None)
         await sender
 
 
-SQLITE = {1: 150.0, 2: 120.0, 3: 100.0, 4: 90.0}
-POSTGRESQL = {1: 100.0, 2: 140.0, 3: 160.0, 4: 174.0}
-LIMITED = {1: 10.0, 2: 10.2, 3: 10.3, 4: 10.4}
-
-
 @pytest.mark.parametrize(
-    ("speeds", "best"),
+    ("speed", "best"),
     [
-        pytest.param(SQLITE, 1, id="slower with more"),
-        pytest.param(POSTGRESQL, 4, id="faster with more"),
-        pytest.param({1: 100.0, 2: 150.0, 3: 140.0, 4: 130.0}, 2, id="fastest in the middle"),
-        pytest.param(LIMITED, 1, id="held up by something else"),
+        pytest.param(POSTGRESQL, 4, id="fastest with four"),
+        pytest.param(SLOWER_WITH_MORE, 4, id="slower with more"),
+        pytest.param(FAR_AWAY, 16, id="far away"),
+        pytest.param(WITHOUT_LIMIT, 32, id="without a limit"),
     ],
 )
-async def test_a_run_goes_on_at_the_lowest_level_about_as_fast_as_the_fastest(speeds: Mapping[int, float], best: int) -> None:
+async def test_a_run_goes_on_with_as_many_as_make_the_server_faster(speed: Speed, best: int) -> None:
     """And has spent few requests to find it."""
-    server = ServerModel(speeds)
+    server = ServerModel(speed)
     await server.serve(1000)
     assert server.concurrency.level == best
-    assert set(server.levels[600:900]) == {best}
+    assert set(server.levels[500:900]) == {best}
 
 
-async def test_a_short_run_has_as_many_under_way_as_the_server_is_known_to_take() -> None:
-    """Trying others would not pay."""
-    server = ServerModel(SQLITE)
-    await server.serve(FIRST_LEVEL_REQUESTS)
-    assert set(server.levels[: FIRST_LEVEL_REQUESTS - LEVELS[-1]]) == {LEVELS[-1]}
+async def test_a_short_run_begins_with_four_at_once() -> None:
+    """Which most servers on PostgreSQL are fastest with."""
+    server = ServerModel(WITHOUT_LIMIT)
+    await server.serve(TIMED_REQUESTS)
+    assert max(server.levels) == FIRST_LEVEL
 
 
 async def test_one_request_is_under_way_at_a_time_where_the_server_is_not_known_to_take_several() -> None:
     """So a server on SQLite never gets two that write at once."""
-    server = ServerModel(POSTGRESQL, takes_several=False)
+    server = ServerModel(WITHOUT_LIMIT, takes_several=False)
     await server.serve(3 * SETTLED_REQUESTS)
     assert set(server.levels) == {1}
 
 
-async def test_no_level_is_tried_below_one_that_is_slower_and_that_one_seldom() -> None:
+async def test_more_are_tried_seldom() -> None:
     """So trying costs a server on PostgreSQL hardly anything."""
     server = ServerModel(POSTGRESQL)
     await server.serve(10 * SETTLED_REQUESTS)
-    assert server.levels.count(1) < FIRST_LEVEL_REQUESTS / 10
-    assert 0 < server.levels.count(2) < 0.06 * 10 * SETTLED_REQUESTS
+    assert 0 < sum(level > FIRST_LEVEL for level in server.levels) < 0.06 * 10 * SETTLED_REQUESTS
 
 
-async def test_a_server_that_is_busy_gets_fewer_at_once_for_a_good_while() -> None:
+async def test_a_server_that_is_busy_gets_half_as_many_at_once_for_a_good_while() -> None:
     """Though it would be faster with more; the level at which it said so is left at once."""
-    server = ServerModel(POSTGRESQL, most=2)
-    await server.serve(FIRST_LEVEL_REQUESTS)
+    server = ServerModel(WITHOUT_LIMIT, most=2)
+    await server.serve(100)
     assert server.concurrency.level == 2
     server.levels.clear()
-    await server.serve(SETTLED_REQUESTS - 2 * FIRST_LEVEL_REQUESTS)
+    await server.serve(SETTLED_REQUESTS - 200)
     assert set(server.levels) == {2, 1}
     assert server.levels.count(1) == 1  # the last one
-    server.most = LEVELS[-1]
+    server.most = HIGHEST_LEVEL
     await server.serve(2 * SETTLED_REQUESTS)
-    assert server.concurrency.level == LEVELS[-1]
-
-
-async def test_a_server_that_is_busy_while_levels_are_compared_is_not_compared_on() -> None:
-    """Not with the level below either: nothing is known of that."""
-    server = ServerModel(SQLITE)
-    await server.serve(FIRST_LEVEL_REQUESTS + 45)
-    assert server.concurrency.level == 2
-    server.most = 1
-    await server.serve(20)
-    assert server.concurrency.level == 1
-    server.most, server.speeds = LEVELS[-1], POSTGRESQL
-    server.levels.clear()
-    await server.serve(SETTLED_REQUESTS - 100)
-    assert set(server.levels) == {1}
+    assert server.concurrency.level == HIGHEST_LEVEL
 
 
 async def test_a_server_that_is_busy_with_any_number_gets_one_at_a_time() -> None:
     """And that one always: it waits for its turn, and is not refused by us."""
-    server = ServerModel(POSTGRESQL, most=0)
-    await server.serve(FIRST_LEVEL_REQUESTS)
+    server = ServerModel(WITHOUT_LIMIT, most=0)
+    await server.serve(200)
     assert server.concurrency.level == 1
     assert set(server.levels[20:]) == {1}
 
 
-async def test_levels_are_tried_anew_when_a_server_has_become_faster() -> None:
+async def test_a_busy_answer_to_a_request_from_before_the_last_one_counts_once() -> None:
+    """Four under way that are refused together halve the level once, not to one."""
+    server = ServerModel(WITHOUT_LIMIT)
+    async with server.concurrency.slot(is_timed=True) as turn:
+        server.concurrency.back_off(turn)
+        server.concurrency.back_off(turn)
+    assert server.concurrency.level == FIRST_LEVEL // 2
+
+
+async def test_more_are_tried_anew_when_a_server_has_become_faster() -> None:
     """Somebody else was at work, and has finished."""
-    server = ServerModel(SQLITE)
+    server = ServerModel(SLOWER_WITH_MORE)
     await server.serve(SETTLED_REQUESTS)
-    assert server.concurrency.level == 1
-    server.speeds = POSTGRESQL
+    assert server.concurrency.level == FIRST_LEVEL
+    server.speed = WITHOUT_LIMIT
     await server.serve(2 * SETTLED_REQUESTS)
-    assert server.concurrency.level == 4
+    assert server.concurrency.level == HIGHEST_LEVEL
 
 
 async def test_a_request_that_fails_gives_its_slot_back() -> None:

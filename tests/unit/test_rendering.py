@@ -14,8 +14,8 @@ from markdown_it.token import Token
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.stores.connection import MAX_DETAIL_CHARS, _detail
+from prefect_artifact_retention.tasks.grouping import group_label, pack
 from prefect_artifact_retention.tasks.history import _row
-from prefect_artifact_retention.tasks.prune import group_label, pack
 from prefect_artifact_retention.tasks.rendering import (
     WORD_JOINER,
     escape,

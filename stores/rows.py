@@ -1,0 +1,122 @@
+"""Reads what the Prefect API answers, rows as JSON: versions without their payloads, collections, runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from prefect.client.schemas.objects import TERMINAL_STATES
+from prefect_artifact_retention.policies import StoreError, Version
+from prefect_artifact_retention.policies.control import HOLD, select_control
+from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection
+
+TESTED_VERSIONS = ((3, 8), (3, 9))
+"""The oldest and the newest Prefect that this package is tested with (`make test-compat`)."""
+
+TESTED = " to ".join(dict.fromkeys(".".join(map(str, version)) for version in TESTED_VERSIONS))
+
+MAX_QUOTED_CHARS = 40
+"""A longer answer is cut off in messages."""
+
+TERMINAL_STATE_TYPES = frozenset(state.value for state in TERMINAL_STATES)
+NO_METADATA: Mapping[str, str] = {}
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRun:
+    """A flow run.
+
+    Attributes:
+        id: The id.
+        name: The name.
+        started: When it started, by the server's clock; when it was created, if it has not started.
+        finished: Whether it is in a terminal state.
+        parameters: The parameters of the flow.
+    """
+
+    id: UUID
+    name: str
+    started: datetime
+    finished: bool
+    parameters: Mapping[str, Any]
+
+
+def _as_known(read: Callable[[Mapping[str, Any]], Item]) -> Callable[[Mapping[str, Any]], Item]:
+    """Wrap a function that reads a row: a row of an unknown shape, as of another Prefect version, raises `StoreError`."""
+
+    def read_known(row: Mapping[str, Any]) -> Item:
+        try:
+            return read(row)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__} {str(error)[:MAX_QUOTED_CHARS]}"
+            raise StoreError(f"the server lists an item that cannot be read as a row of Prefect {TESTED}: {what}") from error
+
+    return read_known
+
+
+@_as_known
+def read_run(row: Mapping[str, Any]) -> tuple[UUID, datetime, bool]:
+    """Read the id of a run, the time of its creation, and whether it is in a terminal state."""
+    return UUID(row["id"]), datetime.fromisoformat(row["created"]), row["state_type"] in TERMINAL_STATE_TYPES
+
+
+@_as_known
+def read_flow_run(row: Mapping[str, Any]) -> FlowRun:
+    """Read a flow run."""
+    return FlowRun(
+        id=UUID(row["id"]),
+        name=row["name"],
+        started=datetime.fromisoformat(row["start_time"] or row["created"]),
+        finished=row["state_type"] in TERMINAL_STATE_TYPES,
+        parameters=row["parameters"],
+    )
+
+
+@_as_known
+def read_collection(row: Mapping[str, Any]) -> Collection:
+    """Read a collection; its latest version is no placeholder if a person has put a hold on it."""
+    metadata = row_metadata(row) or {}
+    is_placeholder = metadata.get(PLACEHOLDER_OF) is not None and metadata.get(HOLD) is None
+    updated = datetime.fromisoformat(row["updated"])
+    return Collection(row["key"], UUID(row["latest_id"]), row["type"], is_placeholder, updated)
+
+
+@_as_known
+def read_version(row: Mapping[str, Any]) -> Version:
+    """Read a version, with the size of its data instead of the data."""
+    return Version(
+        id=UUID(row["id"]),
+        key=row["key"],
+        created=datetime.fromisoformat(row["created"]),
+        updated=datetime.fromisoformat(row["updated"]),
+        type=row["type"],
+        # The text that Prefect's server stores.
+        size=len(json.dumps(row["data"])),
+        flow_run_id=_optional_id(row["flow_run_id"]),
+        task_run_id=_optional_id(row["task_run_id"]),
+        metadata=control_metadata(row_metadata(row)),
+    )
+
+
+def row_metadata(row: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    """Return the metadata of an artifact or a collection; a name without Prefect's underscore is understood, too."""
+    return row.get("metadata_", row.get("metadata"))
+
+
+def control_metadata(metadata: Any) -> Mapping[str, str]:  # noqa: ANN401 - JSON
+    """Select what controls retention from an artifact's metadata. Metadata that is no object counts as an invalid hold."""
+    if not metadata:
+        return NO_METADATA
+    if not isinstance(metadata, dict):
+        return {HOLD: "(metadata that is no object)"}
+    return select_control(metadata) or NO_METADATA
+
+
+def _optional_id(text: str | None) -> UUID | None:
+    return None if text is None else UUID(text)

@@ -1,0 +1,266 @@
+"""Checks: whether versions that the plan found stale still are, as of a fresh reading, and for how long that counts.
+
+A check reads the versions of some keys, judges them again, and reads their collections last: so it knows that the latest
+version is still the one by which it judged. It counts for `max_check_age`, and nothing is sent on it afterwards, whatever
+it waited for. It covers `deletions_per_check` deletions; before more of the same key, all that may keep them is read again,
+and before the version behind the latest, the collection is. If anything has changed, a new check is made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from itertools import islice
+from uuid import UUID
+
+from prefect_artifact_retention.policies import RetentionPolicy, Version
+from prefect_artifact_retention.policies.loading import select_policy
+from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.store import Collection, History
+from prefect_artifact_retention.tasks.plan import judge_all, subject, unfinished_runs
+from prefect_artifact_retention.tasks.run import KeyPlan, Run
+
+DELETIONS_PER_CHECK = 64
+"""Deletions of a key between two readings of what may keep its versions. With more, a new hold takes effect later; with fewer,
+there are more requests."""
+
+MAX_CHECK_AGE_SECONDS = 60
+"""How old a check may be when a deletion is sent on it, so how long a new hold may take effect. With less, deletions that wait
+are put off more often."""
+
+MAX_CHECK_AGE_REQUESTS = 4
+"""At a rate limit of less than four requests a minute, a check counts for as long as so many take: its last readings and one
+deletion. With fewer, nothing would ever be deleted."""
+
+MAX_KEPT_CHECKED = 1_000
+"""Kept versions, the newest first, whose existence is checked between batches. That another one is gone, only a new check
+shows."""
+
+
+@dataclass(slots=True)
+class Pruning:
+    """A key that is being pruned, or all artifacts without one.
+
+    Attributes:
+        plan: Its plan.
+        collection: The collection as it was read last; None if it is gone.
+        pending: The stale versions of the plan that are neither deleted nor kept so far, the oldest first.
+        unanswered: The versions whose deletion was sent and not answered in time, with their sizes: once they are gone, they
+            were deleted by this run.
+    """
+
+    plan: KeyPlan
+    collection: Collection | None
+    pending: dict[UUID, None]
+    unanswered: dict[UUID, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: KeyPlan) -> Pruning:
+        """Begin with a plan."""
+        return cls(plan, plan.collection, dict.fromkeys(plan.stale))
+
+    @property
+    def name(self) -> str:
+        """The key."""
+        return self.plan.key or ""
+
+    @property
+    def settled(self) -> int:
+        """How many versions of it are gone."""
+        return self.plan.report.deleted + self.plan.report.already_gone
+
+    def settle(self, run: Run, checked: AbstractSet[UUID], gone: AbstractSet[UUID], stale: AbstractSet[UUID]) -> None:
+        """Count what a check of some of its versions has shown: which are gone, and which are still stale."""
+        report, ours = self.plan.report, self.unanswered.keys() & gone
+        report.deleted += len(ours)
+        report.bytes_freed += sum(self.unanswered[version_id] for version_id in ours)
+        report.already_gone += len(gone) - len(ours)
+        report.spared += len(checked - gone - stale)
+        run.return_deletions(len(self.unanswered) - len(ours))
+        self.unanswered.clear()
+        for version_id in checked - stale:
+            del self.pending[version_id]
+
+
+@dataclass(slots=True)
+class Check:
+    """The versions of a key that are still stale by a fresh reading.
+
+    Attributes:
+        collection: The collection by which the versions were judged.
+        policy: The policy that the key has by it.
+        stale: The stale versions, the oldest first.
+        successor: The version behind the latest, which the server would name as the latest if that were deleted.
+        present: All versions of the key.
+        kept: The newest kept versions: if one is deleted, another version takes its slot of a rule.
+        read_at: When the reading of holds, runs and kept versions began, by the monotonic clock.
+        left: How many deletions may still rest on that reading.
+        is_new: Whether nothing was deleted on it yet, and the collection was read just now.
+    """
+
+    collection: Collection
+    policy: RetentionPolicy
+    stale: Sequence[Version]
+    successor: UUID | None
+    present: frozenset[UUID]
+    kept: Sequence[UUID]
+    read_at: float
+    left: int
+    is_new: bool = True
+
+    @property
+    def is_of_idle_key(self) -> bool:
+        """Whether the whole key is stale, which is the only case in which a latest version is."""
+        return any(each.id == self.collection.latest_id for each in self.stale)
+
+    def batches(self, deletions: int) -> Iterator[Sequence[Version]]:
+        """Split the stale versions into batches of as many deletions, the successor last and alone.
+
+        The latest version of an idle key is a batch only if it is the only version left.
+        """
+        plain = [each for each in self.stale if not self.takes_last([each])]
+        yield from (plain[start : start + deletions] for start in range(0, len(plain), deletions))
+        if successor := [each for each in self.stale if each.id == self.successor]:
+            yield successor
+        elif len(self.present) == 1:
+            yield self.stale
+
+    def takes_last(self, batch: Sequence[Version]) -> bool:
+        """Return whether a batch is the version behind the latest, or the latest."""
+        return any(version.id in (self.successor, self.collection.latest_id) for version in batch)
+
+
+def max_check_age(run: Run) -> float:
+    """Return the seconds for which deletions may be sent on a check."""
+    return max(MAX_CHECK_AGE_SECONDS, MAX_CHECK_AGE_REQUESTS * run.seconds_per_request)
+
+
+def deletions_per_check(run: Run) -> int:
+    """Return how many deletions may rest on a check: at a low rate limit, no more than are sent before it is too old."""
+    if not run.seconds_per_request:
+        return DELETIONS_PER_CHECK
+    in_time = max_check_age(run) / run.seconds_per_request - MAX_CHECK_AGE_REQUESTS
+    return max(1, min(DELETIONS_PER_CHECK, int(in_time)))
+
+
+async def check_keys(run: Run, store: ApiStore, keys: Sequence[Pruning]) -> dict[str, Check]:
+    """Check some keys together. Return a check for each that still has stale versions, unless it has just changed.
+
+    Of a key that has changed, or could not be listed with the others, nothing is counted: it takes another check.
+
+    Raises:
+        StoreError: A single key, or the collections, cannot be read.
+    """
+    await run.notify_deleting()
+    read_at = time.monotonic()
+    histories = await _histories(store, keys)
+    checks = await _judge(run, keys, histories, read_at)
+    collections = {each.key: each for each in await store.collections(list(histories))}
+    found: dict[str, Check] = {}
+    for key in keys:
+        if not (history := histories.get(key.name)):
+            continue
+        check = checks.get(key.name)
+        if check and not await _is_unchanged(run, store, check, collections.get(key.name)):
+            key.collection = collections.get(key.name)
+            continue
+        pending = set(key.pending)
+        stale = {version.id for version in check.stale} & pending if check else set()
+        key.settle(run, pending, pending.difference(history.versions.ids) if history.complete else set(), stale)
+        if check and stale:
+            check.stale = [version for version in check.stale if version.id in stale]
+            found[key.name] = check
+    return found
+
+
+async def _histories(store: ApiStore, keys: Sequence[Pruning]) -> dict[str, History]:
+    """List the versions of some keys. If there are several, a key that cannot be listed is left out."""
+    if len(keys) == 1:
+        return {key.name: await store.history(key.name) for key in keys}
+    listing = store.histories([key.name for key in keys])
+    return {each.key: each async for batch in listing for each in batch if not each.error}
+
+
+async def _judge(run: Run, keys: Sequence[Pruning], histories: dict[str, History], read_at: float) -> dict[str, Check]:
+    """Judge the versions of those keys that have a collection, a policy, and a complete listing."""
+    collections: list[Collection] = []
+    subjects = []
+    for key in keys:
+        history, collection = histories.get(key.name), key.collection
+        policy = select_policy(run.policies, key.name, collection.type) if collection else None
+        if collection and policy and history and history.complete:
+            collections.append(collection)
+            subjects.append(subject(run.policies, history, collection, policy))
+            subjects[-1].warn_of_conflict(run)
+    checks: dict[str, Check] = {}
+    for collection, each, judgement in zip(collections, subjects, await judge_all(run, subjects), strict=True):
+        if judgement.is_dangling:
+            run.dangling.add(collection.key)
+        versions = each.versions
+        # A version that was created since the run began may go again, and then does not stand behind the latest.
+        old = (i for i, created in enumerate(versions.created) if created <= run.report.now)
+        successor = next((versions.ids[i] for i in old if versions.ids[i] != each.latest_id), None)
+        checks[collection.key] = Check(
+            collection,
+            each.policy,
+            [judgement.versions[index] for index in reversed(judgement.stale)],
+            successor,
+            frozenset(versions.ids),
+            [versions.ids[index] for index in islice(judgement.kept(), MAX_KEPT_CHECKED)],
+            read_at,
+            deletions_per_check(run),
+        )
+    return checks
+
+
+async def still_holds(run: Run, store: ApiStore, check: Check, batch: Sequence[Version], key: Pruning) -> bool:
+    """Return whether nothing has changed since a check that may keep a version of the next batch.
+
+    Holds, the states of runs, and whether the versions kept are still there, are read again for more deletions than rest on
+    one reading, and after half of the time for which it counts; the other half is for the deletions themselves. The
+    collection is read again before every batch but the first.
+    """
+    is_fresh = time.monotonic() - check.read_at <= max_check_age(run) / 2 and len(batch) <= check.left
+    if not is_fresh and not await _read_again(run, store, check, batch):
+        return False
+    check.left -= len(batch)
+    if not (is_fresh and check.is_new) or check.takes_last(batch):
+        collections = await store.collections([key.name])
+        key.collection = collections[0] if collections else None
+        if not await _is_unchanged(run, store, check, key.collection):
+            return False
+    check.is_new = False
+    return True
+
+
+async def _read_again(run: Run, store: ApiStore, check: Check, batch: Sequence[Version]) -> bool:
+    """Read again what may keep a version of a batch, the holds last. Return whether it is as it was."""
+    if not await store.all_exist(check.kept):
+        return False
+    flow_runs = {version.flow_run_id for version in batch if version.flow_run_id}
+    task_runs = {version.task_run_id for version in batch if version.task_run_id}
+    if await unfinished_runs(run, flow_runs, task_runs):
+        return False
+    check.read_at, check.left = time.monotonic(), deletions_per_check(run)
+    metadata = {version.id: version.metadata for version in await store.versions([version.id for version in batch])}
+    return metadata == {version.id: version.metadata for version in batch}
+
+
+async def _is_unchanged(run: Run, store: ApiStore, check: Check, collection: Collection | None) -> bool:
+    """Return whether the collection, as it is now, is one by which the check would judge the same.
+
+    On a busy key, new versions become the latest all the time, which keeps nothing that is stale, unless the key was idle. But
+    if the former latest was deleted, its successor moves up, and may have to be kept.
+    """
+    before = check.collection
+    if collection is None or select_policy(run.policies, collection.key, collection.type) != check.policy:
+        return False
+    if check.is_of_idle_key and collection.updated != before.updated:
+        # Its latest version was updated in place, or replaced, so the key is not idle.
+        return False
+    if collection.latest_id == before.latest_id:
+        return True
+    is_new = collection.latest_id not in check.present and not check.is_of_idle_key
+    return is_new and bool(await store.versions([before.latest_id]))

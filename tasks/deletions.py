@@ -1,0 +1,84 @@
+"""Deletions: send those that rest on a check, count what became of them, and know when to give up."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from prefect_artifact_retention.policies import Version
+from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.concurrency import for_each
+from prefect_artifact_retention.stores.store import OutdatedCheckError
+from prefect_artifact_retention.tasks.checks import Pruning
+from prefect_artifact_retention.tasks.run import Run
+
+
+@dataclass(slots=True)
+class Patience:
+    """Ends after so many checks in a row, for so long, on which deletions were too late, with none done in between."""
+
+    checks: int
+    seconds: float = 0
+    late: int = 0
+    since: float = 0
+    settled: int = -1
+
+    def spend(self, settled: int) -> bool:
+        """Count one more, after as many settled deletions in all. Return whether it has come to its end."""
+        if settled != self.settled:
+            self.settled, self.late, self.since = settled, 0, time.monotonic()
+        self.late += 1
+        return self.late >= self.checks and self.waited >= self.seconds
+
+    @property
+    def waited(self) -> float:
+        """The seconds since the first of them."""
+        return time.monotonic() - self.since
+
+
+async def send(  # noqa: PLR0913, PLR0917 - what is deleted, and until when
+    run: Run, store: ApiStore, key: Pruning, versions: Sequence[Version], deadline: float, at_once: int
+) -> bool:
+    """Delete versions of a key in their order, `at_once` at a time. Return False once a budget of the run is used up.
+
+    Raises:
+        StoreError: A deletion failed, and may have been done. No other was started after it, and those in flight were awaited
+            and counted. It is an `OutdatedCheckError` if all that failed were too late.
+    """
+    waiting = deque(versions)
+    failures: list[Exception] = []
+    late: list[Exception] = []
+    report = key.plan.report
+
+    def begun() -> Iterator[Version]:
+        while waiting and not (failures or late) and run.take_deletion():
+            yield waiting.popleft()
+
+    async def delete(version: Version) -> None:
+        if version.key is not None:
+            run.touched.add(version.key)
+        try:
+            is_ours = await store.delete(version.id, deadline=deadline)
+        except OutdatedCheckError as error:
+            late.append(error)
+            if error.is_sent:
+                key.unanswered[version.id] = version.size
+            else:
+                run.return_deletions(1)
+            return
+        except Exception as error:  # noqa: BLE001 - raised below, once the others have been counted
+            report.failed += 1
+            failures.append(error)
+            return
+        del key.pending[version.id]
+        report.deleted += is_ours
+        report.bytes_freed += is_ours * version.size
+        report.already_gone += not is_ours
+        await run.notify_deletion()
+
+    await for_each(begun(), delete, min(at_once, len(versions)))
+    for error in (*failures, *late):
+        raise error
+    return not waiting

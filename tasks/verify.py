@@ -1,0 +1,64 @@
+"""Verify: check that each collection of which a version was deleted names an existing latest version, and repair it if not.
+
+Versions are deleted without locks through the API, so a person who deletes the latest version at the same moment may leave a
+collection without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from prefect_artifact_retention.policies import RetentionError
+from prefect_artifact_retention.tasks.rendering import label
+from prefect_artifact_retention.tasks.run import Run, as_task
+
+LATE_DELETION_SECONDS = 1
+"""The delay before the last check: a deletion by others, begun before ours ended, may take as long to be visible."""
+
+MAX_REPAIR_ROUNDS = 5
+"""Rounds of repairs. A collection that others keep breaking is reported as failed after that."""
+
+
+async def verify(run: Run) -> None:
+    """Check the collections of which a version was deleted, and those that were found dangling.
+
+    If a version behind a latest one was deleted, the check waits for a moment, in which a concurrent deletion of the latest
+    becomes visible.
+    """
+    if run.is_unsettled:
+        await asyncio.sleep(LATE_DELETION_SECONDS)
+    repaired, dangling = await _repair(run, sorted(run.touched | run.dangling))
+    for key, problem in repaired.items():
+        run.report.repaired.append(key)
+        if problem:
+            run.report.warn(f"{label(key)}: repaired, but a placeholder may be left: {problem}")
+    for report in (*run.report.key_reports, *run.report.housekeeping):
+        if report.key in dangling:
+            problem = dangling[report.key]
+            how = f", and could not be posted again: {problem}" if problem else " again and again"
+            report.error = f"its latest version has vanished{how}"
+
+
+async def _repair(run: Run, keys: Sequence[str]) -> tuple[dict[str, str], dict[str | None, str]]:
+    """Repair dangling collections, in several rounds, because others may delete versions meanwhile.
+
+    Returns:
+        The keys that were repaired, and those that still dangle, each with its last error.
+    """
+    problems: dict[str, str] = {}
+    suspects = keys
+    for _round in range(MAX_REPAIR_ROUNDS):
+        suspects = await run.store.dangling(suspects)
+        for key in suspects:
+            try:
+                if await run.store.repair(key):
+                    problems.setdefault(key, "")
+            except RetentionError as error:
+                problems[key] = str(error)
+    dangling = await run.store.dangling(suspects)
+    repaired = {key: problem for key, problem in problems.items() if key not in dangling}
+    return repaired, {key: problems.get(key, "") for key in dangling}
+
+
+verify_task = as_task(verify, "verify")
