@@ -41,8 +41,10 @@ from prefect_artifact_retention.stores.store import History
 from prefect_artifact_retention.stores.transactions import Transactions, open_engine
 
 MAX_READERS = 2
+"""Pages read at a time: one is read while another is evaluated. More leave less of its processors to the server."""
+
 MAX_WRITERS = 2
-"""Concurrent transactions on PostgreSQL; more leave less of its processors to the server. SQLite has one at a time."""
+"""Concurrent deletions on PostgreSQL; more leave less of its processors to the server. SQLite has one at a time."""
 
 MAX_KEYS_PER_QUERY = 10_000
 MAX_ROWS_PER_QUERY = 20_000
@@ -125,7 +127,7 @@ class DatabaseStore:
 
     async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
         """List the versions of many keys in the order given, several keys at a time; a key may have none."""
-        readers = 1 if self.is_sqlite else min(self.transactions.connections, MAX_READERS)
+        readers = min(self.transactions.connections, MAX_READERS)
         for part in _slices(keys):
             counts = await self.transactions.read(Queries.counts, part)
             async with aclosing(_ahead(_pages(part, counts), self._page_of_histories, readers)) as listing:

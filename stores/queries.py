@@ -37,12 +37,15 @@ _WRITER: sa.ColumnElement[int] = sa.literal_column(
 """The fingerprint of a row in PostgreSQL: the transaction that wrote it, which differs after every change."""
 
 _CONTENT: sa.ColumnElement[int] = sa.literal_column(
-    "python_hash(artifact.id || artifact.created || artifact.updated || coalesce(artifact.metadata_, ''))", sa.BigInteger
+    "CAST(strftime('%s', artifact.updated) AS INTEGER) % 1000000 * 1000000 + CAST(substr(artifact.updated, 21) AS INTEGER) "
+    "+ CASE WHEN artifact.metadata_ IS NULL THEN 0 ELSE python_hash(artifact.metadata_) END",
+    sa.BigInteger,
 )
-"""The fingerprint of a row in SQLite, which keeps no transaction ids: the columns on which a verdict depends."""
+"""The fingerprint of a row in SQLite, which keeps no transaction ids: the time of its last update, to the microsecond, and its
+metadata, which somebody may change by hand and leave that time as it is."""
 
-_FEWER_BITS = 20
-"""Bits dropped from a fingerprint: the sum over a million versions must fit into 64 bits, or SQLite fails."""
+_FEWER_BITS = 24
+"""Bits dropped from a hash: the sum over a million versions must fit into 64 bits, or SQLite fails."""
 
 HASHED: Callable[[str], int] = lambda text: hash(text) >> _FEWER_BITS  # noqa: E731 - SQLite's `python_hash`
 
