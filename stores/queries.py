@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from prefect_artifact_retention.policies import Version
 from prefect_artifact_retention.policies.control import HOLD
 from prefect_artifact_retention.policies.model import RESULT, Versions
+from prefect_artifact_retention.stores.ids import read_ids
 from prefect_artifact_retention.stores.rows import NO_METADATA, TERMINAL_STATE_TYPES, control_metadata
-from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, FLOW_RUN, TASK_RUN, read_ids, read_times
+from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, FLOW_RUN, TASK_RUN, read_times
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, History
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from sqlalchemy.ext.asyncio import AsyncConnection
