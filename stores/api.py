@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from math import inf
 from uuid import UUID
@@ -251,11 +250,7 @@ class ApiStore(Paging):
 
     async def all_exist(self, ids: Sequence[UUID]) -> bool:
         """Return whether all versions `ids` still exist."""
-
-        async def exist(part: Sequence[UUID]) -> bool:
-            return await self._count("/artifacts", any_of(part)) >= len(part)
-
-        return all(await self._in_parts(ids, exist))
+        return len(await self._known_to_exist(ids)) == len(ids)
 
     async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
         """Return those of the runs that exist and are not in a terminal state, with the times of their creation."""
@@ -280,10 +275,6 @@ class ApiStore(Paging):
             # A 404 for a second attempt means that the first succeeded, and its answer was lost.
             return len(attempts) > 1
         return True
-
-    def reserve_slot(self) -> AbstractAsyncContextManager[None]:
-        """Reserve a slot for the requests of this context, so that none waits for other requests of the cleanup."""
-        return self.connection.reserve_slot()
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
         """Return those of the keys whose collection names a latest version that does not exist, or a left-over placeholder.
