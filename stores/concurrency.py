@@ -30,10 +30,10 @@ TIMED_REQUESTS = 64
 UNTIMED_REQUESTS = 64
 """Requests at a higher level before it is timed. Who sends a batch of requests takes notice of it with the next one."""
 
-SETTLED_REQUESTS = 2_000
+SETTLED_REQUESTS = 500
 """Requests between two attempts to go faster. With fewer, more are slow; with more, a change of load is noticed later."""
 
-MIN_GAIN_FACTOR = 1.07
+MIN_GAIN_FACTOR = 1.05
 """How much faster twice as many requests at once must be to be used. A larger factor leaves more of the server to others."""
 
 Item = TypeVar("Item")

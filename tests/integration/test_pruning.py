@@ -474,6 +474,25 @@ async def test_kept_versions_that_go_while_a_long_key_is_pruned_leave_their_slot
 
 
 @on(*BY_FAKE)
+async def test_a_hold_on_the_version_behind_the_latest_is_seen_however_long_its_key_takes(server: Server) -> None:
+    """It goes last, and rests on no reading of other versions."""
+    rows = (await keys(server, "report", versions=100))["report"]
+    gone: list[str] = []
+
+    async def interfere(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if request.method == "DELETE":
+            gone.append(request.url.path)
+            if len(gone) == checks.DELETIONS_PER_CHECK + 5:
+                await server.database.update_metadata(rows[1].id, {"retention-hold": "true"})
+        return await send(transport, request)
+
+    with transport(interfere):
+        report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+    assert (report.outcome, report.deleted, report.spared) == ("completed", 98, 1)
+    assert await server.database.ids() == {rows[0].id, rows[1].id}
+
+
+@on(*BY_FAKE)
 async def test_a_repair_whose_answer_is_lost_leaves_no_placeholder(server: Server) -> None:
     """The server has made two of it; were one of them left, it would take a slot of the others."""
     rows = (await keys(server, "report", versions=4))["report"]
