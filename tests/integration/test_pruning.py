@@ -476,7 +476,7 @@ async def test_kept_versions_that_go_while_a_long_key_is_pruned_leave_their_slot
 @on(*BY_FAKE)
 async def test_a_hold_on_the_version_behind_the_latest_is_seen_however_long_its_key_takes(server: Server) -> None:
     """It goes last, and rests on no reading of other versions."""
-    rows = (await keys(server, "report", versions=100))["report"]
+    rows = (await keys(server, "report", versions=checks.DELETIONS_PER_CHECK + 40))["report"]
     gone: list[str] = []
 
     async def interfere(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
@@ -488,7 +488,7 @@ async def test_a_hold_on_the_version_behind_the_latest_is_seen_however_long_its_
 
     with transport(interfere):
         report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
-    assert (report.outcome, report.deleted, report.spared) == ("completed", 98, 1)
+    assert (report.outcome, report.deleted, report.spared) == ("completed", len(rows) - 2, 1)
     assert await server.database.ids() == {rows[0].id, rows[1].id}
 
 
