@@ -7,15 +7,17 @@ server's count.
 
 from __future__ import annotations
 
+import asyncio
 import random
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import datetime
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.model import RESULT, Versions
-from prefect_artifact_retention.stores.connection import Connection, ListingTimedOutError
+from prefect_artifact_retention.stores.connection import READS_AHEAD, Connection, ListingTimedOutError
 from prefect_artifact_retention.stores.paging import (
     HTTP_CONTENT_TOO_LARGE,
     HTTP_SERVER_ERROR,
@@ -24,12 +26,16 @@ from prefect_artifact_retention.stores.paging import (
     any_of,
     body_bytes,
 )
-from prefect_artifact_retention.stores.rows import read_collection, read_run, read_version, row_metadata
+from prefect_artifact_retention.stores.rows import read_collection, read_histories, read_run, read_version, row_metadata
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection, History
 
 LISTED_ROWS = 2_000
-"""Versions that are counted, listed and evaluated together, unless a single key has more. With fewer, there are more counts;
-with more, a version that is deleted meanwhile makes more keys be listed again."""
+"""Versions evaluated together, or a few more. With fewer, the states of runs take more requests; with more, a run keeps
+to its time budget less exactly."""
+
+MAX_LISTINGS = 3
+"""Listings of keys under way at once, so that the server is never idle. With more, more pages are in memory; with fewer, the
+server waits while this process evaluates."""
 
 PAGE_FILL = 0.9
 """How full a page is meant to be. Fuller ones are more often too full, and asked for again with fewer keys."""
@@ -48,7 +54,7 @@ class ApiStore(Paging):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
-        # As the server counted them last.
+        # As expected of the next keys.
         self._rows_per_key = 1.0
 
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[Collection]:
@@ -111,12 +117,40 @@ class ApiStore(Paging):
 
     async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
         """List the versions of many keys in the order given, several keys at a time; a key may have none."""
+        histories: list[History] = []
+        async with aclosing(self._read_ahead(keys)) as parts:
+            async for part in parts:
+                histories += part
+                if sum(len(history.versions) for history in histories) >= LISTED_ROWS:
+                    yield histories
+                    histories = []
+        if histories:
+            yield histories
+
+    async def _read_ahead(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
+        """List the versions of some keys after the other, and ask for the next ones while these are evaluated."""
+        asked = deque[asyncio.Task[list[History]]]()
         start = 0
-        while start < len(keys):
-            together = self._first_part(keys[start:], min(MAX_IDS_PER_REQUEST, max(1, int(LISTED_ROWS / self._rows_per_key))))
-            start += len(together)
-            async for histories in self._list_together(together):
-                yield histories
+        try:
+            while asked or start < len(keys):
+                while start < len(keys) and len(asked) < MAX_LISTINGS:
+                    some = self._some(keys[start : start + MAX_IDS_PER_REQUEST])
+                    asked.append(asyncio.create_task(self._list_some(some)))
+                    start += len(some)
+                yield await asked[0]
+                asked.popleft()
+        finally:
+            for listing in asked:
+                listing.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    def _some(self, keys: Sequence[str]) -> Sequence[str]:
+        """Return the first of some keys, as many as are expected to fit a page; at least one."""
+        return self._first_part(keys, max(1, int(self._keys_per_page)))
+
+    @property
+    def _keys_per_page(self) -> float:
+        return PAGE_FILL * self._page_limit / self._rows_per_key
 
     async def history(self, key: str, expected: int = 0) -> History:
         """List the versions of one key.
@@ -133,82 +167,64 @@ class ApiStore(Paging):
             expected = 0
         return History(key, Versions.of(versions), complete=False)
 
-    async def _list_together(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
-        """List the versions of some keys together; if that is not possible, halve the keys, down to single ones."""
-        pending = [list(keys)]
-        while pending:
-            some = pending.pop()
-            if len(some) == 1:
-                yield [await self._list_single(some[0])]
-            elif histories := await self._list_combined(some):
-                yield histories
-            else:
-                half = len(some) // 2
-                pending += [some[half:], some[:half]]
+    async def _list_some(self, keys: Sequence[str]) -> list[History]:
+        """List the versions of some keys, in as many pages as it takes; a key that fills a page by itself is listed alone."""
+        READS_AHEAD.set(True)
+        found: dict[str, History] = {}
+        most = len(keys)
+        while missing := [key for key in keys if key not in found]:
+            some = self._some(missing[:most])
+            histories = await self._list_in_a_page(some) if len(some) > 1 or self._keys_per_page >= 1 else []
+            if not histories and len(some) > 1:
+                most = len(some) // 2
+                continue
+            for history in histories or [await self._list_alone(some[0])]:
+                found[history.key] = history
+            most = len(keys)
+        return [found[key] for key in keys]
 
-    async def _list_single(self, key: str) -> History:
+    async def _list_alone(self, key: str) -> History:
         try:
-            return await self.history(key)
+            history = await self.history(key)
         except StoreError as error:
             if error.status != HTTP_SERVER_ERROR:
                 raise
             return History(key, Versions.of(()), complete=False, error=str(error))
+        self._expect(len(history.versions))
+        return history
 
-    async def _list_combined(self, keys: Sequence[str]) -> list[History] | None:
-        """List the versions of some keys, as many keys at a time as fit one page; None if fewer should be listed together.
+    async def _list_in_a_page(self, keys: Sequence[str]) -> list[History]:
+        """List the versions of some keys in one page, for as many of the keys as fit it; none if fewer should be asked for.
 
-        That is so if they have many versions, of which some go meanwhile; or if the request is too large. A page of a few keys
-        costs the server no more than what it sends, while it would sort all keys again for each page of a listing of all.
-        """
-        try:
-            expected = await self._count("/artifacts", {"key": {"any_": keys}})
-        except StoreError as error:
-            if error.status != HTTP_CONTENT_TOO_LARGE:
-                raise
-            self._max_body_bytes = body_bytes(keys) // 2
-            return None
-        self._rows_per_key = rows_per_key = max(1, expected) / len(keys)
-        if expected > 2 * LISTED_ROWS:
-            return None
-        found: list[History] = []
-        most = len(keys)
-        while len(found) < len(keys):
-            fitting = int(PAGE_FILL * self._page_limit / rows_per_key)
-            some = keys[len(found) :][: max(1, min(most, fitting))]
-            histories = await self._list_in_a_page(some) if rows_per_key < self._page_limit else None
-            if histories is None and len(some) > 1:
-                most = len(some) // 2
-                continue
-            found += histories or [await self._list_single(some[0])]
-            most = len(keys)
-        return found if sum(len(history.versions) for history in found) >= expected else None
-
-    async def _list_in_a_page(self, keys: Sequence[str]) -> list[History] | None:
-        """List the versions of some keys in one page; None if fewer keys should be asked for.
-
-        That is so if the page is full, or the server takes too long for it, finds the request too large, or fails to show a
-        version.
+        That is so if the first key fills the page, or the server takes too long for it, finds the request too large, or fails
+        to show a version. A page that comes back shorter than its limit is whole. In a full one, whose rows are sorted by key,
+        only the last key may go on, and keys of which there is nothing may come later.
         """
         limit = self._page_limit
-        body = {"artifacts": {"key": {"any_": list(keys)}}, "sort": "ID_DESC", "limit": limit, "offset": 0}
+        body = {"artifacts": {"key": {"any_": list(keys)}}, "sort": "KEY_ASC", "limit": limit, "offset": 0}
         try:
             response = await self._page("/artifacts/filter", body, limit, is_divisible=len(keys) > 1)
         except ListingTimedOutError:
-            return None
+            return []
         except StoreError as error:
             if error.status == HTTP_CONTENT_TOO_LARGE:
                 self._max_body_bytes = body_bytes(keys) // 2
             elif error.status != HTTP_SERVER_ERROR:
                 raise
-            return None
-        rows = self._rows(response, "/artifacts/filter", limit) if response else []
-        if response is None or len(rows) >= limit:
-            return None
-        by_key: dict[str | None, list[Version]] = {key: [] for key in keys}
-        for row in rows:
-            version = read_version(row)
-            by_key[version.key].append(version)
-        return [History(key, Versions.of(by_key[key])) for key in keys]
+            return []
+        if response is None:
+            return []
+        rows = self._rows(response, "/artifacts/filter", limit)
+        by_key = dict(read_histories(rows))
+        self._expect(len(rows) / (len(keys) if len(rows) < limit else len(by_key)))
+        if len(rows) >= limit:
+            by_key.popitem()
+            keys = [key for key in keys if key in by_key]
+        return [History(key, by_key.get(key) or Versions.of(())) for key in keys]
+
+    def _expect(self, rows_per_key: float) -> None:
+        """Expect of the next keys as many versions each as of the last ones; however many more there are than fit a page."""
+        self._rows_per_key = (self._rows_per_key + min(rows_per_key, self._page_limit)) / 2
 
     async def _versions(self, only: object, sort: str) -> list[Version]:
         """List versions, without the duplicates of shifting pages."""

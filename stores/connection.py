@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -72,6 +73,9 @@ WRONG_ADDRESS_STATUSES = (301, 302, 307, 308, 400, 404, 405)
 HTTP_CREDENTIALS_REFUSED = (401, 403)
 
 Answer = TypeVar("Answer")
+
+READS_AHEAD: ContextVar[bool] = ContextVar("READS_AHEAD", default=False)
+"""Whether the requests of this context read ahead, beside others: they wait for no slot, and end at once when the run does."""
 
 
 class ResponseTooLargeError(Exception):
@@ -140,29 +144,29 @@ class Connection:
         attempts = [] if attempts is None else attempts
         content = None if body is None else orjson.dumps(body)
         headers = self._headers | ({"Content-Type": "application/json"} if content else {})
-        async with self._concurrency.slot(is_timed=method == "DELETE") as turn:
+        is_ahead = READS_AHEAD.get()
+        async with nullcontext() if is_ahead else self._concurrency.slot(is_timed=method == "DELETE") as turn:
             lost_before = self._lost
             if lost_before >= MAX_LOST_REQUESTS:
                 raise StoreError(
                     f"the Prefect server at {self.address} is out of reach: {MAX_LOST_REQUESTS} requests in a row failed"
                 )
             try:
-                response = await shielded(
-                    self.client.request(
-                        method,  # type: ignore[arg-type]  # a Literal of the HTTP methods
-                        path,  # type: ignore[arg-type]  # a Literal of all of Prefect's own paths
-                        content=content,
-                        headers=headers,
-                        extensions={
-                            "attempts": attempts,
-                            "max_bytes": max_bytes,
-                            "start_attempt": start_attempt,
-                            "is_divisible": is_divisible,
-                            "turn": turn,
-                            "trace": _trace_resends(attempts, start_attempt),
-                        },
-                    )
+                sending = self.client.request(
+                    method,  # type: ignore[arg-type]  # a Literal of the HTTP methods
+                    path,  # type: ignore[arg-type]  # a Literal of all of Prefect's own paths
+                    content=content,
+                    headers=headers,
+                    extensions={
+                        "attempts": attempts,
+                        "max_bytes": max_bytes,
+                        "start_attempt": start_attempt,
+                        "is_divisible": is_divisible,
+                        "turn": turn,
+                        "trace": _trace_resends(attempts, start_attempt),
+                    },
                 )
+                response = await (sending if is_ahead else shielded(sending))
             except _LateError:
                 raise OutdatedSnapshotError(
                     f"the Prefect server at {self.address} did not take {method} {path} in time"
