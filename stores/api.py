@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from uuid import UUID
 
@@ -30,15 +30,12 @@ from prefect_artifact_retention.stores.rows import read_collection, read_histori
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection, History
 
 LISTED_ROWS = 2_000
-"""Versions evaluated together, or a few more. With fewer, the states of runs take more requests; with more, a run keeps
-to its time budget less exactly."""
+"""Versions that are counted, listed and evaluated together, unless a single key has more. With fewer, there are more counts;
+with more, a run keeps to its time budget less exactly."""
 
 MAX_LISTINGS = 3
-"""Listings of keys under way at once, so that the server is never idle. With more, more pages are in memory; with fewer, the
-server waits while this process evaluates."""
-
-PAGE_FILL = 0.9
-"""How full a page is meant to be. Fuller ones are more often too full, and asked for again with fewer keys."""
+"""Listings of keys under way at once, so that the server is never idle. With fewer, it waits while versions are evaluated;
+with more, more pages are in memory."""
 
 UNKEYED_FILTER = {"key": {"exists_": False}, "type": {"not_any_": [RESULT]}}
 """Selects artifacts without a key, except results of runs: of type `result`, or NULL, which SQL never finds unequal."""
@@ -54,7 +51,7 @@ class ApiStore(Paging):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
-        # As expected of the next keys.
+        # As the server counted them last.
         self._rows_per_key = 1.0
 
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[Collection]:
@@ -116,26 +113,17 @@ class ApiStore(Paging):
             yield {row["key"]: read_collection(row) for row in page}
 
     async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
-        """List the versions of many keys in the order given, several keys at a time; a key may have none."""
-        histories: list[History] = []
-        async with aclosing(self._read_ahead(keys)) as parts:
-            async for part in parts:
-                histories += part
-                if sum(len(history.versions) for history in histories) >= LISTED_ROWS:
-                    yield histories
-                    histories = []
-        if histories:
-            yield histories
+        """List the versions of many keys in the order given, several keys at a time; a key may have none.
 
-    async def _read_ahead(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
-        """List the versions of some keys after the other, and ask for the next ones while these are evaluated."""
+        The next keys are listed while the versions of the last ones are evaluated.
+        """
         asked = deque[asyncio.Task[list[History]]]()
         start = 0
         try:
             while asked or start < len(keys):
                 while start < len(keys) and len(asked) < MAX_LISTINGS:
-                    some = self._some(keys[start : start + MAX_IDS_PER_REQUEST])
-                    asked.append(asyncio.create_task(self._list_some(some)))
+                    some, expected = await self._next_keys(keys[start : start + MAX_IDS_PER_REQUEST])
+                    asked.append(asyncio.create_task(self._list_together(some, expected)))
                     start += len(some)
                 yield await asked[0]
                 asked.popleft()
@@ -144,13 +132,21 @@ class ApiStore(Paging):
                 listing.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
 
-    def _some(self, keys: Sequence[str]) -> Sequence[str]:
-        """Return the first of some keys, as many as are expected to fit a page; at least one."""
-        return self._first_part(keys, max(1, int(self._keys_per_page)))
-
-    @property
-    def _keys_per_page(self) -> float:
-        return PAGE_FILL * self._page_limit / self._rows_per_key
+    async def _next_keys(self, keys: Sequence[str]) -> tuple[Sequence[str], int]:
+        """Return the first of some keys, as many as to list together, and how many versions they have."""
+        while True:
+            fits_a_page = self._rows_per_key < self._page_limit
+            some = self._first_part(keys, max(1, int(LISTED_ROWS / self._rows_per_key)) if fits_a_page else 1)
+            try:
+                expected = await self._count("/artifacts", {"key": {"any_": list(some)}})
+            except StoreError as error:
+                if error.status != HTTP_CONTENT_TOO_LARGE or len(some) == 1:
+                    raise
+                self._max_body_bytes = body_bytes(some) // 2
+                continue
+            self._rows_per_key = max(1, expected) / len(some)
+            if expected <= 2 * LISTED_ROWS or len(some) == 1:
+                return some, expected
 
     async def history(self, key: str, expected: int = 0) -> History:
         """List the versions of one key.
@@ -167,38 +163,48 @@ class ApiStore(Paging):
             expected = 0
         return History(key, Versions.of(versions), complete=False)
 
-    async def _list_some(self, keys: Sequence[str]) -> list[History]:
-        """List the versions of some keys, in as many pages as it takes; a key that fills a page by itself is listed alone."""
+    async def _list_together(self, keys: Sequence[str], expected: int) -> list[History]:
+        """List the versions of some keys, as many keys at a time as fit a page; one that does not fit is listed alone.
+
+        A page of a few keys costs the server no more than what it sends, while it would sort all keys again for each page of a
+        listing of all.
+        """
         READS_AHEAD.set(True)
+        if len(keys) == 1:
+            return [await self._list_alone(keys[0], expected)]
         found: dict[str, History] = {}
+        rows_per_key = max(1, expected) / len(keys)
         most = len(keys)
         while missing := [key for key in keys if key not in found]:
-            some = self._some(missing[:most])
-            histories = await self._list_in_a_page(some) if len(some) > 1 or self._keys_per_page >= 1 else []
+            some = missing[: max(1, min(most, int(self._page_limit / rows_per_key)))]
+            histories = await self._list_in_a_page(some) if rows_per_key < self._page_limit else []
             if not histories and len(some) > 1:
                 most = len(some) // 2
                 continue
-            for history in histories or [await self._list_alone(some[0])]:
-                found[history.key] = history
+            found.update((history.key, history) for history in histories or [await self._list_alone(some[0])])
             most = len(keys)
-        return [found[key] for key in keys]
+        if sum(len(history.versions) for history in found.values()) >= expected:
+            return [found[key] for key in keys]
+        half = len(keys) // 2
+        return [history for some in (keys[:half], keys[half:]) for history in await self._list_again(some)]
 
-    async def _list_alone(self, key: str) -> History:
+    async def _list_again(self, keys: Sequence[str]) -> list[History]:
+        return await self._list_together(keys, await self._count("/artifacts", {"key": {"any_": list(keys)}}))
+
+    async def _list_alone(self, key: str, expected: int = 0) -> History:
         try:
-            history = await self.history(key)
+            return await self.history(key, expected)
         except StoreError as error:
             if error.status != HTTP_SERVER_ERROR:
                 raise
             return History(key, Versions.of(()), complete=False, error=str(error))
-        self._expect(len(history.versions))
-        return history
 
     async def _list_in_a_page(self, keys: Sequence[str]) -> list[History]:
         """List the versions of some keys in one page, for as many of the keys as fit it; none if fewer should be asked for.
 
         That is so if the first key fills the page, or the server takes too long for it, finds the request too large, or fails
-        to show a version. A page that comes back shorter than its limit is whole. In a full one, whose rows are sorted by key,
-        only the last key may go on, and keys of which there is nothing may come later.
+        to show a version. A page that comes back shorter than its limit is whole. Of a full one, which is sorted by key, the
+        last key may have more versions: it counts as whole if no key is missing, for the caller compares the count of all.
         """
         limit = self._page_limit
         body = {"artifacts": {"key": {"any_": list(keys)}}, "sort": "KEY_ASC", "limit": limit, "offset": 0}
@@ -216,15 +222,10 @@ class ApiStore(Paging):
             return []
         rows = self._rows(response, "/artifacts/filter", limit)
         by_key = dict(read_histories(rows))
-        self._expect(len(rows) / (len(keys) if len(rows) < limit else len(by_key)))
-        if len(rows) >= limit:
+        if len(rows) >= limit and not 1 < len(by_key) == len(keys):
             by_key.popitem()
             keys = [key for key in keys if key in by_key]
         return [History(key, by_key.get(key) or Versions.of(())) for key in keys]
-
-    def _expect(self, rows_per_key: float) -> None:
-        """Expect of the next keys as many versions each as of the last ones; however many more there are than fit a page."""
-        self._rows_per_key = (self._rows_per_key + min(rows_per_key, self._page_limit)) / 2
 
     async def _versions(self, only: object, sort: str) -> list[Version]:
         """List versions, without the duplicates of shifting pages."""

@@ -94,8 +94,11 @@ def read_collection(row: Mapping[str, Any]) -> Collection:
 
 @_as_known
 def read_histories(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Versions]]:
-    """Read the versions of several keys, whose rows are sorted by key."""
-    return [(key, Versions(key, read_columns([*some]))) for key, some in groupby(rows, itemgetter("key"))]
+    """Read the versions of several keys, whose rows are sorted by key; a repeated row counts once."""
+    return [
+        (key, Versions(key, read_columns([*{row["id"]: row for row in some}.values()])))
+        for key, some in groupby(rows, itemgetter("key"))
+    ]
 
 
 def read_columns(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
