@@ -83,11 +83,10 @@ class Judgement(Sequence[Verdict]):
         self._order = case.order
         self._decisions = decisions
         self._rest = rest
-        if rest.stays:
-            self.stale = [index for index, (stays, _reasons) in decisions.items() if not stays]
-        else:
-            kept = {index for index, (stays, _reasons) in decisions.items() if stays}
-            self.stale = [index for index in self._order if index not in kept]
+        kept = {index for index, (stays, _reasons) in decisions.items() if stays}
+        self.stale = [index for index in decisions if index < rest.kept and index not in kept]
+        if rest.kept < len(self._order):
+            self.stale += [index for index in self._order if index >= rest.kept and index not in kept]
 
     def __len__(self) -> int:
         return len(self._order)
@@ -123,7 +122,7 @@ class Judgement(Sequence[Verdict]):
 
     def waiting(self) -> int:
         """Count the versions that only their unfinished runs keep, or that stay because they cannot be judged."""
-        if self._rest.rule in {"dangling", "mixed_types"}:
+        if self._rest.keeps in {"dangling", "mixed_types"}:
             return len(self)
         return sum(
             stays and all(reason.rule == "running" for reason in reasons) for stays, reasons in self._decisions.values()
@@ -132,35 +131,43 @@ class Judgement(Sequence[Verdict]):
     @property
     def is_dangling(self) -> bool:
         """Whether `latest_id` names none of the versions; all of them are kept then."""
-        return self._rest.rule == "dangling"
+        return self._rest.keeps == "dangling"
 
     @property
     def is_idle(self) -> bool:
         """Whether the whole key is stale, because it is idle."""
-        return self._rest.rule == "drop_idle_keys_after_days"
+        return self._rest.drops == "drop_idle_keys_after_days"
 
     def rules(self, *, keep: bool) -> Counter[str]:
         """Count by rule the reasons for which versions are kept, or for which they are stale."""
         rules = Counter(reason.rule for stays, reasons in self._decisions.values() if stays == keep for reason in reasons)
-        if self._rest.stays == keep:
-            expired = len(self) - self._rest.unexpired - sum(index >= self._rest.unexpired for index in self._decisions)
-            rules["expire_after_days"] += expired
-            rules[self._rest.rule] += len(self) - len(self._decisions) - expired
+        kept, unexpired = self._rest.kept, max(self._rest.kept, self._rest.unexpired)
+        if keep:
+            rules[self._rest.keeps] += self._undecided(0, kept)
+        else:
+            rules[self._rest.drops] += self._undecided(kept, unexpired)
+            rules["expire_after_days"] += self._undecided(unexpired, len(self))
         return +rules
+
+    def _undecided(self, begin: int, end: int) -> int:
+        """Count the indexes of a range that have no decision of their own."""
+        return max(0, end - begin) - sum(begin <= index < end for index in self._decisions)
 
 
 class _Rest(NamedTuple):
-    """The one decision on all versions of a key that have no decision of their own.
+    """The decision on all versions of a key that have none of their own: the newest of them are kept, the others are stale.
 
     Attributes:
-        stays: Whether they are kept.
-        rule: The rule that decided, for those that `expire_after_days` does not apply to.
+        kept: How many versions from the newest on are kept.
+        keeps: The rule that keeps these.
+        drops: The rule by which the others are stale, as far as `expire_after_days` does not apply.
         unexpired: How many versions `expire_after_days` does not apply to; they are the newest.
         decide: Returns the decision, with its reasons, for an index.
     """
 
-    stays: bool
-    rule: str
+    kept: int
+    keeps: str
+    drops: str
     unexpired: int
     decide: Callable[[int], Decision]
 
@@ -203,13 +210,19 @@ def judge(  # noqa: PLR0913 - what a verdict depends on
             protecting = tuple(protections[index])
             keep, reasons = True, (*reasons, *protecting) if keep else protecting
         decisions[index] = keep, reasons
-    rule = "keep_all" if policy.keep_all else "unclaimed"
-    return Judgement(case, decisions, _Rest(policy.keep_all, rule, case.unexpired, case.decide))
+    if policy.keep_all:
+        rest = _Rest(len(case.versions), "keep_all", "", len(case.versions), case.decide)
+    else:
+        kept = min(case.within, case.unexpired)
+        rest = _Rest(kept, "keep_within_days", "unclaimed", case.unexpired, case.decide)
+    return Judgement(case, decisions, rest)
 
 
 def _alike(case: _Case, reason: Reason, *, stays: bool) -> Judgement:
     """Return the same decision on all versions of a key."""
-    return Judgement(case, {}, _Rest(stays, reason.rule, len(case.versions), lambda _index: (stays, (reason,))))
+    number = len(case.versions)
+    kept, keeps, drops = (number, reason.rule, "") if stays else (0, "", reason.rule)
+    return Judgement(case, {}, _Rest(kept, keeps, drops, number, lambda _index: (stays, (reason,))))
 
 
 class _Case:
@@ -220,7 +233,9 @@ class _Case:
         order: All indexes in the order of the verdicts: the latest first, even where others have a later `created`.
         future: How many versions were created after `now`; they have the lowest indexes.
         unexpired: How many versions `expire_after_days` does not apply to; they, too, have the lowest indexes.
+        within: How many versions are recent enough for `keep_within_days`; likewise.
         controls: The holds and TTLs, by index.
+        outside: The versions that take no slot of a rule: those newer than `now`, and those with a TTL, except the latest.
     """
 
     def __init__(
@@ -243,7 +258,12 @@ class _Case:
         self.future = _first(self.created, lambda moment: moment <= now)
         limit = policy.expire_after_days
         self.unexpired = self._number_within(limit) if limit else len(versions)
+        within = policy.keep_within_days
+        self.within = self._number_within(within) if within else 0
+        self._within = Reason("keep_within_days", f"within {days(within)}")
         self.controls = {index: read_control(versions.metadata(index), now) for index in versions.controlled}
+        self.outside = {index for index, control in self.controls.items() if control.has_ttl and index != self.latest}
+        self.outside.update(range(self.future))
 
     def _find(self, latest_id: UUID | None) -> int | None:
         if self.versions.key is None or not self.versions:
@@ -256,6 +276,9 @@ class _Case:
         """Count the versions that are at most `limit` days old; they have the lowest indexes."""
         since = self.now - limit * ONE_DAY
         return _first(self.created, lambda moment: moment < since)
+
+    def _is_within(self, index: int) -> bool:
+        return index < self.within and index not in self.outside
 
     def _age(self, index: int) -> timedelta:
         return self.now - self.created[index]
@@ -277,12 +300,16 @@ class _Case:
             lives = self._age(index) <= control.ttl
             text = f"its own TTL of {days(control.ttl / ONE_DAY)}"
             return lives, (Reason("ttl", f"within {text}" if lives else f"{text} is over"),)
+        if self._is_within(index):
+            # In the order of the fields of a policy.
+            last = len([reason for reason in kept_by if reason.rule == "keep_last"])
+            return True, (*kept_by[:last], self._within, *kept_by[last:])
         if kept_by:
             return True, tuple(kept_by)
         superseded_for = self._superseded_for(index)
-        if superseded_for is None:
-            return False, (Reason("unclaimed", f"{_format_age(self._age(index))} old, outside every keep rule"),)
-        return False, (Reason("unclaimed", f"superseded {_format_age(superseded_for)} ago, outside every keep rule"),)
+        age = self._age(index) if superseded_for is None else superseded_for
+        since = f"{_format_age(age)} old" if superseded_for is None else f"superseded {_format_age(age)} ago"
+        return False, (Reason("unclaimed", f"{since}, outside every keep rule"),)
 
     def protections(self) -> Mapping[int, list[Reason]]:
         """Return the reasons that keep versions whatever the rules decide, by index."""
@@ -330,14 +357,13 @@ class _Case:
         return Reason("drop_idle_keys_after_days", text)
 
     def kept_by(self) -> Mapping[int, list[Reason]]:
-        """Return the keep rules that keep each version, by index.
+        """Return the keep rules that keep each version, by index; `keep_within_days`, which needs no ranking, aside.
 
-        The latest version takes the first slot of a rule, then the newest do. Versions with a TTL of their own (except the
-        latest) and versions newer than `now` take no slot: they are not kept by a rule, and must not push out one that is.
+        The latest version takes the first slot of a rule, then the newest do. Those `outside` are not kept by a rule, and must
+        not push out one that is.
         """
-        outside = {index for index, control in self.controls.items() if control.has_ttl and index != self.latest}
-        outside.update(range(self.future))
-        ranked = [index for index in self.order if index not in outside]
+        outside = self.outside
+        ranked = [index for index in self.order if index not in outside] if outside else self.order
         kept_by: defaultdict[int, list[Reason]] = defaultdict(list)
         for index, reason in self._kept_by_rules(ranked):
             kept_by[index].append(reason)
@@ -347,9 +373,6 @@ class _Case:
         policy = self.policy
         for rank, index in enumerate(ranked[: policy.keep_last], start=1):
             yield index, _last(rank, policy.keep_last)
-        if within := policy.keep_within_days:
-            number, reason = self._number_within(within), Reason("keep_within_days", f"within {days(within)}")
-            yield from ((index, reason) for index in ranked if index < number)
         for period in CALENDAR:
             if periods := getattr(policy, period.rule):
                 yield from self._kept_by_calendar(ranked, period, periods)
