@@ -150,7 +150,7 @@ class Platform:
             yield process
         finally:
             if process.poll() is None:
-                end(process, signal.SIGTERM)
+                end(process, signal.SIGKILL)
 
     def ask(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401 - JSON
         """Send a request to the API, as the Prefect UI does."""
