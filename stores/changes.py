@@ -179,6 +179,11 @@ class Changes(Queries):
         version = (await self.connection.exec_driver_sql("PRAGMA user_version")).scalar_one()
         await self.connection.exec_driver_sql(f"PRAGMA user_version = {int(version)}")
 
+    async def mark(self, key: str) -> Mark | None:
+        """Read the mark of a key; None if it has no version."""
+        state = (await self._states([key])).get(key)
+        return state.mark if state else None
+
     async def _states(self, keys: Collection[str]) -> Mapping[str, _State]:
         """Read the marks of keys that have versions, and the runs that wrote these."""
         if not keys:

@@ -831,32 +831,47 @@ async def test_a_key_that_stays_locked_fails_and_no_other_does(server: Server) -
 
 
 @on(*BY_DATABASE)
-async def test_a_version_that_the_database_refuses_to_delete_fails_its_key_only(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Somebody may have a table of their own that refers to it. A run that meets nothing else gives up."""
-    rows = await server.database.insert([*series("referred", [1, 2, 3]), *series("free", [1, 2]), *series(None, [40, 41])])
-    refused = {rows[1].id, rows[6].id}
-    server_has = server.database
-    kind = "CHAR(36)" if server_has.is_sqlite else "UUID"
-    await server_has.run(f"CREATE TABLE theirs (artifact_id {kind} REFERENCES artifact (id))")
+async def test_a_version_that_the_database_refuses_to_delete_fails_its_key_only(server: Server) -> None:
+    """Somebody may have a table of their own that refers to it. What is older than that version goes, and so do all other keys."""
+    rows = series("referred", range(1, 31)) + series("free", [1, 2]) + series(None, [40, 41])
+    rows += [row for number in range(prune_database.MAX_FAILURES) for row in series(f"also-{number:02}", [1, 2])]
+    await server.database.insert(rows)
+    refused = {rows[20].id, rows[33].id, *(row.id for row in rows[35::2])}
+    kind = "CHAR(36)" if server.database.is_sqlite else "UUID"
+    await server.database.run(f"CREATE TABLE theirs (artifact_id {kind} REFERENCES artifact (id))")
     try:
         for version_id in refused:
-            await server_has.run(f"INSERT INTO theirs VALUES ('{version_id}')")
+            await server.database.run(f"INSERT INTO theirs VALUES ('{version_id}')")
         policies = [KEEP_1, RetentionPolicy(name="u", unkeyed=True, keep_within_days=30)]
-        for deleted in (2, 0):
-            with pytest.raises(CleanupFailed) as failed:
-                await server.cleanup(policies, mode="delete")
-            report = failed.value.report
-            assert (report.deleted, report.failed) == (deleted, 3)
-            assert {each.key for each in report.key_reports if each.error} == {"referred", None}
-        assert not report.errors
-        monkeypatch.setattr(prune_database, "MAX_FAILURES", 2)
-        with pytest.raises(CleanupFailed, match="2 failures in a row") as failed:
+        with pytest.raises(CleanupFailed) as failed:
             await server.cleanup(policies, mode="delete")
-        assert await server_has.ids() == {row.id for row in (*rows[:4], rows[6])}
     finally:
-        await server_has.run("DROP TABLE theirs")
+        await server.database.run("DROP TABLE theirs")
+    report = failed.value.report
+    assert (report.deleted, report.failed, report.errors) == (9 + 1 + 1, 2 + prune_database.MAX_FAILURES, [])
+    assert {each.key for each in report.key_reports if each.error} == {"referred", None, *(row.key for row in rows[34:])}
+    assert await server.database.ids() == {row.id for row in (*rows[:21], rows[30], *rows[33:])}
+
+
+@on(POSTGRESQL_DATABASE)  # SQLite has one writer at a time
+@pytest.mark.parametrize("stops", ["failures", "time"])
+async def test_a_database_that_stays_locked_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch, stops: str) -> None:
+    """After some keys, or once the time is over, of a batch each or not; with thousands, the run would never end."""
+    monkeypatch.setattr("prefect_artifact_retention.stores.transactions.LOCK_TIMEOUT_MILLISECONDS", 10)
+    monkeypatch.setattr(prune_database, "MAX_TRANSACTION_VERSIONS", 2)
+    monkeypatch.setattr(prune_database, "MAX_FAILURES", 3 if stops == "failures" else 99)
+    monkeypatch.setattr("prefect_artifact_retention.tasks.run.MIN_DELETIONS", 2)
+    rows = await server.database.insert([row for number in range(8) for row in series(f"key-{number}", [1, 2, 3])])
+    budget = {} if stops == "failures" else {"time_budget_minutes": 0.02}
+    async with server.database.engine.begin() as somebody:
+        await somebody.execute(sa.text("SELECT * FROM artifact_collection FOR UPDATE"))
+        with pytest.raises(CleanupFailed) as failed:
+            await server.cleanup([KEEP_1], mode="delete", **budget)
+    report = failed.value.report
+    assert report.deleted == 0
+    assert sum(bool(each.error) for each in report.key_reports) in ({3, 4} if stops == "failures" else {2, 3})
+    assert any("3 times in a row, nothing could be deleted" in error for error in report.errors) == (stops == "failures")
+    assert await server.database.ids() == {row.id for row in rows}
 
 
 @on(POSTGRESQL_DATABASE)  # SQLite has one writer at a time
