@@ -2,9 +2,9 @@
 
 Keys that have not changed since they were planned go in batches of many. They need not be judged again; only the states of the
 runs that wrote their versions are read in the transaction. A key that such a transaction passes over (it has changed, somebody
-has locked it, a run is active again, or the transaction took too long) gets a transaction of its own, which waits for its lock,
-reads and judges it under that lock, and deletes some of what is stale still; what is left goes on in batches. Artifacts without
-a key, of which none depends on another, are judged anew in each transaction.
+has locked it, a run is active again, or the transaction took too long) gets one of its own, which waits for the lock, reads and
+judges the key under it, and deletes some of what is stale still; what is left goes on in batches. Artifacts without a key, of
+which none depends on another, are judged anew in each transaction.
 """
 
 from __future__ import annotations

@@ -832,7 +832,7 @@ async def test_a_key_that_stays_locked_fails_and_no_other_does(server: Server) -
 
 @on(*BY_DATABASE)
 async def test_a_version_that_the_database_refuses_to_delete_fails_its_key_only(server: Server) -> None:
-    """Somebody may have a table of their own that refers to it. What is older than that version goes, and so do all other keys."""
+    """Somebody may have a table of their own that refers to it. What is older goes, and so do all other keys."""
     rows = series("referred", range(1, 31)) + series("free", [1, 2]) + series(None, [40, 41])
     rows += [row for number in range(prune_database.MAX_FAILURES) for row in series(f"also-{number:02}", [1, 2])]
     await server.database.insert(rows)
