@@ -21,16 +21,16 @@ WHERE rank > {keep_last}
 IDS_AND_DATES = "SELECT id, created FROM artifact"
 
 BATCH_VERSIONS = 5_000
-"""Rows in one transaction of the batched DELETE. With fewer, the commits show; with more, nothing is gained."""
+"""Rows in one transaction of the batched DELETE, as in the database store."""
 
 WRITERS = 2
-"""Connections of the batched DELETE to PostgreSQL. On two cores, more gain nothing."""
+"""Connections of the batched DELETE to PostgreSQL, as many as the database store writes by."""
 
 PAGE_ROWS = 200
 """Rows in a page of the API, the most that Prefect's server gives."""
 
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
-"""The server would spend a good part of its time on compressing what travels no further than this machine."""
+"""As this package asks of a server of one's own: nothing is compressed that travels no further than this machine."""
 
 HTTP_UNAVAILABLE_STATUS = 503
 HTTP_NOT_FOUND_STATUS = 404
