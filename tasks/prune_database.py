@@ -3,8 +3,8 @@
 Keys that have not changed since they were planned go in batches of many. They need not be judged again; only the states of the
 runs that wrote their versions are read in the transaction. A key that such a transaction passes over (it has changed, somebody
 has locked it, a run is active again, or the transaction took too long) gets one of its own, which waits for the lock, reads
-and judges the key under it, and deletes some of what is stale still; what is left goes on in batches. Artifacts without a key, of
-which none depends on another, are judged anew in each transaction.
+and judges the key under it, and deletes some of what is stale still; what is left goes on in batches. Artifacts without a key,
+of which none depends on another, are judged anew in each transaction.
 """
 
 from __future__ import annotations
