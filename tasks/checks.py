@@ -24,7 +24,7 @@ from prefect_artifact_retention.stores.store import Collection, History
 from prefect_artifact_retention.tasks.plan import Subject, judge_all, subject, unfinished_runs
 from prefect_artifact_retention.tasks.run import KeyPlan, Run
 
-DELETIONS_PER_CHECK = 120
+DELETIONS_PER_CHECK = 64
 """Deletions of a key between two readings of what may keep its versions. With more, a new hold takes effect later; with fewer,
 there are more requests."""
 
