@@ -78,7 +78,7 @@ async def test_a_run_goes_on_with_as_many_as_make_the_server_faster(speed: Speed
     server = ServerModel(speed)
     await server.serve(1000)
     assert server.concurrency.level == best
-    assert set(server.levels[540:700]) == {best}
+    assert set(server.levels[600:700]) == {best}
 
 
 async def test_a_short_run_begins_with_four_at_once() -> None:
