@@ -12,7 +12,6 @@ import httpx
 import pytest
 from aiolimiter import AsyncLimiter
 from database import Row, series
-from fake import FakeServer
 from prefect import get_client
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.stores import concurrency, connection
@@ -428,9 +427,8 @@ async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_
     report = failed.value.report
     assert (report.outcome, report.deleted, report.remaining) == ("failed", 0, 400)
     assert [error.partition(" for ")[0] for error in report.errors] == ["the Prefect server accepted no deletion"]
-    # Of a real server, the checks themselves may come late.
+    # On a loaded machine, some checks are too old before anything is sent on them.
     assert 1 <= len(attempts) < 100
-    assert len(attempts) >= prune.MAX_LATE_CHECKS_OF_RUN or not isinstance(server, FakeServer)
     assert await server.database.ids() == {row.id for each in rows.values() for row in each}
 
 
