@@ -36,6 +36,11 @@ MAX_CHECK_AGE_REQUESTS = 4
 """At a rate limit of less than four requests a minute, a check counts for as long as so many take: its last readings and one
 deletion. With fewer, nothing would ever be deleted."""
 
+MAX_LAST_SECONDS = 2
+MAX_LAST_REQUESTS = 2
+"""For how long, or how many requests of a rate limit, the version behind the latest may be deleted after `latest_id` was read.
+With more, it may be sent again after a person has deleted the latest, and that version has become the latest."""
+
 MAX_KEPT_CHECKED = 1_000
 """Kept versions, the newest first, whose existence is checked between batches. That another one is gone, only a new check
 shows."""
@@ -118,6 +123,14 @@ class Check:
 def max_check_age(run: Run) -> float:
     """Return the seconds for which deletions may be sent on a check."""
     return max(MAX_CHECK_AGE_SECONDS, MAX_CHECK_AGE_REQUESTS * run.seconds_per_request)
+
+
+def deadline_of(run: Run, check: Check, batch: Sequence[Version]) -> float:
+    """Return until when, by the monotonic clock, a batch that has just been found to hold may be sent."""
+    deadline = check.read_at + max_check_age(run)
+    if not check.takes_last(batch):
+        return deadline
+    return min(deadline, time.monotonic() + max(MAX_LAST_SECONDS, MAX_LAST_REQUESTS * run.seconds_per_request))
 
 
 def deletions_per_check(run: Run) -> int:

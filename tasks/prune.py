@@ -31,6 +31,7 @@ from prefect_artifact_retention.tasks.checks import (
     Check,
     Pruning,
     check_keys,
+    deadline_of,
     deletions_per_check,
     max_check_age,
     still_holds,
@@ -157,7 +158,7 @@ class Pruner:
                 if not await still_holds(self.run, self._store, check, batch, key):
                     break
                 self.run.is_unsettled |= batch[0].id == check.successor
-                if not await send(self.run, self._store, key, batch, check.read_at + max_check_age(self.run)):
+                if not await send(self.run, self._store, key, batch, deadline_of(self.run, check, batch)):
                     return False
         return True
 

@@ -339,10 +339,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @on(*BY_FAKE)
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("what", ["becomes the latest", "is held"])
-async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(server: Server, what: str) -> None:
-    """The deletion is not sent again before a new snapshot is taken."""
+async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(
+    server: Server, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion is not sent again before another check; that of the version behind the latest, much sooner than others."""
+    monkeypatch.setattr(checks, "MAX_LAST_SECONDS" if what == "becomes the latest" else "MAX_CHECK_AGE_SECONDS", 0.4)
     rows = (await keys(server, "report", versions=2))["report"]
     attempts: list[str] = []
 
