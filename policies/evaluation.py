@@ -122,7 +122,7 @@ class Judgement(Sequence[Verdict]):
 
     def waiting(self) -> int:
         """Count the versions that only their unfinished runs keep, or that stay because they cannot be judged."""
-        if self._rest.keeps in {"dangling", "mixed_types"}:
+        if self._rest.keeps.keys() & {"dangling", "mixed_types"}:
             return len(self)
         return sum(
             stays and all(reason.rule == "running" for reason in reasons) for stays, reasons in self._decisions.values()
@@ -131,7 +131,7 @@ class Judgement(Sequence[Verdict]):
     @property
     def is_dangling(self) -> bool:
         """Whether `latest_id` names none of the versions; all of them are kept then."""
-        return self._rest.keeps == "dangling"
+        return "dangling" in self._rest.keeps
 
     @property
     def is_idle(self) -> bool:
@@ -143,7 +143,7 @@ class Judgement(Sequence[Verdict]):
         rules = Counter(reason.rule for stays, reasons in self._decisions.values() if stays == keep for reason in reasons)
         kept, unexpired = self._rest.kept, max(self._rest.kept, self._rest.unexpired)
         if keep:
-            rules[self._rest.keeps] += self._undecided(0, kept)
+            rules.update({rule: self._undecided(0, number) for rule, number in self._rest.keeps.items()})
         else:
             rules[self._rest.drops] += self._undecided(kept, unexpired)
             rules["expire_after_days"] += self._undecided(unexpired, len(self))
@@ -158,18 +158,21 @@ class _Rest(NamedTuple):
     """The decision on all versions of a key that have none of their own: the newest of them are kept, the others are stale.
 
     Attributes:
-        kept: How many versions from the newest on are kept.
-        keeps: The rule that keeps these.
+        keeps: How many versions, from the newest on, a rule keeps.
         drops: The rule by which the others are stale, as far as `expire_after_days` does not apply.
         unexpired: How many versions `expire_after_days` does not apply to; they are the newest.
         decide: Returns the decision, with its reasons, for an index.
     """
 
-    kept: int
-    keeps: str
+    keeps: Mapping[str, int]
     drops: str
     unexpired: int
     decide: Callable[[int], Decision]
+
+    @property
+    def kept(self) -> int:
+        """How many versions, from the newest on, are kept."""
+        return max(self.keeps.values(), default=0)
 
 
 def judge(  # noqa: PLR0913 - what a verdict depends on
@@ -210,19 +213,16 @@ def judge(  # noqa: PLR0913 - what a verdict depends on
             protecting = tuple(protections[index])
             keep, reasons = True, (*reasons, *protecting) if keep else protecting
         decisions[index] = keep, reasons
-    if policy.keep_all:
-        rest = _Rest(len(case.versions), "keep_all", "", len(case.versions), case.decide)
-    else:
-        kept = min(case.within, case.unexpired)
-        rest = _Rest(kept, "keep_within_days", "unclaimed", case.unexpired, case.decide)
-    return Judgement(case, decisions, rest)
+    numbers = {"keep_all": case.all, "keep_last": case.last, "keep_within_days": case.within}
+    keeps = {rule: min(number, case.unexpired) for rule, number in numbers.items()}
+    return Judgement(case, decisions, _Rest(keeps, "unclaimed", case.unexpired, case.decide))
 
 
 def _alike(case: _Case, reason: Reason, *, stays: bool) -> Judgement:
     """Return the same decision on all versions of a key."""
     number = len(case.versions)
-    kept, keeps, drops = (number, reason.rule, "") if stays else (0, "", reason.rule)
-    return Judgement(case, {}, _Rest(kept, keeps, drops, number, lambda _index: (stays, (reason,))))
+    keeps, drops = ({reason.rule: number}, "") if stays else ({}, reason.rule)
+    return Judgement(case, {}, _Rest(keeps, drops, number, lambda _index: (stays, (reason,))))
 
 
 class _Case:
@@ -233,7 +233,9 @@ class _Case:
         order: All indexes in the order of the verdicts: the latest first, even where others have a later `created`.
         future: How many versions were created after `now`; they have the lowest indexes.
         unexpired: How many versions `expire_after_days` does not apply to; they, too, have the lowest indexes.
+        all: How many versions `keep_all` keeps: all or none.
         within: How many versions are recent enough for `keep_within_days`; likewise.
+        last: How many versions `keep_last` keeps, if these are the newest; else 0, and they are ranked.
         controls: The holds and TTLs, by index.
         outside: The versions that take no slot of a rule: those newer than `now`, and those with a TTL, except the latest.
     """
@@ -259,11 +261,13 @@ class _Case:
         limit = policy.expire_after_days
         self.unexpired = self._number_within(limit) if limit else len(versions)
         within = policy.keep_within_days
+        self.all = len(versions) if policy.keep_all else 0
         self.within = self._number_within(within) if within else 0
         self._within = Reason("keep_within_days", f"within {days(within)}")
         self.controls = {index: read_control(versions.metadata(index), now) for index in versions.controlled}
         self.outside = {index for index, control in self.controls.items() if control.has_ttl and index != self.latest}
         self.outside.update(range(self.future))
+        self.last = 0 if self.outside or self.latest else min(policy.keep_last, len(versions))
 
     def _find(self, latest_id: UUID | None) -> int | None:
         if self.versions.key is None or not self.versions:
@@ -300,12 +304,13 @@ class _Case:
             lives = self._age(index) <= control.ttl
             text = f"its own TTL of {days(control.ttl / ONE_DAY)}"
             return lives, (Reason("ttl", f"within {text}" if lives else f"{text} is over"),)
+        reasons = [_last(index + 1, self.policy.keep_last)] if index < self.last else []
+        reasons += kept_by
         if self._is_within(index):
             # In the order of the fields of a policy.
-            last = len([reason for reason in kept_by if reason.rule == "keep_last"])
-            return True, (*kept_by[:last], self._within, *kept_by[last:])
-        if kept_by:
-            return True, tuple(kept_by)
+            reasons.insert(bool(reasons) and reasons[0].rule == "keep_last", self._within)
+        if reasons:
+            return True, tuple(reasons)
         superseded_for = self._superseded_for(index)
         age = self._age(index) if superseded_for is None else superseded_for
         since = f"{_format_age(age)} old" if superseded_for is None else f"superseded {_format_age(age)} ago"
@@ -357,7 +362,7 @@ class _Case:
         return Reason("drop_idle_keys_after_days", text)
 
     def kept_by(self) -> Mapping[int, list[Reason]]:
-        """Return the keep rules that keep each version, by index; `keep_within_days`, which needs no ranking, aside.
+        """Return the keep rules that keep each version, by index, but for those that keep a number of the newest.
 
         The latest version takes the first slot of a rule, then the newest do. Those `outside` are not kept by a rule, and must
         not push out one that is.
@@ -371,7 +376,7 @@ class _Case:
 
     def _kept_by_rules(self, ranked: Sequence[int]) -> Iterator[tuple[int, Reason]]:
         policy = self.policy
-        for rank, index in enumerate(ranked[: policy.keep_last], start=1):
+        for rank, index in enumerate(ranked[: 0 if self.last else policy.keep_last], start=1):
             yield index, _last(rank, policy.keep_last)
         for period in CALENDAR:
             if periods := getattr(policy, period.rule):
