@@ -5,6 +5,6 @@
 - `api`: the store that uses the Prefect API; `paging` lists and counts, `rows` reads what is listed.
 - `connection` sends the requests of both, `concurrency` decides how many at once.
 - `database`: the store that uses PostgreSQL or SQLite; `identity` checks that it is the server's.
-- `transactions` runs the transactions of the database; `queries` reads in one, `changes` deletes and repairs; `schema` declares
-  the tables, `ids` packs what there are millions of.
+- `transactions` runs the transactions of the database; `queries` reads in one, `changes` deletes and repairs; `schema`
+  declares the tables, `ids` packs what there are millions of.
 """
