@@ -112,16 +112,16 @@ class ApiStore(Paging):
         async for page in self._pages("/artifacts/latest/filter", only, "KEY_ASC", unreadable=unreadable):
             yield {row["key"]: read_collection(row) for row in page}
 
-    async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
+    async def histories(self, keys: Sequence[str], *, listings: int = MAX_LISTINGS) -> AsyncGenerator[list[History]]:
         """List the versions of many keys in the order given, several keys at a time; a key may have none.
 
-        The next keys are listed while the versions of the last ones are evaluated.
+        The next keys are listed while the versions of the last ones are evaluated, in so many listings at once.
         """
         asked = deque[asyncio.Task[list[History]]]()
         start = 0
         try:
             while asked or start < len(keys):
-                while start < len(keys) and len(asked) < MAX_LISTINGS:
+                while start < len(keys) and len(asked) < listings:
                     some, expected = await self._next_keys(keys[start : start + MAX_IDS_PER_REQUEST])
                     asked.append(asyncio.create_task(self._list_together(some, expected)))
                     start += len(some)
@@ -174,15 +174,19 @@ class ApiStore(Paging):
             return [await self._list_alone(keys[0], expected)]
         found: dict[str, History] = {}
         rows_per_key = max(1, expected) / len(keys)
+        cut: list[str] = []
         most = len(keys)
         while missing := [key for key in keys if key not in found]:
             some = missing[: max(1, min(most, int(self._page_limit / rows_per_key)))]
-            histories = await self._list_in_a_page(some) if rows_per_key < self._page_limit else []
+            histories = await self._list_in_a_page(some, cut) if rows_per_key < self._page_limit else []
             if not histories and len(some) > 1:
                 most = len(some) // 2
                 continue
             found.update((history.key, history) for history in histories or [await self._list_alone(some[0])])
             most = len(keys)
+        if cut and sum(len(found[key].versions) for key in cut) < await self._count("/artifacts", {"key": {"any_": cut}}):
+            # Versions created since the count would make up for those that were cut off.
+            found.update([(key, await self._list_alone(key)) for key in cut])
         if sum(len(history.versions) for history in found.values()) >= expected:
             return [found[key] for key in keys]
         half = len(keys) // 2
@@ -199,12 +203,12 @@ class ApiStore(Paging):
                 raise
             return History(key, Versions.of(()), complete=False, error=str(error))
 
-    async def _list_in_a_page(self, keys: Sequence[str]) -> list[History]:
+    async def _list_in_a_page(self, keys: Sequence[str], cut: list[str]) -> list[History]:
         """List the versions of some keys in one page, for as many of the keys as fit it; none if fewer should be asked for.
 
         That is so if the first key fills the page, or the server takes too long for it, finds the request too large, or fails
         to show a version. A page that comes back shorter than its limit is whole. Of a full one, which is sorted by key, the
-        last key may have more versions: it counts as whole if no key is missing, for the caller compares the count of all.
+        last key may have more versions: it is left out, or, if no key is missing, appended to `cut`, to be counted.
         """
         limit = self._page_limit
         body = {"artifacts": {"key": {"any_": list(keys)}}, "sort": "KEY_ASC", "limit": limit, "offset": 0}
@@ -222,9 +226,12 @@ class ApiStore(Paging):
             return []
         rows = self._rows(response, "/artifacts/filter", limit)
         by_key = dict(read_histories(rows))
-        if len(rows) >= limit and not 1 < len(by_key) == len(keys):
-            by_key.popitem()
-            keys = [key for key in keys if key in by_key]
+        if len(rows) >= limit:
+            if 1 < len(by_key) == len(keys):
+                cut.append(next(reversed(by_key)))
+            else:
+                by_key.popitem()
+                keys = [key for key in keys if key in by_key]
         return [History(key, by_key.get(key) or Versions.of(())) for key in keys]
 
     async def _versions(self, only: object, sort: str) -> list[Version]:

@@ -188,8 +188,8 @@ class Connection:
                 # Of the token against forgery, which Prefect's client asks for before the first request.
                 raise self._no_prefect() from error
             self._lost, self._has_answered = 0, True
-            # It refers to the response, whose payloads only the garbage collector would free then.
-            response.stream = httpx.ByteStream(b"")
+            # It refers to the response, whose payloads only the garbage collector would free then; ours is a copy.
+            response.request.extensions.pop("response").stream = httpx.ByteStream(b"")
             return response
 
     def take_over(self, other: Connection) -> None:
@@ -286,8 +286,9 @@ def _trace_resends(attempts: list[float], deadline: float) -> Callable[[str, Map
         # A CONNECT opens the tunnel of a proxy; the request itself follows.
         if not event.endswith(".send_request_headers.started") or info["request"].method == b"CONNECT":
             return
+        # It may have waited for a connection.
+        _check_deadline(deadline)
         if len(attempts) == traced:
-            _check_deadline(deadline)
             attempts.append(asyncio.get_running_loop().time())
         traced = len(attempts)
 
@@ -334,6 +335,7 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
         attempts.append(asyncio.get_running_loop().time())
 
     async def after(response: httpx.Response) -> None:
+        response.request.extensions["response"] = response
         if response.status_code in (HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE) and (
             turn := response.request.extensions.get("turn")
         ):

@@ -32,8 +32,8 @@ MAX_CHECK_AGE_SECONDS = 60
 """How old a check may be when a deletion is sent on it, so how long a new hold may take effect. With less, deletions that wait
 are put off more often."""
 
-MAX_CHECK_AGE_REQUESTS = 4
-"""At a rate limit of less than four requests a minute, a check counts for as long as so many take: its last readings and one
+MAX_CHECK_AGE_REQUESTS = 8
+"""At a rate limit of less than eight requests a minute, a check counts for as long as so many take: its readings and a
 deletion. With fewer, nothing would ever be deleted."""
 
 MAX_LAST_SECONDS = 2
@@ -175,7 +175,8 @@ async def _histories(store: ApiStore, keys: Sequence[Pruning]) -> dict[str, Hist
     """List the versions of some keys. If there are several, a key that cannot be listed is left out."""
     if len(keys) == 1:
         return {key.name: await store.history(key.name) for key in keys}
-    listing = store.histories([key.name for key in keys])
+    # Other keys are checked at the same time.
+    listing = store.histories([key.name for key in keys], listings=1)
     return {each.key: each async for batch in listing for each in batch if not each.error}
 
 
@@ -229,14 +230,14 @@ async def still_holds(run: Run, store: ApiStore, check: Check, batch: Sequence[V
 
 
 async def _read_again(run: Run, store: ApiStore, check: Check, batch: Sequence[Version]) -> bool:
-    """Read again what may keep a version of a batch, the holds last. Return whether it is as it was."""
+    """Read again what may keep a version of a batch. Return whether it is as it was."""
+    check.read_at = time.monotonic()
     if not await store.all_exist(check.kept):
         return False
     flow_runs = {version.flow_run_id for version in batch if version.flow_run_id}
     task_runs = {version.task_run_id for version in batch if version.task_run_id}
     if await unfinished_runs(run, flow_runs, task_runs):
         return False
-    check.read_at = time.monotonic()
     metadata = {version.id: version.metadata for version in await store.versions([version.id for version in batch])}
     return metadata == {version.id: version.metadata for version in batch}
 

@@ -136,7 +136,7 @@ class Pruner:
         """Delete the stale versions of a key, on as many checks as it takes, as long as the budgets allow it."""
         patience = Patience(MAX_LATE_CHECKS)
         goes_on = True
-        while key.pending and goes_on:
+        while key.pending and goes_on and self.run.check_budgets():
             try:
                 if key.plan.key is None:
                     goes_on = await self._prune_unkeyed(key)

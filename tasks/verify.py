@@ -39,7 +39,7 @@ async def verify(run: Run) -> None:
             except RetentionError as error:
                 problems[key] = str(error)
     dangling = await run.store.dangling(suspects)
-    for repaired in [key for key in problems if key and key not in dangling]:
+    for repaired in [key for key in problems if key is not None and key not in dangling]:
         run.report.repaired.append(repaired)
         if problem := problems[repaired]:
             run.report.warn(f"{label(repaired)}: repaired, but a placeholder may be left: {problem}")
