@@ -180,11 +180,8 @@ class Pruner:
         Raises:
             OutdatedCheckError: There were too many of this key.
         """
-        run = self.run
-        if self._patience.spend(sum(plan.report.settled for plan in run.plans)) and not run.is_stalled:
-            run.is_stalled = True
-            run.report.errors.append(
-                f"the Prefect server accepted no deletion for {time.monotonic() - self._patience.since:.0f} seconds"
-            )
+        if self._patience.spend(sum(plan.report.settled for plan in self.run.plans)):
+            seconds = time.monotonic() - self._patience.since
+            self.run.give_up(f"the Prefect server accepted no deletion for {seconds:.0f} seconds")
         if patience.spend(key.plan.report.settled):
             raise error
