@@ -28,14 +28,14 @@ from zlib import crc32  # noqa: E402
 
 import pytest  # noqa: E402
 from fake import FakeServer  # noqa: E402
-from servers import EACH_ONCE, PROMPT, Server, started_when_asked  # noqa: E402
+from servers import EACH_ONCE, Server, started_when_asked  # noqa: E402
 
 pytest_plugins = ["chance"]
 
 MEASURED = "measured"
 
 
-SHARED = ("deployed", "guarded", "image", "prompt_servers", "vacuuming")
+SHARED = ("deployed", "guarded", "image", "vacuuming")
 """Fixtures that take long to make: with `--dist loadgroup`, all tests that need one run in the same process."""
 
 
@@ -78,13 +78,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
     """The servers of this process, for all its tests."""
     with started_when_asked(tmp_path_factory.mktemp("servers")) as get:
-        yield get
-
-
-@pytest.fixture(scope="session")
-def prompt_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
-    """Others, which write at once what they are told, so that all of it can be counted and looked at."""
-    with started_when_asked(tmp_path_factory.mktemp("prompt"), **PROMPT) as get:
         yield get
 
 

@@ -22,7 +22,7 @@ from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.rendering import WORD_JOINER
 from prefect_artifact_retention.tasks.report import CleanupFailed
-from servers import BY_API, PROMPT_SECONDS, SQLITE_API, Server, count_rows, on
+from servers import BY_API, PROMPT, PROMPT_SECONDS, SQLITE_API, Server, count_rows, on, started_when_asked
 
 pytestmark = pytest.mark.thorough
 
@@ -50,9 +50,10 @@ PICTURE = "data:image/svg+xml;base64,"
 
 
 @pytest.fixture(scope="module")
-def servers(prompt_servers: Callable[[str], Server]) -> Callable[[str], Server]:
-    """Servers that write at once what they are told, so that it can be looked at."""
-    return prompt_servers
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """Servers that write at once what they are told, so that all of it is looked at. They are never idle, so they end with this file."""
+    with started_when_asked(tmp_path_factory.mktemp("hostile"), **PROMPT) as get:
+        yield get
 
 
 async def fill(server: Server) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -19,11 +19,13 @@ from prefect_artifact_retention.policies import RetentionPolicy
 from servers import (
     POSTGRESQL_API,
     POSTGRESQL_DATABASE,
+    PROMPT,
     SQLITE_API,
     SQLITE_DATABASE,
     Server,
     count_rows,
     on,
+    started_when_asked,
 )
 
 pytestmark = pytest.mark.thorough
@@ -37,9 +39,10 @@ TASK_RUNS_BESIDES = 4
 
 
 @pytest.fixture(scope="module")
-def servers(prompt_servers: Callable[[str], Server]) -> Callable[[str], Server]:
-    """Servers that write at once what they are told, so that it can be counted."""
-    return prompt_servers
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """Servers that write at once what they are told, so that it can be counted. They are never idle, so they end with this file."""
+    with started_when_asked(tmp_path_factory.mktemp("prompt"), **PROMPT) as get:
+        yield get
 
 
 async def rows_written(server: Server) -> Counter[str]:
