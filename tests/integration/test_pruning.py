@@ -338,7 +338,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "MAX_CHECK_AGE_SECONDS", 0.4)
 
 
-@on(*BY_FAKE)
+@on(FAKE)  # as above
 @pytest.mark.parametrize("what", ["becomes the latest", "is held"])
 async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(
     server: Server, what: str, monkeypatch: pytest.MonkeyPatch
@@ -367,7 +367,7 @@ async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(
     assert not await server.database.dangling()
 
 
-@on(*BY_FAKE)
+@on(FAKE)  # fractions of a second, in which a real server may answer late
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("key", ["report", None])
 async def test_a_deletion_that_had_to_wait_is_done_after_another_snapshot(server: Server, key: str | None) -> None:
@@ -386,7 +386,7 @@ async def test_a_deletion_that_had_to_wait_is_done_after_another_snapshot(server
     assert await server.database.ids() == {row.id for row in rows[:2]}
 
 
-@on(*BY_FAKE)
+@on(FAKE)  # fractions of a second, in which a real server may answer late
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("key", ["report", None])
 async def test_a_deletion_that_has_to_wait_again_and_again_fails_its_key(server: Server, key: str | None) -> None:
@@ -411,7 +411,7 @@ async def test_a_deletion_that_has_to_wait_again_and_again_fails_its_key(server:
     assert {row.id for row in rows} <= await server.database.ids()
 
 
-@on(*BY_FAKE)
+@on(FAKE)  # fractions of a second, in which a real server may answer late
 @pytest.mark.usefixtures("impatient", "soon_stalled")
 async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_key(server: Server) -> None:
     """As one whose database something else holds for long; what is left is left to the next run."""
@@ -434,7 +434,7 @@ async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_
     assert await server.database.ids() == {row.id for each in rows.values() for row in each}
 
 
-@on(*BY_FAKE)
+@on(FAKE)  # fractions of a second, in which a real server may answer late
 @pytest.mark.usefixtures("impatient", "soon_stalled")
 async def test_a_server_that_takes_deletions_and_says_so_late_is_asked_for_all(server: Server) -> None:
     """As behind a proxy that waits for less long: the next snapshot finds each gone."""
@@ -518,7 +518,7 @@ async def test_a_repair_whose_answer_is_lost_leaves_no_placeholder(server: Serve
     assert await server.database.ids() == {rows[1].id}
 
 
-@on(*BY_FAKE)
+@on(FAKE)  # fractions of a second, in which a real server may answer late
 @pytest.mark.usefixtures("impatient")
 async def test_what_waits_behind_a_deferred_deletion_is_checked_again_too(server: Server) -> None:
     """Of the same key: nothing more of it is sent on the old check."""
@@ -559,7 +559,7 @@ async def test_the_check_right_before_a_successor_goes_is_not_held_up_by_another
     assert not await server.database.dangling()
 
 
-@on(*BY_FAKE)
+@on(FAKE)  # fractions of a second, in which a real server may answer late
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("key", ["report", None])
 async def test_deletions_that_have_to_wait_now_and_then_end_no_long_key(server: Server, key: str | None) -> None:
