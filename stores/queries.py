@@ -37,13 +37,20 @@ _WRITER: sa.ColumnElement[int] = sa.literal_column(
 )
 """The fingerprint of a row in PostgreSQL: the transaction that wrote it, which differs after every change."""
 
+
+def _microseconds(column: str) -> str:
+    """The microseconds of a date as SQLite has it, within the eleven days after which they begin again."""
+    return f"(CAST(strftime('%s', {column}) AS INTEGER) % 1000000 * 1000000 + CAST(substr({column}, 21) AS INTEGER))"
+
+
 _CONTENT: sa.ColumnElement[int] = sa.literal_column(
-    "CAST(strftime('%s', artifact.updated) AS INTEGER) % 1000000 * 1000000 + CAST(substr(artifact.updated, 21) AS INTEGER) "
+    f"{_microseconds('artifact.updated')} + 3 * {_microseconds('artifact.created')} + artifact.rowid "
     "+ CASE WHEN artifact.metadata_ IS NULL THEN 0 ELSE python_hash(artifact.metadata_) END",
     sa.BigInteger,
 )
-"""The fingerprint of a row in SQLite, which keeps no transaction ids: the time of its last update, to the microsecond, and its
-metadata, which somebody may change by hand and leave that time as it is."""
+"""The fingerprint of a row in SQLite, which keeps no transaction ids: which row it is, its dates, of which each update writes
+one, and its metadata, which somebody may change by hand and leave the dates as they are. A VACUUM may number the rows anew:
+then a key passes for changed."""
 
 _FEWER_BITS = 24
 """Bits dropped from a hash: the sum over a million versions must fit into 64 bits, or SQLite fails."""

@@ -120,17 +120,8 @@ def read_columns(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
 @_as_known
 def read_version(row: Mapping[str, Any]) -> Version:
     """Read a version, with the size of its data instead of the data."""
-    return Version(
-        id=UUID(row["id"]),
-        key=row["key"],
-        created=datetime.fromisoformat(row["created"]),
-        updated=datetime.fromisoformat(row["updated"]),
-        type=row["type"],
-        size=_size(row["data"]),
-        flow_run_id=_optional_id(row["flow_run_id"]),
-        task_run_id=_optional_id(row["task_run_id"]),
-        metadata=control_metadata(row_metadata(row)),
-    )
+    version_id, *others = (column[0] for column in read_columns([row]))
+    return Version(version_id, row["key"], *others)
 
 
 def row_metadata(row: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON

@@ -141,7 +141,7 @@ class _Pruner:
         deletions = [deletion for _plan, deletion in batch.values()]
 
         async def delete() -> Mapping[str, Mark | None]:
-            marks = await store.change(Changes.delete_unchanged, deletions)
+            marks = await store.transactions.write(Changes.delete_unchanged, deletions)
             for key, mark in marks.items():
                 plan, deletion = batch[key]
                 number = len(deletion.ids)
@@ -178,7 +178,7 @@ class _Pruner:
         settle = _settle_unkeyed if plan.key is None else _settle_key
 
         async def delete() -> Sequence[UUID]:
-            settled = await self.store.change(settle, self.run, plan, number)
+            settled = await self.store.transactions.write(settle, self.run, plan, number)
             _record(self.run, plan, settled)
             return list(settled.deleted)
 

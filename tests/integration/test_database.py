@@ -456,7 +456,7 @@ async def test_the_statement_that_deletes_artifacts_without_a_key_keeps_results_
     kinds = [Row(None, days(40)), Row(None, days(40), type="result"), Row("report", days(40)), Row(None, days(40), type=None)]
     rows = await server.database.insert(kinds)
     async with open_database(server.database.url) as database:
-        await database.change(Changes.delete_unkeyed, [row.id for row in rows])
+        await database.transactions.write(Changes.delete_unkeyed, [row.id for row in rows])
     assert await server.database.ids() == {row.id for row in rows[1:]}
 
 
@@ -887,9 +887,9 @@ async def test_nothing_is_deleted_of_a_key_that_somebody_is_writing_to(server: S
             assert history.mark
             deletions.append(KeyDeletion(collection, history.mark, stale, is_last=True))
         await producer.execute(sa.text("UPDATE artifact_collection SET latest_id = latest_id WHERE key = 'busy'"))
-        assert await store.change(Changes.delete_unchanged, deletions) == {"quiet": None}
+        assert await store.transactions.write(Changes.delete_unchanged, deletions) == {"quiet": None}
         await producer.rollback()
-        assert await store.change(Changes.delete_unchanged, deletions) == {"busy": None}
+        assert await store.transactions.write(Changes.delete_unchanged, deletions) == {"busy": None}
 
 
 async def history_of(store: Store, key: str) -> History:
@@ -919,10 +919,27 @@ async def test_a_key_whose_run_has_not_finished_is_passed_over_and_the_rest_of_i
         await server.database.insert(rows)
         async with open_database(server.database.url) as store:
             deletions = [await deletion_of(store, key, stays=stays) for key in ("alive", "over")]
-            assert await store.change(Changes.delete_unchanged, deletions) == {"over": None}
+            assert await store.transactions.write(Changes.delete_unchanged, deletions) == {"over": None}
             assert [each.key for each in await store.collections(["alive", "over"])] == ["alive", "over"][: 1 + stays]
         assert await server.database.ids() == {row.id for row in rows[: 3 + stays]}
         await server.database.clear()
+
+
+@on(*BY_DATABASE)
+@pytest.mark.parametrize("change", ["metadata", "a date"])
+async def test_what_somebody_changes_by_hand_since_a_key_was_judged_keeps_it(server: Server, change: str) -> None:
+    """Even if no update of Prefect's shows it: the same number of versions, last updated at the same times."""
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    async with open_database(server.database.url) as store:
+        deletion = await deletion_of(store, "report", stays=1)
+        if change == "metadata":
+            await server.database.update_metadata(rows[1].id, {"retention-hold": "true"})
+        else:
+            newest = "SELECT max(created) FROM artifact"
+            await server.database.run(f"UPDATE artifact SET created = ({newest}) WHERE id = '{rows[2].id}'")
+        before = await server.database.ids()
+        assert await store.transactions.write(Changes.delete_unchanged, [deletion]) == {}
+    assert await server.database.ids() == before
 
 
 @on(*BY_DATABASE)
@@ -932,7 +949,7 @@ async def test_a_batch_with_a_latest_version_deletes_nothing(server: Server) -> 
     async with open_database(server.database.url) as store:
         wrong = replace(await deletion_of(store, "report", stays=1), ids=[rows[0].id])
         with pytest.raises(StoreError, match="a version that was to be deleted is the latest of its key"):
-            await store.change(Changes.delete_unchanged, [await deletion_of(store, "other", stays=1), wrong])
+            await store.transactions.write(Changes.delete_unchanged, [await deletion_of(store, "other", stays=1), wrong])
     assert await server.database.ids() == {row.id for row in rows}
 
 
