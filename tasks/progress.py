@@ -77,10 +77,14 @@ class ProgressArtifact:
             StoreError: The server cannot be reached, or refuses the artifact.
         """
         try:
-            made = await create(self.connection.client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
+            # Shielded as a whole: a run that is stopped meanwhile must know its artifact, to say there that it stopped.
+            await shielded(self._create(description))
         except (httpx.HTTPError, StoreError) as error:
             why = str(error) if isinstance(error, StoreError) else reason(error)
             raise StoreError(f"the progress artifact could not be written: {why}") from None
+
+    async def _create(self, description: str) -> None:
+        made = await create(self.connection.client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
         self._id, self._created, self._created_at = made.id, made.created, time.monotonic()
 
     def now(self) -> datetime:
