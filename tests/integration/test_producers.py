@@ -1,0 +1,233 @@
+"""What helps flow authors to write artifacts, on real servers."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from contextvars import copy_context
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import prefect_artifact_retention as retention
+import pytest
+from appenders import appender, go, told
+from prefect import artifacts as prefects
+from prefect import flow, task
+from prefect.runtime import flow_run, task_run
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect_artifact_retention.policies import StoreError
+from servers import POSTGRESQL_API, SQLITE_API, Server, on
+
+BOTH = on(SQLITE_API, POSTGRESQL_API)
+
+TABLE = [{"name": "NaN", "size": float("nan")}, {"name": 'quoted "x"', "size": float("inf")}, {"name": "ü€", "size": 1.0}]
+
+SAME = [
+    ("markdown", {"markdown": "# A title\n\n| a |\n|---|\n| ü |"}),
+    ("table", {"table": TABLE}),
+    ("table", {"table": {"a": [1, 2], "b": [float("nan"), None]}}),
+    ("table", {"table": [[1, "x"], [2.5, None]]}),
+    ("link", {"link": "https://example.org/?a=b&c=d", "link_text": "An example"}),
+    ("link", {"link": "https://example.org"}),
+    ("image", {"image_url": "https://example.org/x.png"}),
+    ("progress", {"progress": 37.5}),
+    ("progress", {"progress": 137}),
+]
+
+
+@BOTH
+async def test_what_is_published_is_what_prefects_own_helpers_store(server: Server) -> None:
+    """Type, data and description of each kind, in sync and in async code."""
+    with server.active():
+        for number, (kind, content) in enumerate(SAME):
+            given = {**content, "key": f"same-{number}", "description": "the description"}
+            await getattr(prefects, f"acreate_{kind}_artifact")(**given)
+            ids = [getattr(retention, f"publish_{kind}")(**given), await getattr(retention, f"apublish_{kind}")(**given)]
+            newest, second, own = await server.database.versions(f"same-{number}")
+            assert [second.pop("id"), newest.pop("id")] == ids
+            del own["id"]
+            assert own == second == newest, (kind, content)
+            assert own["description"] == "the description"
+
+
+@BOTH
+async def test_arguments_may_be_given_by_position_as_to_prefects_own(server: Server) -> None:
+    """So moving over is a matter of the name."""
+    with server.active():
+        for kind, content in SAME[4::-2]:
+            given = (*content.values(), "positional", "described")
+            await getattr(prefects, f"acreate_{kind}_artifact")(*given)
+            getattr(retention, f"publish_{kind}")(*given)
+            newest, own = (await server.database.versions("positional"))[:2]
+            assert {**newest, "id": None} == {**own, "id": None}
+
+
+@BOTH
+async def test_a_ttl_a_hold_and_metadata_are_stored(server: Server) -> None:
+    """As the cleanup reads them."""
+    until = datetime.now(UTC).date() + timedelta(days=9)
+    with server.active():
+        retention.publish_markdown("x", key="kept", ttl_days=0.5, hold=until, metadata={"team": "data"})
+    (version,) = await server.database.versions("kept")
+    assert version["metadata_"] == {"team": "data", "retention-hold": until.isoformat(), "retention-ttl-days": "0.5"}
+
+
+async def runs_of(server: Server, key: str) -> tuple[UUID | None, UUID | None]:
+    """The flow run and the task run of the only version of a key."""
+    (row,) = await server.database.run(f"SELECT flow_run_id, task_run_id FROM artifact WHERE key = '{key}'")
+    flow_id, task_id = (None if value is None else UUID(str(value)) for value in row)
+    return flow_id, task_id
+
+
+def publish(key: str) -> UUID | None:
+    """Publish from sync code."""
+    return retention.publish_markdown("x", key=key)
+
+
+@task
+def publish_in_task(key: str) -> tuple[UUID, UUID]:
+    """Publish in a sync task."""
+    publish(key)
+    return UUID(flow_run.id), UUID(task_run.id)
+
+
+@task
+async def publish_in_async_task(key: str) -> tuple[UUID, UUID]:
+    """Publish by the sync helper in an async task, in which Prefect's own publishes nothing."""
+    publish(key)
+    return UUID(flow_run.id), UUID(task_run.id)
+
+
+@flow
+def sync_flow() -> dict[str, tuple[UUID, UUID | None]]:
+    """Publish everywhere that sync code runs."""
+    publish("flow")
+    with ThreadPoolExecutor() as pool:
+        pool.submit(copy_context().run, publish, "thread").result()
+    own = UUID(flow_run.id)
+    return {
+        "flow": (own, None),
+        "thread": (own, None),
+        "task": publish_in_task("task"),
+        "submitted": publish_in_task.submit("submitted").result(),
+    }
+
+
+@flow
+async def async_flow() -> dict[str, tuple[UUID, UUID | None]]:
+    """Publish where a loop runs."""
+    publish("flow")
+    await retention.apublish_markdown("x", key="async")
+    await asyncio.to_thread(publish, "thread")
+    own = UUID(flow_run.id)
+    return dict.fromkeys(("flow", "async", "thread"), (own, None)) | {"task": await publish_in_async_task("task")}
+
+
+@on(SQLITE_API)
+async def test_what_is_published_in_a_run_belongs_to_it(server: Server) -> None:
+    """In sync and async flows and tasks, and in threads that have the run's context."""
+    with server.active():
+        expected = await asyncio.to_thread(copy_context().run, sync_flow)
+        for key, ids in expected.items():
+            assert await runs_of(server, key) == ids, key
+        await server.database.clear()
+        for key, ids in (await async_flow()).items():
+            assert await runs_of(server, key) == ids, key
+
+
+@on(SQLITE_API)
+async def test_what_is_published_outside_of_runs_belongs_to_none(server: Server) -> None:
+    """Beside a running loop, as in a notebook, and in a thread without one."""
+    with server.active():
+        publish("beside-a-loop")
+        await asyncio.to_thread(publish, "without-a-loop")
+    for key in ("beside-a-loop", "without-a-loop"):
+        assert await runs_of(server, key) == (None, None)
+
+
+WAYS: list[Callable[..., Awaitable[Any]]] = [
+    retention.apublish_markdown,
+    lambda *given, **options: asyncio.to_thread(retention.publish_markdown, *given, **options),
+]
+
+
+@pytest.mark.parametrize("publish", WAYS, ids=["async", "sync"])
+async def test_a_server_out_of_reach_is_one_clear_error_or_a_line_in_the_log(
+    publish: Callable[..., Awaitable[Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which of both is for the flow author to say; neither shows the credentials in its address."""
+    url = {PREFECT_API_URL: "http://user:secret@127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(url):
+        with pytest.raises(
+            StoreError, match=r"^could not publish an artifact of the key 'report': cannot reach the Pref"
+        ) as caught:
+            await publish("x", key="report")
+        assert await publish("x", key="report", on_error="log") is None
+        assert await publish("x", key="report", on_error="log", ttl_days=0) is None
+    assert [record.levelname for record in caplog.records if "and goes on without" in record.message] == ["WARNING"] * 2
+    assert "secret" not in caplog.text + str(caught.value)
+
+
+@on(SQLITE_API)
+@pytest.mark.parametrize("publish", WAYS, ids=["async", "sync"])
+async def test_what_a_server_refuses_is_one_clear_error(server: Server, publish: Callable[..., Awaitable[Any]]) -> None:
+    """With its status."""
+    with (
+        temporary_settings({PREFECT_API_URL: f"{server.local.address}/elsewhere"}),
+        pytest.raises(StoreError, match=r"^could not publish an artifact: the Prefect server at .* answers") as caught,
+    ):
+        await publish("x")
+    assert caught.value.status in {404, 405}
+
+
+def rows_of(version: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a table."""
+    rows: list[dict[str, Any]] = json.loads(version["data"])
+    return rows
+
+
+async def latest(server: Server, key: str) -> dict[str, Any]:
+    """The version of a key that the server calls the latest."""
+    (row,) = await server.database.run(f"SELECT latest_id FROM artifact_collection WHERE key = '{key}'")
+    return next(each for each in await server.database.versions(key) if each["id"] == UUID(str(row[0])))
+
+
+async def append_at_once(server: Server, kind: str, processes: int, each: int) -> float:
+    """Let several processes append to one key; all entries are there in the end. How long that took."""
+    with ExitStack() as stack:
+        names = [f"p{number}" for number in range(processes)]
+        appending = [stack.enter_context(appender(f"{server.local.address}/api", kind, "log", name, each)) for name in names]
+        assert [told(process) for process in appending] == ["ready"] * processes
+        began = time.monotonic()
+        for process in appending:
+            go(process)
+        assert await asyncio.to_thread(lambda: [told(process) for process in appending]) == ["done"] * processes
+        seconds = time.monotonic() - began
+    version = await latest(server, "log")
+    found = [row["name"] for row in rows_of(version)] if kind == "rows" else version["data"].replace("- ", "").split("\n")
+    assert sorted(found) == sorted(f"{name}-{number}" for name in names for number in range(each))
+    for name in names:
+        own = [entry for entry in found if entry.startswith(name)]
+        assert own == [f"{name}-{number}" for number in range(each)], "the order of one appender is kept"
+    return seconds
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["rows", "markdown"])
+async def test_processes_that_append_to_one_key_at_once_lose_no_entry(server: Server, kind: str) -> None:
+    """Each entry of each is in the latest version, once; those of one process in its order."""
+    await append_at_once(server, kind, processes=3, each=5)
+
+
+@pytest.mark.thorough
+@BOTH
+async def test_eight_processes_that_append_fifty_times_each_lose_no_entry(server: Server, tell: Callable[[str], None]) -> None:
+    """And reach at least half of what one alone does."""
+    alone = 50 / await append_at_once(server, "rows", processes=1, each=50)
+    await server.database.clear()
+    together = 400 / await append_at_once(server, "rows", processes=8, each=50)
+    kind = "SQLite" if server.database.is_sqlite else "PostgreSQL"
+    tell(f"appends a second on {kind}: {alone:.0f} by one process, {together:.0f} by eight")
