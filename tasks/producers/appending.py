@@ -149,7 +149,8 @@ class _Known:
         return log
 
 
-_remembered: OrderedDict[tuple[str, str, str], _Known] = OrderedDict()
+remembered: OrderedDict[tuple[str, str, str], _Known] = OrderedDict()
+"""What this process last read of keys, by server, key and type."""
 
 
 def append_markdown(  # noqa: PLR0913 - what bounds the artifact
@@ -350,14 +351,14 @@ def _next_id(log: Log) -> str:
 
 
 def _recall(place: tuple[str, str, str]) -> _Known | None:
-    known = _remembered.get(place)
+    known = remembered.get(place)
     return known if known and time.monotonic() - known.at < FRESH_SECONDS else None
 
 
 def _remember(place: tuple[str, str, str], known: _Known) -> None:
-    _remembered[place] = known
-    while len(_remembered) > MAX_REMEMBERED_KEYS:
-        _remembered.popitem(last=False)
+    remembered[place] = known
+    while len(remembered) > MAX_REMEMBERED_KEYS:
+        remembered.popitem(last=False)
 
 
 def _check_bound(name: str, value: object) -> None:

@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID
 
+import httpx
 import prefect_artifact_retention as retention
 import pytest
 from appenders import appender, go, told
@@ -18,12 +21,20 @@ from prefect import artifacts as prefects
 from prefect import flow, task
 from prefect.runtime import flow_run, task_run
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.policies import RetentionPolicy, StoreError
+from prefect_artifact_retention.tasks.producers.appending import remembered
 from servers import POSTGRESQL_API, SQLITE_API, Server, on
 
 BOTH = on(SQLITE_API, POSTGRESQL_API)
 
 TABLE = [{"name": "NaN", "size": float("nan")}, {"name": 'quoted "x"', "size": float("inf")}, {"name": "ü€", "size": 1.0}]
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> None:
+    """Let each test begin as a process of its own, for which the server is not as the test before has left it."""
+    remembered.clear()
+
 
 SAME = [
     ("markdown", {"markdown": "# A title\n\n| a |\n|---|\n| ü |"}),
@@ -231,3 +242,195 @@ async def test_eight_processes_that_append_fifty_times_each_lose_no_entry(server
     together = 400 / await append_at_once(server, "rows", processes=8, each=50)
     kind = "SQLite" if server.database.is_sqlite else "PostgreSQL"
     tell(f"appends a second on {kind}: {alone:.0f} by one process, {together:.0f} by eight")
+
+
+@contextmanager
+def sent() -> Iterator[list[tuple[str, str]]]:
+    """What sync code sends to the API meanwhile."""
+    requests: list[tuple[str, str]] = []
+    send = httpx.HTTPTransport.handle_request
+
+    def handle(transport: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
+        if "csrf" not in request.url.path:
+            requests.append((request.method, request.url.path.removeprefix("/api")))
+        return send(transport, request)
+
+    with patch.object(httpx.HTTPTransport, "handle_request", handle):
+        yield requests
+
+
+CREATE, READ = ("POST", "/artifacts/"), ("POST", "/artifacts/filter")
+
+
+@on(SQLITE_API)
+async def test_no_more_requests_are_sent_than_needed(server: Server) -> None:
+    """One to publish; three to append, and two from the second time on."""
+    with server.active(), sent() as requests:
+        retention.publish_table([{"a": 1}], key="table")
+        assert requests == [CREATE]
+        requests.clear()
+        retention.append_rows([{"a": 1}], key="log")
+        assert requests == [READ, CREATE, READ]
+        requests.clear()
+        retention.append_rows([{"a": 2}], key="log")
+        assert requests == [CREATE, READ]
+    assert rows_of(await latest(server, "log")) == [{"a": 1}, {"a": 2}]
+
+
+@BOTH
+async def test_a_version_by_hand_becomes_the_first_entry(server: Server) -> None:
+    """The last one only, as it replaced those before it; also one that comes in between."""
+    with server.active():
+        for text in ("# Old", "# By hand"):
+            await prefects.acreate_markdown_artifact(text, key="log")
+        await prefects.acreate_table_artifact([{"a": float("nan")}, {"a": 2}], key="rows")
+        await retention.aappend_markdown("first", key="log", description="My log")
+        await retention.aappend_rows([{"a": 3}], key="rows")
+        assert (await latest(server, "log"))["data"] == "# By hand\n\nfirst"
+        assert rows_of(await latest(server, "rows")) == [{"a": None}, {"a": 2}, {"a": 3}]
+        await prefects.acreate_markdown_artifact("# A note", key="log")
+        await retention.aappend_markdown("second", key="log", description="My log")
+    version = await latest(server, "log")
+    assert version["data"] == "# By hand\n\nfirst\n\n# A note\n\nsecond"
+    assert version["description"] == "My log"
+
+
+@on(SQLITE_API)
+async def test_a_version_that_nothing_can_be_appended_to_is_an_error_and_stays_the_latest(server: Server) -> None:
+    """One of another type, and one that would not fit."""
+    with server.active():
+        await prefects.acreate_table_artifact([{"a": 1}], key="table")
+        await prefects.acreate_markdown_artifact("x" * 900, key="large")
+        with pytest.raises(StoreError, match="newest version of table is of the type table"):
+            retention.append_markdown("x", key="table")
+        with pytest.raises(StoreError, match="written by something else, and is too large to become the first entry"):
+            retention.append_markdown("x" * 500, key="large", max_kb=1)
+        assert retention.append_markdown("x", key="table", on_error="log") is None
+    for key in ("table", "large"):
+        assert len(await server.database.versions(key)) == 1
+
+
+@BOTH
+async def test_the_oldest_entries_go_when_there_are_too_many(server: Server) -> None:
+    """Texts and rows; a TTL, a hold and metadata are those of the call."""
+    with server.active():
+        for number in range(5):
+            retention.append_markdown(f"text {number}", key="log", max_entries=3, separator="\n", description="three")
+            retention.append_rows(
+                [{"n": number}, {"n": -number}], key="rows", max_rows=3, ttl_days=3, metadata={"n": str(number)}
+            )
+    version, table = await latest(server, "log"), await latest(server, "rows")
+    assert (version["data"], version["description"]) == ("text 2\ntext 3\ntext 4", "three")
+    assert rows_of(table) == [{"n": -3}, {"n": 4}, {"n": -4}]
+    assert (table["metadata_"]["retention-ttl-days"], table["metadata_"]["n"]) == ("3", "4")
+
+
+HELD_UP = """
+import sys, httpx
+send = httpx.HTTPTransport.handle_request
+at, seen = int(sys.argv[4]), 0
+def handle(transport, request):
+    global seen
+    if request.url.path.startswith("/api/artifacts"):
+        seen += 1
+        if seen == at:
+            print("held up", flush=True)
+            sys.stdin.readline()
+    return send(transport, request)
+httpx.HTTPTransport.handle_request = handle
+from prefect_artifact_retention import append_rows
+print("ready", flush=True)
+sys.stdin.readline()
+append_rows([{"name": sys.argv[3]}], key=sys.argv[2])
+print("done", flush=True)
+"""
+"""Appends once, and is held up before one of its requests: the second is the creation, the third the check."""
+
+
+@contextmanager
+def held_up(server: Server, request: int) -> Iterator[subprocess.Popen[str]]:
+    """A process that has begun to append, and is held up before one of its requests."""
+    with appender(f"{server.local.address}/api", "rows", "log", "held-up", request, script=HELD_UP) as process:
+        assert told(process) == "ready"
+        go(process)
+        assert told(process) == "held up"
+        yield process
+
+
+async def names(server: Server) -> list[str]:
+    """The entries of the latest version."""
+    return [row["name"] for row in rows_of(await latest(server, "log"))]
+
+
+@BOTH
+async def test_an_appender_that_was_killed_holds_nobody_up_and_loses_nothing_of_others(server: Server) -> None:
+    """Before it created its version, its entry is lost; after that, not even this one."""
+    with server.active():
+        retention.append_rows([{"name": "first"}], key="log")
+        with held_up(server, 2):
+            began = time.monotonic()
+            retention.append_rows([{"name": "second"}], key="log")
+            assert time.monotonic() - began < 10
+        assert await names(server) == ["first", "second"]
+        with held_up(server, 3):
+            pass
+        retention.append_rows([{"name": "third"}], key="log")
+    assert sorted(await names(server)) == ["first", "held-up", "second", "third"]
+
+
+@BOTH
+async def test_an_appender_that_hides_what_others_appended_meanwhile_repairs_it(server: Server) -> None:
+    """It has read what was there before."""
+    with server.active():
+        retention.append_rows([{"name": "first"}], key="log")
+        with held_up(server, 2) as process:
+            retention.append_rows([{"name": "second"}], key="log")
+            retention.append_rows([{"name": "third"}], key="log")
+            go(process)
+            assert told(process) == "done"
+    assert sorted(await names(server)) == ["first", "held-up", "second", "third"]
+
+
+@on(SQLITE_API)
+async def test_what_a_killed_appender_has_hidden_is_there_again_after_the_next_append(server: Server) -> None:
+    """Killed after it created its version on what it had read before others appended, and before it looked again."""
+    with server.active():
+        retention.append_rows([{"name": "first"}], key="log")
+        script = HELD_UP.replace("if seen == at:", "if seen in (2, 3):")
+        with appender(f"{server.local.address}/api", "rows", "log", "killed", 0, script=script) as process:
+            assert told(process) == "ready"
+            go(process)
+            assert told(process) == "held up"
+            retention.append_rows([{"name": "second"}], key="log")
+            go(process)
+            assert told(process) == "held up"
+        assert await names(server) == ["first", "killed"]
+        retention.append_rows([{"name": "third"}], key="log")
+    assert sorted(await names(server)) == ["first", "killed", "second", "third"]
+
+
+@BOTH
+async def test_versions_that_the_cleanup_deletes_meanwhile_do_not_matter(server: Server) -> None:
+    """Every version names all of its entries."""
+    with server.active():
+        for number in range(12):
+            retention.append_rows([{"name": str(number)}], key="log")
+            if number % 4 == 3:
+                older = [each["id"] for each in (await server.database.versions("log"))[1:]]
+                for version_id in older[::2] if number < 8 else older:
+                    await server.database.delete_version(version_id)
+    assert await names(server) == [str(number) for number in range(12)]
+
+
+@on(SQLITE_API)
+async def test_retention_keeps_what_a_flow_author_says(server: Server) -> None:
+    """A TTL of a day is over the day after, unless a hold keeps the version; a version without a TTL goes by the policy."""
+    with server.active():
+        gone = retention.publish_markdown("x", key="report", ttl_days=0.00002)
+        held = retention.publish_markdown("x", key="report", ttl_days=0.00002, hold=True)
+        kept = retention.publish_markdown("x", key="report", ttl_days=1)
+        newest = retention.publish_markdown("x", key="report")
+        await asyncio.sleep(3)
+    await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+    assert await server.database.ids() == {held, kept, newest}
+    assert gone not in await server.database.ids()
