@@ -110,8 +110,8 @@ class _Known:
     description: str | None = None
     at: float = 0.0
 
-    def see(self, page: Sequence[Mapping[str, Any]], store: Format) -> tuple[_Known, list[Snapshot]]:
-        """Take in a page of versions, the newest first, and return those that were not known.
+    def see(self, page: Sequence[Mapping[str, Any]], store: Format, own: UUID | None = None) -> tuple[_Known, list[Snapshot]]:
+        """Take in a page of versions, the newest first, and return those that were not known, without the `own` one.
 
         Raises:
             StoreError: The newest version is of another type, or nothing can be appended to it.
@@ -120,18 +120,23 @@ class _Known:
             newest = f"the newest version of {page[0]['key']} is of the type {page[0]['type']}"
             raise StoreError(f"{newest}, to which nothing of the type {store.type} can be appended")
         new: list[Snapshot] = []
+        # What a person, or Prefect's own helper, has written replaced what they had written before.
+        is_replaced = False
         for row in page:
-            if row["type"] == store.type and UUID(row["id"]) not in self.seen:
-                snapshot = read_snapshot(row, store)
-                # What a person, or Prefect's own helper, has written replaced what they had written before.
-                if not (snapshot.is_foreign and any(each.is_foreign for each in new)):
-                    new.append(snapshot)
+            version_id = UUID(row["id"])
+            if version_id in self.seen or row["type"] != store.type:
+                is_replaced = is_replaced or version_id in self.seen - {own}
+                continue
+            snapshot = read_snapshot(row, store)
+            if not (snapshot.is_foreign and is_replaced):
+                new.append(snapshot)
+            is_replaced = is_replaced or snapshot.is_foreign
         first = new[0] if new and str(new[0].version_id) == page[0]["id"] else None
         known = replace(
             self,
             log=self.log.union(*(each.log for each in new)),
             seen=frozenset(UUID(row["id"]) for row in page) | (self.seen if len(self.seen) < MAX_READ else frozenset()),
-            taken_over=first.own if first and first.is_foreign else "",
+            taken_over=first.own if first and first.is_foreign and first.log.entries[first.own] else "",
             description=page[0]["description"] if page else self.description,
             at=time.monotonic(),
         )
@@ -144,8 +149,10 @@ class _Known:
             StoreError: The newest version, which something else has written, would be lost as a whole.
         """
         log = self.log.trim(store, max_units, max_kb)
-        if self.taken_over and self.log.entries.get(self.taken_over) and self.taken_over not in log.entries:
-            raise StoreError("the newest version was written by something else, and is too large to become the first entry")
+        if self.taken_over and self.taken_over not in log.entries:
+            raise StoreError(
+                "the newest version was written by something else, and is too large or too old to become an entry"
+            )
         return log
 
 
@@ -326,7 +333,7 @@ def _append(  # noqa: PLR0913 - what bounds the artifact
         if len(page) >= QUIET_READ and not any(UUID(row["id"]) in before for row in page):
             page = rows((yield read(only, MAX_READ)))
         seconds = time.monotonic() - began
-        known, new = known.see(page, store)
+        known, new = known.see(page, store, made.id)
         wanted |= {name for each in new for name, units in each.log.entries.items() if units}
         is_done = not new
         known = replace(known, is_busy=bool(new))
@@ -334,7 +341,7 @@ def _append(  # noqa: PLR0913 - what bounds the artifact
             if is_done := is_done or any(each.log.contains(own, wanted) for each in new):
                 break
             yield random.uniform(0.2, 1.5) * seconds  # noqa: S311 - so that not all write at once
-            known, new = known.see(rows((yield read(only, BUSY_READ))), store)
+            known, new = known.see(rows((yield read(only, BUSY_READ))), store, made.id)
         if is_done or any(each.log.contains(own, wanted) for each in new):
             _remember(place, known)
             version_id: UUID = made.id

@@ -296,6 +296,19 @@ async def test_a_version_by_hand_becomes_the_first_entry(server: Server) -> None
 
 
 @on(SQLITE_API)
+async def test_versions_by_hand_that_were_replaced_are_no_entries(server: Server) -> None:
+    """Also where an append reads further back, because others append at once."""
+    with server.active():
+        for number in range(14):
+            await prefects.acreate_table_artifact([{"name": f"by hand {number}"}], key="log")
+        with held_up(server, 2) as process:
+            retention.append_rows([{"name": "meanwhile"}], key="log")
+            go(process)
+            assert told(process) == "done"
+    assert sorted(await names(server)) == ["by hand 13", "held-up", "meanwhile"]
+
+
+@on(SQLITE_API)
 async def test_a_version_that_nothing_can_be_appended_to_is_an_error_and_stays_the_latest(server: Server) -> None:
     """One of another type, and one that would not fit."""
     with server.active():
@@ -303,7 +316,7 @@ async def test_a_version_that_nothing_can_be_appended_to_is_an_error_and_stays_t
         await prefects.acreate_markdown_artifact("x" * 900, key="large")
         with pytest.raises(StoreError, match="newest version of table is of the type table"):
             retention.append_markdown("x", key="table")
-        with pytest.raises(StoreError, match="written by something else, and is too large to become the first entry"):
+        with pytest.raises(StoreError, match="written by something else, and is too large or too old"):
             retention.append_markdown("x" * 500, key="large", max_kb=1)
         assert retention.append_markdown("x", key="table", on_error="log") is None
     for key in ("table", "large"):
