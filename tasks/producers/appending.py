@@ -71,7 +71,7 @@ moment; with less, it oftener reads them first."""
 FIRST_READ = 10
 """Versions read by a first append. With fewer, a version that an appender has hidden which was then killed may be missed."""
 
-QUIET_READ = 4
+QUIET_READ = 3
 """Versions read after a creation. With fewer, servers whose clocks differ may show the versions that were created since in a
 place where they are not looked for; with more, each append reads more."""
 
@@ -86,6 +86,9 @@ MAX_WRITES = 20
 
 CHECKS = 3
 """How often an append looks whether others have merged its entry, before it does so itself."""
+
+MAX_PAUSE_SECONDS = 1.0
+"""The longest pause between two checks, also where the server is slow."""
 
 MAX_REMEMBERED_KEYS = 8
 
@@ -340,7 +343,7 @@ def _append(  # noqa: PLR0913 - what bounds the artifact
         for _check in range(CHECKS):
             if is_done := is_done or any(each.log.contains(own, wanted) for each in new):
                 break
-            yield random.uniform(0.2, 1.5) * seconds  # noqa: S311 - so that not all write at once
+            yield min(MAX_PAUSE_SECONDS, random.uniform(0.2, 1.5) * seconds)  # noqa: S311 - so that not all write at once
             known, new = known.see(rows((yield read(only, BUSY_READ))), store, made.id)
         if is_done or any(each.log.contains(own, wanted) for each in new):
             _remember(place, known)
