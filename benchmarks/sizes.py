@@ -24,6 +24,8 @@ class Sizes:
         keys: Numbers of keys for the cost of a key.
         versions: Numbers of versions a key for the cost of a version.
         bytes: Sizes of a version's data for the cost of a byte.
+        appends: How often each writer appends to one key.
+        writers: How many do so at once.
     """
 
     rounds: int
@@ -38,6 +40,8 @@ class Sizes:
     keys: tuple[int, ...]
     versions: tuple[int, ...]
     bytes: tuple[int, ...]
+    appends: int
+    writers: int
 
 
 FULL = Sizes(
@@ -53,6 +57,8 @@ FULL = Sizes(
     keys=(10, 100, 1_000),
     versions=(10, 100, 1_000),
     bytes=(100, 1_000, 10_000, 100_000, 1_000_000),
+    appends=50,
+    writers=8,
 )
 
 SMALL = Sizes(
@@ -68,4 +74,6 @@ SMALL = Sizes(
     keys=(2,),
     versions=(10,),
     bytes=(100,),
+    appends=3,
+    writers=2,
 )

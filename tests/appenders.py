@@ -10,16 +10,22 @@ from watchdog import end_with_us
 
 SCRIPT = """
 import sys
+from prefect import flow
 from prefect_artifact_retention import append_markdown, append_rows
 kind, key, name, count = sys.argv[1:]
-print("ready", flush=True)
-sys.stdin.readline()
-for number in range(int(count)):
-    if kind == "rows":
-        append_rows([{"name": f"{name}-{number}"}], key=key)
-    else:
-        append_markdown(f"- {name}-{number}", key=key, separator="\\n")
-print("done", flush=True)
+
+@flow
+def write():
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for number in range(int(count)):
+        if kind == "rows":
+            append_rows([{"name": f"{name}-{number}"}], key=key)
+        else:
+            append_markdown(f"- {name}-{number}", key=key, separator="\\n")
+    print("done", flush=True)
+
+write()
 """
 
 

@@ -84,8 +84,10 @@ MAX_READ = 32
 MAX_WRITES = 20
 """Versions that one append creates at most, so that it ends where the server does not show what has been created."""
 
-CHECKS = 3
-"""How often an append looks whether others have merged its entry, before it does so itself."""
+CHECKS = 4
+"""How often an append looks whether others have merged its entry, before it does so itself; that with the newest entry looks
+once. With fewer, several merge at once, in vain; with more, it takes longer until one does so in place of one that was
+killed."""
 
 MAX_PAUSE_SECONDS = 1.0
 """The longest pause between two checks, also where the server is slow."""
@@ -191,7 +193,7 @@ def append_markdown(  # noqa: PLR0913 - what bounds the artifact
     """
     on_error = options.pop("on_error", "raise")
     bounds = {"max_entries": max_entries, "separator": separator, "max_kb": max_kb}
-    steps = _append_text(text, key=key, description=description, **bounds, **options)  # type: ignore[arg-type,misc]
+    steps = text_steps(text, key=key, description=description, **bounds, **options)  # type: ignore[arg-type,misc]
     return run(steps, _what(key), on_error)
 
 
@@ -208,7 +210,7 @@ async def aappend_markdown(  # noqa: PLR0913 - what bounds the artifact
     """Append a text to a markdown artifact in async code; see `append_markdown`."""
     on_error = options.pop("on_error", "raise")
     bounds = {"max_entries": max_entries, "separator": separator, "max_kb": max_kb}
-    steps = _append_text(text, key=key, description=description, **bounds, **options)  # type: ignore[arg-type,misc]
+    steps = text_steps(text, key=key, description=description, **bounds, **options)  # type: ignore[arg-type,misc]
     return await arun(steps, _what(key), on_error)
 
 
@@ -238,7 +240,7 @@ def append_rows(
     """
     on_error = options.pop("on_error", "raise")
     bounds = {"max_rows": max_rows, "max_kb": max_kb}
-    steps = _append_rows(rows, key=key, description=description, **bounds, **options)  # type: ignore[arg-type,misc]
+    steps = rows_steps(rows, key=key, description=description, **bounds, **options)  # type: ignore[arg-type,misc]
     return run(steps, _what(key), on_error)
 
 
@@ -254,11 +256,11 @@ async def aappend_rows(
     """Append rows to a table artifact in async code; see `append_rows`."""
     on_error = options.pop("on_error", "raise")
     bounds = {"max_rows": max_rows, "max_kb": max_kb}
-    steps = _append_rows(rows, key=key, description=description, **bounds, **options)  # type: ignore[arg-type,misc]
+    steps = rows_steps(rows, key=key, description=description, **bounds, **options)  # type: ignore[arg-type,misc]
     return await arun(steps, _what(key), on_error)
 
 
-def _append_text(  # noqa: PLR0913 - what bounds the artifact
+def text_steps(  # noqa: PLR0913 - what bounds the artifact
     text: str,
     *,
     key: str,
@@ -268,6 +270,7 @@ def _append_text(  # noqa: PLR0913 - what bounds the artifact
     max_kb: float,
     **retention: Unpack[Retention],
 ) -> Steps[UUID]:
+    """Append a text, see `append_markdown`."""
     if not isinstance(text, str) or not text:
         raise ValueError(f"text = {text!r} is no text to append")
     if not isinstance(separator, str):
@@ -277,7 +280,7 @@ def _append_text(  # noqa: PLR0913 - what bounds the artifact
     return (yield from _append(Text(separator), (text,), key=key, description=description, **bounds, **retention))
 
 
-def _append_rows(
+def rows_steps(
     given: Iterable[Mapping[str, Any]],
     *,
     key: str,
@@ -286,6 +289,7 @@ def _append_rows(
     max_kb: float,
     **retention: Unpack[Retention],
 ) -> Steps[UUID]:
+    """Append rows, see `append_rows`."""
     try:
         # As Prefect stores them, and reads them again.
         table = TableArtifact(table=[dict(row) for row in given])
@@ -340,7 +344,8 @@ def _append(  # noqa: PLR0913 - what bounds the artifact
         wanted |= {name for each in new for name, units in each.log.entries.items() if units}
         is_done = not new
         known = replace(known, is_busy=bool(new))
-        for _check in range(CHECKS):
+        # One of them comes first, lest all that wait in step also write in step.
+        for _check in range(1 if all(each.own < own for each in new) else CHECKS):
             if is_done := is_done or any(each.log.contains(own, wanted) for each in new):
                 break
             yield min(MAX_PAUSE_SECONDS, random.uniform(0.2, 1.5) * seconds)  # noqa: S311 - so that not all write at once

@@ -98,3 +98,12 @@ async def test_scale(bench: Bench) -> None:
     assert 50 < memory.measured < 1_000
     assert all(50 < megabytes < 1_000 for line in lines(bench, "memory").values() for _, megabytes in line)
     assert await bench.left() == SMALL.scale[-1].keys * KEPT
+
+
+@on_one_database
+async def test_appending(bench: Bench) -> None:
+    """Rates of one and of several writers, and nothing lost."""
+    await BENCHMARKS["appending"](bench)
+    one, several, lost = figures(bench, 3)
+    assert min(one.measured, several.measured) > 0
+    assert lost.measured == 0

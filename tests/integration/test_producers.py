@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
 from unittest.mock import patch
 from uuid import UUID
@@ -17,6 +18,7 @@ import httpx
 import prefect_artifact_retention as retention
 import pytest
 from appenders import appender, go, told
+from chance import SEED
 from prefect import artifacts as prefects
 from prefect import flow, task
 from prefect.runtime import flow_run, task_run
@@ -64,7 +66,7 @@ async def test_what_is_published_is_what_prefects_own_helpers_store(server: Serv
             assert own["description"] == "the description"
 
 
-@BOTH
+@on(SQLITE_API)
 async def test_arguments_may_be_given_by_position_as_to_prefects_own(server: Server) -> None:
     """So moving over is a matter of the name."""
     with server.active():
@@ -76,7 +78,7 @@ async def test_arguments_may_be_given_by_position_as_to_prefects_own(server: Ser
             assert {**newest, "id": None} == {**own, "id": None}
 
 
-@BOTH
+@on(SQLITE_API)
 async def test_a_ttl_a_hold_and_metadata_are_stored(server: Server) -> None:
     """As the cleanup reads them."""
     until = datetime.now(UTC).date() + timedelta(days=9)
@@ -422,7 +424,7 @@ async def test_what_a_killed_appender_has_hidden_is_there_again_after_the_next_a
     assert sorted(await names(server)) == ["first", "killed", "second", "third"]
 
 
-@BOTH
+@on(SQLITE_API)
 async def test_versions_that_the_cleanup_deletes_meanwhile_do_not_matter(server: Server) -> None:
     """Every version names all of its entries."""
     with server.active():
@@ -447,3 +449,47 @@ async def test_retention_keeps_what_a_flow_author_says(server: Server) -> None:
     await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
     assert await server.database.ids() == {held, kept, newest}
     assert gone not in await server.database.ids()
+
+
+CONFIRMING = """
+import sys
+from prefect_artifact_retention import append_rows
+kind, key, name, count = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(int(count)):
+    append_rows([{"name": f"{name}-{number}"}], key=key)
+    print(f"{name}-{number}", flush=True)
+"""
+"""Appends, and says so each time."""
+
+
+@pytest.mark.thorough
+@BOTH
+async def test_what_an_appender_has_confirmed_is_there_whoever_is_killed(server: Server) -> None:
+    """Of five that append at once, three are killed at any moment; the next append finds what they had hidden."""
+    chance, confirmed = Random(SEED), list[str]()
+
+    def listen(process: subprocess.Popen[str], lines: int | None) -> None:
+        while (line := told(process)) and (lines is None or lines > 0):
+            confirmed.append(line)
+            lines = None if lines is None else lines - 1
+        time.sleep(chance.random() / 10)
+        process.kill()
+
+    with ExitStack() as stack:
+        api = f"{server.local.address}/api"
+        appending = [
+            stack.enter_context(appender(api, "rows", "log", f"p{number}", 15, script=CONFIRMING)) for number in range(5)
+        ]
+        assert [told(process) for process in appending] == ["ready"] * 5
+        for process in appending:
+            go(process)
+        limits = [chance.randrange(12), chance.randrange(12), chance.randrange(12), None, None]
+        await asyncio.gather(*(asyncio.to_thread(listen, *each) for each in zip(appending, limits, strict=True)))
+    with server.active():
+        retention.append_rows([{"name": "last"}], key="log")
+    found = await names(server)
+    assert len(found) == len({*found})
+    assert {*confirmed, "last"} - {*found} == set()
+    assert len(confirmed) >= 30

@@ -14,9 +14,9 @@ import pytest
 from prefect import flow, task
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect_artifact_retention.policies import StoreError
-from servers import POSTGRESQL_API, SQLITE_API, Server, on
+from servers import POSTGRESQL_API, SQLITE_API, Server, on, thorough
 
-BOTH = on(SQLITE_API, POSTGRESQL_API)
+BOTH = on(SQLITE_API, thorough(POSTGRESQL_API))
 
 
 @contextmanager
