@@ -45,7 +45,13 @@ from uuid import UUID
 from prefect.artifacts import TableArtifact
 from prefect.settings import get_current_settings
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.tasks.producers.artifacts import Retention, check_key, new_artifact, retention_metadata
+from prefect_artifact_retention.tasks.producers.artifacts import (
+    Retention,
+    artifact_of_run,
+    check_key,
+    new_artifact,
+    retention_metadata,
+)
 from prefect_artifact_retention.tasks.producers.entries import (
     Format,
     Log,
@@ -333,7 +339,7 @@ def _append(  # noqa: PLR0913 - what bounds the artifact
         data, index = log.dump(store, own)
         text = known.description if description is None else description
         began = time.monotonic()
-        made = yield create(new_artifact(data, type=store.type, key=key, description=text, metadata={**metadata, **index}))
+        made = yield create(artifact_of_run(data, type=store.type, key=key, description=text, metadata=metadata | index))
         before = known.seen
         known = replace(known, log=log, seen=before | {made.id})
         page = rows((yield read(only, BUSY_READ if known.is_busy else QUIET_READ)))

@@ -88,6 +88,18 @@ def new_artifact(
         check_key(key)
     for name, value in (("type", type), ("data", data), ("description", description)):
         _check_serializable(name, value)
+    return artifact_of_run(data, type=type, key=key, description=description, metadata=metadata)
+
+
+def artifact_of_run(
+    data: object,
+    *,
+    type: str | None,  # noqa: A002 - Prefect's name of the field
+    key: str | None,
+    description: str | None,
+    metadata: Mapping[str, str] | None,
+) -> ArtifactCreate:
+    """Return an artifact of the current flow run and task run, of fields that were checked before."""
     flow_run_id, task_run_id = run_ids()
     return ArtifactCreate(
         key=key,
