@@ -22,7 +22,8 @@ cleanup has deleted, for each version has the ids of all of its entries.
 
 An appender that is killed holds nobody up, as nothing is locked. Before step 2, its entry does not exist. After it, its
 version may hide entries until the next append, whose step 1 finds the hidden version beside it; a cleanup that deletes that
-version before then would have to keep nothing but the latest.
+version before then would have to keep nothing but the latest. The same holds for a creation that the server
+carries out only after Prefect's client has given up on it and sent it again.
 
 Two requests are not enough for a first append: with a read and then a write, two that begin at once both see nothing of
 each other, so one has to look again. The second append of a process within `FRESH_SECONDS` has the versions from step 3 of
