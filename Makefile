@@ -48,7 +48,7 @@ test-all: test test-thorough test-long
 # The tests of the image need the Docker engine that DOCKER_HOST names, those of the user interface a Chromium; else they are skipped.
 .PHONY: test-thorough
 test-thorough: $(INSTALLED)
-	@$(PYTEST) -m "(thorough or docker) and not long"
+	@$(PYTEST) --dist loadgroup -m "(thorough or docker) and not long"
 
 # Prints the figures of docs/evidence.md.
 .PHONY: test-long

@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks [--only NAME] [--small]`, with `tests` on the path. `make bench` runs all."""
+"""The command line: `python -m benchmarks`, with `tests` on the path. `make bench` runs all of them in full size."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def main() -> int:
     """Run benchmarks, isolated from the user's own Prefect. Return 0 if every target is met, else 1."""
     parser = ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="NAME", action="append", help="run this benchmark, and print its figures only")
+    parser.add_argument("--on", choices=("sqlite", "postgresql"), action="append", help="run on this database only, and print")
     parser.add_argument("--small", action="store_true", help="run at the size that the tests use, and print the figures only")
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="benchmarks-") as folder:
@@ -25,7 +26,7 @@ def main() -> int:
         os.environ.update(environment)
         from benchmarks.session import run_all  # noqa: PLC0415 - Prefect reads the environment when it is imported
 
-        return run_all(Path(folder), only=arguments.only or (), small=arguments.small)
+        return run_all(Path(folder), only=arguments.only or (), on=arguments.on or (), small=arguments.small)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The baselines of the benchmarks: bare clients of the API and of the database, and the script that people write."""
+"""The baselines of the benchmarks: bare clients of the API and of the database, which only do what cannot be left out."""
 
 from __future__ import annotations
 
@@ -6,46 +6,59 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from uuid import UUID
 
 import asyncpg  # type: ignore[import-untyped]
 import httpx
 from database import Database
 from prefect.artifacts import Artifact, acreate_table_artifact
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.sorting import ArtifactSort
-from prefect.exceptions import ObjectNotFound
-from prefect_artifact_retention.flows.cleanup import artifact_cleanup
-from prefect_artifact_retention.stores.api import ApiStore
-from prefect_artifact_retention.stores.concurrency import for_each
-from prefect_artifact_retention.stores.connection import connect
-from prefect_artifact_retention.stores.database import MAX_WRITERS
-from prefect_artifact_retention.stores.server import Server
 
 STALE = """
 SELECT id FROM (SELECT id, created, row_number() OVER (PARTITION BY key ORDER BY created DESC) AS rank FROM artifact) ranked
 WHERE rank > {keep_last}
 """
 
-STATEMENT_VERSIONS = 5_000
+IDS_AND_DATES = "SELECT id, created FROM artifact"
+
+BATCH_VERSIONS = 5_000
 """Rows in one transaction of the batched DELETE, as in the database store."""
 
-SCRIPT_PAGE_ROWS = 200
-"""Rows in a page of the usual script, the most that Prefect's server gives."""
+WRITERS = 2
+"""Connections of the batched DELETE to PostgreSQL, as many as the database store writes by."""
 
-MAX_CONCURRENT_DELETES = 16
-"""The connections of Prefect's own client."""
+PAGE_ROWS = 200
+"""Rows in a page of the API, the most that Prefect's server gives."""
+
+UNCOMPRESSED = {"Accept-Encoding": "identity"}
+"""As this package asks of a server of one's own: nothing is compressed that travels no further than this machine."""
 
 HTTP_UNAVAILABLE_STATUS = 503
 HTTP_NOT_FOUND_STATUS = 404
 BUSY_PAUSE_SECONDS = 0.02
 MAX_REQUEST_ATTEMPTS = 1_000
-REQUEST_SECONDS = 10
+REQUEST_SECONDS = 30
 
-Delete = Callable[[UUID], Awaitable[object]]
+
+def read_key_by_key(address: str, keys: Iterable[str]) -> int:
+    """Read all versions through the API, one request after another, and return their number.
+
+    The newest versions of one key are what the server's index has in this order, so it neither sorts nor scans.
+    """
+    seen = 0
+    with httpx.Client(base_url=address, headers=UNCOMPRESSED, timeout=REQUEST_SECONDS) as client:
+        for key in keys:
+            wanted = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": PAGE_ROWS}
+            is_whole = False
+            offset = 0
+            while not is_whole:
+                response = client.post("/api/artifacts/filter", json=wanted | {"offset": offset})
+                response.raise_for_status()
+                rows = len(json.loads(response.content))
+                is_whole = rows < PAGE_ROWS
+                offset += rows
+            seen += offset
+    return seen
 
 
 async def stale_ids(database: Database, keep_last: int) -> list[UUID]:
@@ -53,113 +66,94 @@ async def stale_ids(database: Database, keep_last: int) -> list[UUID]:
     return [UUID(str(row[0])) for row in await database.run(f"{STALE.format(keep_last=keep_last)} ORDER BY created")]
 
 
-async def rate(ids: Sequence[UUID], delete: Delete, at_once: int) -> float:
-    """Delete versions, `at_once` concurrently, and return the deletions per second."""
+async def delete_one_by_one(address: str, ids: Sequence[UUID], at_once: int) -> float:
+    """Delete versions through the API, `at_once` concurrently, and return the deletions per second."""
     pending = iter(ids)
+    connections = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
+    async with httpx.AsyncClient(base_url=address, limits=connections, timeout=REQUEST_SECONDS) as client:
 
-    async def work() -> None:
-        for version_id in pending:
-            await _until_gone(version_id, delete)
+        async def work() -> None:
+            for version_id in pending:
+                await _until_gone(client, version_id)
 
-    began = time.monotonic()
-    await asyncio.gather(*(work() for _ in range(at_once)))
-    return len(ids) / (time.monotonic() - began)
+        began = time.monotonic()
+        await asyncio.gather(*(work() for _ in range(at_once)))
+        return len(ids) / (time.monotonic() - began)
 
 
-async def _until_gone(version_id: UUID, delete: Delete) -> None:
+async def _until_gone(client: httpx.AsyncClient, version_id: UUID) -> None:
     """Delete a version, retried as often as a server on SQLite answers 503 or drops the connection."""
     for attempt in range(MAX_REQUEST_ATTEMPTS):
         try:
-            await delete(version_id)
-        except httpx.HTTPStatusError as error:
-            if attempt and error.response.status_code == HTTP_NOT_FOUND_STATUS:
-                return
-            if error.response.status_code != HTTP_UNAVAILABLE_STATUS:
-                raise
-        except ObjectNotFound:
-            # Prefect's client has tried again by itself.
-            return
+            response = await client.delete(f"/api/artifacts/{version_id}")
         except httpx.TransportError:
             pass
         else:
-            return
+            if attempt and response.status_code == HTTP_NOT_FOUND_STATUS:
+                return
+            if response.status_code != HTTP_UNAVAILABLE_STATUS:
+                response.raise_for_status()
+                return
         await asyncio.sleep(BUSY_PAUSE_SECONDS)
     raise TimeoutError(f"{version_id} cannot be deleted")
 
 
-async def bare_client(address: str, ids: Sequence[UUID], at_once: int) -> float:
-    """Send DELETE requests by a bare HTTP client, and return the deletions per second."""
-    async with httpx.AsyncClient(base_url=address, timeout=REQUEST_SECONDS) as client:
-
-        async def delete(version_id: UUID) -> None:
-            response = await client.delete(f"/api/artifacts/{version_id}")
-            response.raise_for_status()
-
-        return await rate(ids, delete, at_once)
-
-
-async def fixed_client(ids: Sequence[UUID], at_once: int) -> float:
-    """Send DELETE requests by Prefect's client as this package opens it, at a fixed concurrency."""
-    async with connect() as connection:
-        return await rate(ids, connection.client.delete_artifact, at_once)
-
-
-async def adaptive_client(ids: Sequence[UUID]) -> float:
-    """Delete through the API store, with its adaptive concurrency."""
-    async with connect() as connection:
-        store = ApiStore(connection)
-        await Server(connection).detect_concurrency(artifact_cleanup.name)
-        return await rate(ids, store.delete, MAX_CONCURRENT_DELETES)
-
-
-async def usual_script(keep_last: int) -> int:
-    """Page through all artifacts by offset, delete the old ones on the way, and return the number of rows deleted.
-
-    Each deletion shifts the rows behind it, so the next page begins too late, and some stale rows are skipped.
-    """
-    seen: Counter[str | None] = Counter()
-    deleted = offset = 0
-    async with get_client() as client:
-        while page := await client.read_artifacts(sort=ArtifactSort.CREATED_DESC, limit=SCRIPT_PAGE_ROWS, offset=offset):
-            for artifact in page:
-                seen[artifact.key] += 1
-                if seen[artifact.key] > keep_last:
-                    await client.delete_artifact(artifact.id)
-                    deleted += 1
-            offset += SCRIPT_PAGE_ROWS
-    return deleted
+async def select_ids_and_dates(database: Database) -> int:
+    """SELECT the id and date of each version, by the driver of the database, and return their number."""
+    if database.is_sqlite:
+        return await asyncio.to_thread(_on_sqlite, database, lambda connection: len(_rows(connection, IDS_AND_DATES)))
+    connection = await asyncpg.connect(_address(database))
+    try:
+        return len(await connection.fetch(IDS_AND_DATES))
+    finally:
+        await connection.close()
 
 
 async def batched_delete(database: Database, keep_last: int) -> int:
     """SELECT the stale rows and DELETE them in batches, by the driver of the database. Return the number of rows deleted.
 
-    As the package does, it deletes over as many connections as the database gains by, leaves no state of a run that points to
-    what has gone, and waits as little for the disk.
+    As the package does, it deletes over as many connections as the database gains by, and waits as little for the disk.
     """
     select = STALE.format(keep_last=keep_last)
     if database.is_sqlite:
-        return await asyncio.to_thread(_sqlite, str(database.engine.url.database), select)
-    url = database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    async with asyncpg.create_pool(url, min_size=MAX_WRITERS, max_size=MAX_WRITERS) as pool:
+        return await asyncio.to_thread(_on_sqlite, database, lambda connection: _delete_on_sqlite(connection, select))
+    async with asyncpg.create_pool(_address(database), min_size=WRITERS, max_size=WRITERS) as pool:
         ids = [row["id"] for row in await pool.fetch(select)]
-        batches = (ids[start : start + STATEMENT_VERSIONS] for start in range(0, len(ids), STATEMENT_VERSIONS))
-        await for_each(batches, partial(pool.execute, "DELETE FROM artifact WHERE id = ANY($1)"), MAX_WRITERS)
+        batches = (ids[start : start + BATCH_VERSIONS] for start in range(0, len(ids), BATCH_VERSIONS))
+
+        async def work() -> None:
+            for batch in batches:
+                await pool.execute("DELETE FROM artifact WHERE id = ANY($1)", batch)
+
+        await asyncio.gather(*(work() for _ in range(WRITERS)))
     return len(ids)
 
 
-def _sqlite(path: str, select: str) -> int:
-    connection = sqlite3.connect(path, timeout=60)
+def _delete_on_sqlite(connection: sqlite3.Connection, select: str) -> int:
+    for setting in ("foreign_keys = ON", "synchronous = NORMAL", "cache_size = 20000"):
+        connection.execute(f"PRAGMA {setting}")
+    ids = [row[0] for row in _rows(connection, select)]
+    for start in range(0, len(ids), BATCH_VERSIONS):
+        batch = json.dumps(ids[start : start + BATCH_VERSIONS])
+        connection.execute("DELETE FROM artifact WHERE id IN (SELECT value FROM json_each(?))", [batch])
+        connection.commit()
+    return len(ids)
+
+
+def _on_sqlite(database: Database, work: Callable[[sqlite3.Connection], int]) -> int:
+    connection = sqlite3.connect(str(database.engine.url.database), timeout=REQUEST_SECONDS)
     try:
-        for setting in ("foreign_keys = ON", "synchronous = NORMAL", "cache_size = 20000"):
-            connection.execute(f"PRAGMA {setting}")
-        ids = [row[0] for row in connection.execute(select)]
-        for start in range(0, len(ids), STATEMENT_VERSIONS):
-            batch = json.dumps(ids[start : start + STATEMENT_VERSIONS])
-            connection.execute("DELETE FROM artifact WHERE id IN (SELECT value FROM json_each(?))", [batch])
-            connection.commit()
+        return work(connection)
     finally:
         connection.close()
-    return len(ids)
+
+
+def _rows(connection: sqlite3.Connection, select: str) -> list[tuple[str, ...]]:
+    return connection.execute(select).fetchall()
+
+
+def _address(database: Database) -> str:
+    return str(database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False))
 
 
 async def naive_appends(key: str, rows: Sequence[dict[str, object]]) -> float:

@@ -18,39 +18,46 @@ from servers import Server, started
 from benchmarks import page
 from benchmarks.results import Results
 from benchmarks.sizes import FULL, SMALL
+from benchmarks.startup import start
 from benchmarks.suite import BENCHMARKS, Bench, run
 
 RESULTS_PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BACKENDS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
 
-def run_all(folder: Path, *, only: Collection[str], small: bool) -> int:
+def run_all(folder: Path, *, only: Collection[str], on: Collection[str], small: bool) -> int:
     """Run the benchmarks and print their figures. If all ran in full size, write docs/performance.md, too.
 
     Args:
         folder: The folder of the servers.
         only: Names of the benchmarks to run; empty means all.
+        on: The kinds of servers to run them on; empty means all.
         small: Run at the size that the tests use.
 
     Returns:
         0 if every target is met, else 1. Targets do not apply to the small size, which returns 0.
     """
-    if unknown := set(only) - set(BENCHMARKS):
-        sys.stderr.write(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}\n")
+    names = [start.__name__, *BENCHMARKS]
+    if unknown := set(only) - set(names):
+        sys.stderr.write(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(names)}\n")
         return 2
     began = time.monotonic()
+    sizes = SMALL if small else FULL
     machine: dict[str, str] = {}
     results = Results(machine)
-    for kind, backend in BACKENDS.items():
+    if start.__name__ in (only or names):
+        start(folder, sizes.start_rounds, results)
+    chosen = [name for name in BENCHMARKS if name in (only or names)]
+    for kind in (on or BACKENDS) if chosen else ():
         home = folder / kind
         home.mkdir()
         with started(kind, home) as server:
-            bench = Bench(server, backend, SMALL if small else FULL, results)
-            for name in only or BENCHMARKS:
-                sys.stderr.write(f"{backend}: {name} ... ")
+            bench = Bench(server, BACKENDS[kind], sizes, results)
+            for name in chosen:
+                sys.stderr.write(f"{bench.backend}: {name} ... ")
                 sys.stderr.flush()
                 sys.stderr.write(f"{run(bench, name):.0f} s\n")
-            machine[backend] = asyncio.run(_database_version(server))
+            machine[bench.backend] = asyncio.run(_database_version(server))
     machine |= {
         "Prefect": prefect.__version__,
         "Python": platform.python_version(),
@@ -59,7 +66,7 @@ def run_all(folder: Path, *, only: Collection[str], small: bool) -> int:
         "minutes": f"{(time.monotonic() - began) / 60:.0f}",
     }
     sys.stdout.write(page.measured(results))
-    if not only and not small:
+    if not (only or on or small):
         page.write(results, RESULTS_PAGE)
     return 0 if small or all(figure.is_met for figure in results.figures) else 1
 

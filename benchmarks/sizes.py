@@ -12,15 +12,18 @@ class Sizes:
     """The sizes of all benchmarks.
 
     Attributes:
-        rounds: Rounds in which deletions are compared, each side in turn; the median counts.
-        run_rounds: Rounds in which whole runs, or levels of concurrency, are compared.
-        levels: The fixed concurrencies of the bare clients.
-        pruning: The artifacts of which the API store keeps one version a key.
-        script: The artifacts of which the usual script and the API store keep ten versions a key.
-        idle: The artifacts of a run without work.
-        batched: The artifacts of which the database store and a batched DELETE keep a tenth.
-        scale: The artifacts of a process without work; of the last, the database store then keeps a tenth.
-        api_scale: How many of these sizes the API store is measured with, too.
+        start_rounds: Rounds in which the start of commands is measured; the fastest counts.
+        read_rounds: Rounds in which runs without work are compared, each side in turn; the fastest of a side counts.
+        delete_rounds: Rounds in which deletions are compared, each side in turn; the median of the ratios counts.
+        level_rounds: Rounds in which the levels of concurrency of the bare client are compared.
+        levels: These levels. A server on SQLite, which takes one write at a time, is tried with the first of them only.
+        sqlite_levels: How many these are.
+        far_levels: The levels for a server far away.
+        reading: The artifacts that a run without work reads through the API; ten times as many each.
+        api_pruning: The artifacts of which a run through the API keeps one version a key.
+        database_pruning: The artifacts of which a run through the database, and a batched DELETE, keep a tenth.
+        scale: The artifacts of a run without work through the database; of the last, another run keeps a tenth. On PostgreSQL,
+            a run without work reads the last through the API, too.
         keys: Numbers of keys for the cost of a key.
         versions: Numbers of versions a key for the cost of a version.
         bytes: Sizes of a version's data for the cost of a byte.
@@ -28,15 +31,17 @@ class Sizes:
         writers: How many do so at once.
     """
 
-    rounds: int
-    run_rounds: int
+    start_rounds: int
+    read_rounds: int
+    delete_rounds: int
+    level_rounds: int
     levels: tuple[int, ...]
-    pruning: Size
-    script: Size
-    idle: Size
-    batched: Size
+    sqlite_levels: int
+    far_levels: tuple[int, ...]
+    reading: tuple[Size, Size]
+    api_pruning: Size
+    database_pruning: Size
     scale: tuple[Size, ...]
-    api_scale: int
     keys: tuple[int, ...]
     versions: tuple[int, ...]
     bytes: tuple[int, ...]
@@ -44,16 +49,20 @@ class Sizes:
     writers: int
 
 
+TEN_THOUSAND, HUNDRED_THOUSAND, MILLION = (Size(keys=keys, versions=100) for keys in (100, 1_000, 10_000))
+
 FULL = Sizes(
-    rounds=5,
-    run_rounds=3,
+    start_rounds=7,
+    read_rounds=3,
+    delete_rounds=3,
+    level_rounds=2,
     levels=(1, 2, 4, 8, 16),
-    pruning=Size(keys=40, versions=61),
-    script=Size(keys=40, versions=100),
-    idle=Size(keys=500, versions=40),
-    batched=Size(keys=1_000, versions=100),
-    scale=(Size(keys=100, versions=100), Size(keys=1_000, versions=100), Size(keys=10_000, versions=100)),
-    api_scale=2,
+    sqlite_levels=3,
+    far_levels=(1, 2, 4, 8, 16, 32),
+    reading=(TEN_THOUSAND, HUNDRED_THOUSAND),
+    api_pruning=Size(keys=40, versions=61),
+    database_pruning=HUNDRED_THOUSAND,
+    scale=(TEN_THOUSAND, HUNDRED_THOUSAND, MILLION),
     keys=(10, 100, 1_000),
     versions=(10, 100, 1_000),
     bytes=(100, 1_000, 10_000, 100_000, 1_000_000),
@@ -62,15 +71,17 @@ FULL = Sizes(
 )
 
 SMALL = Sizes(
-    rounds=1,
-    run_rounds=1,
+    start_rounds=1,
+    read_rounds=1,
+    delete_rounds=1,
+    level_rounds=1,
     levels=(1, 2),
-    pruning=Size(keys=3, versions=11),
-    script=Size(keys=2, versions=15),
-    idle=Size(keys=5, versions=10),
-    batched=Size(keys=5, versions=20),
-    scale=(Size(keys=10, versions=20),),
-    api_scale=0,
+    sqlite_levels=1,
+    far_levels=(1, 2),
+    reading=(Size(keys=2, versions=20), Size(keys=20, versions=20)),
+    api_pruning=Size(keys=3, versions=11),
+    database_pruning=Size(keys=5, versions=20),
+    scale=(Size(keys=10, versions=20), Size(keys=40, versions=20)),
     keys=(2,),
     versions=(10,),
     bytes=(100,),

@@ -1,4 +1,4 @@
-"""The benchmarks. Each fills the database, measures, and adds figures and points of charts to the results."""
+"""The benchmarks on a server. Each fills the database, measures, and adds figures and points of charts to the results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from uuid import UUID
 
@@ -16,24 +16,29 @@ from command import Measured, measure
 from filling import Size, fill
 from prefect import flow
 from prefect_artifact_retention import aappend_rows
-from servers import UNHURRIED_SECONDS, Server, count_rows
+from servers import Server
 
 from benchmarks.baselines import (
-    adaptive_client,
-    bare_client,
     batched_delete,
-    fixed_client,
+    delete_one_by_one,
     naive_appends,
+    read_key_by_key,
+    select_ids_and_dates,
     stale_ids,
-    usual_script,
 )
+from benchmarks.distance import LATENCY_SECONDS, far_away
 from benchmarks.observation import Store, clean_up
-from benchmarks.results import Figure, Results
+from benchmarks.results import Chart, Figure, Results
 from benchmarks.sizes import Sizes
 
 STORES: dict[Store, str] = {"api": "API store", "database": "database store"}
 KEPT = 10
 """Versions kept of each key, of a hundred in most benchmarks. With more, there is less to delete."""
+
+WARMING_VERSIONS = 100
+"""Deletions before any is measured, because a server's first requests are slow."""
+
+FILLED = "SELECT count(DISTINCT key), count(*) FROM artifact WHERE key LIKE 'key-%'"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,11 @@ class Bench:
     backend: str
     sizes: Sizes
     results: Results
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the server is on SQLite."""
+        return self.server.database.is_sqlite
 
     def figure(  # noqa: PLR0913 - the fields of a figure
         self,
@@ -64,6 +74,12 @@ class Bench:
         """Replace all artifacts."""
         await fill(self.server.database, size)
 
+    async def fill_if_changed(self, size: Size) -> None:
+        """Replace all artifacts, unless there is all that would be filled in: a million takes a minute."""
+        (there,) = await self.server.database.run(FILLED)
+        if tuple(there) != (size.keys, size.rows):
+            await self.fill(size)
+
     async def stale(self, size: Size, keep_last: int) -> list[UUID]:
         """Replace all artifacts, and return the ids of the stale ones."""
         await self.fill(size)
@@ -79,130 +95,168 @@ class Bench:
         url = {"ARTIFACT_RETENTION_DATABASE_URL": self.server.database.url} if store == "database" else {}
         return measure(self.server.local, "delete", ARTIFACT_RETENTION_POLICIES=policies, **url)
 
+    def read(self, store: Store, size: Size) -> Measured:
+        """Run `artifact-retention delete` where nothing is stale: it reads all versions, and deletes none."""
+        measured = self.delete(store, size.versions)
+        _check(size.rows, measured.report["versions_seen"] - measured.report["deleted"])
+        return measured
 
-async def pruning(bench: Bench) -> None:
-    """Measure deletions per second through the API: this package, bare clients, and the adaptive concurrency alone."""
-    size = bench.sizes.pruning
-    address = bench.server.local.address
-    levels = await _levels(bench, size)
-    best = max(levels, key=lambda level: levels[level])
-    runs: list[float] = []
+    def plot(self, store: Store, size: Size, measured: Measured) -> None:
+        """Add the points of a run without work to the charts of its time and memory."""
+        seconds = self.results.chart("scale", "A run without work", "versions", "seconds of a run")
+        memory = self.results.chart("memory", "Memory of a run without work", "versions", "MB at the peak of the process")
+        line = f"{STORES[store]}, {self.backend}"
+        seconds.add(line, size.rows, _seconds(measured))
+        memory.add(line, size.rows, measured.megabytes)
+
+
+async def api_reading(bench: Bench) -> None:
+    """Measure a run without work through the API: beside a bare client, and by the number of versions."""
+    fastest: list[Measured] = []
+    for size in bench.sizes.reading:
+        await bench.fill(size)
+        keys = [f"key-{number:06}" for number in range(1, size.keys + 1)]
+        runs: list[Measured] = []
+        bare: list[float] = []
+        for _round in range(bench.sizes.read_rounds):
+            runs.append(bench.read("api", size))
+            began = time.monotonic()
+            _check(size.rows, await asyncio.to_thread(read_key_by_key, bench.server.local.address, keys))
+            bare.append(time.monotonic() - began)
+        fastest.append(min(runs, key=_seconds))
+        bench.plot("api", size, fastest[-1])
+    small, large = bench.sizes.reading
+    few, many = fastest
+    bench.figure(
+        f"API store, {large.rows:,} versions without work: seconds against a bare client that reads them key by key",
+        _seconds(many) / min(bare),
+        at_most=0.9,
+        detail=f"{_seconds(many):.1f} of {min(bare):.1f} s, the fastest of {len(bare)}; {large} of 1 KB",
+    )
+    _against(bench, many, large, few, small, at_most=11)
+    if not bench.is_sqlite:
+        largest = bench.sizes.scale[-1]
+        await bench.fill(largest)
+        most = bench.read("api", largest)
+        bench.plot("api", largest, most)
+        _against(bench, most, largest, many, large, at_most=12)
+
+
+def _against(bench: Bench, more: Measured, large: Size, less: Measured, small: Size, *, at_most: float) -> None:  # noqa: PLR0913
+    """Add the ratio of two runs without work through the API, of more and of fewer versions."""
+    bench.figure(
+        f"API store, {large.rows:,} versions without work: seconds against {small.rows:,}",
+        _seconds(more) / _seconds(less),
+        at_most=at_most,
+        detail=f"{_seconds(more):.1f} of {_seconds(less):.2f} s, {large} beside {small}",
+    )
+
+
+async def api_pruning(bench: Bench) -> None:
+    """Measure deletions per second through the API, beside a bare client that only deletes."""
+    levels = bench.sizes.levels[: bench.sizes.sqlite_levels] if bench.is_sqlite else bench.sizes.levels
+    chart = bench.results.chart("concurrency", "Deletions through the API", "requests at once", "deletions a second")
+    await _pruning(bench, "API store, pruning", levels, chart, at_least=0.92)
+
+
+async def far_api_pruning(bench: Bench) -> None:
+    """Measure the same where the server is far away. One on SQLite gets one request at a time, wherever it is."""
+    if bench.is_sqlite:
+        return
+    with far_away(bench.server.local.address) as address:
+        far = replace(bench, server=replace(bench.server, local=replace(bench.server.local, address=address)))
+        what = f"with {LATENCY_SECONDS * 1_000:.0f} ms of latency each way"
+        chart = bench.results.chart("far", f"Deletions through the API, {what}", "requests at once", "deletions a second")
+        await _pruning(far, f"API store, pruning {what}", bench.sizes.far_levels, chart, at_least=0.85)
+
+
+async def _pruning(bench: Bench, name: str, levels: Sequence[int], chart: Chart, *, at_least: float) -> None:
+    size, address = bench.sizes.api_pruning, bench.server.local.address
+    rates = await _levels(bench, size, levels)
+    best = max(rates, key=lambda level: rates[level])
+    ours: list[float] = []
     bare: list[float] = []
-    fixed: list[float] = []
-    adaptive: list[float] = []
-    for _round in range(bench.sizes.rounds):
+    for _round in range(bench.sizes.delete_rounds):
         await bench.fill(size)
         observed = await clean_up(bench.server, "api", keep_last=1)
-        runs.append(observed.report.deleted / observed.prune_seconds)
-        bare.append(await bare_client(address, await bench.stale(size, 1), best))
-        with bench.server.active():
-            adaptive.append(await adaptive_client(await bench.stale(size, 1)))
-            fixed.append(await fixed_client(await bench.stale(size, 1), best))
+        ours.append(observed.report.deleted / observed.prune_seconds)
+        bare.append(await delete_one_by_one(address, await bench.stale(size, 1), best))
     bench.figure(
-        "API store, pruning: deletions a second against a bare client at its best fixed concurrency",
-        _median_ratio(runs, bare),
-        at_least=0.85,
-        detail=f"{median(runs):.0f} of {median(bare):.0f} a second, the bare client with {best} at once",
+        f"{name}: deletions a second against a bare client at its best fixed concurrency",
+        _median_ratio(ours, bare),
+        at_least=at_least,
+        detail=f"{median(ours):.0f} of {median(bare):.0f} a second, the bare client with {best} at once",
     )
-    bench.figure(
-        "Adaptive concurrency: deletions a second against the best fixed one of the same client",
-        _median_ratio(adaptive, fixed),
-        at_least=0.9,
-        detail=f"{median(adaptive):.0f} of {median(fixed):.0f} a second, the fixed one with {best} at once",
-    )
-    chart = bench.results.chart("concurrency", "Deletions through the API", "requests at once", "deletions a second")
-    for level, rate in levels.items():
+    for level, rate in rates.items():
         chart.add(f"bare client, {bench.backend}", level, rate)
-        chart.add(f"this package, {bench.backend}", level, median(runs))
+        chart.add(f"this package, {bench.backend}", level, median(ours))
 
 
-async def _levels(bench: Bench, size: Size) -> dict[int, float]:
+async def _levels(bench: Bench, size: Size, levels: Sequence[int]) -> dict[int, float]:
     """Measure the bare client's deletions per second by its number of concurrent requests."""
-    levels, address = bench.sizes.levels, bench.server.local.address
-    await bare_client(address, await bench.stale(size, 1), 1)  # a server's first requests are slow
+    address = bench.server.local.address
+    await delete_one_by_one(address, (await bench.stale(size, 1))[:WARMING_VERSIONS], 1)
     rates: dict[int, list[float]] = {level: [] for level in levels}
-    for _round in range(bench.sizes.run_rounds):
+    for _round in range(bench.sizes.level_rounds):
         ids = await bench.stale(size, 1)
         for number, level in enumerate(levels):
-            rates[level].append(await bare_client(address, ids[number :: len(levels)], level))
-    return {level: median(rates[level]) for level in levels}
+            rates[level].append(await delete_one_by_one(address, ids[number :: len(levels)], level))
+    return {level: max(rates[level]) for level in levels}
 
 
-async def script(bench: Bench) -> None:
-    """Measure rows deleted per second of a whole run: this package, and the usual script."""
-    size = bench.sizes.script
-    stale = size.keys * (size.versions - KEPT)
-    ours: list[float] = []
-    theirs: list[float] = []
-    left_over = left_by_script = 0
-    for _round in range(bench.sizes.run_rounds):
-        await bench.fill(size)
-        observed = await clean_up(bench.server, "api", KEPT)
-        ours.append(observed.report.deleted / observed.seconds)
-        left_over = max(left_over, await bench.left() - (size.rows - stale))
-        await bench.fill(size)
-        began = time.monotonic()
-        with bench.server.active():
-            deleted = await usual_script(KEPT)
-        theirs.append(deleted / (time.monotonic() - began))
-        left_by_script = stale - deleted
-    bench.figure(
-        "API store, whole run: rows deleted a second against the usual script",
-        _median_ratio(ours, theirs),
-        at_least=0.9 if bench.server.database.is_sqlite else 1.4,
-        detail=f"{median(ours):.0f} of {median(theirs):.0f} a second, {size}",
-    )
-    bench.figure(
-        "API store, whole run: stale versions left over",
-        left_over,
-        at_most=0,
-        detail=f"the usual script leaves {left_by_script:,} of {stale:,}",
-    )
-
-
-async def idle(bench: Bench) -> None:
-    """Measure the requests and rows of a run without work, and of one with a stale version in each key."""
-    size = bench.sizes.idle
-    for store, name in STORES.items():
-        await bench.fill(size)
-        after = await count_rows(bench.server, UNHURRIED_SECONDS)
-        for work, stale in (("no-op", 0), ("one stale version a key", 1)):
-            before = after
-            observed = await clean_up(bench.server, store, size.versions - stale)
-            after = await count_rows(bench.server, UNHURRIED_SECONDS)
-            added = {table: count - before[table] for table, count in after.items()}
-            added["artifact"] += observed.report.deleted
-            what, detail = f"{name}, {work}", f"{size} of 1 KB"
-            if not stale:
-                bench.figure(f"{what}: task runs", added["task_run"], at_most=5, detail=detail)
-            written = sum(added.values())
-            bench.figure(f"{what}: rows written", written, at_most=25 * 20 + 300 if stale else 200, detail=detail)
-            if store == "api" and not stale:
-                limit = size.rows / 200 + size.keys / 200 + 150
-                bench.figure(f"{what}: requests", observed.requests, at_most=limit, detail=detail)
-
-
-async def batched(bench: Bench) -> None:
+async def database_pruning(bench: Bench) -> None:
     """Measure rows deleted per second, planning included: the database store, and a bare SELECT with a batched DELETE."""
-    size = bench.sizes.batched
+    size = bench.sizes.database_pruning
     ours: list[float] = []
     whole: list[float] = []
-    theirs: list[float] = []
-    for _round in range(bench.sizes.rounds):
+    bare: list[float] = []
+    for _round in range(bench.sizes.delete_rounds):
         await bench.fill(size)
         observed = await clean_up(bench.server, "database", KEPT)
-        ours.append(observed.report.deleted / (observed.plan_seconds + observed.prune_seconds))
+        ours.append(observed.report.deleted / observed.plan_and_prune_seconds)
         whole.append(observed.report.deleted / observed.report.duration_seconds)
         await bench.fill(size)
         began = time.monotonic()
         deleted = await batched_delete(bench.server.database, KEPT)
-        theirs.append(deleted / (time.monotonic() - began))
+        bare.append(deleted / (time.monotonic() - began))
     bench.figure(
         "database store, plan and deletion: rows deleted a second against a bare SELECT and batched DELETE",
-        _median_ratio(ours, theirs),
-        at_least=0.7,
-        detail=f"{median(ours):,.0f} of {median(theirs):,.0f} a second, {median(whole):,.0f} from discover to verify; {size}",
+        _median_ratio(ours, bare),
+        at_least=0.9,
+        detail=f"{median(ours):,.0f} of {median(bare):,.0f} a second, {median(whole):,.0f} from discover to verify; {size}",
     )
+
+
+async def database_scale(bench: Bench) -> None:
+    """Measure runs through the database up to a million versions: time without work, and memory of one that deletes most."""
+    *smaller, size = bench.sizes.scale
+    await bench.fill_if_changed(size)
+    runs: list[Measured] = []
+    bare: list[float] = []
+    for _round in range(bench.sizes.read_rounds):
+        runs.append(bench.read("database", size))
+        began = time.monotonic()
+        _check(size.rows, await select_ids_and_dates(bench.server.database))
+        bare.append(time.monotonic() - began)
+    fastest = min(runs, key=_seconds)
+    bench.plot("database", size, fastest)
+    bench.figure(
+        f"database store, {size.rows:,} versions without work: seconds against a bare SELECT of ids and dates",
+        _seconds(fastest) / min(bare),
+        at_most=2.5,
+        detail=f"{_seconds(fastest):.1f} of {min(bare):.1f} s, the fastest of {len(bare)}; {size} of 1 KB",
+    )
+    measured = bench.delete("database", KEPT)
+    bench.figure(
+        f"database store, {size.rows:,} versions, {measured.report['deleted']:,} deleted: peak memory of the process",
+        measured.megabytes,
+        unit="MB",
+        at_most=250,
+        detail=f"in {_seconds(measured):.0f} s; {size} of 1 KB",
+    )
+    for each in smaller:
+        await bench.fill(each)
+        bench.plot("database", each, bench.read("database", each))
 
 
 async def growth(bench: Bench) -> None:
@@ -228,24 +282,15 @@ async def growth(bench: Bench) -> None:
                 chart.add(f"{store_name}, {bench.backend}", x, observed.report.duration_seconds)
 
 
-async def scale(bench: Bench) -> None:
-    """Measure time and memory of a process without work, up to a million versions, and of one that deletes most of them."""
-    seconds = bench.results.chart("scale", "A run without work", "versions", "seconds of a run")
-    memory = bench.results.chart("memory", "Memory of a run without work", "versions", "MB at the peak of the process")
-    for number, size in enumerate(bench.sizes.scale):
-        await bench.fill(size)
-        for store, name in list(STORES.items())[number >= bench.sizes.api_scale :]:
-            measured = bench.delete(store, size.versions)
-            seconds.add(f"{name}, {bench.backend}", size.rows, measured.report["duration_seconds"])
-            memory.add(f"{name}, {bench.backend}", size.rows, measured.megabytes)
-    detail = f"{size} of 1 KB"
-    run_seconds = measured.report["duration_seconds"]
-    bench.figure("database store, no-op: the run", run_seconds, unit="s", at_most=10, detail=detail)
-    measured = bench.delete("database", KEPT)
-    detail += f", {measured.report['deleted']:,} deleted"
-    run_seconds = measured.report["duration_seconds"]
-    bench.figure("database store, the run, discover to verify", run_seconds, unit="s", at_most=90, detail=detail)
-    bench.figure("database store, peak memory of the process", measured.megabytes, unit="MB", at_most=500, detail=detail)
+def _seconds(measured: Measured) -> float:
+    """Return the seconds of a run from discover to verify."""
+    return float(measured.report["duration_seconds"])
+
+
+def _check(rows: int, seen: int) -> None:
+    """Raise unless all rows were read: what is compared is the same work."""
+    if seen < rows:
+        raise RuntimeError(f"{seen:,} of {rows:,} versions were read")
 
 
 async def appending(bench: Bench) -> None:
@@ -307,8 +352,10 @@ def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 BENCHMARKS: dict[str, Callable[[Bench], Awaitable[None]]] = {
-    each.__name__: each for each in (pruning, script, idle, batched, growth, scale, appending)
+    each.__name__: each
+    for each in (api_pruning, far_api_pruning, database_pruning, growth, appending, api_reading, database_scale)
 }
+"""Those that fill in most come last: what they leave to the database to tidy up must not show in the others."""
 
 
 def run(bench: Bench, name: str) -> float:

@@ -83,11 +83,10 @@ class Judgement(Sequence[Verdict]):
         self._order = case.order
         self._decisions = decisions
         self._rest = rest
-        if rest.stays:
-            self.stale = [index for index, (stays, _reasons) in decisions.items() if not stays]
-        else:
-            kept = {index for index, (stays, _reasons) in decisions.items() if stays}
-            self.stale = [index for index in self._order if index not in kept]
+        kept = {index for index, (stays, _reasons) in decisions.items() if stays}
+        self.stale = [index for index in decisions if index < rest.kept and index not in kept]
+        if rest.kept < len(self._order):
+            self.stale += [index for index in self._order if index >= rest.kept and index not in kept]
 
     def __len__(self) -> int:
         return len(self._order)
@@ -123,7 +122,7 @@ class Judgement(Sequence[Verdict]):
 
     def waiting(self) -> int:
         """Count the versions that only their unfinished runs keep, or that stay because they cannot be judged."""
-        if self._rest.rule in {"dangling", "mixed_types"}:
+        if self._rest.keeps.keys() & {"dangling", "mixed_types"}:
             return len(self)
         return sum(
             stays and all(reason.rule == "running" for reason in reasons) for stays, reasons in self._decisions.values()
@@ -132,37 +131,48 @@ class Judgement(Sequence[Verdict]):
     @property
     def is_dangling(self) -> bool:
         """Whether `latest_id` names none of the versions; all of them are kept then."""
-        return self._rest.rule == "dangling"
+        return "dangling" in self._rest.keeps
 
     @property
     def is_idle(self) -> bool:
         """Whether the whole key is stale, because it is idle."""
-        return self._rest.rule == "drop_idle_keys_after_days"
+        return self._rest.drops == "drop_idle_keys_after_days"
 
     def rules(self, *, keep: bool) -> Counter[str]:
         """Count by rule the reasons for which versions are kept, or for which they are stale."""
         rules = Counter(reason.rule for stays, reasons in self._decisions.values() if stays == keep for reason in reasons)
-        if self._rest.stays == keep:
-            expired = len(self) - self._rest.unexpired - sum(index >= self._rest.unexpired for index in self._decisions)
-            rules["expire_after_days"] += expired
-            rules[self._rest.rule] += len(self) - len(self._decisions) - expired
+        kept, unexpired = self._rest.kept, max(self._rest.kept, self._rest.unexpired)
+        if keep:
+            rules.update({rule: self._undecided(0, number) for rule, number in self._rest.keeps.items()})
+        else:
+            rules[self._rest.drops] += self._undecided(kept, unexpired)
+            rules["expire_after_days"] += self._undecided(unexpired, len(self))
         return +rules
+
+    def _undecided(self, begin: int, end: int) -> int:
+        """Count the indexes of a range that have no decision of their own."""
+        return max(0, end - begin) - sum(begin <= index < end for index in self._decisions)
 
 
 class _Rest(NamedTuple):
-    """The one decision on all versions of a key that have no decision of their own.
+    """The decision on all versions of a key that have none of their own: the newest of them are kept, the others are stale.
 
     Attributes:
-        stays: Whether they are kept.
-        rule: The rule that decided, for those that `expire_after_days` does not apply to.
+        keeps: How many versions, from the newest on, a rule keeps.
+        drops: The rule by which the others are stale, as far as `expire_after_days` does not apply.
         unexpired: How many versions `expire_after_days` does not apply to; they are the newest.
         decide: Returns the decision, with its reasons, for an index.
     """
 
-    stays: bool
-    rule: str
+    keeps: Mapping[str, int]
+    drops: str
     unexpired: int
     decide: Callable[[int], Decision]
+
+    @property
+    def kept(self) -> int:
+        """How many versions, from the newest on, are kept."""
+        return max(self.keeps.values(), default=0)
 
 
 def judge(  # noqa: PLR0913 - what a verdict depends on
@@ -203,13 +213,16 @@ def judge(  # noqa: PLR0913 - what a verdict depends on
             protecting = tuple(protections[index])
             keep, reasons = True, (*reasons, *protecting) if keep else protecting
         decisions[index] = keep, reasons
-    rule = "keep_all" if policy.keep_all else "unclaimed"
-    return Judgement(case, decisions, _Rest(policy.keep_all, rule, case.unexpired, case.decide))
+    numbers = {"keep_all": case.all, "keep_last": case.last, "keep_within_days": case.within}
+    keeps = {rule: min(number, case.unexpired) for rule, number in numbers.items()}
+    return Judgement(case, decisions, _Rest(keeps, "unclaimed", case.unexpired, case.decide))
 
 
 def _alike(case: _Case, reason: Reason, *, stays: bool) -> Judgement:
     """Return the same decision on all versions of a key."""
-    return Judgement(case, {}, _Rest(stays, reason.rule, len(case.versions), lambda _index: (stays, (reason,))))
+    number = len(case.versions)
+    keeps, drops = ({reason.rule: number}, "") if stays else ({}, reason.rule)
+    return Judgement(case, {}, _Rest(keeps, drops, number, lambda _index: (stays, (reason,))))
 
 
 class _Case:
@@ -220,7 +233,11 @@ class _Case:
         order: All indexes in the order of the verdicts: the latest first, even where others have a later `created`.
         future: How many versions were created after `now`; they have the lowest indexes.
         unexpired: How many versions `expire_after_days` does not apply to; they, too, have the lowest indexes.
+        all: How many versions `keep_all` keeps: all or none.
+        within: How many versions are recent enough for `keep_within_days`; likewise.
+        last: How many versions `keep_last` keeps, if these are the newest; else 0, and they are ranked.
         controls: The holds and TTLs, by index.
+        outside: The versions that take no slot of a rule: those newer than `now`, and those with a TTL, except the latest.
     """
 
     def __init__(
@@ -243,7 +260,14 @@ class _Case:
         self.future = _first(self.created, lambda moment: moment <= now)
         limit = policy.expire_after_days
         self.unexpired = self._number_within(limit) if limit else len(versions)
+        within = policy.keep_within_days
+        self.all = len(versions) if policy.keep_all else 0
+        self.within = self._number_within(within) if within else 0
+        self._within = Reason("keep_within_days", f"within {days(within)}")
         self.controls = {index: read_control(versions.metadata(index), now) for index in versions.controlled}
+        self.outside = {index for index, control in self.controls.items() if control.has_ttl and index != self.latest}
+        self.outside.update(range(self.future))
+        self.last = 0 if self.outside or self.latest else min(policy.keep_last, len(versions))
 
     def _find(self, latest_id: UUID | None) -> int | None:
         if self.versions.key is None or not self.versions:
@@ -256,6 +280,9 @@ class _Case:
         """Count the versions that are at most `limit` days old; they have the lowest indexes."""
         since = self.now - limit * ONE_DAY
         return _first(self.created, lambda moment: moment < since)
+
+    def _is_within(self, index: int) -> bool:
+        return index < self.within and index not in self.outside
 
     def _age(self, index: int) -> timedelta:
         return self.now - self.created[index]
@@ -277,12 +304,17 @@ class _Case:
             lives = self._age(index) <= control.ttl
             text = f"its own TTL of {days(control.ttl / ONE_DAY)}"
             return lives, (Reason("ttl", f"within {text}" if lives else f"{text} is over"),)
-        if kept_by:
-            return True, tuple(kept_by)
+        reasons = [_last(index + 1, self.policy.keep_last)] if index < self.last else []
+        reasons += kept_by
+        if self._is_within(index):
+            # In the order of the fields of a policy.
+            reasons.insert(bool(reasons) and reasons[0].rule == "keep_last", self._within)
+        if reasons:
+            return True, tuple(reasons)
         superseded_for = self._superseded_for(index)
-        if superseded_for is None:
-            return False, (Reason("unclaimed", f"{_format_age(self._age(index))} old, outside every keep rule"),)
-        return False, (Reason("unclaimed", f"superseded {_format_age(superseded_for)} ago, outside every keep rule"),)
+        age = self._age(index) if superseded_for is None else superseded_for
+        since = f"{_format_age(age)} old" if superseded_for is None else f"superseded {_format_age(age)} ago"
+        return False, (Reason("unclaimed", f"{since}, outside every keep rule"),)
 
     def protections(self) -> Mapping[int, list[Reason]]:
         """Return the reasons that keep versions whatever the rules decide, by index."""
@@ -330,14 +362,13 @@ class _Case:
         return Reason("drop_idle_keys_after_days", text)
 
     def kept_by(self) -> Mapping[int, list[Reason]]:
-        """Return the keep rules that keep each version, by index.
+        """Return the keep rules that keep each version, by index, but for those that keep a number of the newest.
 
-        The latest version takes the first slot of a rule, then the newest do. Versions with a TTL of their own (except the
-        latest) and versions newer than `now` take no slot: they are not kept by a rule, and must not push out one that is.
+        The latest version takes the first slot of a rule, then the newest do. Those `outside` are not kept by a rule, and must
+        not push out one that is.
         """
-        outside = {index for index, control in self.controls.items() if control.has_ttl and index != self.latest}
-        outside.update(range(self.future))
-        ranked = [index for index in self.order if index not in outside]
+        outside = self.outside
+        ranked = [index for index in self.order if index not in outside] if outside else self.order
         kept_by: defaultdict[int, list[Reason]] = defaultdict(list)
         for index, reason in self._kept_by_rules(ranked):
             kept_by[index].append(reason)
@@ -345,11 +376,8 @@ class _Case:
 
     def _kept_by_rules(self, ranked: Sequence[int]) -> Iterator[tuple[int, Reason]]:
         policy = self.policy
-        for rank, index in enumerate(ranked[: policy.keep_last], start=1):
+        for rank, index in enumerate(ranked[: 0 if self.last else policy.keep_last], start=1):
             yield index, _last(rank, policy.keep_last)
-        if within := policy.keep_within_days:
-            number, reason = self._number_within(within), Reason("keep_within_days", f"within {days(within)}")
-            yield from ((index, reason) for index in ranked if index < number)
         for period in CALENDAR:
             if periods := getattr(policy, period.rule):
                 yield from self._kept_by_calendar(ranked, period, periods)

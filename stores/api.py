@@ -7,16 +7,17 @@ server's count.
 
 from __future__ import annotations
 
+import asyncio
 import random
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from math import inf
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.model import RESULT, Versions
-from prefect_artifact_retention.stores.connection import Connection, ListingTimedOutError
+from prefect_artifact_retention.stores.connection import READS_AHEAD, Connection, ListingTimedOutError
 from prefect_artifact_retention.stores.paging import (
     HTTP_CONTENT_TOO_LARGE,
     HTTP_SERVER_ERROR,
@@ -25,15 +26,16 @@ from prefect_artifact_retention.stores.paging import (
     any_of,
     body_bytes,
 )
-from prefect_artifact_retention.stores.rows import read_collection, read_run, read_version, row_metadata
+from prefect_artifact_retention.stores.rows import read_collection, read_histories, read_run, read_version, row_metadata
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection, History
 
 LISTED_ROWS = 2_000
 """Versions that are counted, listed and evaluated together, unless a single key has more. With fewer, there are more counts;
-with more, a version that is deleted meanwhile makes more keys be listed again."""
+with more, a run keeps to its time budget less exactly."""
 
-PAGE_FILL = 0.9
-"""How full a page is meant to be. Fuller ones are more often too full, and asked for again with fewer keys."""
+MAX_LISTINGS = 3
+"""Listings of keys under way at once, so that the server is never idle. With fewer, it waits while versions are evaluated;
+with more, more pages are in memory."""
 
 UNKEYED_FILTER = {"key": {"exists_": False}, "type": {"not_any_": [RESULT]}}
 """Selects artifacts without a key, except results of runs: of type `result`, or NULL, which SQL never finds unequal."""
@@ -110,14 +112,41 @@ class ApiStore(Paging):
         async for page in self._pages("/artifacts/latest/filter", only, "KEY_ASC", unreadable=unreadable):
             yield {row["key"]: read_collection(row) for row in page}
 
-    async def histories(self, keys: Sequence[str]) -> AsyncGenerator[list[History]]:
-        """List the versions of many keys in the order given, several keys at a time; a key may have none."""
+    async def histories(self, keys: Sequence[str], *, listings: int = MAX_LISTINGS) -> AsyncGenerator[list[History]]:
+        """List the versions of many keys in the order given, several keys at a time; a key may have none.
+
+        The next keys are listed while the versions of the last ones are evaluated, in so many listings at once.
+        """
+        asked = deque[asyncio.Task[list[History]]]()
         start = 0
-        while start < len(keys):
-            together = self._first_part(keys[start:], min(MAX_IDS_PER_REQUEST, max(1, int(LISTED_ROWS / self._rows_per_key))))
-            start += len(together)
-            async for histories in self._list_together(together):
-                yield histories
+        try:
+            while asked or start < len(keys):
+                while start < len(keys) and len(asked) < listings:
+                    some, expected = await self._next_keys(keys[start : start + MAX_IDS_PER_REQUEST])
+                    asked.append(asyncio.create_task(self._list_together(some, expected)))
+                    start += len(some)
+                yield await asked[0]
+                asked.popleft()
+        finally:
+            for listing in asked:
+                listing.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    async def _next_keys(self, keys: Sequence[str]) -> tuple[Sequence[str], int]:
+        """Return the first of some keys, as many as to list together, and how many versions they have."""
+        while True:
+            fits_a_page = self._rows_per_key < self._page_limit
+            some = self._first_part(keys, max(1, int(LISTED_ROWS / self._rows_per_key)) if fits_a_page else 1)
+            try:
+                expected = await self._count("/artifacts", {"key": {"any_": list(some)}})
+            except StoreError as error:
+                if error.status != HTTP_CONTENT_TOO_LARGE or len(some) == 1:
+                    raise
+                self._max_body_bytes = body_bytes(some) // 2
+                continue
+            self._rows_per_key = max(1, expected) / len(some)
+            if expected <= 2 * LISTED_ROWS or len(some) == 1:
+                return some, expected
 
     async def history(self, key: str, expected: int = 0) -> History:
         """List the versions of one key.
@@ -134,82 +163,76 @@ class ApiStore(Paging):
             expected = 0
         return History(key, Versions.of(versions), complete=False)
 
-    async def _list_together(self, keys: Sequence[str]) -> AsyncIterator[list[History]]:
-        """List the versions of some keys together; if that is not possible, halve the keys, down to single ones."""
-        pending = [list(keys)]
-        while pending:
-            some = pending.pop()
-            if len(some) == 1:
-                yield [await self._list_single(some[0])]
-            elif histories := await self._list_combined(some):
-                yield histories
-            else:
-                half = len(some) // 2
-                pending += [some[half:], some[:half]]
+    async def _list_together(self, keys: Sequence[str], expected: int) -> list[History]:
+        """List the versions of some keys, as many keys at a time as fit a page; one that does not fit is listed alone.
 
-    async def _list_single(self, key: str) -> History:
+        A page of a few keys costs the server no more than what it sends, while it would sort all keys again for each page of a
+        listing of all.
+        """
+        READS_AHEAD.set(True)
+        if len(keys) == 1:
+            return [await self._list_alone(keys[0], expected)]
+        found: dict[str, History] = {}
+        rows_per_key = max(1, expected) / len(keys)
+        cut: list[str] = []
+        most = len(keys)
+        while missing := [key for key in keys if key not in found]:
+            some = missing[: max(1, min(most, int(self._page_limit / rows_per_key)))]
+            histories = await self._list_in_a_page(some, cut) if rows_per_key < self._page_limit else []
+            if not histories and len(some) > 1:
+                most = len(some) // 2
+                continue
+            found.update((history.key, history) for history in histories or [await self._list_alone(some[0])])
+            most = len(keys)
+        if cut and sum(len(found[key].versions) for key in cut) < await self._count("/artifacts", {"key": {"any_": cut}}):
+            # Versions created since the count would make up for those that were cut off.
+            found.update([(key, await self._list_alone(key)) for key in cut])
+        if sum(len(history.versions) for history in found.values()) >= expected:
+            return [found[key] for key in keys]
+        half = len(keys) // 2
+        return [history for some in (keys[:half], keys[half:]) for history in await self._list_again(some)]
+
+    async def _list_again(self, keys: Sequence[str]) -> list[History]:
+        return await self._list_together(keys, await self._count("/artifacts", {"key": {"any_": list(keys)}}))
+
+    async def _list_alone(self, key: str, expected: int = 0) -> History:
         try:
-            return await self.history(key)
+            return await self.history(key, expected)
         except StoreError as error:
             if error.status != HTTP_SERVER_ERROR:
                 raise
             return History(key, Versions.of(()), complete=False, error=str(error))
 
-    async def _list_combined(self, keys: Sequence[str]) -> list[History] | None:
-        """List the versions of some keys, as many keys at a time as fit one page; None if fewer should be listed together.
+    async def _list_in_a_page(self, keys: Sequence[str], cut: list[str]) -> list[History]:
+        """List the versions of some keys in one page, for as many of the keys as fit it; none if fewer should be asked for.
 
-        That is so if they have many versions, of which some go meanwhile; or if the request is too large. A page of a few keys
-        costs the server no more than what it sends, while it would sort all keys again for each page of a listing of all.
-        """
-        try:
-            expected = await self._count("/artifacts", {"key": {"any_": keys}})
-        except StoreError as error:
-            if error.status != HTTP_CONTENT_TOO_LARGE:
-                raise
-            self._max_body_bytes = body_bytes(keys) // 2
-            return None
-        self._rows_per_key = rows_per_key = max(1, expected) / len(keys)
-        if expected > 2 * LISTED_ROWS:
-            return None
-        found: list[History] = []
-        most = len(keys)
-        while len(found) < len(keys):
-            fitting = int(PAGE_FILL * self._page_limit / rows_per_key)
-            some = keys[len(found) :][: max(1, min(most, fitting))]
-            histories = await self._list_in_a_page(some) if rows_per_key < self._page_limit else None
-            if histories is None and len(some) > 1:
-                most = len(some) // 2
-                continue
-            found += histories or [await self._list_single(some[0])]
-            most = len(keys)
-        return found if sum(len(history.versions) for history in found) >= expected else None
-
-    async def _list_in_a_page(self, keys: Sequence[str]) -> list[History] | None:
-        """List the versions of some keys in one page; None if fewer keys should be asked for.
-
-        That is so if the page is full, or the server takes too long for it, finds the request too large, or fails to show a
-        version.
+        That is so if the first key fills the page, or the server takes too long for it, finds the request too large, or fails
+        to show a version. A page that comes back shorter than its limit is whole. Of a full one, which is sorted by key, the
+        last key may have more versions: it is left out, or, if no key is missing, appended to `cut`, to be counted.
         """
         limit = self._page_limit
-        body = {"artifacts": {"key": {"any_": list(keys)}}, "sort": "ID_DESC", "limit": limit, "offset": 0}
+        body = {"artifacts": {"key": {"any_": list(keys)}}, "sort": "KEY_ASC", "limit": limit, "offset": 0}
         try:
             response = await self._page("/artifacts/filter", body, limit, is_divisible=len(keys) > 1)
         except ListingTimedOutError:
-            return None
+            return []
         except StoreError as error:
             if error.status == HTTP_CONTENT_TOO_LARGE:
                 self._max_body_bytes = body_bytes(keys) // 2
             elif error.status != HTTP_SERVER_ERROR:
                 raise
-            return None
-        rows = self._rows(response, "/artifacts/filter", limit) if response else []
-        if response is None or len(rows) >= limit:
-            return None
-        by_key: dict[str | None, list[Version]] = {key: [] for key in keys}
-        for row in rows:
-            version = read_version(row)
-            by_key[version.key].append(version)
-        return [History(key, Versions.of(by_key[key])) for key in keys]
+            return []
+        if response is None:
+            return []
+        rows = self._rows(response, "/artifacts/filter", limit)
+        by_key = dict(read_histories(rows))
+        if len(rows) >= limit:
+            if 1 < len(by_key) == len(keys):
+                cut.append(next(reversed(by_key)))
+            else:
+                by_key.popitem()
+                keys = [key for key in keys if key in by_key]
+        return [History(key, by_key.get(key) or Versions.of(())) for key in keys]
 
     async def _versions(self, only: object, sort: str) -> list[Version]:
         """List versions, without the duplicates of shifting pages."""
@@ -251,11 +274,7 @@ class ApiStore(Paging):
 
     async def all_exist(self, ids: Sequence[UUID]) -> bool:
         """Return whether all versions `ids` still exist."""
-
-        async def exist(part: Sequence[UUID]) -> bool:
-            return await self._count("/artifacts", any_of(part)) >= len(part)
-
-        return all(await self._in_parts(ids, exist))
+        return len(await self._known_to_exist(ids)) == len(ids)
 
     async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
         """Return those of the runs that exist and are not in a terminal state, with the times of their creation."""
@@ -280,10 +299,6 @@ class ApiStore(Paging):
             # A 404 for a second attempt means that the first succeeded, and its answer was lost.
             return len(attempts) > 1
         return True
-
-    def reserve_slot(self) -> AbstractAsyncContextManager[None]:
-        """Reserve a slot for the requests of this context, so that none waits for other requests of the cleanup."""
-        return self.connection.reserve_slot()
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
         """Return those of the keys whose collection names a latest version that does not exist, or a left-over placeholder.

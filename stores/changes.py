@@ -7,14 +7,15 @@ for that lock.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
+from typing import NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.stores.queries import IS_UNKEYED, Queries, count, runs_have_ended
+from prefect_artifact_retention.stores.queries import IS_UNKEYED, Queries, count
 from prefect_artifact_retention.stores.schema import (
     ARTIFACT,
     ARTIFACT_EVENTS,
@@ -41,19 +42,30 @@ class KeyDeletion:
         mark: The state of its versions when they were judged.
         ids: The versions to delete; the latest among them only if they are all versions of the key.
         is_last: Whether no further deletion of the same key follows.
-        is_idle: Whether the key goes as a whole, in this deletion and those that follow: then all its versions must be stale.
     """
 
     collection: ArtifactCollection
     mark: Mark
     ids: Sequence[UUID]
     is_last: bool
-    is_idle: bool = False
 
     @property
     def key(self) -> str:
         """The key."""
         return self.collection.key
+
+
+class _State(NamedTuple):
+    """What is compared of a key: its mark, and the runs that wrote its versions."""
+
+    mark: Mark
+    flow_runs: Collection[UUID]
+    task_runs: Collection[UUID]
+
+    @property
+    def runs(self) -> Iterator[UUID]:
+        """All runs."""
+        return chain(self.flow_runs, self.task_runs)
 
 
 class Changes(Queries):
@@ -68,7 +80,7 @@ class Changes(Queries):
         """Delete stale versions of several keys.
 
         A key is passed over if it has changed since it was judged, if another transaction is changing it, or if a run that
-        wrote one of the versions has not finished.
+        wrote one of its versions has not finished: an idle key, all of which is to go, need not be idle any more.
 
         Args:
             deletions: At most one for each key.
@@ -77,14 +89,17 @@ class Changes(Queries):
             The keys of which the versions were deleted, with their new mark if a further deletion follows.
         """
         locked = set(await self.lock([each.key for each in deletions], skip_locked=True))
-        marks = await self._marks([each.key for each in locked])
-        going = [each for each in deletions if each.collection in locked and marks.get(each.key) == each.mark]
-        in_use = await self._keys_in_use(going)
-        going = [each for each in going if each.key not in in_use]
+        states = await self._states([each.key for each in locked])
+        running = await self.unfinished(
+            {run_id for state in states.values() for run_id in state.flow_runs},
+            {run_id for state in states.values() for run_id in state.task_runs},
+        )
+        unchanged = {key: state.mark for key, state in states.items() if running.keys().isdisjoint(state.runs)}
+        going = [each for each in deletions if each.collection in locked and unchanged.get(each.key) == each.mark]
         emptied = [each.key for each in going if len(each.ids) == each.mark[0]]
         await self.delete([version_id for each in going for version_id in each.ids], [each.key for each in going], emptied)
-        left = await self._marks([each.key for each in going if not each.is_last])
-        return {each.key: left.get(each.key) for each in going}
+        left = await self._states([each.key for each in going if not each.is_last])
+        return {each.key: left[each.key].mark if each.key in left else None for each in going}
 
     async def delete(self, ids: Collection[UUID], keys: Collection[str], emptied: Collection[str] = ()) -> None:
         """Delete versions of some keys that are locked.
@@ -164,19 +179,20 @@ class Changes(Queries):
         version = (await self.connection.exec_driver_sql("PRAGMA user_version")).scalar_one()
         await self.connection.exec_driver_sql(f"PRAGMA user_version = {int(version)}")
 
-    async def _marks(self, keys: Collection[str]) -> Mapping[str, Mark]:
-        """Read the marks of keys: the number of their versions, and the sum of the fingerprints."""
+    async def mark(self, key: str) -> Mark | None:
+        """Read the mark of a key; None if it has no version."""
+        state = (await self._states([key])).get(key)
+        return state.mark if state else None
+
+    async def _states(self, keys: Collection[str]) -> Mapping[str, _State]:
+        """Read the marks of keys that have versions, and the runs that wrote these."""
         if not keys:
             return {}
-        marked = sa.select(ARTIFACT.c.key, sa.func.count(), sa.func.sum(self.fingerprint))
-        rows = await self.all(marked.where(self.among(ARTIFACT.c.key, keys)).group_by(ARTIFACT.c.key))
-        return {key: (number, int(fingerprints)) for key, number, fingerprints in rows}
-
-    async def _keys_in_use(self, deletions: Sequence[KeyDeletion]) -> set[str]:
-        """Return the keys of which a version that is to go, or any one of an idle key, is of a run that has not finished."""
-        if not deletions:
-            return set()
-        these = self.among(ARTIFACT.c.id, [version_id for each in deletions for version_id in each.ids])
-        if split := [each.key for each in deletions if each.is_idle and not each.is_last]:
-            these = sa.or_(these, self.among(ARTIFACT.c.key, split))
-        return {row[0] for row in await self.all(sa.select(ARTIFACT.c.key).where(these, ~runs_have_ended()).distinct())}
+        runs = (ARTIFACT.c.flow_run_id, ARTIFACT.c.task_run_id)
+        lists = (self.listed(column).filter(column.is_not(None)) for column in runs)
+        states = sa.select(ARTIFACT.c.key, sa.func.count(), sa.func.sum(self.fingerprint), *lists)
+        rows = await self.all(states.where(self.among(ARTIFACT.c.key, keys)).group_by(ARTIFACT.c.key))
+        return {
+            key: _State((number, int(fingerprints)), self.read_listed_ids(flow_runs), self.read_listed_ids(task_runs))
+            for key, number, fingerprints, flow_runs, task_runs in rows
+        }

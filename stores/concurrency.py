@@ -27,10 +27,13 @@ HIGHEST_LEVEL = 32
 TIMED_REQUESTS = 64
 """Requests by which the speed of a level is measured. With fewer, noise decides; with more, finding the best takes longer."""
 
-SETTLED_REQUESTS = 2_000
+UNTIMED_REQUESTS = 64
+"""Requests at a higher level before it is timed. Who sends a batch of requests takes notice of it with the next one."""
+
+SETTLED_REQUESTS = 500
 """Requests between two attempts to go faster. With fewer, more are slow; with more, a change of load is noticed later."""
 
-MIN_GAIN_FACTOR = 1.07
+MIN_GAIN_FACTOR = 1.05
 """How much faster twice as many requests at once must be to be used. A larger factor leaves more of the server to others."""
 
 Item = TypeVar("Item")
@@ -114,7 +117,7 @@ class AdaptiveConcurrency:
         if rate < MIN_GAIN_FACTOR * self._slower_rate:
             self._start(self.level // 2, rest=SETTLED_REQUESTS)
         elif self.level < self._highest:
-            self._start(self.level * 2, slower_rate=rate)
+            self._start(self.level * 2, slower_rate=rate, rest=UNTIMED_REQUESTS)
         else:
             self._start(self.level, rest=SETTLED_REQUESTS)
 

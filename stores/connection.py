@@ -13,7 +13,8 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import inf
@@ -78,6 +79,9 @@ _LIMITS = httpx.Limits(max_connections=HIGHEST_LEVEL + 1, max_keepalive_connecti
 open, so that more requests at once would open a new one each."""
 
 Answer = TypeVar("Answer")
+
+READS_AHEAD: ContextVar[bool] = ContextVar("READS_AHEAD", default=False)
+"""Whether the requests of this context read ahead, beside others: they wait for no slot, and end at once when the run does."""
 
 
 class ResponseTooLargeError(Exception):
@@ -146,29 +150,29 @@ class Connection:
         attempts = [] if attempts is None else attempts
         content = None if body is None else orjson.dumps(body)
         headers = self._headers | ({"Content-Type": "application/json"} if content else {})
-        async with self._concurrency.slot(is_timed=method == "DELETE") as turn:
+        is_ahead = READS_AHEAD.get()
+        async with nullcontext() if is_ahead else self._concurrency.slot(is_timed=method == "DELETE") as turn:
             lost_before = self._lost
             if lost_before >= MAX_LOST_REQUESTS:
                 raise StoreError(
                     f"the Prefect server at {self.address} is out of reach: {MAX_LOST_REQUESTS} requests in a row failed"
                 )
             try:
-                response = await shielded(
-                    self.client.request(
-                        method,  # type: ignore[arg-type]  # a Literal of the HTTP methods
-                        path,  # type: ignore[arg-type]  # a Literal of all of Prefect's own paths
-                        content=content,
-                        headers=headers,
-                        extensions={
-                            "attempts": attempts,
-                            "max_bytes": max_bytes,
-                            "deadline": deadline,
-                            "is_divisible": is_divisible,
-                            "turn": turn,
-                            "trace": _trace_resends(attempts, deadline),
-                        },
-                    )
+                sending = self.client.request(
+                    method,  # type: ignore[arg-type]  # a Literal of the HTTP methods
+                    path,  # type: ignore[arg-type]  # a Literal of all of Prefect's own paths
+                    content=content,
+                    headers=headers,
+                    extensions={
+                        "attempts": attempts,
+                        "max_bytes": max_bytes,
+                        "deadline": deadline,
+                        "is_divisible": is_divisible,
+                        "turn": turn,
+                        "trace": _trace_resends(attempts, deadline),
+                    },
                 )
+                response = await (sending if is_ahead else shielded(sending))
             except _LateError:
                 message = f"the Prefect server at {self.address} did not take {method} {path} in time"
                 raise OutdatedCheckError(message, is_sent=bool(attempts)) from None
@@ -184,8 +188,8 @@ class Connection:
                 # Of the token against forgery, which Prefect's client asks for before the first request.
                 raise self._no_prefect() from error
             self._lost, self._has_answered = 0, True
-            # It refers to the response, whose payloads only the garbage collector would free then.
-            response.stream = httpx.ByteStream(b"")
+            # It refers to the response, whose payloads only the garbage collector would free then; ours is a copy.
+            response.request.extensions.pop("response").stream = httpx.ByteStream(b"")
             return response
 
     def take_over(self, other: Connection) -> None:
@@ -292,8 +296,9 @@ def _trace_resends(attempts: list[float], deadline: float) -> Callable[[str, Map
         # A CONNECT opens the tunnel of a proxy; the request itself follows.
         if not event.endswith(".send_request_headers.started") or info["request"].method == b"CONNECT":
             return
+        # It may have waited for a connection.
+        _check_deadline(deadline)
         if len(attempts) == traced:
-            _check_deadline(deadline)
             attempts.append(asyncio.get_running_loop().time())
         traced = len(attempts)
 
@@ -340,6 +345,7 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
         attempts.append(asyncio.get_running_loop().time())
 
     async def after(response: httpx.Response) -> None:
+        response.request.extensions["response"] = response
         if response.status_code in (HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE) and (
             turn := response.request.extensions.get("turn")
         ):

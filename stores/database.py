@@ -26,7 +26,7 @@ from collections.abc import (
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -164,17 +164,7 @@ class DatabaseStore:
 
     async def repair(self, key: str) -> bool:
         """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none."""
-        return await self.change(Changes.repair, key)
-
-    async def change(self, work: Callable[Concatenate[Changes, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do some work in a transaction that sees one state of the database, and that is retried after transient errors.
-
-        Raises:
-            BusyError: Others hold a lock, or keep changing the same rows.
-            SlowError: A statement takes too long.
-            StoreError: The database cannot be reached or refuses a statement.
-        """
-        return await self.transactions.write(work, *args, **kwargs)
+        return await self.transactions.write(Changes.repair, key)
 
     async def purge_events(self, ids: Sequence[UUID]) -> None:
         """Delete what the server's events hold of deleted versions, if asked to.
@@ -185,7 +175,7 @@ class DatabaseStore:
             return
         try:
             for part in _slices(ids):
-                while sizes := await self.change(Changes.purge_events, part):
+                while sizes := await self.transactions.write(Changes.purge_events, part):
                     self.purge.events += len(sizes)
                     self.purge.size += sum(sizes)
         except StoreError as error:

@@ -61,7 +61,7 @@ class Paging:
         self._allowed_page_rows = self._max_page_rows = MAX_PAGE_ROWS
         # The pages of the latter size since it changed.
         self._max_pages = 0
-        self._maxbody_bytes = MAX_BODY_BYTES
+        self._max_body_bytes = MAX_BODY_BYTES
 
     async def latest_row(self, key: str) -> dict[str, Any] | None:
         """Read the server's row for a key, with its copy of the latest version's data; None if there is none."""
@@ -200,7 +200,7 @@ class Paging:
             except StoreError as error:
                 if error.status != HTTP_CONTENT_TOO_LARGE or len(part) == 1:
                     raise
-                self._maxbody_bytes = body_bytes(part) // 2
+                self._max_body_bytes = body_bytes(part) // 2
                 continue
             items = items[len(part) :]
         return answers
@@ -210,7 +210,7 @@ class Paging:
         first, size = items[:limit], 0
         for number, item in enumerate(first):
             size += body_bytes([item])
-            if number and size > self._maxbody_bytes:
+            if number and size > self._max_body_bytes:
                 return first[:number]
         return first
 

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from prefect_artifact_retention.policies import Version
 from prefect_artifact_retention.policies.control import HOLD
 from prefect_artifact_retention.policies.model import RESULT, Versions
+from prefect_artifact_retention.stores.ids import read_ids
 from prefect_artifact_retention.stores.rows import NO_METADATA, TERMINAL_STATE_TYPES, control_metadata
-from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, FLOW_RUN, TASK_RUN, read_ids, read_times
+from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, FLOW_RUN, TASK_RUN, read_times
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, History
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -36,13 +37,20 @@ _WRITER: sa.ColumnElement[int] = sa.literal_column(
 )
 """The fingerprint of a row in PostgreSQL: the transaction that wrote it, which differs after every change."""
 
+
+def _microseconds(column: str) -> str:
+    """The microseconds of a date as SQLite has it, within the eleven days after which they begin again."""
+    return f"(CAST(strftime('%s', {column}) AS INTEGER) % 1000000 * 1000000 + CAST(substr({column}, 21) AS INTEGER))"
+
+
 _CONTENT: sa.ColumnElement[int] = sa.literal_column(
-    "CAST(strftime('%s', artifact.updated) AS INTEGER) % 1000000 * 1000000 + CAST(substr(artifact.updated, 21) AS INTEGER) "
+    f"{_microseconds('artifact.updated')} + 3 * {_microseconds('artifact.created')} + artifact.rowid "
     "+ CASE WHEN artifact.metadata_ IS NULL THEN 0 ELSE python_hash(artifact.metadata_) END",
     sa.BigInteger,
 )
-"""The fingerprint of a row in SQLite, which keeps no transaction ids: the time of its last update, to the microsecond, and its
-metadata, which somebody may change by hand and leave that time as it is."""
+"""The fingerprint of a row in SQLite, which keeps no transaction ids: which row it is, its dates, of which each update writes
+one, and its metadata, which somebody may change by hand and leave the dates as they are. A VACUUM may number the rows anew:
+then a key passes for changed."""
 
 _FEWER_BITS = 24
 """Bits dropped from a hash: the sum over a million versions must fit into 64 bits, or SQLite fails."""
@@ -93,7 +101,7 @@ class Queries:
             rows = rows.offset(0)
         key, fingerprint, is_controlled, *columns = rows.subquery().c
         sums = sa.func.count(), sa.func.sum(fingerprint), sa.func.sum(is_controlled)
-        found = await self.all(sa.select(key, *sums, *map(self._listed, columns)).group_by(key))
+        found = await self.all(sa.select(key, *sums, *map(self.listed, columns)).group_by(key))
         controls = await self._controls([row[0] for row in found if row[3]])
         histories = {}
         for name, count, fingerprints, _controlled, *lists in found:
@@ -157,6 +165,16 @@ class Queries:
         length = sa.func.length(sa.cast(column, sa.BLOB)) if self.is_sqlite else sa.func.octet_length(sa.cast(column, sa.Text))
         return sa.func.coalesce(length, 4)
 
+    def listed(self, column: sa.ColumnElement[Any]) -> sa.Function[Any]:
+        """Aggregate the values of a column into a list, in the same order as the other columns."""
+        if self.is_sqlite:
+            return sa.func.json_group_array(sa.type_coerce(column, sa.types.NullType()))
+        return sa.func.array_agg(column, type_=sa.types.NullType())
+
+    def read_listed_ids(self, ids: Any) -> Sequence[UUID]:  # noqa: ANN401 - as the driver has them
+        """Read a list of ids that are not null."""
+        return read_ids(json.loads(ids)) if self.is_sqlite else ids or ()  # type: ignore[return-value]
+
     def _plain_columns(self) -> tuple[sa.ColumnElement[Any], ...]:
         """The fields of `Version`, in its order, without the key and the metadata."""
         size = self.bytes(ARTIFACT.c.data)
@@ -189,12 +207,6 @@ class Queries:
         stream: AsyncIterator[Any] = await self.connection.stream(rows.execution_options(yield_per=METADATA_ROWS_PER_FETCH))
         return {version_id: _control(metadata) async for version_id, metadata in stream}
 
-    def _listed(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        """Aggregate the values of a column into a list, in the same order as the other columns."""
-        if self.is_sqlite:
-            return sa.func.json_group_array(sa.type_coerce(column, sa.types.NullType()))
-        return sa.type_coerce(sa.func.array_agg(column), sa.types.NullType())
-
     def _read_columns(self, lists: Sequence[Any]) -> Sequence[Sequence[Any]]:
         if not self.is_sqlite:
             return lists
@@ -211,14 +223,6 @@ _COLLECTIONS = sa.select(
 def count(table: sa.Table) -> sa.Select[tuple[int]]:
     """Count the rows of a table."""
     return sa.select(sa.func.count()).select_from(table)
-
-
-def runs_have_ended() -> sa.ColumnElement[bool]:
-    """Select versions whose flow run and task run are finished, or no longer exist."""
-    return sa.and_(
-        ~sa.exists().where(FLOW_RUN.c.id == ARTIFACT.c.flow_run_id, _is_unfinished(FLOW_RUN)),
-        ~sa.exists().where(TASK_RUN.c.id == ARTIFACT.c.task_run_id, _is_unfinished(TASK_RUN)),
-    )
 
 
 def _is_unfinished(table: sa.Table) -> sa.ColumnElement[bool]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, TypeVar
 from uuid import UUID
 
+import orjson
 from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, select_control
+from prefect_artifact_retention.policies.model import Versions
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection
 
 TESTED_VERSIONS = ((3, 8), (3, 9))
@@ -25,7 +29,10 @@ MAX_QUOTED_CHARS = 40
 TERMINAL_STATE_TYPES = frozenset(state.value for state in TERMINAL_STATES)
 NO_METADATA: Mapping[str, str] = {}
 
+DELETE_CHARACTER = "\x7f"
+
 Item = TypeVar("Item")
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +54,10 @@ class FlowRun:
     parameters: Mapping[str, Any]
 
 
-def _as_known(read: Callable[[Mapping[str, Any]], Item]) -> Callable[[Mapping[str, Any]], Item]:
+def _as_known(read: Callable[[Row], Item]) -> Callable[[Row], Item]:
     """Wrap a function that reads a row: a row of an unknown shape, as of another Prefect version, raises `StoreError`."""
 
-    def read_known(row: Mapping[str, Any]) -> Item:
+    def read_known(row: Row) -> Item:
         try:
             return read(row)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -88,20 +95,33 @@ def read_collection(row: Mapping[str, Any]) -> Collection:
 
 
 @_as_known
+def read_histories(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Versions]]:
+    """Read the versions of several keys, whose rows are sorted by key; a repeated row counts once."""
+    return [
+        (key, Versions(key, read_columns([*{row["id"]: row for row in some}.values()])))
+        for key, some in groupby(rows, itemgetter("key"))
+    ]
+
+
+def read_columns(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Read versions into columns, as `Versions` takes them, with the size of their data instead of the data."""
+    return [
+        [UUID(row["id"]) for row in rows],
+        [datetime.fromisoformat(row["created"]) for row in rows],
+        [datetime.fromisoformat(row["updated"]) for row in rows],
+        [row["type"] for row in rows],
+        [_size(row["data"]) for row in rows],
+        [_optional_id(row["flow_run_id"]) for row in rows],
+        [_optional_id(row["task_run_id"]) for row in rows],
+        [control_metadata(row_metadata(row)) for row in rows],
+    ]
+
+
+@_as_known
 def read_version(row: Mapping[str, Any]) -> Version:
     """Read a version, with the size of its data instead of the data."""
-    return Version(
-        id=UUID(row["id"]),
-        key=row["key"],
-        created=datetime.fromisoformat(row["created"]),
-        updated=datetime.fromisoformat(row["updated"]),
-        type=row["type"],
-        # The text that Prefect's server stores.
-        size=len(json.dumps(row["data"])),
-        flow_run_id=_optional_id(row["flow_run_id"]),
-        task_run_id=_optional_id(row["task_run_id"]),
-        metadata=control_metadata(row_metadata(row)),
-    )
+    version_id, *others = (column[0] for column in read_columns([row]))
+    return Version(version_id, row["key"], *others)
 
 
 def row_metadata(row: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
@@ -116,6 +136,14 @@ def control_metadata(metadata: Any) -> Mapping[str, str]:  # noqa: ANN401 - JSON
     if not isinstance(metadata, dict):
         return {HOLD: "(metadata that is no object)"}
     return select_control(metadata) or NO_METADATA
+
+
+def _size(data: object) -> int:
+    """Return the length of the text that Prefect's server stores, which is that of `json.dumps`."""
+    if isinstance(data, str) and data.isascii() and DELETE_CHARACTER not in data:
+        # Of such a text, orjson writes the same, and takes a tenth of the time. It escapes the last character of ASCII.
+        return len(orjson.dumps(data))
+    return len(json.dumps(data))
 
 
 def _optional_id(text: str | None) -> UUID | None:

@@ -9,22 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import sqlalchemy as sa
-from asyncpg.pgproto import pgproto  # type: ignore[import-untyped]
 from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.stores.ids import read_ids
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
 WAY_OUT = "unset ARTIFACT_RETENTION_DATABASE_URL and ARTIFACT_RETENTION_DATABASE_BLOCK to go through the API instead"
-
-
-def read_ids(texts: Iterable[str | None]) -> list[UUID | None]:
-    """Read ids as SQLite has them, into the `UUID` subclass of asyncpg, which is faster to create than Python's own."""
-    read = pgproto.UUID
-    return [None if text is None else read(text) for text in texts]
 
 
 def read_times(texts: Iterable[str]) -> list[datetime]:

@@ -13,13 +13,15 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import islice
+from math import inf
 from uuid import UUID
 
 from prefect_artifact_retention.policies import RetentionPolicy, Version
+from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.policies.loading import select_policy
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.store import Collection, History
-from prefect_artifact_retention.tasks.plan import judge_all, subject, unfinished_runs
+from prefect_artifact_retention.tasks.plan import Subject, judge_all, subject, unfinished_runs
 from prefect_artifact_retention.tasks.run import KeyPlan, Run
 
 DELETIONS_PER_CHECK = 64
@@ -30,9 +32,14 @@ MAX_CHECK_AGE_SECONDS = 60
 """How old a check may be when a deletion is sent on it, so how long a new hold may take effect. With less, deletions that wait
 are put off more often."""
 
-MAX_CHECK_AGE_REQUESTS = 4
-"""At a rate limit of less than four requests a minute, a check counts for as long as so many take: its last readings and one
+MAX_CHECK_AGE_REQUESTS = 8
+"""At a rate limit of less than eight requests a minute, a check counts for as long as so many take: its readings and a
 deletion. With fewer, nothing would ever be deleted."""
+
+MAX_LAST_SECONDS = 2
+MAX_LAST_REQUESTS = 2
+"""For how long, or how many requests of a rate limit, the version behind the latest may be deleted after `latest_id` was read.
+With more, it may be sent again after a person has deleted the latest, and that version has become the latest."""
 
 MAX_KEPT_CHECKED = 1_000
 """Kept versions, the newest first, whose existence is checked between batches. That another one is gone, only a new check
@@ -56,20 +63,10 @@ class Pruning:
     pending: dict[UUID, None]
     unanswered: dict[UUID, int] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, plan: KeyPlan) -> Pruning:
-        """Begin with a plan."""
-        return cls(plan, plan.collection, dict.fromkeys(plan.stale))
-
     @property
     def name(self) -> str:
         """The key."""
         return self.plan.key or ""
-
-    @property
-    def settled(self) -> int:
-        """How many versions of it are gone."""
-        return self.plan.report.deleted + self.plan.report.already_gone
 
     def settle(self, run: Run, checked: AbstractSet[UUID], gone: AbstractSet[UUID], stale: AbstractSet[UUID]) -> None:
         """Count what a check of some of its versions has shown: which are gone, and which are still stale."""
@@ -90,30 +87,21 @@ class Check:
 
     Attributes:
         collection: The collection by which the versions were judged.
-        policy: The policy that the key has by it.
         stale: The stale versions, the oldest first.
-        successor: The version behind the latest, which the server would name as the latest if that were deleted.
         present: All versions of the key.
         kept: The newest kept versions: if one is deleted, another version takes its slot of a rule.
+        successor: The version behind the latest, which the server would name as the latest if that were deleted.
         read_at: When the reading of holds, runs and kept versions began, by the monotonic clock.
-        left: How many deletions may still rest on that reading.
-        is_new: Whether nothing was deleted on it yet, and the collection was read just now.
+        used: How many deletions rest on that reading.
     """
 
     collection: Collection
-    policy: RetentionPolicy
     stale: Sequence[Version]
-    successor: UUID | None
     present: frozenset[UUID]
     kept: Sequence[UUID]
+    successor: UUID | None
     read_at: float
-    left: int
-    is_new: bool = True
-
-    @property
-    def is_of_idle_key(self) -> bool:
-        """Whether the whole key is stale, which is the only case in which a latest version is."""
-        return any(each.id == self.collection.latest_id for each in self.stale)
+    used: int = 0
 
     def batches(self, deletions: int) -> Iterator[Sequence[Version]]:
         """Split the stale versions into batches of as many deletions, the successor last and alone.
@@ -137,12 +125,18 @@ def max_check_age(run: Run) -> float:
     return max(MAX_CHECK_AGE_SECONDS, MAX_CHECK_AGE_REQUESTS * run.seconds_per_request)
 
 
+def deadline_of(run: Run, check: Check, batch: Sequence[Version]) -> float:
+    """Return until when, by the monotonic clock, a batch that has just been found to hold may be sent."""
+    deadline = check.read_at + max_check_age(run)
+    if not check.takes_last(batch):
+        return deadline
+    return min(deadline, time.monotonic() + max(MAX_LAST_SECONDS, MAX_LAST_REQUESTS * run.seconds_per_request))
+
+
 def deletions_per_check(run: Run) -> int:
     """Return how many deletions may rest on a check: at a low rate limit, no more than are sent before it is too old."""
-    if not run.seconds_per_request:
-        return DELETIONS_PER_CHECK
-    in_time = max_check_age(run) / run.seconds_per_request - MAX_CHECK_AGE_REQUESTS
-    return max(1, min(DELETIONS_PER_CHECK, int(in_time)))
+    requests = max_check_age(run) / run.seconds_per_request if run.seconds_per_request else inf
+    return max(1, int(min(DELETIONS_PER_CHECK, requests - MAX_CHECK_AGE_REQUESTS)))
 
 
 async def check_keys(run: Run, store: ApiStore, keys: Sequence[Pruning]) -> dict[str, Check]:
@@ -156,94 +150,94 @@ async def check_keys(run: Run, store: ApiStore, keys: Sequence[Pruning]) -> dict
     await run.notify_deleting()
     read_at = time.monotonic()
     histories = await _histories(store, keys)
-    checks = await _judge(run, keys, histories, read_at)
+    subjects = {key.name: each for key in keys if (each := _subject(run, key, histories.get(key.name)))}
+    judgements = dict(zip(subjects, await judge_all(run, list(subjects.values())), strict=True))
     collections = {each.key: each for each in await store.collections(list(histories))}
-    found: dict[str, Check] = {}
+    checks: dict[str, Check] = {}
     for key in keys:
         if not (history := histories.get(key.name)):
             continue
-        check = checks.get(key.name)
-        if check and not await _is_unchanged(run, store, check, collections.get(key.name)):
-            key.collection = collections.get(key.name)
-            continue
-        pending = set(key.pending)
-        stale = {version.id for version in check.stale} & pending if check else set()
+        pending, stale = set(key.pending), set[UUID]()
+        if key.collection and (judgement := judgements.get(key.name)):
+            check = _check(run, key.collection, judgement, pending, read_at)
+            if not await _is_unchanged(run, store, check, collections.get(key.name)):
+                key.collection = collections.get(key.name)
+                continue
+            if judgement.is_dangling:
+                run.dangling.add(key.name)
+            if stale := {version.id for version in check.stale}:
+                checks[key.name] = check
         key.settle(run, pending, pending.difference(history.versions.ids) if history.complete else set(), stale)
-        if check and stale:
-            check.stale = [version for version in check.stale if version.id in stale]
-            found[key.name] = check
-    return found
+    return checks
 
 
 async def _histories(store: ApiStore, keys: Sequence[Pruning]) -> dict[str, History]:
     """List the versions of some keys. If there are several, a key that cannot be listed is left out."""
     if len(keys) == 1:
         return {key.name: await store.history(key.name) for key in keys}
-    listing = store.histories([key.name for key in keys])
+    # Other keys are checked at the same time.
+    listing = store.histories([key.name for key in keys], listings=1)
     return {each.key: each async for batch in listing for each in batch if not each.error}
 
 
-async def _judge(run: Run, keys: Sequence[Pruning], histories: dict[str, History], read_at: float) -> dict[str, Check]:
-    """Judge the versions of those keys that have a collection, a policy, and a complete listing."""
-    collections: list[Collection] = []
-    subjects = []
-    for key in keys:
-        history, collection = histories.get(key.name), key.collection
-        policy = select_policy(run.policies, key.name, collection.type) if collection else None
-        if collection and policy and history and history.complete:
-            collections.append(collection)
-            subjects.append(subject(run.policies, history, collection, policy))
-            subjects[-1].warn_of_conflict(run)
-    checks: dict[str, Check] = {}
-    for collection, each, judgement in zip(collections, subjects, await judge_all(run, subjects), strict=True):
-        if judgement.is_dangling:
-            run.dangling.add(collection.key)
-        versions = each.versions
-        # A version that was created since the run began may go again, and then does not stand behind the latest.
-        old = (i for i, created in enumerate(versions.created) if created <= run.report.now)
-        successor = next((versions.ids[i] for i in old if versions.ids[i] != each.latest_id), None)
-        checks[collection.key] = Check(
-            collection,
-            each.policy,
-            [judgement.versions[index] for index in reversed(judgement.stale)],
-            successor,
-            frozenset(versions.ids),
-            [versions.ids[index] for index in islice(judgement.kept(), MAX_KEPT_CHECKED)],
-            read_at,
-            deletions_per_check(run),
-        )
-    return checks
+def _subject(run: Run, key: Pruning, history: History | None) -> Subject | None:
+    """Return what is judged of a key, if it has a collection, a policy, and a complete listing."""
+    policy = _policy(run, key.collection) if key.collection else None
+    if not (key.collection and policy and history and history.complete):
+        return None
+    made = subject(run.policies, history, key.collection, policy)
+    made.warn_of_conflict(run)
+    return made
+
+
+def _policy(run: Run, collection: Collection) -> RetentionPolicy | None:
+    return select_policy(run.policies, collection.key, collection.type)
+
+
+def _check(run: Run, collection: Collection, judgement: Judgement, pending: AbstractSet[UUID], read_at: float) -> Check:
+    versions = judgement.versions
+    # A version that was created since the run began may go again, and then does not stand behind the latest.
+    old = (index for index, created in enumerate(versions.created) if created <= run.report.now)
+    return Check(
+        collection,
+        stale=[versions[index] for index in reversed(judgement.stale) if versions.ids[index] in pending],
+        present=frozenset(versions.ids),
+        kept=[versions.ids[index] for index in islice(judgement.kept(), MAX_KEPT_CHECKED)],
+        successor=next((versions.ids[index] for index in old if versions.ids[index] != collection.latest_id), None),
+        read_at=read_at,
+    )
 
 
 async def still_holds(run: Run, store: ApiStore, check: Check, batch: Sequence[Version], key: Pruning) -> bool:
     """Return whether nothing has changed since a check that may keep a version of the next batch.
 
-    Holds, the states of runs, and whether the versions kept are still there, are read again for more deletions than rest on
-    one reading, and after half of the time for which it counts; the other half is for the deletions themselves. The
-    collection is read again before every batch but the first.
+    What the check has read counts for its first deletions, and for half of its time; the other half is for the deletions
+    themselves. Then all that may keep a version of the batch is read again, and counts for that batch. The collection is read
+    again before every batch but the first.
     """
-    is_fresh = time.monotonic() - check.read_at <= max_check_age(run) / 2 and len(batch) <= check.left
-    if not is_fresh and not await _read_again(run, store, check, batch):
-        return False
-    check.left -= len(batch)
-    if not (is_fresh and check.is_new) or check.takes_last(batch):
-        collections = await store.collections([key.name])
-        key.collection = collections[0] if collections else None
-        if not await _is_unchanged(run, store, check, key.collection):
+    limit = deletions_per_check(run)
+    is_first = not check.used
+    if check.used + len(batch) > limit or time.monotonic() - check.read_at > max_check_age(run) / 2:
+        if not await _read_again(run, store, check, batch):
             return False
-    check.is_new = False
-    return True
+        check.used, is_first = limit, False
+    check.used += len(batch)
+    if is_first and not check.takes_last(batch):
+        return True
+    collections = await store.collections([key.name])
+    key.collection = collections[0] if collections else None
+    return await _is_unchanged(run, store, check, key.collection)
 
 
 async def _read_again(run: Run, store: ApiStore, check: Check, batch: Sequence[Version]) -> bool:
-    """Read again what may keep a version of a batch, the holds last. Return whether it is as it was."""
+    """Read again what may keep a version of a batch. Return whether it is as it was."""
+    check.read_at = time.monotonic()
     if not await store.all_exist(check.kept):
         return False
     flow_runs = {version.flow_run_id for version in batch if version.flow_run_id}
     task_runs = {version.task_run_id for version in batch if version.task_run_id}
     if await unfinished_runs(run, flow_runs, task_runs):
         return False
-    check.read_at, check.left = time.monotonic(), deletions_per_check(run)
     metadata = {version.id: version.metadata for version in await store.versions([version.id for version in batch])}
     return metadata == {version.id: version.metadata for version in batch}
 
@@ -255,12 +249,11 @@ async def _is_unchanged(run: Run, store: ApiStore, check: Check, collection: Col
     if the former latest was deleted, its successor moves up, and may have to be kept.
     """
     before = check.collection
-    if collection is None or select_policy(run.policies, collection.key, collection.type) != check.policy:
+    if collection is None or _policy(run, collection) != _policy(run, before):
         return False
-    if check.is_of_idle_key and collection.updated != before.updated:
-        # Its latest version was updated in place, or replaced, so the key is not idle.
-        return False
+    if any(version.id == before.latest_id for version in check.stale):
+        # The key was idle. If its latest version was updated in place, or replaced, it is no longer.
+        return (collection.latest_id, collection.updated) == (before.latest_id, before.updated)
     if collection.latest_id == before.latest_id:
         return True
-    is_new = collection.latest_id not in check.present and not check.is_of_idle_key
-    return is_new and bool(await store.versions([before.latest_id]))
+    return collection.latest_id not in check.present and bool(await store.versions([before.latest_id]))

@@ -30,18 +30,11 @@ class Patience:
         if settled != self.settled:
             self.settled, self.late, self.since = settled, 0, time.monotonic()
         self.late += 1
-        return self.late >= self.checks and self.waited >= self.seconds
-
-    @property
-    def waited(self) -> float:
-        """The seconds since the first of them."""
-        return time.monotonic() - self.since
+        return self.late >= self.checks and time.monotonic() - self.since >= self.seconds
 
 
-async def send(  # noqa: PLR0913, PLR0917 - what is deleted, and until when
-    run: Run, store: ApiStore, key: Pruning, versions: Sequence[Version], deadline: float, at_once: int
-) -> bool:
-    """Delete versions of a key in their order, `at_once` at a time. Return False once a budget of the run is used up.
+async def send(run: Run, store: ApiStore, key: Pruning, versions: Sequence[Version], deadline: float) -> bool:
+    """Delete versions of a key in their order, several at once. Return False once a budget of the run is used up.
 
     Raises:
         StoreError: A deletion failed, and may have been done. No other was started after it, and those in flight were awaited
@@ -78,7 +71,7 @@ async def send(  # noqa: PLR0913, PLR0917 - what is deleted, and until when
         report.already_gone += not is_ours
         await run.notify_deletion()
 
-    await for_each(begun(), delete, min(at_once, len(versions)))
+    await for_each(begun(), delete, min(store.connection.level, len(versions)))
     for error in (*failures, *late):
         raise error
     return not waiting

@@ -11,8 +11,7 @@ MIN_TASK_DELETIONS = 500
 """Deletions for each task run with several keys, on average. A task run costs the server as much as ten deletions."""
 
 MAX_SHARED_VERSIONS = 2_000
-MAX_SHARED_BYTES = 16 * 2**20
-"""The size of keys that share a check. With more, reading them takes longer than deleting their stale versions."""
+"""Versions of the keys that share a check. With more, reading them takes longer than deleting what is stale."""
 
 
 def pack(plans: Sequence[KeyPlan], limit: int) -> list[list[KeyPlan]]:
@@ -47,7 +46,6 @@ def batches_of_keys(plans: Sequence[KeyPlan], deletions: int) -> Iterator[Sequen
             None in {plan.key, batch[0].key}
             or sum(len(each.stale) for each in together) > deletions
             or sum(each.report.versions for each in together) > MAX_SHARED_VERSIONS
-            or sum(each.report.bytes_seen for each in together) > MAX_SHARED_BYTES
         ):
             yield batch
             together = [plan]

@@ -19,6 +19,7 @@ from prefect_artifact_retention.policies.expectation import Expectations
 from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.policies.loading import OWN_KEYS, OWN_POLICY, select_policy, type_conflict
 from prefect_artifact_retention.policies.model import Versions
+from prefect_artifact_retention.stores.ids import Ids
 from prefect_artifact_retention.stores.store import Collection, History, RunReader
 from prefect_artifact_retention.tasks.history import read_past_runs
 from prefect_artifact_retention.tasks.rendering import label
@@ -219,7 +220,7 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
         else:
             if len(seen) + len(unreadable) < expected:
                 run.report.warn("artifacts without a key were deleted meanwhile; some may have to wait for the next run")
-    plan.stale = sorted(stale, key=lambda version_id: stale[version_id])
+    plan.stale = Ids(sorted(stale, key=lambda version_id: stale[version_id]))
     plan.sizes = array("q", (stale[version_id][1] for version_id in plan.stale))
     if unreadable:
         plan.report.error = f"{count(len(unreadable), 'artifact')} left alone, because the server fails to show them (500)"
@@ -340,7 +341,7 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
         plan = KeyPlan(
             history.key,
             policy,
-            [versions.ids[index] for index in stale],
+            Ids(versions.ids[index] for index in stale),
             report,
             sizes=array("q", (versions.sizes[index] for index in stale)),
             collection=collection,

@@ -31,6 +31,7 @@ from prefect_artifact_retention.tasks.checks import (
     Check,
     Pruning,
     check_keys,
+    deadline_of,
     deletions_per_check,
     max_check_age,
     still_holds,
@@ -109,11 +110,10 @@ class Pruner:
             # Before the check, too: there may be thousands of batches.
             if not self.run.check_budgets():
                 break
-            await self._prune_batch([Pruning.of(plan) for plan in batch])
+            await self._prune_batch([Pruning(plan, plan.collection, dict.fromkeys(plan.stale)) for plan in batch])
 
     async def _prune_batch(self, keys: Sequence[Pruning]) -> None:
         """Prune keys on a shared check, several at once. If it cannot be made, each key makes one of its own."""
-        level = self._store.connection.level
         checks: dict[str, Check] = {}
         if len(keys) > 1:
             with suppress(RetentionError):
@@ -121,7 +121,7 @@ class Pruner:
 
         async def prune(key: Pruning) -> None:
             try:
-                await self._prune_key(key, checks.get(key.name), 1 if len(keys) > 1 else level)
+                await self._prune_key(key, checks.get(key.name))
             except RetentionError as error:
                 key.plan.report.error = str(error)
             except Exception as error:  # noqa: BLE001 - it must not stop other keys; the run fails all the same
@@ -129,23 +129,24 @@ class Pruner:
             finally:
                 key.plan.report.failed += len(key.unanswered)
 
-        await for_each(keys, prune, self.run.at_once(level))
+        # One more than requests at once: its answer is dealt with while the server works on the next.
+        await for_each(keys, prune, self.run.at_once(self._store.connection.level + 1))
 
-    async def _prune_key(self, key: Pruning, check: Check | None, at_once: int) -> None:
+    async def _prune_key(self, key: Pruning, check: Check | None) -> None:
         """Delete the stale versions of a key, on as many checks as it takes, as long as the budgets allow it."""
         patience = Patience(MAX_LATE_CHECKS)
         goes_on = True
-        while key.pending and goes_on:
+        while key.pending and goes_on and self.run.check_budgets():
             try:
                 if key.plan.key is None:
-                    goes_on = await self._prune_unkeyed(key, at_once)
+                    goes_on = await self._prune_unkeyed(key)
                 elif check := check or (await check_keys(self.run, self._store, [key])).get(key.name):
-                    goes_on = await self._prune_checked(key, check, at_once)
+                    goes_on = await self._prune_checked(key, check)
             except OutdatedCheckError as error:
                 self._put_off(key, patience, error)
             check = None
 
-    async def _prune_checked(self, key: Pruning, check: Check, at_once: int) -> bool:
+    async def _prune_checked(self, key: Pruning, check: Check) -> bool:
         """Delete on a check until it is used up, or no longer holds. Return False if no more may be deleted."""
         batches = list(check.batches(deletions_per_check(self.run)))
         if not batches:
@@ -153,15 +154,15 @@ class Pruner:
             key.settle(self.run, set(key.pending), set(), set())
         for batch in batches:
             takes_last = check.takes_last(batch)
-            async with self._store.reserve_slot() if takes_last else nullcontext():
+            async with self._store.connection.reserve_slot() if takes_last else nullcontext():
                 if not await still_holds(self.run, self._store, check, batch, key):
                     break
                 self.run.is_unsettled |= batch[0].id == check.successor
-                if not await send(self.run, self._store, key, batch, check.read_at + max_check_age(self.run), at_once):
+                if not await send(self.run, self._store, key, batch, deadline_of(self.run, check, batch)):
                     return False
         return True
 
-    async def _prune_unkeyed(self, key: Pruning, at_once: int) -> bool:
+    async def _prune_unkeyed(self, key: Pruning) -> bool:
         """Read and judge a batch of artifacts without a key, and delete them. Return False if no more may be deleted."""
         await self.run.notify_deleting()
         deadline = time.monotonic() + max_check_age(self.run)
@@ -171,7 +172,7 @@ class Pruner:
         stale = [each.versions[index] for each in judgements for index in reversed(each.stale)]
         gone = ids.difference(version.id for version in versions)
         key.settle(self.run, ids, gone, {version.id for version in stale})
-        return not stale or await send(self.run, self._store, key, stale, deadline, at_once)
+        return not stale or await send(self.run, self._store, key, stale, deadline)
 
     def _put_off(self, key: Pruning, patience: Patience, error: OutdatedCheckError) -> None:
         """Count a check on which deletions were too late. After too many in a row, give up the key, or the run.
@@ -179,10 +180,8 @@ class Pruner:
         Raises:
             OutdatedCheckError: There were too many of this key.
         """
-        run = self.run
-        settled = sum(plan.report.deleted + plan.report.already_gone for plan in run.plans)
-        if self._patience.spend(settled) and not run.is_stalled:
-            run.is_stalled = True
-            run.report.errors.append(f"the Prefect server accepted no deletion for {self._patience.waited:.0f} seconds")
-        if patience.spend(key.settled):
+        if self._patience.spend(sum(plan.report.settled for plan in self.run.plans)):
+            seconds = time.monotonic() - self._patience.since
+            self.run.give_up(f"the Prefect server accepted no deletion for {seconds:.0f} seconds")
+        if patience.spend(key.plan.report.settled):
             raise error

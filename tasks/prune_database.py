@@ -2,9 +2,9 @@
 
 Keys that have not changed since they were planned go in batches of many. They need not be judged again; only the states of the
 runs that wrote their versions are read in the transaction. A key that such a transaction passes over (it has changed, somebody
-has locked it, a run is active again, or the transaction took too long) gets transactions of its own, which wait for its lock,
-read and judge it under that lock, and delete what is stale still. Artifacts without a key, of which none depends
-on another, are judged anew in each transaction, too.
+has locked it, a run is active again, or the transaction took too long) gets one of its own, which waits for the lock, reads
+and judges the key under it, and deletes some of what is stale still; what is left goes on in batches. Artifacts without a key,
+of which none depends on another, are judged anew in each transaction.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 from uuid import UUID
@@ -22,8 +22,8 @@ from prefect_artifact_retention.policies.loading import select_policy
 from prefect_artifact_retention.stores.changes import Changes, KeyDeletion
 from prefect_artifact_retention.stores.connection import shielded
 from prefect_artifact_retention.stores.database import DatabaseStore
-from prefect_artifact_retention.stores.store import Mark
-from prefect_artifact_retention.stores.transactions import LostConnectionError, SlowError
+from prefect_artifact_retention.stores.store import Collection, Mark
+from prefect_artifact_retention.stores.transactions import BusyError, LostConnectionError, SlowError
 from prefect_artifact_retention.tasks.plan import judge_all, judge_unkeyed, subject
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
@@ -38,8 +38,9 @@ SMALLER = 10
 """After a transaction that took too long, the next one has so many times fewer versions; then twice as many each time."""
 
 MAX_FAILURES = 15
-"""Failures in a row, of keys or of artifacts without a key, after which a run gives up: its database may be locked. With more,
-such a run takes longer, some seconds for each."""
+MAX_FAILURES_OF_SQLITE = 2
+"""Locks in a row that are not granted in time, after which a run gives up: the table may be locked, and so is all of SQLite.
+With more, such a run takes longer: for each, five seconds on PostgreSQL and a minute on SQLite."""
 
 Batch = Mapping[str, tuple[KeyPlan, KeyDeletion]]
 """The plans and the deletions of one transaction, by key."""
@@ -55,6 +56,8 @@ class _Settled:
         sizes: The sizes of those left.
         gone: How many no longer exist.
         spared: How many are to be kept by now.
+        collection: The collection of the key.
+        mark: The mark of the key; None if no version of it is left.
     """
 
     deleted: Mapping[UUID, int]
@@ -62,6 +65,8 @@ class _Settled:
     sizes: Sequence[int]
     gone: int
     spared: int
+    collection: Collection | None = None
+    mark: Mark | None = None
 
 
 async def prune_in_database(run: Run, store: DatabaseStore) -> None:
@@ -77,7 +82,7 @@ async def prune_in_database(run: Run, store: DatabaseStore) -> None:
     for is_unkeyed, plans in groupby(run.user_plans, key=lambda plan: plan.key is None):
         if is_unkeyed:
             for plan in plans:
-                await pruner.prune_apart(plan)
+                await pruner.prune_unkeyed(plan)
         else:
             await pruner.prune(list(plans))
     with run.without_budgets():
@@ -91,21 +96,19 @@ class _Pruner:
     Attributes:
         run: The run.
         store: The database.
-        limit: The versions that a transaction may delete: fewer after one that took too long.
-        failures: How many failures there were in a row.
+        most: The versions that a transaction may delete: fewer after one that took too long.
+        limit: How many the next one may delete: far fewer after one that failed, then twice as many each time.
+        failures: How often in a row a lock was not granted in time, or a transaction of a single version took too long.
     """
 
     run: Run
     store: DatabaseStore
+    most: int = field(init=False)
     limit: int = field(init=False)
     failures: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.limit = self._most
-
-    @property
-    def _most(self) -> int:
-        return min(MAX_TRANSACTION_VERSIONS, self.store.max_per_second or MAX_TRANSACTION_VERSIONS)
+        self.most = self.limit = min(MAX_TRANSACTION_VERSIONS, self.store.max_per_second or MAX_TRANSACTION_VERSIONS)
 
     async def prune(self, plans: Sequence[KeyPlan]) -> None:
         """Prune some keys."""
@@ -124,22 +127,21 @@ class _Pruner:
         try:
             while pending and (room := int(min(self.limit, self.run.room()))):
                 batch = _next_batch(pending, room)
-                split, passed_over = await self._prune_unchanged(batch)
-                pending += reversed(split)
-                for plan in passed_over:
-                    await self.prune_apart(plan)
+                for plan in await self._prune_unchanged(batch):
+                    await self._prune_apart(plan)
+                pending += [plan for plan, _deletion in reversed([*batch.values()]) if plan.stale]
         except BaseException:
             pending.clear()
             raise
 
-    async def _prune_unchanged(self, batch: Batch) -> tuple[list[KeyPlan], list[KeyPlan]]:
-        """Delete what a batch has of keys that have not changed. Return the plans that were split, and those passed over."""
+    async def _prune_unchanged(self, batch: Batch) -> list[KeyPlan]:
+        """Delete what a batch has of keys that have not changed. Return the plans of the others."""
         run, store = self.run, self.store
         run.is_unsettled |= any(plan.takes_successor and deletion.is_last for plan, deletion in batch.values())
         deletions = [deletion for _plan, deletion in batch.values()]
 
         async def delete() -> Mapping[str, Mark | None]:
-            marks = await store.change(Changes.delete_unchanged, deletions)
+            marks = await store.transactions.write(Changes.delete_unchanged, deletions)
             for key, mark in marks.items():
                 plan, deletion = batch[key]
                 number = len(deletion.ids)
@@ -152,67 +154,76 @@ class _Pruner:
         try:
             # Shielded together with its accounting, so that a deletion is counted even if the run is cancelled meanwhile.
             marks = await shielded(delete())
-            self._succeed()
         except LostConnectionError:
             raise
         except StoreError as error:
             # It may have met a lock, have taken too long, or been refused for a single version: each key finds out for itself.
-            if isinstance(error, SlowError):
-                self._shrink(sum(len(each.ids) for each in deletions))
+            self._shrink_if_slow(error, sum(len(each.ids) for each in deletions))
         await self._end([version_id for each in deletions if each.key in marks for version_id in each.ids])
-        split = [batch[key][0] for key, mark in marks.items() if mark]
-        return split, [plan for key, (plan, _deletion) in batch.items() if key not in marks]
+        return [plan for key, (plan, _deletion) in batch.items() if key not in marks]
 
-    async def prune_apart(self, plan: KeyPlan) -> None:
-        """Prune a key, or the artifacts without one, by what is read in the same transaction. Its report records a failure."""
-        run = self.run
+    async def prune_unkeyed(self, plan: KeyPlan) -> None:
+        """Prune the artifacts without a key."""
+        while plan.stale and self.run.room():
+            await self._prune_apart(plan)
+
+    async def _prune_apart(self, plan: KeyPlan) -> None:
+        """Delete some versions of a key, or some without one, by what is read in the same transaction.
+
+        A failure is recorded in the report of the key.
+        """
+        number = int(min(self.limit, self.run.room(), len(plan.stale)))
+        if not number:
+            return
         settle = _settle_unkeyed if plan.key is None else _settle_key
-        while plan.stale and (room := int(min(self.limit, run.room()))):
-            number = _fitting(plan.sizes[:room], MAX_TRANSACTION_BYTES, at_least=1)
 
-            async def delete(number: int = number) -> Sequence[UUID]:
-                settled = await self.store.change(settle, run, plan, number)
-                _record(run, plan, settled)
-                return list(settled.deleted)
+        async def delete() -> Sequence[UUID]:
+            settled = await self.store.transactions.write(settle, self.run, plan, number)
+            _record(self.run, plan, settled)
+            return list(settled.deleted)
 
-            await self._begin([] if plan.key is None else [plan.key])
-            deleted: Sequence[UUID] = ()
-            try:
-                deleted = await shielded(delete())
-            except LostConnectionError:
-                raise
-            except StoreError as error:
-                # Whoever holds a lock of a key holds it for all its versions.
-                if number > 1 and (plan.key is None or isinstance(error, SlowError)):
-                    self._shrink(number)
-                else:
-                    self._fail(plan, number, str(error))
+        await self._begin([] if plan.key is None else [plan.key])
+        deleted: Sequence[UUID] = ()
+        try:
+            deleted = await shielded(delete())
+        except LostConnectionError:
+            raise
+        except StoreError as error:
+            self._shrink_if_slow(error, number)
+            # Whoever holds a lock of a key holds it for all its versions.
+            if number == 1 or (plan.key is not None and isinstance(error, BusyError)):
+                self._fail(plan, number, error)
             else:
-                self._succeed()
-            await self._end(deleted)
+                self.limit = max(1, number // SMALLER)
+        await self._end(deleted)
 
-    def _succeed(self) -> None:
-        self.failures = 0
-        self.limit = min(2 * self.limit, self._most)
+    def _shrink_if_slow(self, error: StoreError, number: int) -> None:
+        """Delete less at a time from now on, if a transaction that was to delete `number` versions took too long."""
+        if isinstance(error, SlowError):
+            self.most = max(1, number // 2)
+            self.limit = max(1, number // SMALLER)
 
-    def _shrink(self, number: int) -> None:
-        """Delete less at a time, because a transaction that was to delete `number` versions has failed."""
-        self.limit = max(1, number // SMALLER)
-
-    def _fail(self, plan: KeyPlan, number: int, reason: str) -> None:
+    def _fail(self, plan: KeyPlan, number: int, error: StoreError) -> None:
         """Record that a key, or a single artifact without a key, could not be pruned, and go on with the next one."""
         plan.report.failed += number
-        plan.report.error = reason
+        plan.report.error = str(error)
         plan.stale, plan.sizes = ((), ()) if plan.key is not None else (plan.stale[1:], plan.sizes[1:])
-        self.failures += 1
-        if self.failures == MAX_FAILURES:
-            self.run.give_up(f"{MAX_FAILURES} failures in a row with nothing deleted in between, the last one: {reason}")
+        # A try counts as a deletion: with many in vain, the time budget would never be over.
+        self.run.deletions_started += 1
+        # Of what the database refuses, by contrast, each takes a moment only.
+        self.failures += isinstance(error, BusyError | SlowError)
+        most = MAX_FAILURES_OF_SQLITE if self.store.is_sqlite else MAX_FAILURES
+        if self.failures == most:
+            self.run.give_up(f"{most} times in a row, nothing could be deleted: {error}")
 
-    async def _begin(self, keys: Collection[str]) -> None:
+    async def _begin(self, keys: Iterable[str]) -> None:
         self.run.touched.update(keys)
         await self.run.notify_deleting()
 
     async def _end(self, deleted: Sequence[UUID]) -> None:
+        if deleted:
+            self.failures = 0
+            self.limit = min(2 * self.limit, self.most)
         await self.store.purge_events(deleted)
         await self.run.notify_deleting()
         await self.store.pace(len(deleted))
@@ -230,8 +241,7 @@ def _next_batch(pending: list[KeyPlan], room: int) -> Batch:
         pending.pop()
         if plan.collection is None or plan.mark is None:
             raise TypeError("the plan of a key in a database has a collection and a mark")
-        is_last, is_idle = number == len(plan.stale), not plan.report.kept
-        deletion = KeyDeletion(plan.collection, plan.mark, plan.stale[:number], is_last=is_last, is_idle=is_idle)
+        deletion = KeyDeletion(plan.collection, plan.mark, plan.stale[:number], is_last=number == len(plan.stale))
         batch[deletion.key] = plan, deletion
         room -= number
         space -= sum(plan.sizes[:number])
@@ -263,25 +273,28 @@ async def _settle_key(changes: Changes, run: Run, plan: KeyPlan, number: int) ->
             run.dangling.add(key)
         newest_first = (judgement.versions.ids[index] for index in judgement.stale)
         stale = [version_id for version_id in newest_first if version_id in sizes][::-1]
-    going = stale[:number]
+    going = stale[: _fitting([sizes[version_id] for version_id in stale[:number]], MAX_TRANSACTION_BYTES, at_least=1)]
     is_whole = len(going) == len(history.versions)
     if going and not is_whole and going[-1] == collections[0].latest_id:
         # Another version has come, or was not in the plan.
         stale.remove(going.pop())
     await changes.delete(going, [key], [key] if is_whole else [])
-    gone = len(sizes.keys() - set(history.versions.ids))
     left = stale[len(going) :]
+    gone = len(sizes.keys() - set(history.versions.ids))
     return _Settled(
         deleted={version_id: sizes[version_id] for version_id in going},
         left=left,
         sizes=[sizes[version_id] for version_id in left],
         gone=gone,
         spared=len(sizes) - len(stale) - gone,
+        collection=collections[0] if collections else None,
+        mark=await changes.mark(key) if left else None,
     )
 
 
 async def _settle_unkeyed(changes: Changes, run: Run, plan: KeyPlan, number: int) -> _Settled:
     """Judge the first `number` artifacts of the plan by what is there now, and delete what is stale."""
+    number = _fitting(plan.sizes[:number], MAX_TRANSACTION_BYTES, at_least=1)
     sizes = dict(zip(plan.stale[:number], plan.sizes[:number], strict=True))
     versions = await changes.unkeyed_versions(list(sizes))
     judgements = await judge_unkeyed(run, versions, plan.policy, changes)
@@ -302,6 +315,7 @@ def _record(run: Run, plan: KeyPlan, settled: _Settled) -> None:
     plan.report.spared += settled.spared
     _account(run, plan, list(settled.deleted.values()))
     plan.stale, plan.sizes = settled.left, array("q", settled.sizes)
+    plan.collection, plan.mark = settled.collection, settled.mark
 
 
 def _account(run: Run, plan: KeyPlan, sizes: Sequence[int]) -> None:

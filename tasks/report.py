@@ -41,9 +41,14 @@ class KeyReport(BaseModel):
     error: str = Field(default="", description="What went wrong with this key.")
 
     @property
+    def settled(self) -> int:
+        """Planned versions that are gone."""
+        return self.deleted + self.already_gone
+
+    @property
     def remaining(self) -> int:
         """Stale versions that are still to be deleted."""
-        return self.planned - self.deleted - self.already_gone - self.spared
+        return self.planned - self.settled - self.spared
 
 
 class PolicyReport(BaseModel):

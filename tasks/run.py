@@ -31,7 +31,7 @@ Step = Literal["planning", "deleting"]
 Listener = Callable[[Step, int, int], Awaitable[None]]
 """Called with the step, how much of it is done, and its total."""
 
-SLOW_SECONDS_PER_REQUEST = 0.5
+SLOW_SECONDS_PER_REQUEST = 0.1
 """The time between two requests from which on a run works on one key at a time. With more, a checked key waits for the
 requests of others, and its check is too old when its deletions are sent."""
 

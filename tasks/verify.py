@@ -7,7 +7,6 @@ collection without it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from prefect_artifact_retention.policies import RetentionError
 from prefect_artifact_retention.tasks.rendering import label
@@ -28,26 +27,9 @@ async def verify(run: Run) -> None:
     """
     if run.is_unsettled:
         await asyncio.sleep(LATE_DELETION_SECONDS)
-    repaired, dangling = await _repair(run, sorted(run.touched | run.dangling))
-    for key, problem in repaired.items():
-        run.report.repaired.append(key)
-        if problem:
-            run.report.warn(f"{label(key)}: repaired, but a placeholder may be left: {problem}")
-    for report in (*run.report.key_reports, *run.report.housekeeping):
-        if report.key in dangling:
-            problem = dangling[report.key]
-            how = f", and could not be posted again: {problem}" if problem else " again and again"
-            report.error = f"its latest version has vanished{how}"
-
-
-async def _repair(run: Run, keys: Sequence[str]) -> tuple[dict[str, str], dict[str | None, str]]:
-    """Repair dangling collections, in several rounds, because others may delete versions meanwhile.
-
-    Returns:
-        The keys that were repaired, and those that still dangle, each with its last error.
-    """
-    problems: dict[str, str] = {}
-    suspects = keys
+    problems: dict[str | None, str] = {}
+    suspects = sorted(run.touched | run.dangling)
+    # In rounds, because others may delete versions meanwhile.
     for _round in range(MAX_REPAIR_ROUNDS):
         suspects = await run.store.dangling(suspects)
         for key in suspects:
@@ -57,8 +39,15 @@ async def _repair(run: Run, keys: Sequence[str]) -> tuple[dict[str, str], dict[s
             except RetentionError as error:
                 problems[key] = str(error)
     dangling = await run.store.dangling(suspects)
-    repaired = {key: problem for key, problem in problems.items() if key not in dangling}
-    return repaired, {key: problems.get(key, "") for key in dangling}
+    for repaired in [key for key in problems if key is not None and key not in dangling]:
+        run.report.repaired.append(repaired)
+        if problem := problems[repaired]:
+            run.report.warn(f"{label(repaired)}: repaired, but a placeholder may be left: {problem}")
+    for report in (*run.report.key_reports, *run.report.housekeeping):
+        if report.key in dangling:
+            last = problems.get(report.key)
+            how = f", and could not be posted again: {last}" if last else " again and again"
+            report.error = f"its latest version has vanished{how}"
 
 
 verify_task = as_task(verify, "verify")

@@ -21,8 +21,10 @@ ONE_CERTIFICATE = PREFECT_HOME / "certificate.pem"
 ONE_CERTIFICATE.write_text(f"-----BEGIN CERTIFICATE-----{first}", encoding="utf-8")
 os.environ["PREFECT_API_SSL_CERT_FILE"] = str(ONE_CERTIFICATE)
 
+from collections import defaultdict  # noqa: E402
 from collections.abc import AsyncIterator, Callable, Iterator  # noqa: E402 - Prefect reads the environment when it is imported
 from dataclasses import replace  # noqa: E402
+from zlib import crc32  # noqa: E402
 
 import pytest  # noqa: E402
 from fake import FakeServer  # noqa: E402
@@ -31,6 +33,30 @@ from servers import EACH_ONCE, Server, started_when_asked  # noqa: E402
 pytest_plugins = ["chance"]
 
 MEASURED = "measured"
+
+
+SHARED = ("deployed", "guarded", "image", "vacuuming")
+"""Fixtures that take long to make: with `--dist loadgroup`, all tests that need one run in the same process."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let combinations take turns: of those left to `make test-all`, each test has half in the thorough suite, by its name.
+
+    The others are in the long one.
+    """
+    left: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        for fixture in {*SHARED}.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(fixture))
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if (combination := parameters.get("server")) and item.get_closest_marker("thorough"):
+            left[f"{item.path.name} {item.name.replace('-'.join(combination), '')}"].append(item)
+    for name, alike in left.items():
+        for number, item in enumerate(alike):
+            if len(alike) > 1 and (number + crc32(name.encode())) % 2:
+                item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture

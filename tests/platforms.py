@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import psutil
 from database import Database, Row, series
+from gate import Gate
 from prefect_artifact_retention.flows.local_server import LocalServer, local_server
 from templates import copy_template
 from watchdog import end_with_us
@@ -73,6 +74,8 @@ class Platform:
     local: LocalServer
     database: Database
     folder: Path
+    gate: Gate
+    """The way of the workers, and of the runs that they start, to the server."""
 
     def prefect(self, *arguments: str, fails: bool = False, **variables: str) -> str:
         """Run the `prefect` command in the checkout, and return what it prints."""
@@ -95,6 +98,7 @@ class Platform:
         """Of every command."""
         return self.local.environment | {
             "COLUMNS": "200",
+            "PREFECT_UI_URL": self.local.address,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "ARTIFACT_RETENTION_DEPLOY_CRON": NOT_NOW,
         }
@@ -136,16 +140,17 @@ class Platform:
     def worker(self, pool: str = "artifact-retention") -> Iterator[subprocess.Popen[bytes]]:
         """A worker of a pool, until the context ends."""
         command = [PREFECT, "worker", "start", "--pool", pool]
+        environment = self.environment | {"PREFECT_API_URL": f"{self.gate.address}/api"}
         with (self.folder / "worker.log").open("ab") as log:
             process = subprocess.Popen(
-                command, cwd=self.folder.parent, env=self.environment, stdout=log, stderr=log, start_new_session=True
+                command, cwd=self.folder.parent, env=environment, stdout=log, stderr=log, start_new_session=True
             )
         end_with_us(process.pid)
         try:
             yield process
         finally:
             if process.poll() is None:
-                end(process, signal.SIGTERM)
+                end(process, signal.SIGKILL)
 
     def ask(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401 - JSON
         """Send a request to the API, as the Prefect UI does."""
@@ -185,6 +190,17 @@ class Platform:
     def run(self, name: str, **parameters: object) -> Mapping[str, Any]:
         """Press Run and wait for the end."""
         return self.wait(self.start(name, **parameters))
+
+    @contextmanager
+    def held(self, name: str, deletions: int) -> Iterator[str]:
+        """Press Run on a deployment whose worker is here, and hold the run after so many deletions until the context ends."""
+        self.gate.hold_after(deletions)
+        try:
+            run_id = self.start(name)
+            self.gate.wait_until_held(TIMEOUT_SECONDS)
+            yield run_id
+        finally:
+            self.gate.let_go()
 
     def wait_until_deleting(self, run_id: str) -> None:
         """Wait until a flow run has begun to delete."""
@@ -231,10 +247,10 @@ def platform(folder: Path, policies: str = POLICIES, **settings: str) -> Iterato
     """A server with an empty database, and a checkout beside it."""
     (folder / "prefect").mkdir(parents=True)
     copy_template("sqlite", sys.executable, folder / "prefect" / "prefect.db")
-    with local_server(folder / "prefect", **settings) as local:
+    with local_server(folder / "prefect", **settings) as local, Gate(local.address).opened() as gate:
         code = checkout(folder / "code", policies)
         local.wait()
-        yield Platform(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect' / 'prefect.db'}"), code)
+        yield Platform(local, Database(f"sqlite+aiosqlite:///{folder / 'prefect' / 'prefect.db'}"), code, gate)
 
 
 def end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:

@@ -1,13 +1,16 @@
 """Each benchmark at a tiny size, on real servers: the figures come out, and the rows that should have gone have gone."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from servers import started
 
+from benchmarks.distance import LATENCY_SECONDS
 from benchmarks.results import Figure, Results
 from benchmarks.session import BACKENDS
 from benchmarks.sizes import SMALL
+from benchmarks.startup import start
 from benchmarks.suite import BENCHMARKS, KEPT, STORES, Bench
 
 pytestmark = pytest.mark.long
@@ -45,41 +48,77 @@ def lines(bench: Bench, chart: str) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-async def test_pruning(bench: Bench) -> None:
-    """Rates of this package and of the bare clients at each concurrency; the last of them left one version a key."""
-    await BENCHMARKS["pruning"](bench)
-    assert all(figure.measured > 0 for figure in figures(bench, 2))
-    assert {len(line) for line in lines(bench, "concurrency").values()} == {len(SMALL.levels)}
-    assert await bench.left() == SMALL.pruning.keys
+def test_start(tmp_path: Path) -> None:
+    """Ratios of both commands, neither of which imports Prefect."""
+    results = Results({})
+    start(tmp_path, 1, results)
+    assert len(results.figures) == 4
+    for ratio, imported in zip(results.figures[::2], results.figures[1::2], strict=True):
+        assert ratio.measured > 0.5
+        assert imported.measured == 0
 
 
-@on_one_database
-async def test_script(bench: Bench) -> None:
-    """Rates of whole runs, and nothing left over."""
-    await BENCHMARKS["script"](bench)
-    ratio, left_over = figures(bench, 2)
+async def test_api_reading(bench: Bench) -> None:
+    """Ratios to the bare client and to fewer versions, on PostgreSQL of the largest size too; and nothing goes."""
+    await BENCHMARKS["api_reading"](bench)
+    ratios = figures(bench, 2 if bench.is_sqlite else 3)
+    assert all(figure.measured > 0 for figure in ratios)
+    read = SMALL.reading if bench.is_sqlite else (*SMALL.reading, SMALL.scale[-1])
+    assert [x for x, _ in lines(bench, "scale")[f"API store, {bench.backend}"]] == [size.rows for size in read]
+    assert await bench.left() == read[-1].rows
+
+
+async def test_database_scale(bench: Bench) -> None:
+    """The ratio to the bare SELECT, and the memory of whole processes, each of which read all that there was."""
+    await BENCHMARKS["database_scale"](bench)
+    ratio, memory = figures(bench, 2)
     assert ratio.measured > 0
-    assert left_over.measured == 0
-    assert left_over.is_met
+    assert 50 < memory.measured < 1_000
+    gone = SMALL.scale[-1].rows - SMALL.scale[-1].keys * KEPT
+    assert f"{gone} deleted" in memory.name
+    assert all(50 < megabytes < 1_000 for line in lines(bench, "memory").values() for _, megabytes in line)
+    assert {len(line) for line in lines(bench, "scale").values()} == {len(SMALL.scale)}
 
 
-@on_one_database
-async def test_idle(bench: Bench) -> None:
-    """A run writes something, sends something, and deletes what it should and no more."""
-    await BENCHMARKS["idle"](bench)
-    found = {figure.name: figure.measured for figure in figures(bench, 7)}
-    assert found["API store, no-op: requests"] > SMALL.idle.keys
-    assert all(found[f"{store}, no-op: task runs"] >= 1 for store in STORES.values())
-    assert all(found[f"{store}, one stale version a key: rows written"] > SMALL.idle.keys for store in STORES.values())
-    assert await bench.left() == SMALL.idle.rows - SMALL.idle.keys
-
-
-async def test_batched(bench: Bench) -> None:
+async def test_database_pruning(bench: Bench) -> None:
     """Rates of the database store and of the batched DELETE, which leave the same."""
-    await BENCHMARKS["batched"](bench)
+    await BENCHMARKS["database_pruning"](bench)
     (ratio,) = figures(bench, 1)
     assert ratio.measured > 0
-    assert await bench.left() == SMALL.batched.keys * KEPT
+    assert await bench.left() == SMALL.database_pruning.keys * KEPT
+
+
+async def test_api_pruning(bench: Bench) -> None:
+    """Rates of this package and of the bare client at each concurrency; the last of them left one version a key."""
+    await BENCHMARKS["api_pruning"](bench)
+    (ratio,) = figures(bench, 1)
+    assert ratio.measured > 0
+    levels = SMALL.levels[: SMALL.sqlite_levels] if bench.is_sqlite else SMALL.levels
+    assert {len(line) for line in lines(bench, "concurrency").values()} == {len(levels)}
+    assert await bench.left() == SMALL.api_pruning.keys
+
+
+@on_one_database
+async def test_far_api_pruning(bench: Bench) -> None:
+    """The same through a proxy, which no request passes in less than its latency, there and back."""
+    await BENCHMARKS["far_api_pruning"](bench)
+    (ratio,) = figures(bench, 1)
+    assert ratio.measured > 0
+    bare = dict(lines(bench, "far")[f"bare client, {bench.backend}"])
+    assert bare[1] < 1 / (2 * LATENCY_SECONDS)
+    assert await bench.left() == SMALL.api_pruning.keys
+
+
+async def test_what_is_filled_in_already_is_not_filled_in_again(bench: Bench) -> None:
+    """But what a run has deleted from is."""
+    size = SMALL.scale[0]
+    await bench.fill(size)
+    before = await bench.server.database.ids()
+    await bench.fill_if_changed(size)
+    assert await bench.server.database.ids() == before
+    await bench.server.database.delete_version(next(iter(before)))
+    await bench.fill_if_changed(size)
+    assert not await bench.server.database.ids() & before
 
 
 @on_one_database
@@ -88,16 +127,6 @@ async def test_growth(bench: Bench) -> None:
     await BENCHMARKS["growth"](bench)
     for chart in ("keys", "versions", "bytes"):
         assert len(lines(bench, chart)) == len(STORES)
-
-
-@on_one_database
-async def test_scale(bench: Bench) -> None:
-    """Seconds and memory of whole processes; the last of them cleaned up."""
-    await BENCHMARKS["scale"](bench)
-    _, _, memory = figures(bench, 3)
-    assert 50 < memory.measured < 1_000
-    assert all(50 < megabytes < 1_000 for line in lines(bench, "memory").values() for _, megabytes in line)
-    assert await bench.left() == SMALL.scale[-1].keys * KEPT
 
 
 @on_one_database

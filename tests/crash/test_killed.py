@@ -18,8 +18,10 @@ SETTLE_SECONDS = 0.2
 Revive = Callable[[Server], None]
 
 
-SOME = pytest.mark.parametrize("number", [1, pytest.param(4, marks=pytest.mark.thorough)])
-"""How many kills: each takes seconds."""
+SOME = pytest.mark.parametrize(
+    "some", [slice(1), pytest.param(slice(1, None), marks=pytest.mark.thorough)], ids=["the first", "the others"]
+)
+"""Which kills: each takes seconds."""
 
 
 async def rerun(server: Server, forge: Forge, revive: Revive, expected: int = 0) -> int:
@@ -76,22 +78,22 @@ async def kill_many(server: Server, forge: Forge, revive: Revive, deaths: Sequen
 
 @on(*BY_API)
 @SOME
-async def test_a_few_kills(server: Server, forge: Forge, revive: Revive, number: int) -> None:
+async def test_a_few_kills(server: Server, forge: Forge, revive: Revive, some: slice) -> None:
     """Before, while and after a version is deleted, and at any request of the whole run."""
     chance = random.Random(SEED)
     deaths = [
         *(Death(chance.randint(1, 40), moment, "DELETE") for moment in ("sent", "before", "answered")),
         Death(chance.randint(1, 30), chance.choice(MOMENTS)),
-    ][:number]
+    ][some]
     killed, _restarts = await kill_many(server, forge, revive, deaths)
     assert killed == len(deaths)
 
 
 @on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
 @SOME
-async def test_a_few_kills_through_the_database(server: Server, forge: Forge, revive: Revive, number: int) -> None:
+async def test_a_few_kills_through_the_database(server: Server, forge: Forge, revive: Revive, some: slice) -> None:
     """A transaction is there as a whole or not at all."""
-    deaths = [Death(3, "answered", "SQL"), Death(2, "before", "SQL"), Death(1, "answered", "SQL")][:number]
+    deaths = [Death(3, "answered", "SQL"), Death(2, "before", "SQL"), Death(1, "answered", "SQL")][some]
     killed, _restarts = await kill_many(server, forge, revive, deaths)
     assert killed == len(deaths)
 

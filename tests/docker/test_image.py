@@ -173,20 +173,18 @@ def deploy_and_run(made: Platform, address: str) -> None:
     assert made.deployments() == ["nightly", "on-demand"]
 
 
+@pytest.mark.usefixtures("image")
 def test_a_docker_work_pool_runs_the_nightly_deployment(tmp_path: Path) -> None:
-    """Built, pushed and deployed by one command; the container leaves exactly what the policy keeps."""
+    """Built, pushed and deployed by one command; the container leaves exactly what the policy keeps.
+
+    Without an image name, nothing is built: the one variable that has no default is named.
+    """
     with registry(tmp_path) as address, platform(tmp_path) as made:
         try:
             deploy_and_run(made, address)
             tags = httpx.get(f"http://{address}/v2/artifact-retention/tags/list").json()["tags"]
             assert version("prefect-artifact-retention") in tags
+            output = made.prefect("deploy", "--prefect-file", "deployments/docker.yaml", "--all", fails=True)
+            assert "not set: ARTIFACT_RETENTION_DEPLOY_IMAGE" in output
         finally:
             remove_images(f"{address}/artifact-retention")
-
-
-def test_without_an_image_name_nothing_is_built(tmp_path: Path) -> None:
-    """The one variable that has no default is named."""
-    with platform(tmp_path) as made:
-        made.prefect("work-pool", "create", "artifact-retention-docker", "--type", "docker")
-        output = made.prefect("deploy", "--prefect-file", "deployments/docker.yaml", "--all", fails=True)
-        assert "not set: ARTIFACT_RETENTION_DEPLOY_IMAGE" in output

@@ -9,7 +9,7 @@ from platforms import Platform, platform
 @pytest.fixture(scope="session")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """As docs/deploy.md says: a process work pool, `prefect deploy --all`, and a worker."""
-    with platform(tmp_path_factory.mktemp("platform")) as made:
+    with platform(tmp_path_factory.mktemp("platform"), PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY="PT1S") as made:
         made.prefect("work-pool", "create", "artifact-retention", "--type", "process")
         made.prefect("deploy", "--all")
         with made.worker():

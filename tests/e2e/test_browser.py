@@ -6,18 +6,18 @@ Every step leaves a screenshot in `test-output/screenshots`; docs/images has som
 import json
 import re
 import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from math import inf
-from typing import Any, Literal
+from typing import Literal
 
+import httpx
 import pytest
 from database import Row
-from platforms import ROOT, TIMEOUT_SECONDS, Platform, wait_for
+from platforms import ROOT, TIMEOUT_SECONDS, Platform
 from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as NotSeenError
 from prefect_artifact_retention.tasks.history import Row as HistoryRow
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -40,7 +40,8 @@ KEYS = {
 WIDTH, HEIGHT = 1440, 900
 LONG_MS = TIMEOUT_SECONDS * 1000
 """For a run; now and then, a Prefect server on SQLite holds its writes up for a minute."""
-PRESS_AGAIN_SECONDS = 30
+MAX_PRESSES = 20
+PRESS_AGAIN_MS = 10_000
 KEPT = 6
 """By the policy of the checkout."""
 
@@ -155,29 +156,23 @@ def press_custom_run(seen: Visitor, deployed: Platform) -> None:
     seen.field("max_deletions", "input[1]").wait_for()
 
 
-def submit(seen: Visitor, deployed: Platform) -> str:
+def submit(seen: Visitor) -> str:
     """Submit the form, and return the flow run that it has started."""
-
-    def runs() -> Sequence[Any]:
-        only = {"deployments": {"name": {"any_": ["on-demand"]}}, "sort": "EXPECTED_START_TIME_DESC"}
-        found: Sequence[Any] = deployed.ask("POST", "/flow_runs/filter", only)
-        return found
-
-    before = {run["id"] for run in runs()}
-    button = seen.page.get_by_role("button", name="Submit")
-    pressed = -inf
-
-    def started() -> set[str] | None:
-        # A form takes up what was typed, and is ready to be sent, a moment later; until then, the button may do nothing.
-        nonlocal pressed
-        if time.monotonic() > pressed + PRESS_AGAIN_SECONDS and button.is_visible():
-            seen.page.wait_for_timeout(1000)
-            button.click()
-            pressed = time.monotonic()
-        return {run["id"] for run in runs()} - before or None
-
-    (run_id,) = wait_for("a new flow run", started)
-    return run_id
+    # A form takes up what was typed, and is ready to be sent, a moment later; until then, the button may do nothing.
+    seen.page.wait_for_timeout(1000)
+    for _press in range(MAX_PRESSES):
+        with suppress(NotSeenError):
+            with seen.page.expect_request("**/create_flow_run", timeout=PRESS_AGAIN_MS) as sent:
+                seen.page.get_by_role("button", name="Submit").click()
+            response = sent.value.response()
+            assert response
+            if response.status == httpx.codes.SERVICE_UNAVAILABLE:
+                # A server on SQLite is now and then too busy for a moment; a person would press again.
+                seen.page.wait_for_timeout(1000)
+                continue
+            assert response.ok, response.text()
+            return str(response.json()["id"])
+    raise AssertionError("the form is not sent")
 
 
 def look_at_report(seen: Visitor, words: str, shot: str) -> None:
@@ -206,7 +201,7 @@ def test_a_colleague_deletes_by_the_run_form_and_sees_the_report(deployed: Platf
         seen.choose("mode", "delete")
         seen.field("max_deletions", "input[1]").fill("500")
         seen.shoot("run-form")
-        run_id = submit(seen, deployed)
+        run_id = submit(seen)
         seen.go(f"/runs/flow-run/{run_id}")
         expect(seen.page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=LONG_MS)
         seen.shoot("flow-run")
@@ -228,7 +223,7 @@ def test_a_colleague_deletes_by_the_run_form_and_sees_the_report(deployed: Platf
     assert len(deployed.left() & keyed(deployed)) == KEPT * len(KEYS)
 
 
-@pytest.mark.parametrize("interface", INTERFACES)
+@pytest.mark.parametrize("interface", [INTERFACES[0], pytest.param(*INTERFACES[1].values, id="v1", marks=pytest.mark.long)])
 def test_a_form_left_as_it_is_previews_and_a_list_can_be_filled_in(deployed: Platform, interface: Interface) -> None:
     """Nothing is deleted; the report is of the keys asked for."""
     fill(deployed)
@@ -236,7 +231,7 @@ def test_a_form_left_as_it_is_previews_and_a_list_can_be_filled_in(deployed: Pla
         press_custom_run(seen, deployed)
         seen.field("keys", "button[contains(., 'Add item')]").click()
         seen.field("keys", "fieldset[1]//*[self::textarea or self::input]").fill("report-*")
-        run_id = submit(seen, deployed)
+        run_id = submit(seen)
         seen.go(f"/runs/flow-run/{run_id}")
         expect(seen.page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=LONG_MS)
         stale = KEYS["report-sales"] + KEYS["report-churn"] - 2 * KEPT

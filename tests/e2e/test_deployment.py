@@ -22,9 +22,8 @@ from platforms import (
 from prefect_artifact_retention.flows.local_server import local_server
 
 KEYS = [f"key-{number}" for number in range(4)]
-MANY = [f"key-{number}" for number in range(14)]
-SLOWLY = {"max_requests_per_minute": 60}
-"""Makes a run last long enough for something to happen meanwhile."""
+SOME = 10
+"""Deletions of a run in whose middle something happens."""
 
 
 def test_a_nightly_run_leaves_exactly_what_the_policy_keeps(deployed: Platform) -> None:
@@ -39,49 +38,35 @@ def test_a_nightly_run_leaves_exactly_what_the_policy_keeps(deployed: Platform) 
 
 
 @pytest.mark.thorough
-def test_pressing_run_on_demand_previews(deployed: Platform) -> None:
-    """Quick run is safe."""
+def test_pressing_run_on_demand_previews_and_the_description_leads_to_what_it_wrote(deployed: Platform) -> None:
+    """Quick run is safe; the links are pages of this server's user interface, of the keys that the package writes."""
     deployed.fill(KEYS)
     run = deployed.run("on-demand")
     assert (run["state_type"], run["name"]) == ("COMPLETED", "preview all keys")
     assert len(deployed.left()) == 40
-
-
-@pytest.mark.thorough
-def test_a_schedule_starts_the_nightly_run(deployed: Platform) -> None:
-    """Nobody presses anything."""
-    kept = deployed.fill(KEYS)
-    deployed.prefect("deploy", "--all", ARTIFACT_RETENTION_DEPLOY_CRON="* * * * *")
-    wait_for("the scheduled run's deletions", lambda: True if deployed.left() == kept else None)
-    deployed.prefect("deploy", "--all")
-    (schedule,) = deployed.deployment("nightly")["schedules"]
-    assert schedule["schedule"]["cron"] == NOT_NOW
-    deployed.wait_for_silence()
-
-
-@pytest.mark.thorough
-def test_deploying_again_leaves_one_schedule_and_a_paused_one_paused(deployed: Platform) -> None:
-    """Whoever paused it in the UI finds it paused."""
-    deployment = deployed.deployment("nightly")
-    (schedule,) = deployment["schedules"]
-    deployed.ask("PATCH", f"/deployments/{deployment['id']}/schedules/{schedule['id']}", {"active": False})
-    deployed.prefect("deploy", "--all", ARTIFACT_RETENTION_DEPLOY_TIMEZONE="Europe/Zurich")
-    deployed.prefect("deploy", "--all", ARTIFACT_RETENTION_DEPLOY_TIMEZONE="Europe/Zurich")
-    (again,) = deployed.deployment("nightly")["schedules"]
-    assert (again["active"], again["schedule"]["timezone"]) == (False, "Europe/Zurich")
-    deployed.ask("PATCH", f"/deployments/{deployment['id']}/schedules/{again['id']}", {"active": True})
-
-
-@pytest.mark.thorough
-def test_the_links_of_the_description_lead_to_pages_of_the_ui(deployed: Platform) -> None:
-    """On this server, to the keys that the package writes."""
-    deployed.run("on-demand")
     urls = re.findall(r"\]\((\S+)\)", deployed.deployment("nightly")["description"])
     assert len(urls) == 3
     for url in urls:
         assert url.startswith(f"{deployed.local.address}/artifacts/key/artifact-retention-")
         assert httpx.get(url, headers={"Accept": "text/html"}, follow_redirects=True).is_success
         assert deployed.ask("GET", f"/artifacts/{url.rpartition('/')[2]}/latest")
+
+
+@pytest.mark.thorough
+def test_a_schedule_starts_the_nightly_run_and_stays_the_only_one_and_paused(deployed: Platform) -> None:
+    """Nobody presses anything; and whoever paused it in the UI finds it paused after deploying again, and again."""
+    kept = deployed.fill(KEYS)
+    deployed.prefect("deploy", "--all", ARTIFACT_RETENTION_DEPLOY_CRON="* * * * *")
+    wait_for("the scheduled run's deletions", lambda: True if deployed.left() == kept else None)
+    deployment = deployed.deployment("nightly")
+    (schedule,) = deployment["schedules"]
+    deployed.ask("PATCH", f"/deployments/{deployment['id']}/schedules/{schedule['id']}", {"active": False})
+    deployed.prefect("deploy", "--all", ARTIFACT_RETENTION_DEPLOY_TIMEZONE="Europe/Zurich")
+    deployed.prefect("deploy", "--all", ARTIFACT_RETENTION_DEPLOY_TIMEZONE="Europe/Zurich")
+    (again,) = deployed.deployment("nightly")["schedules"]
+    assert (again["active"], again["schedule"]["cron"], again["schedule"]["timezone"]) == (False, NOT_NOW, "Europe/Zurich")
+    deployed.ask("PATCH", f"/deployments/{deployment['id']}/schedules/{again['id']}", {"active": True})
+    deployed.wait_for_silence()
 
 
 @pytest.mark.thorough
@@ -126,9 +111,8 @@ def test_policies_that_cannot_be_meant_fail_the_run_before_anything_is_deleted(d
 def test_a_second_run_is_skipped_while_the_first_is_running(deployed: Platform) -> None:
     """It ends Completed, named Skipped; the first goes on undisturbed."""
     kept = deployed.fill(KEYS)
-    first = deployed.start("nightly", **SLOWLY)
-    deployed.wait_until_deleting(first)
-    second = deployed.run("on-demand", mode="delete")
+    with deployed.held("nightly", SOME) as first:
+        second = deployed.run("on-demand", mode="delete")
     assert (second["state_type"], second["state"]["name"]) == ("COMPLETED", "Skipped")
     assert first in second["state"]["message"]
     assert deployed.wait(first)["state"]["name"] == "Completed"
@@ -143,14 +127,13 @@ def age_progress(made: Platform) -> None:
 @pytest.mark.thorough
 def test_a_killed_worker_does_not_stop_the_next_nights_run(deployed: Platform) -> None:
     """The killed run stays Running for ever, and holds nobody up."""
-    kept = deployed.fill(MANY)
-    deployed.prefect("work-pool", "create", "other", "--type", "process", "--overwrite")
-    deployed.prefect("deploy", "--name", "nightly", "--pool", "other")
-    with deployed.worker("other") as doomed:
-        killed = deployed.start("nightly", **SLOWLY)
-        deployed.wait_until_deleting(killed)
+    kept = deployed.fill(KEYS)
+    nightly = f"/deployments/{deployed.deployment('nightly')['id']}"
+    deployed.ask("POST", "/work_pools/", {"name": "other", "type": "process"})
+    deployed.ask("PATCH", nightly, {"work_pool_name": "other"})
+    with deployed.worker("other") as doomed, deployed.held("nightly", SOME) as killed:
         end(doomed, signal.SIGKILL)
-    deployed.prefect("deploy", "--all")
+    deployed.ask("PATCH", nightly, {"work_pool_name": "artifact-retention"})
     assert deployed.ask("GET", f"/flow_runs/{killed}")["state_type"] == "RUNNING"
     assert deployed.left() > kept
     age_progress(deployed)
@@ -163,13 +146,12 @@ def test_a_killed_worker_does_not_stop_the_next_nights_run(deployed: Platform) -
 def test_a_server_restart_in_mid_run_does_not_stop_the_next_nights_run(tmp_path: Path) -> None:
     """Whether the run of that night survives it or not."""
     with platform(tmp_path) as made:
-        kept = made.fill(MANY)
+        kept = made.fill(KEYS)
         made.prefect("work-pool", "create", "artifact-retention", "--type", "process")
         made.prefect("deploy", "--all")
         with made.worker():
-            run = made.start("nightly", **SLOWLY)
-            made.wait_until_deleting(run)
-            end(made.local.process, signal.SIGKILL)
+            with made.held("nightly", SOME):
+                end(made.local.process, signal.SIGKILL)
             port = int(made.local.address.rpartition(":")[2])
             with local_server(tmp_path / "prefect", port=port) as again:
                 again.wait()
@@ -214,11 +196,10 @@ def test_the_page_on_deploying_leads_to_a_nightly_run_and_away_again_without_a_t
 @pytest.mark.thorough
 def test_a_cancelled_run_stops_at_once_and_says_how_far_it_came(deployed: Platform) -> None:
     """Its progress and its report are honest, and the next run, a moment later, is not skipped."""
-    kept = deployed.fill(MANY)
-    run = deployed.start("nightly", **SLOWLY)
-    deployed.wait_until_deleting(run)
-    deployed.prefect("flow-run", "cancel", run)
-    ended = deployed.wait(run)
+    kept = deployed.fill(KEYS)
+    with deployed.held("nightly", SOME) as run:
+        deployed.prefect("flow-run", "cancel", run)
+        ended = deployed.wait(run)
     assert ended["state_type"] == "CANCELLED"
 
     def final_report() -> str | None:

@@ -39,7 +39,7 @@ MAX_SECONDS = 150
 """What a run may take without these pauses. Now and then, a Prefect server on SQLite holds its own writes up for a minute."""
 
 PARTS = 4
-"""In which the whole matrix is tried. The first one is a sample of it, by chance, for every run of the tests."""
+"""In which the whole matrix is tried, each a sample of it by chance: the first in every run of the tests, the second in CI."""
 
 IN_WHOLE_RUNS = tuple(fault for fault in FAULTS if fault is not MAINTENANCE)
 """Prefect itself waits for the end of a maintenance, to tell the state of the flow run, once ours has ended."""
@@ -172,7 +172,14 @@ async def whole_runs(server: Server, monkeypatch: pytest.MonkeyPatch, deep: int)
     return trial, made, await trial.all_cases(made, IN_WHOLE_RUNS)
 
 
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.thorough) for part in range(1, PARTS))])
+@pytest.mark.parametrize(
+    "part",
+    [
+        0,
+        pytest.param(1, marks=pytest.mark.thorough),
+        *(pytest.param(part, marks=pytest.mark.long) for part in range(2, PARTS)),
+    ],
+)
 @pytest.mark.parametrize("prepare", [pruning, broken_collections])
 async def test_every_fault_of_every_request_loses_nothing(
     fake: FakeServer,

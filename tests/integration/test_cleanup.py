@@ -757,7 +757,7 @@ async def test_a_policy_without_keys_is_told_and_those_that_protect_nothing_firs
     assert (await server.cleanup(policies, mode="delete", keys=["report-*"])).doubts == []
 
 
-@on(*BY_FAKE)
+@on(FAKE)
 @pytest.mark.parametrize(
     ("single", "policy", "is_doubtful"),
     [

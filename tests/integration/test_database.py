@@ -456,7 +456,7 @@ async def test_the_statement_that_deletes_artifacts_without_a_key_keeps_results_
     kinds = [Row(None, days(40)), Row(None, days(40), type="result"), Row("report", days(40)), Row(None, days(40), type=None)]
     rows = await server.database.insert(kinds)
     async with open_database(server.database.url) as database:
-        await database.change(Changes.delete_unkeyed, [row.id for row in rows])
+        await database.transactions.write(Changes.delete_unkeyed, [row.id for row in rows])
     assert await server.database.ids() == {row.id for row in rows[1:]}
 
 
@@ -831,32 +831,47 @@ async def test_a_key_that_stays_locked_fails_and_no_other_does(server: Server) -
 
 
 @on(*BY_DATABASE)
-async def test_a_version_that_the_database_refuses_to_delete_fails_its_key_only(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Somebody may have a table of their own that refers to it. A run that meets nothing else gives up."""
-    rows = await server.database.insert([*series("referred", [1, 2, 3]), *series("free", [1, 2]), *series(None, [40, 41])])
-    refused = {rows[1].id, rows[6].id}
-    server_has = server.database
-    kind = "CHAR(36)" if server_has.is_sqlite else "UUID"
-    await server_has.run(f"CREATE TABLE theirs (artifact_id {kind} REFERENCES artifact (id))")
+async def test_a_version_that_the_database_refuses_to_delete_fails_its_key_only(server: Server) -> None:
+    """Somebody may have a table of their own that refers to it. What is older goes, and so do all other keys."""
+    rows = series("referred", range(1, 31)) + series("free", [1, 2]) + series(None, [40, 41])
+    rows += [row for number in range(prune_database.MAX_FAILURES) for row in series(f"also-{number:02}", [1, 2])]
+    await server.database.insert(rows)
+    refused = {rows[20].id, rows[33].id, *(row.id for row in rows[35::2])}
+    kind = "CHAR(36)" if server.database.is_sqlite else "UUID"
+    await server.database.run(f"CREATE TABLE theirs (artifact_id {kind} REFERENCES artifact (id))")
     try:
         for version_id in refused:
-            await server_has.run(f"INSERT INTO theirs VALUES ('{version_id}')")
+            await server.database.run(f"INSERT INTO theirs VALUES ('{version_id}')")
         policies = [KEEP_1, RetentionPolicy(name="u", unkeyed=True, keep_within_days=30)]
-        for deleted in (2, 0):
-            with pytest.raises(CleanupFailed) as failed:
-                await server.cleanup(policies, mode="delete")
-            report = failed.value.report
-            assert (report.deleted, report.failed) == (deleted, 3)
-            assert {each.key for each in report.key_reports if each.error} == {"referred", None}
-        assert not report.errors
-        monkeypatch.setattr(prune_database, "MAX_FAILURES", 2)
-        with pytest.raises(CleanupFailed, match="2 failures in a row") as failed:
+        with pytest.raises(CleanupFailed) as failed:
             await server.cleanup(policies, mode="delete")
-        assert await server_has.ids() == {row.id for row in (*rows[:4], rows[6])}
     finally:
-        await server_has.run("DROP TABLE theirs")
+        await server.database.run("DROP TABLE theirs")
+    report = failed.value.report
+    assert (report.deleted, report.failed, report.errors) == (9 + 1 + 1, 2 + prune_database.MAX_FAILURES, [])
+    assert {each.key for each in report.key_reports if each.error} == {"referred", None, *(row.key for row in rows[34:])}
+    assert await server.database.ids() == {row.id for row in (*rows[:21], rows[30], *rows[33:])}
+
+
+@on(POSTGRESQL_DATABASE)  # SQLite has one writer at a time
+@pytest.mark.parametrize("stops", ["failures", "time"])
+async def test_a_database_that_stays_locked_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch, stops: str) -> None:
+    """After some keys, or once the time is over, of a batch each or not; with thousands, the run would never end."""
+    monkeypatch.setattr("prefect_artifact_retention.stores.transactions.LOCK_TIMEOUT_MILLISECONDS", 10)
+    monkeypatch.setattr(prune_database, "MAX_TRANSACTION_VERSIONS", 2)
+    monkeypatch.setattr(prune_database, "MAX_FAILURES", 3 if stops == "failures" else 99)
+    monkeypatch.setattr("prefect_artifact_retention.tasks.run.MIN_DELETIONS", 2)
+    rows = await server.database.insert([row for number in range(8) for row in series(f"key-{number}", [1, 2, 3])])
+    budget = {} if stops == "failures" else {"time_budget_minutes": 0.02}
+    async with server.database.engine.begin() as somebody:
+        await somebody.execute(sa.text("SELECT * FROM artifact_collection FOR UPDATE"))
+        with pytest.raises(CleanupFailed) as failed:
+            await server.cleanup([KEEP_1], mode="delete", **budget)
+    report = failed.value.report
+    assert report.deleted == 0
+    assert sum(bool(each.error) for each in report.key_reports) in ({3, 4} if stops == "failures" else {2, 3})
+    assert any("3 times in a row, nothing could be deleted" in error for error in report.errors) == (stops == "failures")
+    assert await server.database.ids() == {row.id for row in rows}
 
 
 @on(POSTGRESQL_DATABASE)  # SQLite has one writer at a time
@@ -872,9 +887,9 @@ async def test_nothing_is_deleted_of_a_key_that_somebody_is_writing_to(server: S
             assert history.mark
             deletions.append(KeyDeletion(collection, history.mark, stale, is_last=True))
         await producer.execute(sa.text("UPDATE artifact_collection SET latest_id = latest_id WHERE key = 'busy'"))
-        assert await store.change(Changes.delete_unchanged, deletions) == {"quiet": None}
+        assert await store.transactions.write(Changes.delete_unchanged, deletions) == {"quiet": None}
         await producer.rollback()
-        assert await store.change(Changes.delete_unchanged, deletions) == {"busy": None}
+        assert await store.transactions.write(Changes.delete_unchanged, deletions) == {"busy": None}
 
 
 async def history_of(store: Store, key: str) -> History:
@@ -904,10 +919,27 @@ async def test_a_key_whose_run_has_not_finished_is_passed_over_and_the_rest_of_i
         await server.database.insert(rows)
         async with open_database(server.database.url) as store:
             deletions = [await deletion_of(store, key, stays=stays) for key in ("alive", "over")]
-            assert await store.change(Changes.delete_unchanged, deletions) == {"over": None}
+            assert await store.transactions.write(Changes.delete_unchanged, deletions) == {"over": None}
             assert [each.key for each in await store.collections(["alive", "over"])] == ["alive", "over"][: 1 + stays]
         assert await server.database.ids() == {row.id for row in rows[: 3 + stays]}
         await server.database.clear()
+
+
+@on(*BY_DATABASE)
+@pytest.mark.parametrize("change", ["metadata", "a date"])
+async def test_what_somebody_changes_by_hand_since_a_key_was_judged_keeps_it(server: Server, change: str) -> None:
+    """Even if no update of Prefect's shows it: the same number of versions, last updated at the same times."""
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    async with open_database(server.database.url) as store:
+        deletion = await deletion_of(store, "report", stays=1)
+        if change == "metadata":
+            await server.database.update_metadata(rows[1].id, {"retention-hold": "true"})
+        else:
+            newest = "SELECT max(created) FROM artifact"
+            await server.database.run(f"UPDATE artifact SET created = ({newest}) WHERE id = '{rows[2].id}'")
+        before = await server.database.ids()
+        assert await store.transactions.write(Changes.delete_unchanged, [deletion]) == {}
+    assert await server.database.ids() == before
 
 
 @on(*BY_DATABASE)
@@ -917,7 +949,7 @@ async def test_a_batch_with_a_latest_version_deletes_nothing(server: Server) -> 
     async with open_database(server.database.url) as store:
         wrong = replace(await deletion_of(store, "report", stays=1), ids=[rows[0].id])
         with pytest.raises(StoreError, match="a version that was to be deleted is the latest of its key"):
-            await store.change(Changes.delete_unchanged, [await deletion_of(store, "other", stays=1), wrong])
+            await store.transactions.write(Changes.delete_unchanged, [await deletion_of(store, "other", stays=1), wrong])
     assert await server.database.ids() == {row.id for row in rows}
 
 

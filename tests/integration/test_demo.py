@@ -47,11 +47,12 @@ def test_the_demo_deletes_what_it_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_the_demo_works_twice_in_the_same_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_the_demo_begins_with_nothing_and_works_again_in_the_same_folder(tmp_path: Path, times: int) -> None:
     """And its report can be read by a program."""
     folder, home = tmp_path / "demo", tmp_path / "home"
     home.mkdir()
-    for _time in range(2):
+    for _time in range(times):
         report = json.loads(run_demo(folder, home, "--json"))
         assert (report["outcome"], report["deleted"]) == ("completed", report["planned"])
         assert 380 <= report["planned"] <= 410

@@ -77,7 +77,7 @@ def test_a_preview_without_a_server_says_where_it_looked(folder: Path) -> None:
     assert [warning for warning in report["warnings"] if warning.startswith(NO_SERVER)]
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 def test_whoever_asks_for_it_may_delete_on_a_temporary_server(folder: Path) -> None:
     """As in a test of their own."""
     done = call(folder, *CLI, "delete", "--json", ARTIFACT_RETENTION_ALLOW_EPHEMERAL_SERVER="true")

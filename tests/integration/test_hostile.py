@@ -51,7 +51,7 @@ PICTURE = "data:image/svg+xml;base64,"
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
-    """Servers that write at once what they are told, so that all of it is looked at."""
+    """Servers that write at once what they are told, so that all of it is looked at. Never idle, they end with this file."""
     with started_when_asked(tmp_path_factory.mktemp("hostile"), **PROMPT) as get:
         yield get
 

@@ -45,7 +45,8 @@ def place() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="left-behind-"))
     folder.chmod(0o755)
     yield folder
-    shutil.rmtree(folder)
+    # A PostgreSQL that has been told to end may still remove files of its own.
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def alive(place: Path, pids: list[int]) -> list[psutil.Process]:
@@ -59,7 +60,7 @@ def alive(place: Path, pids: list[int]) -> list[psutil.Process]:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("how", ["SIGKILL", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("Ctrl-C", marks=pytest.mark.long)])
 def test_what_a_test_has_started_ends_with_pytest(place: Path, how: str) -> None:
     """Prefect's server, PostgreSQL and a worker, with pytest-xdist: by Ctrl-C, and by SIGKILL of all its processes."""
     (place / "test_endless.py").write_text(TEST, encoding="utf-8")

@@ -53,7 +53,15 @@ async def settings_of(pooler: Pooler, clients: int) -> Sequence[dict[str, str]]:
             await connection.close()
 
 
-@pytest.mark.parametrize(("mode", "size"), [("transaction", 1), ("transaction", 3), ("session", 1), ("session", 2)])
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [
+        ("transaction", 1),
+        pytest.param("transaction", 3, marks=pytest.mark.long),
+        pytest.param("session", 1, marks=pytest.mark.long),
+        ("session", 2),
+    ],
+)
 async def test_preview_delete_and_explain_work_behind_a_pool(
     server: Server, monkeypatch: pytest.MonkeyPatch, mode: Literal["session", "transaction"], size: int
 ) -> None:

@@ -122,6 +122,24 @@ async def test_a_listing_of_many_keys_that_takes_too_long_is_divided_by_keys(
     assert (report.outcome, report.deleted) == ("completed", 40)
 
 
+async def test_keys_are_listed_whole_however_they_fill_the_pages(server: AnyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order asked for: keys that fill a page exactly, one that fills several, one without versions, many small ones."""
+    sizes = [12, 13, 50, 50, 0, 230, *[1] * 30, 25, 24, 26, 100, 100]
+    rows = {f"key-{number:02}": series(f"key-{number:02}", range(size)) for number, size in enumerate(sizes)}
+    await server.database.insert([row for some in rows.values() for row in some])
+
+    async def act(_request: httpx.Request) -> int:
+        return 0
+
+    with server.active(), proxy(monkeypatch, act) as seen:
+        async with connect() as opened:
+            found = [history async for part in ApiStore(opened).histories([*rows][::-1]) for history in part]
+    assert [history.key for history in found] == [*rows][::-1]
+    assert all(set(history.versions.ids) == {row.id for row in rows[history.key]} for history in found)
+    assert all(history.complete for history in found)
+    assert len([request for request in seen if rows_asked_for(request)]) < (30 if server.limit == 200 else 100)
+
+
 # --- 413
 
 

@@ -12,7 +12,6 @@ import httpx
 import pytest
 from aiolimiter import AsyncLimiter
 from database import Row, series
-from fake import FakeServer
 from prefect import get_client
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.stores import concurrency, connection
@@ -339,11 +338,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "MAX_CHECK_AGE_SECONDS", 0.4)
 
 
-@on(*BY_FAKE)
-@pytest.mark.usefixtures("impatient")
+@on(FAKE)  # as above
 @pytest.mark.parametrize("what", ["becomes the latest", "is held"])
-async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(server: Server, what: str) -> None:
-    """The deletion is not sent again before a new snapshot is taken."""
+async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(
+    server: Server, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion is not sent again before another check; that of the version behind the latest, much sooner than others."""
+    monkeypatch.setattr(checks, "MAX_LAST_SECONDS" if what == "becomes the latest" else "MAX_CHECK_AGE_SECONDS", 0.4)
     rows = (await keys(server, "report", versions=2))["report"]
     attempts: list[str] = []
 
@@ -366,7 +367,7 @@ async def test_what_has_come_to_stay_while_its_deletion_had_to_wait_stays(server
     assert not await server.database.dangling()
 
 
-@on(*BY_FAKE)
+@on(FAKE)  # fractions of a second, in which a real server may answer late
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("key", ["report", None])
 async def test_a_deletion_that_had_to_wait_is_done_after_another_snapshot(server: Server, key: str | None) -> None:
@@ -385,7 +386,7 @@ async def test_a_deletion_that_had_to_wait_is_done_after_another_snapshot(server
     assert await server.database.ids() == {row.id for row in rows[:2]}
 
 
-@on(*BY_FAKE)
+@on(FAKE)  # fractions of a second, in which a real server may answer late
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("key", ["report", None])
 async def test_a_deletion_that_has_to_wait_again_and_again_fails_its_key(server: Server, key: str | None) -> None:
@@ -410,7 +411,7 @@ async def test_a_deletion_that_has_to_wait_again_and_again_fails_its_key(server:
     assert {row.id for row in rows} <= await server.database.ids()
 
 
-@on(*BY_FAKE)
+@on(FAKE)  # fractions of a second, in which a real server may answer late
 @pytest.mark.usefixtures("impatient", "soon_stalled")
 async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_key(server: Server) -> None:
     """As one whose database something else holds for long; what is left is left to the next run."""
@@ -428,13 +429,12 @@ async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_
     report = failed.value.report
     assert (report.outcome, report.deleted, report.remaining) == ("failed", 0, 400)
     assert [error.partition(" for ")[0] for error in report.errors] == ["the Prefect server accepted no deletion"]
-    # Of a real server, the checks themselves may come late.
+    # On a loaded machine, some checks are too old before anything is sent on them.
     assert 1 <= len(attempts) < 100
-    assert len(attempts) >= prune.MAX_LATE_CHECKS_OF_RUN or not isinstance(server, FakeServer)
     assert await server.database.ids() == {row.id for each in rows.values() for row in each}
 
 
-@on(*BY_FAKE)
+@on(FAKE)  # fractions of a second, in which a real server may answer late
 @pytest.mark.usefixtures("impatient", "soon_stalled")
 async def test_a_server_that_takes_deletions_and_says_so_late_is_asked_for_all(server: Server) -> None:
     """As behind a proxy that waits for less long: the next snapshot finds each gone."""
@@ -474,6 +474,25 @@ async def test_kept_versions_that_go_while_a_long_key_is_pruned_leave_their_slot
 
 
 @on(*BY_FAKE)
+async def test_a_hold_on_the_version_behind_the_latest_is_seen_however_long_its_key_takes(server: Server) -> None:
+    """It goes last, and rests on no reading of other versions."""
+    rows = (await keys(server, "report", versions=checks.DELETIONS_PER_CHECK + 40))["report"]
+    gone: list[str] = []
+
+    async def interfere(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
+        if request.method == "DELETE":
+            gone.append(request.url.path)
+            if len(gone) == checks.DELETIONS_PER_CHECK + 5:
+                await server.database.update_metadata(rows[1].id, {"retention-hold": "true"})
+        return await send(transport, request)
+
+    with transport(interfere):
+        report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+    assert (report.outcome, report.deleted, report.spared) == ("completed", len(rows) - 2, 1)
+    assert await server.database.ids() == {rows[0].id, rows[1].id}
+
+
+@on(*BY_FAKE)
 async def test_a_repair_whose_answer_is_lost_leaves_no_placeholder(server: Server) -> None:
     """The server has made two of it; were one of them left, it would take a slot of the others."""
     rows = (await keys(server, "report", versions=4))["report"]
@@ -499,7 +518,7 @@ async def test_a_repair_whose_answer_is_lost_leaves_no_placeholder(server: Serve
     assert await server.database.ids() == {rows[1].id}
 
 
-@on(*BY_FAKE)
+@on(FAKE)  # fractions of a second, in which a real server may answer late
 @pytest.mark.usefixtures("impatient")
 async def test_what_waits_behind_a_deferred_deletion_is_checked_again_too(server: Server) -> None:
     """Of the same key: nothing more of it is sent on the old check."""
@@ -540,7 +559,7 @@ async def test_the_check_right_before_a_successor_goes_is_not_held_up_by_another
     assert not await server.database.dangling()
 
 
-@on(*BY_FAKE)
+@on(FAKE)  # fractions of a second, in which a real server may answer late
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("key", ["report", None])
 async def test_deletions_that_have_to_wait_now_and_then_end_no_long_key(server: Server, key: str | None) -> None:
@@ -584,17 +603,18 @@ async def test_nothing_is_sent_on_a_check_that_is_too_old(server: Server, kind: 
 
 
 @on(FAKE)  # as above
-@pytest.mark.parametrize("per_minute", [1, 30])
-async def test_a_low_rate_limit_makes_progress(server: Server, per_minute: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of keys that share a check, of one with many versions, and of what has no key; here, a minute takes 30 ms."""
-    factor = 2000
+@pytest.mark.parametrize(("per_minute", "factor"), [(1, 1000), (30, 250)])
+async def test_a_low_rate_limit_makes_progress(
+    server: Server, per_minute: int, factor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of keys that share a check, of one with many versions, and of what has no key; here, a minute takes 0.06 s or 0.24 s."""
     monkeypatch.setattr(connection, "_limiter", lambda rate: AsyncLimiter(1, 60 / factor / rate))
     monkeypatch.setattr(run.Run, "seconds_per_request", 60 / factor / per_minute)
     monkeypatch.setattr(run, "SLOW_SECONDS_PER_REQUEST", run.SLOW_SECONDS_PER_REQUEST / factor)
     monkeypatch.setattr(prune, "MIN_STALL_SECONDS", prune.MIN_STALL_SECONDS / factor)
     monkeypatch.setattr(checks, "MAX_CHECK_AGE_SECONDS", checks.MAX_CHECK_AGE_SECONDS / factor)
-    one_each = [row for number in range(8) for row in series(f"key-{number}", [1, 2, 3])]
-    await server.database.insert([*one_each, *series("report", range(1, 20)), *series(None, [1, 8, 9])])
+    one_each = [row for number in range(3) for row in series(f"key-{number}", [1, 2, 3])]
+    await server.database.insert([*one_each, *series("report", range(1, 8)), *series(None, [1, 8, 9])])
     policies = [KEEP_2, RetentionPolicy(name="loose", unkeyed=True, keep_within_days=7)]
     report = await server.cleanup(policies, mode="delete", max_requests_per_minute=per_minute)
-    assert (report.outcome, report.deleted) == ("completed", 8 + 17 + 2)
+    assert (report.outcome, report.deleted) == ("completed", 3 + 5 + 2)

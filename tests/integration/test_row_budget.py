@@ -40,7 +40,7 @@ TASK_RUNS_BESIDES = 4
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
-    """Servers that write at once what they are told, so that it can be counted."""
+    """Servers that write at once what they are told, so that it can be counted. Never idle, they end with this file."""
     with started_when_asked(tmp_path_factory.mktemp("prompt"), **PROMPT) as get:
         yield get
 

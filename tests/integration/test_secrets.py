@@ -33,9 +33,16 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def call(
     environment: Mapping[str, str], folder: Path, credentials: Mapping[str, str], *arguments: str
 ) -> subprocess.CompletedProcess[str]:
-    """Call the command line in a process of its own, with Prefect's log as talkative as it can be."""
+    """Call the command line in a process of its own."""
+    return run_python(environment, folder, credentials, "-m", "prefect_artifact_retention.flows.cli", *arguments)
+
+
+def run_python(
+    environment: Mapping[str, str], folder: Path, credentials: Mapping[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Start this interpreter, with Prefect's log as talkative as it can be."""
     return subprocess.run(
-        [sys.executable, "-m", "prefect_artifact_retention.flows.cli", *arguments],
+        [sys.executable, *arguments],
         cwd=folder,
         env={**environment, "PREFECT_HOME": str(folder / "home"), "PREFECT_LOGGING_LEVEL": "DEBUG", **credentials},
         capture_output=True,
@@ -43,6 +50,40 @@ def call(
         check=False,
         timeout=180,
     )
+
+
+IN_TURN = """
+import json, os, sys
+from prefect_artifact_retention.flows.cli import main
+
+for variables, arguments in json.loads(sys.argv[1]):
+    os.environ.update(variables)
+    code = main(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        print(end=f"\\0{code}\\0", file=stream, flush=True)
+"""
+"""Calls the command line several times, since starting a process takes longer than most commands; NULs part their output."""
+
+
+def call_in_turn(
+    environment: Mapping[str, str],
+    folder: Path,
+    credentials: Mapping[str, str],
+    *commands: tuple[Mapping[str, str], list[str]],
+) -> list[subprocess.CompletedProcess[str]]:
+    """The same for several commands in one process, each with more variables; what is printed at the end is the last one's."""
+    done = run_python(environment, folder, credentials, "-c", IN_TURN, json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    outputs, errors = done.stdout.split("\0"), done.stderr.split("\0")
+    assert outputs[1::2] == errors[1::2]
+    results = [
+        subprocess.CompletedProcess(arguments, int(code), stdout, stderr)
+        for (_, arguments), code, stdout, stderr in zip(commands, outputs[1::2], outputs[::2], errors[::2], strict=False)
+    ]
+    assert len(results) == len(commands)
+    results[-1].stdout += outputs[-1]
+    results[-1].stderr += errors[-1]
+    return results
 
 
 def by_string(password: str) -> dict[str, str]:
@@ -61,16 +102,24 @@ def test_right_credentials_work_and_are_neither_printed_nor_stored(guarded: Serv
     """Preview, explain and delete; every file of client and server is searched. Credentials in the address are warned of."""
     credentials = by_string(PASSWORD) if how == "string" else by_address(guarded, PASSWORD)
     before = count_reports(guarded)
-    for arguments in (["preview"], ["explain", "report"], ["delete", "--key", "report", "--keep-last", "5"]):
-        for form in ([], ["--json"]):
-            done = call(guarded.local.environment, tmp_path, credentials, *arguments, *form)
-            assert done.returncode == 0, done.stderr
-            assert found_in(done.stdout + done.stderr) == []
-            warnings = json.loads(done.stdout).get("warnings", []) if form else []
-            assert all("PREFECT_API_URL has credentials in it" in warning for warning in warnings)
-            assert bool(warnings) == (bool(form) and how == "address")
-            if form:
-                assert json.loads(done.stdout)["server"] == f"{guarded.local.address}/api"
+    commands = (["preview"], ["explain", "report"], ["delete", "--key", "report", "--keep-last", "5"])
+    calls = [({}, [*command, *form]) for command in commands for form in ([], ["--json"])]
+    there = guarded.local.environment
+    # By the address, each in a process of its own, as people call it: in one that goes on, Prefect has more to say.
+    all_done = (
+        call_in_turn(there, tmp_path, credentials, *calls)
+        if how == "string"
+        else [call(there, tmp_path, credentials, *arguments) for _, arguments in calls]
+    )
+    for done in all_done:
+        assert done.returncode == 0, done.stderr
+        assert found_in(done.stdout + done.stderr) == []
+        is_json = "--json" in done.args
+        warnings = json.loads(done.stdout).get("warnings", []) if is_json else []
+        assert all("PREFECT_API_URL has credentials in it" in warning for warning in warnings)
+        assert bool(warnings) == (is_json and how == "address")
+        if is_json:
+            assert json.loads(done.stdout)["server"] == f"{guarded.local.address}/api"
     assert count_reports(guarded) == before + 2
     assert asyncio.run(guarded.database.ids("key = 'report'")) == asyncio.run(newest(guarded, 5))
     events = "SELECT count(*) FROM events WHERE event LIKE 'artifact-retention.%'"
@@ -96,8 +145,8 @@ def test_wrong_credentials_are_refused_with_a_message_without_them(guarded: Serv
         "key alone": {"PREFECT_API_KEY": API_KEY},
     }[how]
     before = asyncio.run(guarded.database.ids())
-    for arguments in (["preview"], ["delete", "--json", "--key", "other", "--keep-last", "1"]):
-        done = call(guarded.local.environment, tmp_path, credentials, *arguments)
+    calls = [({}, arguments) for arguments in (["preview"], ["delete", "--json", "--key", "other", "--keep-last", "1"])]
+    for done in call_in_turn(guarded.local.environment, tmp_path, credentials, *calls):
         assert done.returncode == 1
         assert "refuses our credentials (401)" in done.stderr
         ours = [line for line in done.stderr.splitlines() if " | DEBUG " not in line]
@@ -162,12 +211,13 @@ DATABASES = [
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("database", DATABASES)
-def test_a_databases_password_is_neither_printed_nor_stored(guarded: Server, tmp_path: Path, database: str) -> None:
+def test_a_databases_password_is_neither_printed_nor_stored(guarded: Server, tmp_path: Path) -> None:
     """Wherever the run fails with it: the database is out of reach, or the address is none."""
-    credentials = by_string(PASSWORD) | {"ARTIFACT_RETENTION_DATABASE_URL": f"postgresql://{database}"}
-    for arguments in (["preview"], ["delete", "--json", "--key", "report", "--keep-last", "1"]):
-        done = call(guarded.local.environment, tmp_path, credentials, *arguments)
+    commands = (["preview"], ["delete", "--json", "--key", "report", "--keep-last", "1"])
+    calls = [
+        ({"ARTIFACT_RETENTION_DATABASE_URL": f"postgresql://{each}"}, command) for each in DATABASES for command in commands
+    ]
+    for done in call_in_turn(guarded.local.environment, tmp_path, by_string(PASSWORD), *calls):
         assert done.returncode == 1, done.stderr
         assert "database" in done.stderr
         assert found_in(done.stdout + done.stderr) == []
