@@ -309,7 +309,7 @@ async def appending(bench: Bench) -> None:
         ours.append(len(rows) / (time.monotonic() - began))
 
     with bench.server.active():
-        for number in range(bench.sizes.rounds):
+        for number in range(bench.sizes.delete_rounds):
             await alone(number)
     bench.figure(
         "append_rows, one writer: appends a second against reading, merging and creating by hand",
