@@ -28,6 +28,7 @@ OWN_METADATA = "artifact-retention-"
 """How the names of this package's own entries of metadata begin."""
 
 _KEY = re.compile(r"[a-z0-9-]+")
+_UNFIT = re.compile(r"[\0\ud800-\udfff]")
 
 
 class Retention(TypedDict, total=False):
@@ -56,10 +57,14 @@ def retention_metadata(
         ValueError: The hold is neither true, false nor a date from today on; the TTL is no number of days, or too small or
             large; or an entry is no text, too long, or one of those that this package writes.
     """
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise ValueError(f"metadata = {metadata!r} is no mapping of names to texts")
     entries = dict(metadata or {})
     for name, value in entries.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise ValueError(f"metadata[{name!r}] = {value!r} is no text, which is all that Prefect takes")  # noqa: TRY004
+        if unfit := _UNFIT.search(name + value):
+            raise ValueError(f"metadata[{name!r}] has the character {unfit[0]!r}, which no server stores")
         if len(value) > MAX_METADATA_CHARS:
             raise ValueError(f"metadata[{name!r}] has {len(value)} characters, and Prefect keeps {MAX_METADATA_CHARS}")
     for name in (*select_control(entries), *(name for name in entries if name.startswith(OWN_METADATA))):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -74,6 +74,9 @@ class Format(Protocol):
     def size(self, unit: Any) -> int:  # noqa: ANN401
         """Return the bytes of a unit in the stored data, at most."""
 
+    def without(self, units: Units, known: Sequence[Any]) -> Units:
+        """Return what units have beyond known ones, if they begin with some of these, up to the last or to their own end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -110,6 +113,19 @@ class Text:
     def size(self, unit: str) -> int:
         """Return the bytes of a text and its separator as JSON."""
         return len(orjson.dumps(unit + self.separator))
+
+    def without(self, units: Units, known: Sequence[str]) -> Units:
+        """Compare text, as nothing tells where its entries end."""
+        if not units or not self.separator:
+            return units
+        text, before, at = units[0] + self.separator, "".join(each + self.separator for each in known), 0
+        for each in known:
+            common = min(len(text), len(before) - at)
+            if before[at : at + common] == text[:common]:
+                rest = text[common : len(text) - len(self.separator)]
+                return (rest,) if rest else ()
+            at += len(each + self.separator)
+        return units
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +164,14 @@ class Rows:
         """Return the bytes of a row as JSON in JSON."""
         return len(orjson.dumps(json.dumps(unit))) + 2
 
+    def without(self, units: Units, known: Sequence[Any]) -> Units:
+        """Compare rows."""
+        for at in range(len(known)):
+            common = min(len(units), len(known) - at)
+            if tuple(known[at : at + common]) == units[:common]:
+                return units[common:]
+        return units
+
 
 @dataclass(frozen=True, slots=True)
 class Log:
@@ -156,14 +180,21 @@ class Log:
     entries: Mapping[str, Units] = field(default_factory=dict)
     trimmed: str = ""
 
+    def units(self) -> list[Any]:
+        """Return what it consists of, in order."""
+        return [unit for name in sorted(self.entries) for unit in self.entries[name]]
+
     def union(self, *others: Log) -> Log:
-        """Merge with others: what any of them has, but for what any of them has trimmed."""
+        """Merge with others: what any of them has, but for what any of them has trimmed.
+
+        An entry that somebody has edited in place is that of the first one that has it.
+        """
         trimmed = max((self.trimmed, *(other.trimmed for other in others)))
         merged: dict[str, Units] = {}
         for log in (self, *others):
             for name, units in log.entries.items():
                 # Of an entry that was trimmed itself, each has some of the last rows.
-                if name > trimmed and len(merged.get(name, ())) <= len(units):
+                if name > trimmed and (name not in merged or len(merged[name]) < len(units)):
                     merged[name] = units
         return Log(merged, trimmed)
 
@@ -180,18 +211,18 @@ class Log:
         return max(self.entries, default=self.trimmed)
 
     def trim(self, store: Format, max_units: int, max_kb: float) -> Log:
-        """Leave the newest units, as many as there may be, and the markers of the newest versions."""
+        """Leave the newest units, as many as there may be, and the markers of the newest versions, beside these."""
         left, room, markers = max_units, max_kb * BYTES_PER_KB - INDEX_BYTES, MAX_MARKERS
         kept: dict[str, Units] = {}
         trimmed = self.trimmed
         for name in sorted(self.entries, reverse=True):
             units = self.entries[name]
-            room -= INDEX_BYTES
             if not units:
-                if markers and room >= 0:
+                if markers:
                     kept[name] = ()
                     markers -= 1
                 continue
+            room -= INDEX_BYTES
             fitting = 0
             for unit in reversed(units):
                 size = store.size(unit)
@@ -220,7 +251,7 @@ class Log:
         metadata = {OWN_ID: own, TRIMMED: self.trimmed} | {f"{INDEX}{number}": line for number, line in enumerate(lines)}
         if isinstance(store, Text):
             metadata[SEPARATOR_CHARS] = str(len(store.separator))
-        return store.dump([unit for name in names for unit in self.entries[name]]), metadata
+        return store.dump(self.units()), metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,14 +263,19 @@ class Snapshot:
         own: The id of the entry, or the marker, with which it was written.
         log: Its entries.
         is_foreign: Whether something else wrote it: all of it is one entry then.
-        description: Its description.
     """
 
     version_id: UUID
     own: str
     log: Log
     is_foreign: bool
-    description: str | None
+
+    def beyond(self, known: Log, store: Format) -> Snapshot:
+        """Return the version without what it has of known entries.
+
+        Whoever copied the artifact and added to it, or replaced the metadata in which its index is, has doubled nothing.
+        """
+        return replace(self, log=Log({self.own: store.without(self.log.entries[self.own], known.units())}))
 
 
 def read_snapshot(row: Mapping[str, Any], store: Format) -> Snapshot:
@@ -255,13 +291,13 @@ def read_snapshot(row: Mapping[str, Any], store: Format) -> Snapshot:
         raise StoreError(f"version {version_id} of {row['key']} cannot be appended to: {error}") from None
     try:
         own, log = _indexed(row.get("metadata_") or {}, loaded, store)
-        return Snapshot(version_id, own, log, is_foreign=False, description=row.get("description"))
+        return Snapshot(version_id, own, log, is_foreign=False)
     except (KeyError, ValueError):
         # A person, or Prefect's own helper. The id is derived, so that everybody takes it over as the same entry.
         created = datetime.fromisoformat(row["created"])
         own = entry_id(int(created.timestamp() * 1000), version_id.int)
         units = tuple(loaded) if isinstance(loaded, list) else (loaded,) if loaded else ()
-        return Snapshot(version_id, own, Log({own: units}), is_foreign=True, description=row.get("description"))
+        return Snapshot(version_id, own, Log({own: units}), is_foreign=True)
 
 
 def _indexed(metadata: Mapping[str, str], loaded: Any, store: Format) -> tuple[str, Log]:  # noqa: ANN401

@@ -37,6 +37,18 @@ class Options(Retention, total=False):
     on_error: OnError
 
 
+def parted(options: Options) -> tuple[OnError, Retention]:
+    """Return what to do about errors, and what goes into the metadata.
+
+    Raises:
+        TypeError: There is no such option. As any error of the source code, it is none to be logged.
+    """
+    if unknown := options.keys() - Retention.__annotations__.keys() - {"on_error"}:
+        raise TypeError(f"there is no option {min(unknown)!r}: there are {', '.join(Retention.__annotations__)} and on_error")
+    retention: Any = {name: value for name, value in options.items() if name != "on_error"}
+    return options.get("on_error", "raise"), retention
+
+
 def publish_markdown(
     markdown: str, key: str | None = None, description: str | None = None, **options: Unpack[Options]
 ) -> UUID | None:
@@ -143,24 +155,16 @@ async def publish_artifact(  # noqa: PLR0913 - the fields of an artifact
 
 
 def _publish(
-    make: Callable[[], Artifact],
-    key: str | None,
-    description: str | None,
-    *,
-    on_error: OnError = "raise",
-    **retention: Unpack[Retention],
+    make: Callable[[], Artifact], key: str | None, description: str | None, **options: Unpack[Options]
 ) -> UUID | None:
+    on_error, retention = parted(options)
     return run(_formatted(make, key, description, **retention), _what(key), on_error)
 
 
 async def _apublish(
-    make: Callable[[], Artifact],
-    key: str | None,
-    description: str | None,
-    *,
-    on_error: OnError = "raise",
-    **retention: Unpack[Retention],
+    make: Callable[[], Artifact], key: str | None, description: str | None, **options: Unpack[Options]
 ) -> UUID | None:
+    on_error, retention = parted(options)
     return await arun(_formatted(make, key, description, **retention), _what(key), on_error)
 
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, TypeVar
 from uuid import UUID
@@ -20,6 +20,7 @@ import httpx
 import orjson
 from prefect.client.orchestration import PrefectClient, SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.context import SettingsContext, get_settings_context
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from prefect_artifact_retention.policies import StoreError
@@ -46,9 +47,9 @@ def update(version_id: UUID, change: ArtifactUpdate) -> Callable[[Any], Any]:
     return lambda client: client.update_artifact(version_id, change)
 
 
-def read(only: dict[str, Any], limit: int) -> Callable[[Any], Any]:
+def read(only: dict[str, Any], limit: int, offset: int = 0) -> Callable[[Any], Any]:
     """Return the step that reads the newest artifacts that match a filter, whose answer is a response: see `rows`."""
-    body = {"artifacts": only, "sort": "CREATED_DESC", "limit": limit}
+    body = {"artifacts": only, "sort": "CREATED_DESC", "limit": limit, "offset": offset}
     # Prefect's server compresses at level 9, which takes it longer than a local network saves.
     headers = {"Accept-Encoding": "identity"}
     return lambda client: client.request("POST", "/artifacts/filter", json=body, headers=headers)
@@ -60,19 +61,20 @@ def rows(response: httpx.Response) -> list[dict[str, Any]]:
     return found
 
 
-def run(steps: Steps[Result], what: str, on_error: OnError = "raise") -> Result | None:
+def run(steps: Steps[Result], what: str, on_error: OnError = "raise", *, retries: bool = True) -> Result | None:
     """Run the steps in sync code.
 
     Args:
         steps: The steps.
         what: What they do, for messages: "publish the artifact".
         on_error: `raise` raises errors; `log` logs them as a warning, and returns None.
+        retries: Whether Prefect's client sends a request again that fails: for up to two minutes.
 
     Raises:
         StoreError: The server cannot be reached, or refuses a request.
         ValueError: An argument of the helper is invalid; no request has been sent.
     """
-    with handled(what, on_error):
+    with handled(what, on_error), nullcontext() if retries else _without_retries():
         step = next(steps)
         client = _open(partial(get_client, sync_client=True))
         with _explained(client, what), client:
@@ -90,26 +92,48 @@ def run(steps: Steps[Result], what: str, on_error: OnError = "raise") -> Result 
     return None
 
 
-async def arun(steps: Steps[Result], what: str, on_error: OnError = "raise") -> Result | None:
+async def arun(steps: Steps[Result], what: str, on_error: OnError = "raise", *, retries: bool = True) -> Result | None:
     """Run the steps in async code; see `run`."""
-    with handled(what, on_error):
+    with handled(what, on_error), nullcontext() if retries else _without_retries():
         step = next(steps)
         client = _open(get_client)
         with _explained(client, what):
             async with client:
-                while True:
-                    try:
-                        waited = asyncio.sleep(step) if isinstance(step, float) else shielded(step(client))
-                        answer = await waited
-                    except Exception as error:  # noqa: BLE001 - the generator knows what to make of it
-                        go_on: Callable[[], Any] = partial(steps.throw, error)
-                    else:
-                        go_on = partial(steps.send, answer)
-                    try:
-                        step = go_on()
-                    except StopIteration as end:
-                        return end.value  # type: ignore[no-any-return]
+                return await take(steps, client, step)
     return None
+
+
+async def take(steps: Steps[Result], client: PrefectClient, step: Callable[[Any], Any] | float | None = None) -> Result:
+    """Take the steps with an open client, from the first one that is not yet done; errors are those of the client.
+
+    They are shielded as one: what has been sent when its caller is cancelled is known to the generator, too.
+    """
+
+    async def rest() -> Result:
+        next_step = next(steps) if step is None else step
+        while True:
+            try:
+                answer = await (asyncio.sleep(next_step) if isinstance(next_step, float) else next_step(client))
+            except Exception as error:  # noqa: BLE001 - the generator knows what to make of it
+                go_on: Callable[[], Any] = partial(steps.throw, error)
+            else:
+                go_on = partial(steps.send, answer)
+            try:
+                next_step = go_on()
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+    return await shielded(rest())
+
+
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    """Let Prefect's client give up on a request that fails; only within this context."""
+    present = get_settings_context()
+    settings = present.settings
+    once = settings.model_copy(update={"client": settings.client.model_copy(update={"max_retries": 0})})
+    with SettingsContext(profile=present.profile, settings=once):
+        yield
 
 
 def _open(make: Callable[[], Any]) -> Any:  # noqa: ANN401 - either kind of client
@@ -127,9 +151,14 @@ def _explained(client: Client, what: str) -> Iterator[None]:
         yield
     except httpx.HTTPError as error:
         failed = request_error(error, client.api_url, what)
-        raise StoreError(f"could not {what}: {failed}", failed.status) from None
+        raise StoreError(f"could not {what}: {failed}{_notes(error)}", failed.status) from None
     except (ValueError, KeyError) as error:
-        raise StoreError(f"could not {what}: the server's answer cannot be read") from error
+        raise StoreError(f"could not {what}: the server's answer cannot be read{_notes(error)}") from error
+
+
+def _notes(error: Exception) -> str:
+    """Return what a helper had to add to an error."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
 
 
 @contextmanager

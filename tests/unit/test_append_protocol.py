@@ -44,13 +44,13 @@ class Table:
         created = self.arrived or self.now()
         row = artifact.model_dump(mode="json") | {"id": str(uuid4()), "created": created.isoformat()}
         self.rows.append(row)
-        return SimpleNamespace(id=UUID(row["id"]))
+        return SimpleNamespace(id=UUID(row["id"]), created=created)
 
     def request(self, _method: str, _path: str, *, json: dict[str, Any], headers: object) -> httpx.Response:
         """List the newest versions by date."""
         del headers
-        newest = sorted(self.rows, key=lambda row: row["created"], reverse=True)[: json["limit"]]
-        return httpx.Response(200, content=orjson.dumps(newest))
+        newest = sorted(self.rows, key=lambda row: row["created"], reverse=True)
+        return httpx.Response(200, content=orjson.dumps(newest[json["offset"] :][: json["limit"]]))
 
     def clean_up(self) -> None:
         """Delete all but the newest."""
@@ -149,3 +149,21 @@ def test_the_next_append_finds_what_appenders_that_died_have_hidden(schedule: li
     assert len(found) == len({*found})
     assert {*confirmed} - {*found} == set()
     assert len(found) - len(confirmed) <= sum(each.is_dead for each in appenders)
+
+
+@pytest.mark.parametrize("number", [33, 40, 64])
+def test_more_appenders_at_once_than_fit_into_a_page_lose_nothing(number: int) -> None:
+    """One is done before all others, which have read what it has read, create their versions."""
+    table = Table()
+    run([Appender(table, "seed", 1)], [])
+    appenders = [Appender(table, f"p{each}", 1) for each in range(number)]
+    for each in appenders:
+        for _step in ("begin", "the read arrives", "it is answered"):
+            each.go_on()
+    first, *others = appenders
+    run([first], [])
+    for each in others:
+        for _step in ("the creation arrives", "it takes effect"):
+            each.go_on()
+    run(appenders, [])
+    assert sorted(table.entries()) == sorted(["seed-0", *(f"p{each}-0" for each in range(number))])
