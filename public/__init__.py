@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from prefect_artifact_retention.tasks.producers import *  # noqa: F403 - its `__all__` is the one list of names
 
 _PRODUCERS = "prefect_artifact_retention.tasks.producers"
+_ROOMS = ("flows", "tasks", "stores", "policies")
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any of the names
-    if name.startswith("_") or name not in import_module(_PRODUCERS).__all__:
+    # An import of a submodule asks here first.
+    if name.startswith("_") or name in _ROOMS or name not in import_module(_PRODUCERS).__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PRODUCERS), name)
 

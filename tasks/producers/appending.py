@@ -203,10 +203,9 @@ class _Target:
         newest = known.taken_over
         if newest and newest.own not in log.entries:
             what = f"version {newest.version_id} of {self.key}, the newest, was written by something else, and"
-            if newest.own not in known.log.entries:
-                raise StoreError(f"{what} is dated before what was trimmed, so that it would be trimmed, too")
             size = sum(map(self.store.size, newest.log.units())) / BYTES_PER_KB
-            raise StoreError(f"{what} has no room beside what is appended: it takes {size:.1f} kB; max_kb is {self.max_kb:g}")
+            room = f"max_kb is {self.max_kb:g}, and {self.max_units} the number of entries"
+            raise StoreError(f"{what} has no room beside what is appended: it takes {size:.1f} kB; {room}")
         return log
 
     def version(self, log: Log, own: str, description: str | None) -> ArtifactCreate:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,15 +18,17 @@ from uuid import UUID
 import httpx
 import prefect_artifact_retention as retention
 import pytest
-from appenders import appender, go, told
+from appenders import appender, go, held_up, told
 from chance import SEED
+from fake import FakeServer
 from prefect import artifacts as prefects
-from prefect import flow, task
+from prefect import flow, get_client, task
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.runtime import flow_run, task_run
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect_artifact_retention.policies import RetentionPolicy, StoreError
 from prefect_artifact_retention.tasks.producers.appending import remembered
-from servers import POSTGRESQL_API, SQLITE_API, Server, on
+from servers import FAKE, POSTGRESQL_API, SQLITE_API, Server, on, thorough
 
 BOTH = on(SQLITE_API, POSTGRESQL_API)
 
@@ -228,8 +231,8 @@ async def append_at_once(server: Server, kind: str, processes: int, each: int) -
     return seconds
 
 
-@BOTH
-@pytest.mark.parametrize("kind", ["rows", "markdown"])
+@on(POSTGRESQL_API, thorough(SQLITE_API))
+@pytest.mark.parametrize("kind", ["rows", pytest.param("markdown", marks=pytest.mark.thorough)])
 async def test_processes_that_append_to_one_key_at_once_lose_no_entry(server: Server, kind: str) -> None:
     """Each entry of each is in the latest version, once; those of one process in its order."""
     await append_at_once(server, kind, processes=3, each=5)
@@ -303,10 +306,9 @@ async def test_versions_by_hand_that_were_replaced_are_no_entries(server: Server
     with server.active():
         for number in range(14):
             await prefects.acreate_table_artifact([{"name": f"by hand {number}"}], key="log")
-        with held_up(server, 2) as process:
+        with held_up(2) as other:
             retention.append_rows([{"name": "meanwhile"}], key="log")
-            go(process)
-            assert told(process) == "done"
+            other.finish()
     assert sorted(await names(server)) == ["by hand 13", "held-up", "meanwhile"]
 
 
@@ -316,9 +318,9 @@ async def test_a_version_that_nothing_can_be_appended_to_is_an_error_and_stays_t
     with server.active():
         await prefects.acreate_table_artifact([{"a": 1}], key="table")
         await prefects.acreate_markdown_artifact("x" * 900, key="large")
-        with pytest.raises(StoreError, match="newest version of table is of the type table"):
+        with pytest.raises(StoreError, match=r"newest version of table is of the type table"):
             retention.append_markdown("x", key="table")
-        with pytest.raises(StoreError, match="written by something else, and is too large or too old"):
+        with pytest.raises(StoreError, match=r"^version .* of large, the newest, .* and has no room beside"):
             retention.append_markdown("x" * 500, key="large", max_kb=1)
         assert retention.append_markdown("x", key="table", on_error="log") is None
     for key in ("table", "large"):
@@ -340,38 +342,6 @@ async def test_the_oldest_entries_go_when_there_are_too_many(server: Server) -> 
     assert (table["metadata_"]["retention-ttl-days"], table["metadata_"]["n"]) == ("3", "4")
 
 
-HELD_UP = """
-import sys, httpx
-send = httpx.HTTPTransport.handle_request
-at, seen = int(sys.argv[4]), 0
-def handle(transport, request):
-    global seen
-    if request.url.path.startswith("/api/artifacts"):
-        seen += 1
-        if seen == at:
-            print("held up", flush=True)
-            sys.stdin.readline()
-    return send(transport, request)
-httpx.HTTPTransport.handle_request = handle
-from prefect_artifact_retention import append_rows
-print("ready", flush=True)
-sys.stdin.readline()
-append_rows([{"name": sys.argv[3]}], key=sys.argv[2])
-print("done", flush=True)
-"""
-"""Appends once, and is held up before one of its requests: the second is the creation, the third the check."""
-
-
-@contextmanager
-def held_up(server: Server, request: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that has begun to append, and is held up before one of its requests."""
-    with appender(f"{server.local.address}/api", "rows", "log", "held-up", request, script=HELD_UP) as process:
-        assert told(process) == "ready"
-        go(process)
-        assert told(process) == "held up"
-        yield process
-
-
 async def names(server: Server) -> list[str]:
     """The entries of the latest version."""
     return [row["name"] for row in rows_of(await latest(server, "log"))]
@@ -382,12 +352,12 @@ async def test_an_appender_that_was_killed_holds_nobody_up_and_loses_nothing_of_
     """Before it created its version, its entry is lost; after that, not even this one."""
     with server.active():
         retention.append_rows([{"name": "first"}], key="log")
-        with held_up(server, 2):
+        with held_up(2):
             began = time.monotonic()
             retention.append_rows([{"name": "second"}], key="log")
             assert time.monotonic() - began < 10
         assert await names(server) == ["first", "second"]
-        with held_up(server, 3):
+        with held_up(3):
             pass
         retention.append_rows([{"name": "third"}], key="log")
     assert sorted(await names(server)) == ["first", "held-up", "second", "third"]
@@ -398,11 +368,10 @@ async def test_an_appender_that_hides_what_others_appended_meanwhile_repairs_it(
     """It has read what was there before."""
     with server.active():
         retention.append_rows([{"name": "first"}], key="log")
-        with held_up(server, 2) as process:
+        with held_up(2) as other:
             retention.append_rows([{"name": "second"}], key="log")
             retention.append_rows([{"name": "third"}], key="log")
-            go(process)
-            assert told(process) == "done"
+            other.finish()
     assert sorted(await names(server)) == ["first", "held-up", "second", "third"]
 
 
@@ -411,17 +380,95 @@ async def test_what_a_killed_appender_has_hidden_is_there_again_after_the_next_a
     """Killed after it created its version on what it had read before others appended, and before it looked again."""
     with server.active():
         retention.append_rows([{"name": "first"}], key="log")
-        script = HELD_UP.replace("if seen == at:", "if seen in (2, 3):")
-        with appender(f"{server.local.address}/api", "rows", "log", "killed", 0, script=script) as process:
-            assert told(process) == "ready"
-            go(process)
-            assert told(process) == "held up"
+        with held_up(2, 3) as other:
             retention.append_rows([{"name": "second"}], key="log")
-            go(process)
-            assert told(process) == "held up"
-        assert await names(server) == ["first", "killed"]
+            other.go_on()
+        assert await names(server) == ["first", "held-up"]
         retention.append_rows([{"name": "third"}], key="log")
-    assert sorted(await names(server)) == ["first", "killed", "second", "third"]
+    assert sorted(await names(server)) == ["first", "held-up", "second", "third"]
+
+
+@on(SQLITE_API)
+async def test_more_appenders_at_once_than_fit_into_a_page_lose_nothing(server: Server) -> None:
+    """All have read the same before the first of them creates its version; the last one to do so has to read on."""
+    with server.active():
+        retention.append_rows([{"name": "first"}], key="log")
+        with held_up(2) as other:
+            at_once = (retention.aappend_rows([{"name": str(number)}], key="log") for number in range(40))
+            await asyncio.gather(*at_once)
+            other.finish()
+    found = await names(server)
+    assert sorted(found) == sorted(["first", "held-up", *map(str, range(40))])
+
+
+async def patch_version(version_id: UUID, **fields: object) -> None:
+    """Update a version in place, as a person or a script of theirs does."""
+    async with get_client() as client:
+        await client.update_artifact(version_id, ArtifactUpdate(**fields))
+
+
+@BOTH
+async def test_a_hold_that_replaces_the_metadata_of_the_log_doubles_nothing(server: Server) -> None:
+    """Neither of the latest version, nor of one before; nor does a copy of the log to which a person has added something."""
+    with server.active():
+        for number in range(4):
+            text = retention.append_markdown(f"text {number}", key="text", separator="\n")
+            table = retention.append_rows([{"name": f"{number}-{each}"} for each in range(2)], key="log")
+            if number != 1:
+                for version_id in (text, table):
+                    assert version_id
+                    await patch_version(version_id, metadata_={"retention-hold": "true"})
+            remembered.clear()
+        log = (await latest(server, "text"))["data"]
+        assert log == "text 0\ntext 1\ntext 2\ntext 3"
+        assert await names(server) == [f"{number}-{each}" for number in range(4) for each in range(2)]
+        await prefects.acreate_markdown_artifact(f"{log}\nby hand", key="text")
+        retention.append_markdown("text 4", key="text", separator="\n")
+    assert (await latest(server, "text"))["data"] == f"{log}\nby hand\ntext 4"
+
+
+@BOTH
+async def test_an_entry_that_was_edited_in_place_stays_as_it_is(server: Server) -> None:
+    """Also where its length is the same, and versions before it have it as it was."""
+    with server.active():
+        for text in ("# Old", "# Two"):
+            version_id = retention.append_markdown(text, key="log")
+        assert version_id
+        await patch_version(version_id, data="# New\n\n# Two")
+        remembered.clear()
+        retention.append_markdown("# Three", key="log")
+    assert (await latest(server, "log"))["data"] == "# New\n\n# Two\n\n# Three"
+
+
+@on(SQLITE_API)
+async def test_an_older_version_that_cannot_be_read_blocks_nobody(server: Server) -> None:
+    """Only the newest one would be overwritten unseen."""
+    with server.active():
+        async with get_client() as client:
+            await client.create_artifact(ArtifactCreate(key="log", type="table", data="no JSON"))
+        await prefects.acreate_table_artifact([{"name": "by hand"}], key="log")
+        retention.append_rows([{"name": "next"}], key="log")
+    assert await names(server) == ["by hand", "next"]
+
+
+@on(SQLITE_API)
+async def test_an_error_after_an_entry_was_stored_says_so(server: Server) -> None:
+    """Whoever appends it again has it twice."""
+    send = httpx.HTTPTransport.handle_request
+
+    def fail(transport: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/filter") and sent:
+            raise httpx.ConnectError("nobody there")
+        sent.extend([request.url.path] * request.url.path.endswith("/artifacts/"))
+        return send(transport, request)
+
+    sent: list[str] = []
+    settings = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_URL: f"{server.local.address}/api"})
+    failing = patch.object(httpx.HTTPTransport, "handle_request", fail)
+    with settings, failing, pytest.raises(StoreError) as caught:
+        retention.append_rows([{"name": "stored"}], key="log")
+    version = await latest(server, "log")
+    assert f"; what was to be appended is stored, in version {version['id']}" in str(caught.value)
 
 
 @on(SQLITE_API)
@@ -437,18 +484,36 @@ async def test_versions_that_the_cleanup_deletes_meanwhile_do_not_matter(server:
     assert await names(server) == [str(number) for number in range(12)]
 
 
-@on(SQLITE_API)
-async def test_retention_keeps_what_a_flow_author_says(server: Server) -> None:
-    """A TTL of a day is over the day after, unless a hold keeps the version; a version without a TTL goes by the policy."""
+@on(FAKE)
+async def test_retention_keeps_what_a_flow_author_says(server: FakeServer) -> None:
+    """The day after, a version with a TTL of a day that was superseded is gone, if it was not held, or is not any more.
+
+    What a run publishes stays until the run has ended, and without a TTL the policy decides.
+    """
+    run_id = server.start_run()
+
+    async def publish(**options: Any) -> UUID:  # noqa: ANN401 - any of the options
+        version_id = await retention.apublish_markdown("x", key="report", **options)
+        assert version_id
+        return version_id
+
     with server.active():
-        gone = retention.publish_markdown("x", key="report", ttl_days=0.00002)
-        held = retention.publish_markdown("x", key="report", ttl_days=0.00002, hold=True)
-        kept = retention.publish_markdown("x", key="report", ttl_days=1)
-        newest = retention.publish_markdown("x", key="report")
-        await asyncio.sleep(3)
-    await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
-    assert await server.database.ids() == {held, kept, newest}
-    assert gone not in await server.database.ids()
+        gone = await publish(ttl_days=1)
+        held, released = await publish(ttl_days=1, hold=True), await publish(ttl_days=1, hold=True)
+        longer, plain = await publish(ttl_days=3), await publish()
+        with patch.dict(os.environ, PREFECT__FLOW_RUN_ID=str(run_id)):
+            running = await publish(ttl_days=1)
+        newest = await publish(ttl_days=1)
+        await patch_version(released, metadata_={"retention-ttl-days": "1"})
+    policy = RetentionPolicy(name="a year", keep_within_days=365)
+    await server.cleanup([policy], mode="delete")
+    assert await server.database.ids() == {gone, held, released, longer, plain, running, newest}
+    server.pass_time(timedelta(days=1, minutes=1))
+    await server.cleanup([policy], mode="delete")
+    assert await server.database.ids() == {held, longer, plain, running, newest}
+    server.end_run(run_id)
+    await server.cleanup([policy], mode="delete")
+    assert await server.database.ids() == {held, longer, plain, newest}
 
 
 CONFIRMING = """

@@ -167,3 +167,30 @@ def test_more_appenders_at_once_than_fit_into_a_page_lose_nothing(number: int) -
             each.go_on()
     run(appenders, [])
     assert sorted(table.entries()) == sorted(["seed-0", *(f"p{each}-0" for each in range(number))])
+
+
+def test_a_version_that_is_not_shown_is_not_confirmed() -> None:
+    """As by a server that answers from a copy that lags behind."""
+    table = Table()
+    run([Appender(table, "before", 1)], [])
+    one = Appender(table, "one", 1)
+    for _step in range(5):
+        one.go_on()
+    (shown, hidden), table.rows = table.rows, table.rows[:1]
+    for _step in ("the check arrives", "it is answered"):
+        one.go_on()
+    assert not one.is_done
+    table.rows = [shown, hidden]
+    run([one], [])
+    assert table.entries() == ["before-0", "one-0"]
+
+
+def test_the_clocks_of_appenders_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version by hand comes after what was there before, also where an appender's clock is ahead of the server's."""
+    table = Table()
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time_ns", lambda: 2**62)
+        run([Appender(table, "ahead", 1)], [])
+    table.create_artifact(ArtifactCreate(key="log", type="table", data=json.dumps([{"name": "by hand"}])))
+    run([Appender(table, "after", 1)], [])
+    assert table.entries() == ["ahead-0", "by hand", "after-0"]

@@ -1,5 +1,7 @@
 """What the helpers for flow authors refuse, they refuse before a request: no server is there to be asked."""
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -31,6 +33,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"metadata": {"note": 3}}, r"^metadata\['note'\] = 3 is no text"),
     ({"metadata": {"retention_hold": "true"}}, r"^metadata\['retention_hold'\] is for this package to write"),
     ({"metadata": {"artifact-retention-entry": "x"}}, r"^metadata\['artifact-retention-entry'\] is for this package"),
+    ({"metadata": {"note": "\udcff"}}, r"^metadata\['note'\] has the character '\\udcff', which no server stores"),
+    ({"metadata": {"no\0te": "x"}}, "^metadata.* has the character .*, which no server stores"),
+    ({"metadata": [("note", "x")]}, r"^metadata = \[\('note', 'x'\)\] is no mapping"),
     ({"description": 3}, "^description cannot be serialized"),
     ({"on_error": "ignore"}, "^on_error = 'ignore' is neither 'raise' nor 'log'"),
 ]
@@ -65,6 +70,8 @@ async def test_what_cannot_be_meant_is_refused_before_a_request(
             "^what is to be appended is larger",
         ),
         ("append_rows", {"rows": [{"a": 1}], "max_kb": 0}, "^max_kb = 0 is no number above 0"),
+        ("append_rows", {"rows": [{"a": 1}], "max_kb": float("inf")}, "^max_kb = inf is no number above 0"),
+        ("append_rows", {"rows": [[("a", 1)]]}, "^rows cannot be serialized as JSON: each row must be a mapping"),
         ("publish_table", {"table": [{"a": datetime.now(UTC)}]}, "^data cannot be serialized as JSON"),
         ("publish_table", {"table": 3}, "^data cannot be serialized as JSON"),
         ("publish_markdown", {"markdown": "\udcff"}, "^data cannot be serialized as JSON"),
@@ -84,3 +91,9 @@ def test_all_helpers_can_be_imported_from_the_package_itself() -> None:
     assert dir(retention) == sorted(producers.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'publish_nothing'"):
         _ = retention.publish_nothing
+
+
+def test_an_import_of_the_policies_does_not_import_prefect() -> None:
+    """It takes a second."""
+    code = "import sys; from prefect_artifact_retention import policies; sys.exit('prefect' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
