@@ -1,7 +1,7 @@
 # `make` lists what there is to do.
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES := flows tasks stores policies
+PACKAGES := flows tasks tasks/producers stores policies public
 INSTALLED := .venv/.installed
 
 .PHONY: help
@@ -90,7 +90,7 @@ docs: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(PACKAGES:%=-p prefect_artifact_retention.%) -p benchmarks -p tools
+	$(BIN)/mypy -p prefect_artifact_retention -p benchmarks -p tools
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 .PHONY: schema

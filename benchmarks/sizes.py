@@ -27,6 +27,8 @@ class Sizes:
         keys: Numbers of keys for the cost of a key.
         versions: Numbers of versions a key for the cost of a version.
         bytes: Sizes of a version's data for the cost of a byte.
+        appends: How often each writer appends to one key.
+        writers: How many do so at once.
     """
 
     start_rounds: int
@@ -43,6 +45,8 @@ class Sizes:
     keys: tuple[int, ...]
     versions: tuple[int, ...]
     bytes: tuple[int, ...]
+    appends: int
+    writers: int
 
 
 TEN_THOUSAND, HUNDRED_THOUSAND, MILLION = (Size(keys=keys, versions=100) for keys in (100, 1_000, 10_000))
@@ -62,6 +66,8 @@ FULL = Sizes(
     keys=(10, 100, 1_000),
     versions=(10, 100, 1_000),
     bytes=(100, 1_000, 10_000, 100_000, 1_000_000),
+    appends=50,
+    writers=8,
 )
 
 SMALL = Sizes(
@@ -79,4 +85,6 @@ SMALL = Sizes(
     keys=(2,),
     versions=(10,),
     bytes=(100,),
+    appends=3,
+    writers=2,
 )

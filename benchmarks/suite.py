@@ -6,15 +6,26 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import median
 from uuid import UUID
 
+from appenders import appender, go, told
 from command import Measured, measure
 from filling import Size, fill
+from prefect import flow
+from prefect_artifact_retention import aappend_rows
 from servers import Server
 
-from benchmarks.baselines import batched_delete, delete_one_by_one, read_key_by_key, select_ids_and_dates, stale_ids
+from benchmarks.baselines import (
+    batched_delete,
+    delete_one_by_one,
+    naive_appends,
+    read_key_by_key,
+    select_ids_and_dates,
+    stale_ids,
+)
 from benchmarks.distance import LATENCY_SECONDS, far_away
 from benchmarks.observation import Store, clean_up
 from benchmarks.results import Chart, Figure, Results
@@ -282,13 +293,67 @@ def _check(rows: int, seen: int) -> None:
         raise RuntimeError(f"{seen:,} of {rows:,} versions were read")
 
 
+async def appending(bench: Bench) -> None:
+    """Measure appends per second: this package, and a naive writer; and of several writers at once, who lose nothing."""
+    rows: list[dict[str, object]] = [{"source": f"source {number}", "rows": number} for number in range(bench.sizes.appends)]
+    ours: list[float] = []
+    theirs: list[float] = []
+
+    @flow
+    async def alone(number: int) -> None:
+        # In a flow, where both have one client for all requests.
+        theirs.append(await naive_appends(f"naive-{number}", rows))
+        began = time.monotonic()
+        for row in rows:
+            await aappend_rows([row], key=f"ours-{number}")
+        ours.append(len(rows) / (time.monotonic() - began))
+
+    with bench.server.active():
+        for number in range(bench.sizes.delete_rounds):
+            await alone(number)
+    bench.figure(
+        "append_rows, one writer: appends a second against reading, merging and creating by hand",
+        _median_ratio(ours, theirs),
+        at_least=0.8,
+        detail=f"{median(ours):.0f} of {median(theirs):.0f} a second, {len(rows)} appends",
+    )
+    one, _ = await _append_at_once(bench, 1)
+    several, lost = await _append_at_once(bench, bench.sizes.writers)
+    detail = f"{several:.0f} of {one:.0f} a second, {len(rows)} appends each to one key"
+    what = f"append_rows, {bench.sizes.writers} writers in processes of their own"
+    bench.figure(f"{what}: appends a second against one", several / one, at_least=0.5, detail=detail)
+    bench.figure(f"{what}: entries lost", lost, at_most=0, detail=detail)
+
+
+async def _append_at_once(bench: Bench, writers: int) -> tuple[float, int]:
+    """Let several processes append to one key, and return the appends per second, and the number of entries lost."""
+    key, each = f"writers-{writers}", bench.sizes.appends
+    with ExitStack() as stack:
+        api = f"{bench.server.local.address}/api"
+        processes = [stack.enter_context(appender(api, "rows", key, f"p{number}", each)) for number in range(writers)]
+        for process in processes:
+            told(process)
+        began = time.monotonic()
+        for process in processes:
+            go(process)
+        await asyncio.gather(*(asyncio.to_thread(told, process) for process in processes))
+        seconds = time.monotonic() - began
+    where = f"artifact c JOIN artifact_collection l ON c.id = l.latest_id WHERE l.key = '{key}'"
+    (row,) = await bench.server.database.run(f"SELECT c.data FROM {where}")
+    data = row[0]
+    while isinstance(data, str):
+        data = json.loads(data)
+    return writers * each / seconds, writers * each - len({entry["name"] for entry in data})
+
+
 def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Return the median of the ratios of the rounds: a slower machine slows both sides of a round."""
     return median(one / other for one, other in zip(ours, theirs, strict=True))
 
 
 BENCHMARKS: dict[str, Callable[[Bench], Awaitable[None]]] = {
-    each.__name__: each for each in (api_pruning, far_api_pruning, database_pruning, growth, api_reading, database_scale)
+    each.__name__: each
+    for each in (api_pruning, far_api_pruning, database_pruning, growth, appending, api_reading, database_scale)
 }
 """Those that fill in most come last: what they leave to the database to tidy up must not show in the others."""
 

@@ -180,10 +180,10 @@ class Connection:
                 self._has_answered = True
                 self._lost = self._one_more(lost_before) if error.response.status_code in RETRIED_STATUSES else 0
                 # Not "from error": its message has the address with the password, and a traceback would show it.
-                raise self._refused(error.response, f"{method} {path}") from None
+                raise request_error(error, self.client.api_url, f"{method} {path}") from None
             except httpx.RequestError as error:
                 self._lost = self._one_more(lost_before)
-                raise self._unreachable(error) from None
+                raise request_error(error, self.client.api_url, has_answered=self._has_answered) from None
             except (json.JSONDecodeError, ValidationError) as error:
                 # Of the token against forgery, which Prefect's client asks for before the first request.
                 raise self._no_prefect() from error
@@ -248,20 +248,30 @@ class Connection:
         """Count a lost request, unless a concurrent one has been counted already."""
         return self._lost + 1 if self._lost <= lost_before else self._lost
 
-    def _unreachable(self, error: httpx.RequestError) -> StoreError:
-        hint = connection_hint(error, self.client.api_url, has_answered=self._has_answered)
-        return StoreError(f"cannot reach the Prefect server at {self.address}: {reason(error)}{hint}")
-
     def _no_prefect(self) -> StoreError:
         return StoreError(f"{self.address} does not answer like a Prefect API: {ADDRESS_HINT}")
 
-    def _refused(self, response: httpx.Response, what: str) -> StoreError:
-        status = response.status_code
+
+def request_error(error: httpx.HTTPError, url: httpx.URL, what: str = "a request", *, has_answered: bool = True) -> StoreError:
+    """Return the error of a request that failed: what the server at an address answers, or that it cannot be reached.
+
+    Args:
+        error: What Prefect's client raises.
+        url: The address of the API.
+        what: The request, for the message.
+        has_answered: Whether the server has answered before; if not, the message may doubt its address.
+    """
+    if isinstance(error, httpx.HTTPStatusError):
+        status = error.response.status_code
         if status in HTTP_CREDENTIALS_REFUSED:
             message = f"refuses our credentials ({status}): check PREFECT_API_KEY or PREFECT_API_AUTH_STRING"
         else:
-            message = f"answers {what} with {status} {response.reason_phrase}{_detail(response)}"
-        return StoreError(f"the Prefect server at {self.address} {message}", status)
+            message = f"answers {what} with {status} {error.response.reason_phrase}{_detail(error.response)}"
+        return StoreError(f"the Prefect server at {_public(url)} {message}", status)
+    hint = ""
+    if isinstance(error, httpx.RequestError):
+        hint = connection_hint(error, url, has_answered=has_answered)
+    return StoreError(f"cannot reach the Prefect server at {_public(url)}: {reason(error)}{hint}")
 
 
 def uses_ephemeral_server() -> bool:
@@ -352,8 +362,7 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
         async with client:
             yield Connection(client, concurrency, 60 / rate if rate else 0)
     except httpx.RequestError as error:
-        hint = connection_hint(error, client.api_url, has_answered=True)
-        raise StoreError(f"cannot reach the Prefect server at {_public(client.api_url)}: {reason(error)}{hint}") from None
+        raise request_error(error, client.api_url) from None
 
 
 async def shielded(request: Coroutine[Any, Any, Answer]) -> Answer:

@@ -5,5 +5,6 @@
 - `prune` deletes through the API (`grouping`, `checks` and `deletions` are its parts), `prune_database` in the database.
 - `verify` looks after the collections, `reclaim` after the space on disk.
 - `report`: the models of the result; `rendering` and `charts` format it, `publication` and `history` write it to the server.
-- `progress` updates the progress artifact, `publish` creates artifacts.
+- `progress` updates the progress artifact, `publish` creates this package's own artifacts.
+- `producers`: the helpers of flow authors.
 """

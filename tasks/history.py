@@ -15,6 +15,7 @@ from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.loading import HISTORY_KEY
 from prefect_artifact_retention.stores.connection import reason
 from prefect_artifact_retention.tasks.charts import Bar
+from prefect_artifact_retention.tasks.producers.entries import Rows
 from prefect_artifact_retention.tasks.publish import create_first_accepted
 from prefect_artifact_retention.tasks.rendering import headline, label, scope_label, with_links
 from prefect_artifact_retention.tasks.report import GIVEN_POLICIES, CleanupReport
@@ -36,6 +37,9 @@ MAX_LONG_TEXT_CHARS = 4_000
 ShortText = Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(printable)]
 LongText = Annotated[str, Field(max_length=MAX_LONG_TEXT_CHARS), AfterValidator(printable)]
 """Bounded texts, because anybody may write a version of the history; a row with a longer one is dropped."""
+
+TABLE = Rows()
+"""The format of a table. The protocol by which others append to one is not for the history, see `extend_history`."""
 
 WHEN = "%Y-%m-%d %H:%M"
 
@@ -132,8 +136,10 @@ def _settled(run: Run) -> str:
 async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> list[Row]:
     """Write a new version of the history with a row for this run, and return its rows, the newest first.
 
-    An artifact cannot be appended to, so the rows are read and written again. Runs that end in the same instant do not see
-    each other's rows; the next run merges the versions that they wrote.
+    The rows are read and written again. Runs that end in the same instant do not see each other's rows; the next run merges what
+    they wrote. `append_rows` would take a third request to merge it at once. It also trims the oldest rows, where a scope that
+    runs rarely needs its last one; it appends at the end, where people look for the newest first; and it refuses to write beside
+    a version that it cannot read, where the row may be the only record of what was deleted.
 
     Args:
         run: The run.
@@ -154,8 +160,7 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
         f"{count(len(rows), 'run')}, the newest first. The last: {headline(run.report)}", links, "Reports"
     )
     lengths = _halved(len(rows))
-    # As Prefect's own create_table_artifact stores it.
-    tables = (json.dumps([row.model_dump() for row in _newest(rows, length)]) for length in lengths)
+    tables = (TABLE.dump([row.model_dump() for row in _newest(rows, length)]) for length in lengths)
     client = run.server.connection.client
     try:
         taken = await create_first_accepted(client, tables, type="table", key=HISTORY_KEY, description=description)
@@ -259,12 +264,12 @@ def _merged(versions: Sequence[Sequence[Row]]) -> list[Row]:
 
 def _rows(data: object) -> list[Row]:
     """Read the rows of a table artifact; anything that is no valid row is dropped."""
-    try:
-        rows = json.loads(data) if isinstance(data, str) else data
-    except (ValueError, RecursionError):
-        return []
     found: list[Row] = []
-    for row in rows if isinstance(rows, list) else []:
+    try:
+        rows = TABLE.load(data)
+    except (ValueError, RecursionError):
+        return found
+    for row in rows:
         with suppress(ValidationError):
             found.append(Row.model_validate(row))
     return found

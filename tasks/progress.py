@@ -18,12 +18,12 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect.client.schemas.actions import ArtifactUpdate
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.loading import OWN_KEYS, PROGRESS_KEY
-from prefect_artifact_retention.stores.connection import Connection, reason, shielded
+from prefect_artifact_retention.stores.connection import Connection, reason
 from prefect_artifact_retention.stores.rows import FlowRun
-from prefect_artifact_retention.tasks.publish import create
+from prefect_artifact_retention.tasks.producers.progress import LiveArtifact
+from prefect_artifact_retention.tasks.producers.requests import take
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run, Step
 
@@ -39,9 +39,6 @@ was killed blocks the next one for longer."""
 
 PLANNING_PERCENT = 20
 """The share of planning in the progress; the rest is deleting."""
-
-MAX_DESCRIPTION_CHARS = 500
-"""A longer description is cut off."""
 
 PHASE = "artifact-retention-phase"
 ANNOUNCED = "artifact-retention-announced"
@@ -62,8 +59,7 @@ class ProgressArtifact:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._id: UUID | None = None
-        self._created: datetime | None = None
+        self._artifact = LiveArtifact(PROGRESS_KEY)
         self._created_at = 0.0
         self._shown = 0.0
         self._updated = 0.0
@@ -78,14 +74,13 @@ class ProgressArtifact:
         """
         try:
             # Shielded as a whole: a run that is stopped meanwhile must know its artifact, to say there that it stopped.
-            await shielded(self._create(description))
-        except (httpx.HTTPError, StoreError) as error:
-            why = str(error) if isinstance(error, StoreError) else reason(error)
-            raise StoreError(f"the progress artifact could not be written: {why}") from None
-
-    async def _create(self, description: str) -> None:
-        made = await create(self.connection.client, 0.0, type="progress", key=PROGRESS_KEY, description=description)
-        self._id, self._created, self._created_at = made.id, made.created, time.monotonic()
+            await shielded(take(self._artifact.create(0.0, description), self.connection.client))
+        except httpx.HTTPError as error:
+            raise StoreError(f"the progress artifact could not be written: {reason(error)}") from None
+        except ValueError as error:
+            why = "the server's answer to a new artifact cannot be read"
+            raise StoreError(f"the progress artifact could not be written: {why}") from error
+        self._created_at = time.monotonic()
 
     def now(self) -> datetime:
         """Return the time by the clock with which the server dates artifacts: when it created this one, and since.
@@ -93,9 +88,9 @@ class ProgressArtifact:
         Raises:
             StoreError: The artifact has not been created, or without a date.
         """
-        if self._created is None:
+        if self._artifact.created is None:
             raise StoreError("the server did not date the progress artifact, so its clock is not known")
-        return self._created + timedelta(seconds=time.monotonic() - self._created_at)
+        return self._artifact.created + timedelta(seconds=time.monotonic() - self._created_at)
 
     async def announce_deleting(self) -> None:
         """Set the deleting phase, once the run is past its guard."""
@@ -121,16 +116,12 @@ class ProgressArtifact:
         await self._update(100.0 if complete else self._shown, description)
 
     async def _update(self, percent: float, description: str) -> None:
-        if self._id is not None:
+        if self._artifact.id is not None:
             self._shown, self._updated = percent, time.monotonic()
-            # An update replaces all metadata.
-            change = ArtifactUpdate(
-                data=round(percent, 1), description=description[:MAX_DESCRIPTION_CHARS], metadata_=dict(self._phase)
-            )
             with suppress(httpx.HTTPError):
                 # In a slot of its own: a server on SQLite takes one write at a time.
                 async with self.connection.reserve_slot():
-                    await shielded(self.connection.client.update_artifact(self._id, change))
+                    await take(self._artifact.update(percent, description, self._phase), self.connection.client)
 
 
 async def other_run(run: Run, own_id: UUID, now: datetime, announced: datetime | None) -> str:

@@ -127,3 +127,12 @@ async def test_growth(bench: Bench) -> None:
     await BENCHMARKS["growth"](bench)
     for chart in ("keys", "versions", "bytes"):
         assert len(lines(bench, chart)) == len(STORES)
+
+
+@on_one_database
+async def test_appending(bench: Bench) -> None:
+    """Rates of one and of several writers, and nothing lost."""
+    await BENCHMARKS["appending"](bench)
+    one, several, lost = figures(bench, 3)
+    assert min(one.measured, several.measured) > 0
+    assert lost.measured == 0

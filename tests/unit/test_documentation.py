@@ -231,7 +231,7 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
 @EVERYWHERE
 def test_every_file_of_the_project_that_a_page_names_exists(page: str) -> None:
     """Whole paths, as `policies/model.py` or `tests/races`."""
-    folders = (*LAYERS, "tests", "benchmarks", "docs", "deployments", "tools")
+    folders = (*LAYERS, "tests", "benchmarks", "docs", "deployments", "examples", "public", "tools")
     quoted = re.findall(rf"`((?:{'|'.join(folders)})/[\w./-]*)`", PAGES[page])
     assert [path for path in quoted if not (ROOT / path).exists()] == []
 

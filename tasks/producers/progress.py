@@ -1,0 +1,309 @@
+"""Shows how far a job is: one progress artifact, updated in place, about once a second however often the job advances."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from datetime import datetime
+from math import inf
+from numbers import Real
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+from uuid import UUID
+
+import httpx
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect_artifact_retention.policies.formatting import printable
+from prefect_artifact_retention.tasks.producers.artifacts import check_key, new_artifact, retention_metadata, run_ids
+from prefect_artifact_retention.tasks.producers.publishing import Options, parted
+from prefect_artifact_retention.tasks.producers.requests import Steps, arun, create, handled, read, rows, run, update
+
+Item = TypeVar("Item")
+
+UPDATE_SECONDS = 1.0
+"""The shortest time between two updates. Each is an event on the server, so with less it writes more rows to its database."""
+
+MAX_UPDATE_SECONDS = 60.0
+"""The same where updates fail: twice as long after each, up to this."""
+
+PAUSE_FACTOR = 3
+"""An update is followed by a pause so many times as long as it took. With less, a slow server takes more of the job's time."""
+
+END_PAUSES = (0.2, 1.0)
+"""The pauses, in seconds, before the last update is tried again that Prefect's client gives up on at once."""
+
+MAX_REASON_CHARS = 200
+"""A longer text of an error is cut off."""
+
+MAX_DESCRIPTION_CHARS = 500
+"""A longer description is cut off."""
+
+REUSED = 10
+"""Versions searched for the one that an earlier attempt of the same run has made."""
+
+HTTP_NOT_FOUND = 404
+UNFINISHED_PERCENT = 99.9
+MINUTE, HOUR = 60, 3600
+PRECISE_RATE = 10
+
+
+class LiveArtifact:
+    """A progress artifact that is updated in place: that of a job (`Progress`), and that of a cleanup.
+
+    Attributes:
+        key: Its key.
+        id: Its id; None before it is created.
+        created: When the server created it.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.id: UUID | None = None
+        self.created: datetime | None = None
+
+    def create(self, percent: float, description: str, metadata: Mapping[str, str] | None = None) -> Steps[None]:
+        """Create it."""
+        text = description[:MAX_DESCRIPTION_CHARS]
+        made = yield create(new_artifact(percent, type="progress", key=self.key, description=text, metadata=metadata))
+        self.id, self.created = made.id, made.created
+
+    def update(self, percent: float, description: str, metadata: Mapping[str, str] | None = None) -> Steps[None]:
+        """Update it, with all of its metadata if any are given."""
+        change: dict[str, Any] = {"data": round(percent, 1), "description": description[:MAX_DESCRIPTION_CHARS]}
+        if metadata is not None:
+            change["metadata_"] = dict(metadata)
+        if self.id is not None:
+            yield update(self.id, ArtifactUpdate(**change))
+
+
+class Progress:
+    """The progress of a job, as an artifact: a context manager in sync and in async code; see `progress`."""
+
+    def __init__(self, key: str, total: float | None = None, description: str = "", **options: Unpack[Options]) -> None:
+        self._total, self._description = total, description
+        self._on_error, self._retention = parted(options)
+        self._what = f"show the progress {key!r}"
+        self._artifact = LiveArtifact(key)
+        self._metadata: dict[str, str] = {}
+        self._is_valid = self._has_searched = False
+        self._lock = threading.Lock()
+        self._done = 0.0
+        self._began = self._due = 0.0
+        self._pause = UPDATE_SECONDS
+
+    def __enter__(self) -> Self:
+        with self._timed():
+            run(self._start(), self._what, self._on_error, retries=self._is_patient())
+        return self
+
+    async def __aenter__(self) -> Self:
+        with self._timed():
+            await arun(self._start(), self._what, self._on_error, retries=self._is_patient())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._is_valid:
+            on_error = self._on_error if error is None else "log"
+            run(self._end(error), self._what, on_error, retries=self._is_patient(error))
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_valid:
+            on_error = self._on_error if error is None else "log"
+            await arun(self._end(error), self._what, on_error, retries=self._is_patient(error))
+
+    def advance(self, steps: float = 1) -> None:
+        """Count steps as done, and show it if the last update is long enough ago. Threads may call it, too."""
+        if self._count(steps):
+            with self._timed():
+                run(self._show(), self._what, self._on_error, retries=self._is_patient())
+
+    async def aadvance(self, steps: float = 1) -> None:
+        """Count steps as done in async code; see `advance`."""
+        if self._count(steps):
+            with self._timed():
+                await arun(self._show(), self._what, self._on_error, retries=self._is_patient())
+
+    def _is_patient(self, error: BaseException | None = None) -> bool:
+        """Return whether Prefect's client may send a request again for minutes: a job that goes on without does not wait."""
+        return self._on_error == "raise" and error is None
+
+    def _count(self, steps: float) -> bool:
+        """Add steps, and return whether an update is due."""
+        with handled(self._what, self._on_error):
+            if not _is_amount(steps):
+                raise ValueError(f"steps = {steps!r} is no number of steps")
+            with self._lock:
+                self._done += float(steps)
+                if self._is_valid and time.monotonic() >= self._due:
+                    self._due = inf
+                    return True
+        return False
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Say when the next update is due: later if this one fails, or takes long."""
+        began, self._pause = time.monotonic(), min(2 * self._pause, MAX_UPDATE_SECONDS)
+        try:
+            yield
+        finally:
+            ended = time.monotonic()
+            self._due = ended + max(self._pause, PAUSE_FACTOR * (ended - began))
+
+    def _start(self) -> Steps[UUID | None]:
+        check_key(self._artifact.key)
+        if self._total is not None and not _is_amount(self._total):
+            raise ValueError(f"total = {self._total!r} is no number of steps")
+        self._metadata = retention_metadata(**self._retention)
+        self._began = time.monotonic()
+        new_artifact(0.0, type="progress", key=self._artifact.key, description=self._text(), metadata=self._metadata)
+        self._is_valid = True
+        return (yield from self._show())
+
+    def _end(self, error: BaseException | None) -> Steps[UUID | None]:
+        name = f"{self._description}: " if self._description else ""
+        if error is None:
+            seconds = time.monotonic() - self._began
+            percent, text = 100.0, f"{name}{self._counted()} in {_duration(seconds)}{_rate(self._done, seconds)}"
+        else:
+            why = type(error).__name__ + (f": {error}" if str(error) else "")
+            if isinstance(error, GeneratorExit):
+                why = "the loop over it ended early"
+            percent, text = self._percent(), f"{name}stopped at {self._counted()}: {printable(why[:MAX_REASON_CHARS])}"
+        for pause in () if self._is_patient(error) else END_PAUSES:
+            try:
+                return (yield from self._show(percent, text))
+            except httpx.HTTPError:
+                yield pause
+        return (yield from self._show(percent, text))
+
+    def _show(self, percent: float | None = None, text: str | None = None) -> Steps[UUID | None]:
+        """Update the artifact; create it if there is none, or none any more."""
+        percent = self._percent() if percent is None else percent
+        text = self._text() if text is None else text
+        metadata = None if self._has_searched else (yield from self._search())
+        if self._artifact.id is not None:
+            try:
+                yield from self._artifact.update(percent, text, metadata)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != HTTP_NOT_FOUND:
+                    raise
+                self._artifact.id = None
+        if self._artifact.id is None:
+            yield from self._artifact.create(percent, text, self._metadata)
+        self._pause = UPDATE_SECONDS
+        return self._artifact.id
+
+    def _search(self) -> Steps[dict[str, str] | None]:
+        """Find the artifact of an earlier attempt of the same run; return its metadata, if ours are missing, with these."""
+        flow_run_id, task_run_id = run_ids()
+        own = {"task_run_id": {"any_": [str(task_run_id)]}} if task_run_id else {"flow_run_id": {"any_": [str(flow_run_id)]}}
+        found: list[dict[str, Any]] = []
+        if flow_run_id or task_run_id:
+            found = rows((yield read({"key": {"any_": [self._artifact.key]}, "type": {"any_": ["progress"]}, **own}, REUSED)))
+        self._has_searched = True
+        for row in found:
+            # A flow's own one is none of its tasks'.
+            if task_run_id or not row["task_run_id"]:
+                self._artifact.id = UUID(row["id"])
+                # Of what somebody has changed meanwhile, such as a hold, nothing is changed back.
+                present = row["metadata_"] or {}
+                return None if self._metadata.keys() <= present.keys() else {**self._metadata, **present}
+        return None
+
+    def _percent(self) -> float:
+        return min(UNFINISHED_PERCENT, round(100 * self._done / self._total, 1)) if self._total else 0.0
+
+    def _counted(self) -> str:
+        return _number(self._done) if self._total is None else f"{_number(self._done)}/{_number(self._total)}"
+
+    def _text(self) -> str:
+        """Say how many steps are done, and how long the others will take at the same rate."""
+        seconds = time.monotonic() - self._began
+        name = f"{self._description}: " if self._description else ""
+        left = ""
+        if self._total and 0 < self._done < self._total:
+            left = f", {_duration(seconds * (self._total - self._done) / self._done)} left"
+        return f"{name}{self._counted()}{left}{_rate(self._done, seconds) if self._done else ''}"
+
+
+def progress(key: str, total: float | None = None, description: str = "", **options: Unpack[Options]) -> Progress:
+    """Show the progress of a block of code as an artifact that is updated in place.
+
+    In sync code `with progress(...) as bar` and `bar.advance(10)`; in async code `async with` and `await bar.aadvance(10)`.
+    The artifact says how many steps are done, the rate, and the time left. It ends at 100 %, or says where the block has
+    stopped and why. A second attempt of the same run updates the artifact of the first.
+
+    Args:
+        key: The key of the artifact.
+        total: The number of all steps; None if it is not known.
+        description: What is done: "Loading".
+        options: See `Options`. With `on_error="log"`, an update that fails does not fail the job.
+    """
+    return Progress(key, total, description, **options)
+
+
+def track(
+    items: Iterable[Item], key: str, total: float | None = None, description: str = "", **options: Unpack[Options]
+) -> Iterator[Item]:
+    """Yield items, and show as a progress artifact how many have been; see `progress`."""
+    with progress(key, _length(items) if total is None else total, description, **options) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
+async def atrack(
+    items: Iterable[Item] | AsyncIterable[Item],
+    key: str,
+    total: float | None = None,
+    description: str = "",
+    **options: Unpack[Options],
+) -> AsyncIterator[Item]:
+    """Yield items in async code, and show as a progress artifact how many have been; see `progress`."""
+    async with progress(key, _length(items) if total is None else total, description, **options) as bar:
+        if isinstance(items, AsyncIterable):
+            async for item in items:
+                yield item
+                await bar.aadvance()
+        else:
+            for item in items:
+                yield item
+                await bar.aadvance()
+
+
+def _length(items: object) -> int | None:
+    return len(items) if isinstance(items, Sized) else None
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max  # type: ignore[operator]
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < HOUR:
+        return f"{seconds / MINUTE:.0f} min"
+    return f"{seconds // HOUR:.0f} h {seconds % HOUR // MINUTE:.0f} min"
+
+
+def _rate(done: float, seconds: float) -> str:
+    """Return the steps a second, or a minute or an hour if that is less than one."""
+    if done <= 0 or seconds <= 0:
+        return ""
+    units = ((1, "s"), (MINUTE, "min"), (HOUR, "h"))
+    rate, unit = next(
+        (each for each in ((done / seconds * factor, unit) for factor, unit in units) if each[0] >= 1), (0.0, "")
+    )
+    if not unit:
+        return ""
+    return f", {rate:.0f}/{unit}" if rate >= PRECISE_RATE else f", {rate:.1f}/{unit}"

@@ -1,0 +1,278 @@
+"""The progress of a job as an artifact, on real servers."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from decimal import Decimal
+from importlib import import_module
+from itertools import pairwise
+from typing import Any
+from unittest.mock import patch
+
+import httpx
+import prefect_artifact_retention as retention
+import pytest
+from prefect import flow, get_client, task
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect_artifact_retention.policies import StoreError
+from servers import POSTGRESQL_API, SQLITE_API, Server, on, talking_to, thorough
+
+BOTH = on(SQLITE_API, thorough(POSTGRESQL_API))
+
+
+@contextmanager
+def updates(*, fail: bool = False) -> Iterator[list[str]]:
+    """What sync code sends to update artifacts meanwhile; or the server cannot be reached for that."""
+    requests: list[str] = []
+    send = httpx.HTTPTransport.handle_request
+
+    def handle(transport: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.method == "PATCH":
+            requests.append(request.content.decode())
+            if fail:
+                raise httpx.ConnectError("nobody there")
+        return send(transport, request)
+
+    with patch.object(httpx.HTTPTransport, "handle_request", handle), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        yield requests
+
+
+async def shown(server: Server, key: str = "load") -> dict[str, Any]:
+    """The only version of a key."""
+    (version,) = await server.database.versions(key)
+    assert version["type"] == "progress"
+    return version
+
+
+@BOTH
+async def test_progress_is_one_artifact_that_is_updated_about_once_a_second(server: Server) -> None:
+    """However often it is advanced; it says how many steps are done, how long the others take, and the rate."""
+    with server.active(), updates() as requests:
+        began = time.monotonic()
+        with retention.progress(key="load", total=10**6, description="Loading", metadata={"team": "data"}) as bar:
+            while len(requests) < 2:
+                bar.advance(2)
+                await asyncio.sleep(0.005)
+            assert time.monotonic() - began >= 2
+            during = await shown(server)
+        assert len(requests) == 3
+    assert 0 < during["data"] < 90
+    assert re.fullmatch(r"Loading: \d+/1000000, \d+ (s|min|h .*) left, \d+/s", during["description"])
+    version = await shown(server)
+    assert version["data"] == 100
+    assert re.fullmatch(r"Loading: \d+/1000000 in \d+ s, \d+/s", version["description"])
+    assert version["metadata_"] == {"team": "data"}
+
+
+@BOTH
+async def test_progress_in_async_code_says_where_it_stopped_and_why(server: Server) -> None:
+    """And the error of the block is raised as it is."""
+
+    async def load() -> None:
+        async with retention.progress(key="load", total=40, description="Loading") as bar:
+            await bar.aadvance(10)
+            _ = 1 / 0
+
+    with server.active():
+        with pytest.raises(ZeroDivisionError):
+            await load()
+        version = await shown(server)
+        assert version["data"] == 25
+        assert version["description"] == "Loading: stopped at 10/40: ZeroDivisionError: division by zero"
+        with suppress(asyncio.CancelledError):
+            async with retention.progress(key="unknown") as bar:
+                await bar.aadvance(0.5)
+                raise asyncio.CancelledError
+    version = await shown(server, "unknown")
+    assert (version["data"], version["description"]) == (0, "stopped at 0.5: CancelledError")
+
+
+@on(SQLITE_API)
+async def test_rows_can_be_tracked(server: Server) -> None:
+    """In sync and in async code, of lists and of what has no length; a loop may end early."""
+
+    async def numbers() -> AsyncIterator[int]:
+        for number in range(3):
+            yield number
+
+    with server.active():
+        assert list(retention.track([1, 2, 3], key="list")) == [1, 2, 3]
+        assert list(retention.track(iter([1, 2]), key="iterator", description="Iterating")) == [1, 2]
+        assert [each async for each in retention.atrack([1, 2], key="async")] == [1, 2]
+        assert [each async for each in retention.atrack(numbers(), key="generator", total=3)] == [0, 1, 2]
+        early = retention.track([1, 2, 3, 4], key="early")
+        assert [next(early), next(early)] == [1, 2]
+        early.close()
+        async for each in retention.atrack([1, 2, 3, 4], key="left"):
+            if each == 3:
+                break
+        async with aclosing(retention.atrack([1, 2, 3, 4], key="closed")) as closing:
+            async for _each in closing:
+                break
+        for _turn in range(100):
+            if (await shown(server, "left"))["data"]:
+                break
+            await asyncio.sleep(0.1)
+    for key, text in (("list", "3/3"), ("iterator", "Iterating: 2"), ("async", "2/2"), ("generator", "3/3")):
+        version = await shown(server, key)
+        assert version["data"] == 100
+        assert version["description"].startswith(f"{text} in ")
+    version = await shown(server, "early")
+    assert (version["data"], version["description"]) == (25, "stopped at 1/4: the loop over it ended early")
+    version = await shown(server, "left")
+    assert (version["data"], version["description"]) == (50, "stopped at 2/4: the loop over it ended early")
+    assert (await shown(server, "closed"))["description"] == "stopped at 0/4: the loop over it ended early"
+
+
+@on(SQLITE_API)
+async def test_a_second_attempt_of_a_run_updates_the_artifact_of_the_first(server: Server) -> None:
+    """Each task run has its own, and so has the flow run; another run makes a new version."""
+    attempts: list[int] = []
+
+    @task(retries=1)
+    def load(fails: int) -> None:
+        with retention.progress(key="task", total=10) as bar:
+            bar.advance(5)
+            attempts.append(fails)
+            if attempts.count(fails) <= fails:
+                raise RuntimeError("the first attempt")
+            bar.advance(5)
+
+    @flow
+    def job() -> None:
+        for _ in range(2):
+            with retention.progress(key="flow", total=1) as bar:
+                bar.advance()
+        load(1)
+        load(0)
+        with retention.progress(key="task", total=1) as bar:
+            bar.advance()
+
+    with server.active():
+        await asyncio.to_thread(job)
+        assert len(await server.database.versions("flow")) == 1
+        versions = await server.database.versions("task")
+        assert [version["data"] for version in versions] == [100] * 3
+        await asyncio.to_thread(job)
+    assert len(await server.database.versions("flow")) == 2
+
+
+@on(SQLITE_API)
+async def test_an_update_that_fails_fails_the_job_only_if_so_wished(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """The error of the block is never replaced by another."""
+    with server.active(), updates(fail=True) as requests:
+        with (
+            pytest.raises(StoreError, match="could not show the progress 'load': cannot reach"),
+            retention.progress("load", 10),
+        ):
+            pass
+        with retention.progress("logged", 10, on_error="log") as bar:
+            while not requests[1:]:
+                bar.advance(0)
+                await asyncio.sleep(0.05)
+            bar.advance(-1)
+        with pytest.raises(ZeroDivisionError), retention.progress("raised", 10):
+            _ = 1 / 0
+    assert sum("and goes on without" in record.message for record in caplog.records) == 4
+    assert (await shown(server, "logged"))["data"] == 0
+
+
+@contextmanager
+def answering_503() -> Iterator[list[float]]:
+    """A server that answers everything so, to sync and to async code; when it was asked."""
+    asked: list[float] = []
+
+    def answer(_transport: object, request: httpx.Request) -> httpx.Response:
+        asked.append(time.monotonic())
+        return httpx.Response(503, request=request)
+
+    async def aanswer(transport: object, request: httpx.Request) -> httpx.Response:
+        return answer(transport, request)
+
+    with (
+        patch.object(httpx.HTTPTransport, "handle_request", answer),
+        patch.object(httpx.AsyncHTTPTransport, "handle_async_request", aanswer),
+        talking_to("http://127.0.0.1:9/api"),
+    ):
+        yield asked
+
+
+async def test_a_busy_server_does_not_hold_up_a_job_that_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's client would wait for two minutes each time. The server is asked ever more rarely, and again in the end."""
+    monkeypatch.setattr(import_module(retention.progress.__module__), "UPDATE_SECONDS", 0.05)
+    with answering_503() as asked:
+        began = time.monotonic()
+        with retention.progress("sync", 100, on_error="log") as bar:
+            while len(asked) < 4:
+                bar.advance()
+                time.sleep(0.01)  # noqa: ASYNC251 - sync code
+            pauses = [later - before for before, later in pairwise(asked)]
+        async with retention.progress("async", 100, on_error="log") as bar:
+            await bar.aadvance()
+        assert time.monotonic() - began < 30
+    assert pauses[0] >= 0.1
+    assert pauses[1] >= 0.2
+    assert pauses[2] >= 0.4
+    assert len(asked) == 4 + 3 + 1 + 3
+
+
+@pytest.mark.parametrize("total", ["10", -1, float("nan"), 10**400, Decimal(3)], ids=str)
+async def test_what_cannot_be_meant_does_not_fail_a_job_that_goes_on_without(
+    total: Any,  # noqa: ANN401 - that is the point
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A total or a number of steps is a line in the log; nothing is sent of a progress that cannot be computed."""
+    with answering_503() as asked:
+        with retention.progress("load", total, on_error="log") as bar:
+            for steps in (1, "x", 10**400):
+                bar.advance(steps)  # type: ignore[arg-type]
+        assert [each async for each in retention.atrack([1, 2], "load", total, on_error="log")] == [1, 2]
+    assert not asked
+    assert sum("is no number of steps" in record.message for record in caplog.records) == 4
+
+
+def test_an_option_that_there_is_not_is_an_error_in_any_case() -> None:
+    """Of the source code, as any wrong argument."""
+    for helper in (retention.progress, retention.publish_markdown, retention.append_markdown):
+        with pytest.raises(TypeError, match=r"^there is no option 'ttl': there are ttl_days, hold, metadata and on_error"):
+            helper("load", "load", ttl=3, on_error="log")  # type: ignore[operator]
+
+
+@on(SQLITE_API)
+async def test_what_somebody_else_put_into_the_metadata_stays(server: Server) -> None:
+    """Such as a hold, in updates and in a second attempt, which adds what is missing."""
+
+    @flow
+    async def job(**options: Any) -> None:  # noqa: ANN401 - any of the options
+        async with retention.progress("load", 10, **options) as bar:
+            async with get_client() as client:
+                (row,) = await client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["load"])))
+                held = {**(row.metadata_ or {}), "retention-hold": "true"}
+                await client.update_artifact(row.id, ArtifactUpdate(metadata_=held))
+            await bar.aadvance()
+        async with retention.progress("load", 10, **options, metadata={"team": "data"}):
+            pass
+
+    with server.active():
+        await job(ttl_days=3)
+    assert (await shown(server))["metadata_"] == {"retention-ttl-days": "3", "retention-hold": "true", "team": "data"}
+
+
+@on(SQLITE_API)
+async def test_an_artifact_that_was_deleted_meanwhile_is_made_anew(server: Server) -> None:
+    """As by a cleanup over a job that runs for weeks."""
+    with server.active(), retention.progress("load", 10) as bar:
+        bar.advance(10)
+        await server.database.clear()
+    assert (await shown(server))["data"] == 100
+
+
+@pytest.mark.parametrize("total", [-1, True, float("nan"), "10"], ids=repr)
+def test_a_total_that_cannot_be_meant_is_refused_before_a_request(total: Any) -> None:  # noqa: ANN401 - that is the point
+    """As any argument."""
+    with pytest.raises(ValueError, match=r"^total = .* is no number of steps"), retention.progress("load", total):
+        pass
