@@ -10,10 +10,6 @@ from prefect_artifact_retention.stores.holds import Holds
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run
 
-MAX_AGE_SECONDS = 10
-"""How old the list of holds may be when a check begins, which counts from then on; or a transaction. With less, there are more
-requests; with more, a check has less time left for its deletions."""
-
 
 async def read_holds(run: Run) -> None:
     """Read the holds on keys, and put them into the report.
@@ -38,9 +34,9 @@ async def read_holds(run: Run) -> None:
     ]
 
 
-async def refresh_holds(run: Run) -> bool:
-    """Read the holds on keys again if they are too old to delete by. Return False if nothing more may be deleted."""
-    if time.monotonic() - run.holds_read_at > MAX_AGE_SECONDS:
+async def refresh_holds(run: Run, max_age: float) -> bool:
+    """Read the holds on keys again if that was longer ago than `max_age` seconds. Return False if nothing may be deleted."""
+    if time.monotonic() - run.holds_read_at > max_age:
         try:
             await read_holds(run)
         except StoreError as error:

@@ -2,9 +2,10 @@
 
 Keys that have not changed since they were planned go in batches of many. They need not be judged again; only the states of the
 runs that wrote their versions are read in the transaction, and before it the holds on keys, if they are not fresh. A key that
-such a transaction passes over (it has changed, somebody has locked it, a run is active again, or the transaction took too long)
-gets one of its own, which waits for the lock, reads and judges the key under it, and deletes some of what is stale still; what
-is left goes on in batches. Artifacts without a key, of which none depends on another, are judged anew in each transaction.
+such a transaction passes over (it has changed, somebody has locked it, a run is active again, or the transaction took too
+long) gets one of its own, which waits for the lock, reads and judges the key under it, and deletes some of what is stale
+still; what is left goes on in batches. Artifacts without a key, of which none depends on another, are judged anew in each
+transaction.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ MAX_TRANSACTION_VERSIONS = 5_000
 MAX_TRANSACTION_BYTES = 32 * 2**20
 """Bytes deleted in one transaction, unless a single version has more. To delete a megabyte takes as long as to delete 200
 versions, so with more, writers wait longer."""
+
+MAX_HOLDS_AGE_SECONDS = 30
+"""How old the list of held keys may be when a transaction begins. With less, there are more requests; with more, a new hold
+counts later."""
 
 SMALLER = 10
 """After a transaction that took too long, the next one has so many times fewer versions; then twice as many each time."""
@@ -126,7 +131,11 @@ class _Pruner:
         What a batch passes over is pruned at once: the plans behind it would use up a limit on deletions.
         """
         try:
-            while pending and await refresh_holds(self.run) and (room := int(min(self.limit, self.run.room()))):
+            while (
+                pending
+                and await refresh_holds(self.run, MAX_HOLDS_AGE_SECONDS)
+                and (room := int(min(self.limit, self.run.room())))
+            ):
                 if not (batch := _next_batch(self.run, pending, room)):
                     continue
                 for plan in await self._prune_unchanged(batch):
@@ -174,7 +183,9 @@ class _Pruner:
 
         A failure is recorded in the report of the key.
         """
-        if not await refresh_holds(self.run) or not (number := int(min(self.limit, self.run.room(), len(plan.stale)))):
+        if not await refresh_holds(self.run, MAX_HOLDS_AGE_SECONDS) or not (
+            number := int(min(self.limit, self.run.room(), len(plan.stale)))
+        ):
             return
         settle = _settle_unkeyed if plan.key is None else _settle_key
 
