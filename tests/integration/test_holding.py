@@ -87,7 +87,7 @@ async def test_a_key_on_hold_keeps_all_its_versions_and_those_to_come_until_it_i
     assert (report.outcome, report.deleted, report.holds) == ("completed", 1, [f"held: {sentence}"])
     assert [(each.versions, each.example) for each in report.kept_by if each.rule == "hold"] == [(3, sentence)]
     assert await server.database.ids() == {free[0].id, *(row.id for row in held)}
-    await ask(server, "POST", "/artifacts/", {"key": "held", "type": "markdown", "data": "new"})
+    await server.database.insert(series("held", [0.5]))
     report = await server.cleanup([KEEP_1], mode="delete")
     assert report.deleted == 0
     assert len(await server.database.versions("held")) == 4
