@@ -9,8 +9,8 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
@@ -202,6 +202,63 @@ def explain(
 
 
 @app.command
+def hold(
+    key_or_id: str,
+    /,
+    *,
+    until: Annotated[str | None, Parameter(help="The last day (UTC), such as 2030-12-31. Default: no end.")] = None,
+    reason: Annotated[str, Parameter(help="Why, in one line.")] = "",
+    by: Annotated[str, Parameter(help="Who holds it. Default: user@host.")] = "",
+    as_json: Json = False,
+) -> int:
+    """Keep all versions of a key, those to come included, or the version with an id, whatever the policies say."""
+    _load_prefect()
+    from prefect_artifact_retention.flows import holds as listing  # noqa: PLC0415
+    from prefect_artifact_retention.tasks.producers.holding import place_hold  # noqa: PLC0415
+
+    with _checked_arguments():
+        placed, warning = _run_async(place_hold(key_or_id, until, reason, by=by))
+    if warning:
+        _complain(f"warning: {warning}")
+    if as_json:
+        _print_json(listing.as_json(placed) | {"warnings": [warning] if warning else []})
+    else:
+        listing.show([placed])
+    return DONE
+
+
+@app.command
+def release(key_or_id: str, /, *, as_json: Json = False) -> int:
+    """Release a key, or the version with an id, from the hold on it."""
+    _load_prefect()
+    from prefect_artifact_retention.tasks.producers.holding import arelease  # noqa: PLC0415
+
+    with _checked_arguments():
+        released = _run_async(arelease(key_or_id))
+    if as_json:
+        _print_json({"released": released})
+    else:
+        sys.stdout.write(f"{key_or_id} {'is released' if released else 'was not on hold'}\n")
+    return DONE
+
+
+@app.command
+def holds(key: str | None = None, /, *, as_json: Json = False) -> int:
+    """List the keys on hold; of one KEY, also its versions on hold, for which all its versions are read."""
+    _load_prefect()
+    from prefect_artifact_retention.flows import holds as listing  # noqa: PLC0415
+    from prefect_artifact_retention.tasks.producers.holding import aholds  # noqa: PLC0415
+
+    with _checked_arguments():
+        found = _run_async(aholds(key))
+    if as_json:
+        _print_json({"holds": [listing.as_json(each) for each in found]})
+    else:
+        listing.show(found)
+    return DONE
+
+
+@app.command
 def alarm(
     block: str,
     /,
@@ -318,6 +375,15 @@ def _run(tokens: Sequence[str]) -> int:
         reruns = "; a rerun goes on where this one stopped" if tokens[:1] == ["delete"] else ""
         return _fail(f"interrupted{reruns}", tokens, INTERRUPTED)
     return code if isinstance(code, int) else DONE
+
+
+@contextmanager
+def _checked_arguments() -> Iterator[None]:
+    """Turn the error of an argument that a helper of flow authors refuses into one of the command line."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigurationError(f"command line: {error}") from None
 
 
 def _refuse_undecodable(tokens: Sequence[str]) -> None:

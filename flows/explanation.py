@@ -14,6 +14,7 @@ from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import RetentionPolicy, StoreError, Verdict, Version
 from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.loading import select_policy
+from prefect_artifact_retention.tasks.holds import read_holds
 from prefect_artifact_retention.tasks.plan import future_warning, judge_unkeyed, subject
 from prefect_artifact_retention.tasks.rendering import NO_BREAK, label, size
 from prefect_artifact_retention.tasks.run import Run
@@ -56,6 +57,7 @@ async def explain(settings: RetentionSettings, key: str) -> Explanation:
         StoreError: There is no such key, or the server cannot be reached.
     """
     async with open_run(settings, "preview", (), ()) as run:
+        await read_holds(run)
         collections = await run.store.collections([key])
         if not collections:
             raise StoreError(f"there is no artifact with the key {label(key)}")
@@ -71,7 +73,7 @@ async def explain(settings: RetentionSettings, key: str) -> Explanation:
             flow_runs = {version.flow_run_id for version in history.versions if version.flow_run_id}
             task_runs = {version.task_run_id for version in history.versions if version.task_run_id}
             running = frozenset(await run.store.unfinished(flow_runs, task_runs))
-            explained = subject(run.policies, history, collection, policy)
+            explained = subject(run, history, collection, policy)
             judgement = explained.judge(run.report.now, running)
             verdicts = tuple(judgement)
             if explained.conflict:

@@ -2,7 +2,8 @@
 
 `retention-hold` is "true" or a date (UTC, inclusive); `retention-ttl-days` is a number of days. An invalid value keeps the
 version and is reported, and so does any other entry that reads as `retention-...`, such as `retention_hold`: holds fail
-closed, because a deletion cannot be undone. The entries of this package itself begin with `artifact-retention-`.
+closed, because a deletion cannot be undone. `retention-hold-by`, `-since` and `-reason` say who holds it, since when and why,
+and hold nothing by themselves. The entries of this package itself begin with `artifact-retention-`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
+from prefect_artifact_retention.policies.formatting import printable
+
 HOLD = "retention-hold"
+HOLD_BY = "retention-hold-by"
+HOLD_SINCE = "retention-hold-since"
+HOLD_REASON = "retention-hold-reason"
+HOLD_ENTRIES = (HOLD, HOLD_BY, HOLD_SINCE, HOLD_REASON)
 TTL_DAYS = "retention-ttl-days"
 MAX_TTL_DAYS = 36_525
 """A hundred years. A longer TTL counts as invalid, and so keeps its version."""
@@ -55,12 +62,14 @@ def read_control(metadata: Mapping[str, str], now: datetime) -> Control:
     """Read the hold and the TTL in the metadata of one version, as of `now`."""
     if not (metadata := select_control(metadata)):
         return NO_CONTROL
-    unknown = sorted(metadata.keys() - {HOLD, TTL_DAYS})
+    unknown = sorted(metadata.keys() - {*HOLD_ENTRIES, TTL_DAYS})
     unreadable = [f"unknown metadata entry {_shown(name)} (known are {HOLD} and {TTL_DAYS})" for name in unknown]
     held, ttl = None, None
     if HOLD in metadata:
         try:
-            held = _read_hold(metadata[HOLD], now)
+            is_held, until = read_hold(metadata[HOLD])
+            if is_held and in_force(until, now):
+                held = describe_hold(until, *(str(metadata.get(name, "")) for name in HOLD_ENTRIES[1:]))
         except ValueError:
             unreadable.append(f"unreadable {HOLD} {_shown(metadata[HOLD])}")
     if TTL_DAYS in metadata:
@@ -71,16 +80,30 @@ def read_control(metadata: Mapping[str, str], now: datetime) -> Control:
     return Control(held, ttl, any("ttl" in name.lower() for name in metadata), tuple(unreadable))
 
 
-def _read_hold(value: object, now: datetime) -> str | None:
+def read_hold(value: object) -> tuple[bool, date | None]:
+    """Read a `retention-hold`: whether it holds, and until which day; None is without an end.
+
+    Raises:
+        ValueError: It is neither true, false nor a date.
+    """
     text = str(value).strip().lower()
-    if text == "true":
-        return "held"
-    if text == "false":
-        return None
+    if text in {"true", "false"}:
+        return text == "true", None
     if not _DATE.fullmatch(text):
         raise ValueError(text)
-    until = date.fromisoformat(text)
-    return f"held until {until}" if now.astimezone(UTC).date() <= until else None
+    return True, date.fromisoformat(text)
+
+
+def in_force(until: date | None, now: datetime) -> bool:
+    """Whether a hold until a day, which is included, still holds."""
+    return until is None or now.astimezone(UTC).date() <= until
+
+
+def describe_hold(until: date | None, by: str = "", since: str = "", reason: str = "") -> str:
+    """Describe a hold as the reason of a verdict: held until 2030-12-31 by ada@laptop since 2026-11-28: for the auditors."""
+    text = "held" + (f" until {until}" if until else "")
+    text += (f" by {by}" if by else "") + (f" since {since[:10]}" if since else "")
+    return printable(text + (f": {reason}" if reason else ""))
 
 
 def _read_ttl(value: object) -> timedelta:

@@ -3,9 +3,9 @@
 The first of these that applies decides: `keep_all`, `expire_after_days`, the version's own TTL, the keep rules. The keep rules
 are a union, as in restic's `ApplyPolicy`: a version is stale only if no rule keeps it.
 
-Protections come last, override every rule and use none of its slots: the latest version; a hold; an unfinished run; a version
-newer than `now`; a result of a run, which Prefect's server stores in an artifact without a key and without a type
-(`Artifact.from_result` in its `server/schemas/core.py`).
+Protections come last, override every rule and use none of its slots: the latest version; a hold on the version or on the whole
+key; an unfinished run; a version newer than `now`; a result of a run, which Prefect's server stores in an artifact without a
+key and without a type (`Artifact.from_result` in its `server/schemas/core.py`).
 """
 
 from __future__ import annotations
@@ -121,11 +121,12 @@ class Judgement(Sequence[Verdict]):
         return (index for index in self._order if index not in stale)
 
     def waiting(self) -> int:
-        """Count the versions that only their unfinished runs keep, or that stay because they cannot be judged."""
+        """Count the versions that only unfinished runs or holds keep, or that stay because they cannot be judged."""
         if self._rest.keeps.keys() & {"dangling", "mixed_types"}:
             return len(self)
         return sum(
-            stays and all(reason.rule == "running" for reason in reasons) for stays, reasons in self._decisions.values()
+            stays and all(reason.rule in {"running", "hold"} for reason in reasons)
+            for stays, reasons in self._decisions.values()
         )
 
     @property
@@ -183,6 +184,7 @@ def judge(  # noqa: PLR0913 - what a verdict depends on
     latest_id: UUID | None = None,
     running: Collection[UUID] = frozenset(),
     conflict: str = "",
+    held: str = "",
 ) -> Judgement:
     """Evaluate like `evaluate`, but without building the verdicts; for callers that mostly count them.
 
@@ -193,8 +195,9 @@ def judge(  # noqa: PLR0913 - what a verdict depends on
         latest_id: The `latest_id` of the collection.
         running: The runs that are not in a terminal state.
         conflict: Why it is not certain that this is the policy of the key; then everything is kept. Empty if it is.
+        held: The reason for which a hold on the whole key keeps all its versions. Empty if there is none.
     """
-    case = _Case(Versions.of(versions), policy, now, latest_id, running)
+    case = _Case(Versions.of(versions), policy, now, latest_id, running, held=held)
     if case.latest is None and case.versions.key is not None and case.versions:
         return _alike(case, Reason("dangling", "the collection's latest_id names no version that was read"), stays=True)
     if conflict:
@@ -240,18 +243,21 @@ class _Case:
         outside: The versions that take no slot of a rule: those newer than `now`, and those with a TTL, except the latest.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a verdict depends on
         self,
         versions: Versions,
         policy: RetentionPolicy,
         now: datetime,
         latest_id: UUID | None,
         running: Collection[UUID],
+        *,
+        held: str,
     ) -> None:
         self.versions = versions
         self.policy = policy
         self.now = now
         self.running = running
+        self.held = held
         self.created = versions.created
         self.latest = self._find(latest_id)
         self.order: Sequence[int] = range(len(versions))
@@ -321,9 +327,9 @@ class _Case:
         found: defaultdict[int, list[Reason]] = defaultdict(list)
         if self.latest is not None:
             found[self.latest].append(LATEST)
+        for index, text in self._holds():
+            found[index].append(Reason("hold", text))
         for index, control in self.controls.items():
-            if control.held:
-                found[index].append(Reason("hold", control.held))
             for problem in control.unreadable:
                 found[index].append(Reason("unreadable", problem))
         for ids, what in ((self.versions.flow_run_ids, "flow run"), (self.versions.task_run_ids, "task run")):
@@ -335,6 +341,10 @@ class _Case:
         for index in self._results():
             found[index].append(Reason("result", "Prefect keeps the result of a run in it"))
         return found
+
+    def _holds(self) -> Iterator[tuple[int, str]]:
+        yield from ((index, self.held) for index in range(len(self.versions) if self.held else 0))
+        yield from ((index, control.held) for index, control in self.controls.items() if control.held)
 
     def _results(self) -> list[int]:
         if self.versions.key is not None:

@@ -1,9 +1,10 @@
 """Checks: whether versions that the plan found stale still are, as of a fresh reading, and for how long that counts.
 
 A check reads the versions of some keys, judges them again, and reads their collections last: so it knows that the latest
-version is still the one by which it judged. It counts for `max_check_age`, and nothing is sent on it afterwards, whatever
-it waited for. It covers `deletions_per_check` deletions; before more of the same key, all that may keep them is read again,
-and before the version behind the latest, the collection is. If anything has changed, a new check is made.
+version is still the one by which it judged. The holds on keys are read first, if they are not fresh. It counts for
+`max_check_age`, and nothing is sent on it afterwards, whatever it waited for. It covers `deletions_per_check` deletions;
+before more of the same key, all that may keep them is read again, and before the version behind the latest, the collection
+is. If anything has changed, a new check is made.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.policies.loading import select_policy
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.store import Collection, History
+from prefect_artifact_retention.tasks.holds import refresh_holds
 from prefect_artifact_retention.tasks.plan import Subject, judge_all, subject, unfinished_runs
 from prefect_artifact_retention.tasks.run import KeyPlan, Run
 
@@ -32,9 +34,13 @@ MAX_CHECK_AGE_SECONDS = 60
 """How old a check may be when a deletion is sent on it, so how long a new hold may take effect. With less, deletions that wait
 are put off more often."""
 
-MAX_CHECK_AGE_REQUESTS = 8
-"""At a rate limit of less than eight requests a minute, a check counts for as long as so many take: its readings and a
+MAX_CHECK_AGE_REQUESTS = 9
+"""At a rate limit of less than nine requests a minute, a check counts for as long as so many take: its readings and a
 deletion. With fewer, nothing would ever be deleted."""
+
+MAX_HOLDS_AGE_SECONDS = 10
+"""How old the list of held keys may be when a check begins; the check counts from the reading of the list on. With less, there
+are more requests; with more, a check has less time left for its deletions."""
 
 MAX_LAST_SECONDS = 2
 MAX_LAST_REQUESTS = 2
@@ -148,7 +154,9 @@ async def check_keys(run: Run, store: ApiStore, keys: Sequence[Pruning]) -> dict
         StoreError: A single key, or the collections, cannot be read.
     """
     await run.notify_deleting()
-    read_at = time.monotonic()
+    if not await refresh_holds(run, MAX_HOLDS_AGE_SECONDS):
+        return {}
+    read_at = run.holds_read_at
     histories = await _histories(store, keys)
     subjects = {key.name: each for key in keys if (each := _subject(run, key, histories.get(key.name)))}
     judgements = dict(zip(subjects, await judge_all(run, list(subjects.values())), strict=True))
@@ -185,7 +193,7 @@ def _subject(run: Run, key: Pruning, history: History | None) -> Subject | None:
     policy = _policy(run, key.collection) if key.collection else None
     if not (key.collection and policy and history and history.complete):
         return None
-    made = subject(run.policies, history, key.collection, policy)
+    made = subject(run, history, key.collection, policy)
     made.warn_of_conflict(run)
     return made
 
@@ -231,7 +239,9 @@ async def still_holds(run: Run, store: ApiStore, check: Check, batch: Sequence[V
 
 async def _read_again(run: Run, store: ApiStore, check: Check, batch: Sequence[Version]) -> bool:
     """Read again what may keep a version of a batch. Return whether it is as it was."""
-    check.read_at = time.monotonic()
+    if not await refresh_holds(run, MAX_HOLDS_AGE_SECONDS) or run.hold_on(check.collection.key):
+        return False
+    check.read_at = run.holds_read_at
     if not await store.all_exist(check.kept):
         return False
     flow_runs = {version.flow_run_id for version in batch if version.flow_run_id}

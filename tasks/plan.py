@@ -22,6 +22,7 @@ from prefect_artifact_retention.policies.model import Versions
 from prefect_artifact_retention.stores.ids import Ids
 from prefect_artifact_retention.stores.store import Collection, History, RunReader
 from prefect_artifact_retention.tasks.history import read_past_runs
+from prefect_artifact_retention.tasks.holds import read_holds
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.report import KeyReport, PolicyReport
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
@@ -41,7 +42,11 @@ async def make_plan(run: Run) -> None:
 
     To save memory, payloads are dropped on arrival, verdicts once they are counted, and of a stale version only the id and the
     size are kept.
+
+    Raises:
+        StoreError: The store cannot be read, or not the holds on keys.
     """
+    await read_holds(run)
     managed: dict[str, tuple[Collection, RetentionPolicy]] = {}
     for collection in run.collections:
         if policy := select_policy(run.policies, collection.key, collection.type):
@@ -145,7 +150,7 @@ def _stop_before(run: Run, key: str) -> None:
 
 
 async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, RetentionPolicy]]) -> None:
-    subjects = [subject(run.policies, history, collection, policy) for history, collection, policy in batch]
+    subjects = [subject(run, history, collection, policy) for history, collection, policy in batch]
     judgements = await judge_all(run, subjects)
     for (history, collection, policy), each, judgement in zip(batch, subjects, judgements, strict=True):
         each.warn_of_conflict(run)
@@ -160,17 +165,19 @@ class Subject(NamedTuple):
         policy: The policy that it has by the type of its latest version.
         latest_id: The `latest_id` of its collection.
         conflict: Why that may be the wrong policy, so that nothing of the key is deleted; mostly empty.
+        held: Why a hold on the key keeps all of it; mostly empty.
     """
 
     versions: Versions
     policy: RetentionPolicy
     latest_id: UUID
     conflict: str
+    held: str
 
     def judge(self, now: datetime, running: AbstractSet[UUID] = frozenset()) -> Judgement:
         """Evaluate the versions."""
-        versions, policy, latest_id, conflict = self
-        return judge(versions, policy, now=now, latest_id=latest_id, running=running, conflict=conflict)
+        versions, policy, latest_id, conflict, held = self
+        return judge(versions, policy, now=now, latest_id=latest_id, running=running, conflict=conflict, held=held)
 
     def warn_of_conflict(self, run: Run) -> None:
         """Report that the key has no one policy, if so."""
@@ -178,7 +185,7 @@ class Subject(NamedTuple):
             run.report.warn(f"{label(self.versions.key)}: nothing deleted, because {self.conflict}")
 
 
-def subject(policies: Sequence[RetentionPolicy], history: History, collection: Collection, policy: RetentionPolicy) -> Subject:
+def subject(run: Run, history: History, collection: Collection, policy: RetentionPolicy) -> Subject:
     """Return what is evaluated of a key, for the plan and for every re-check.
 
     A left-over placeholder is no version. Without it, `latest_id` names none of the versions, so that all are kept until the
@@ -187,8 +194,8 @@ def subject(policies: Sequence[RetentionPolicy], history: History, collection: C
     versions = history.versions
     if collection.is_placeholder and len(versions) > 1:
         versions = Versions.of(version for version in versions if version.id != collection.latest_id)
-    conflict = type_conflict(policies, collection.key, collection.type, versions.types)
-    return Subject(versions, policy, collection.latest_id, conflict)
+    conflict = type_conflict(run.policies, collection.key, collection.type, versions.types)
+    return Subject(versions, policy, collection.latest_id, conflict, run.hold_on(collection.key))
 
 
 async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:

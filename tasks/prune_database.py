@@ -1,10 +1,11 @@
 """Prunes in the database: a transaction locks the collections of some keys, compares them with what was judged, and deletes.
 
 Keys that have not changed since they were planned go in batches of many. They need not be judged again; only the states of the
-runs that wrote their versions are read in the transaction. A key that such a transaction passes over (it has changed, somebody
-has locked it, a run is active again, or the transaction took too long) gets one of its own, which waits for the lock, reads
-and judges the key under it, and deletes some of what is stale still; what is left goes on in batches. Artifacts without a key,
-of which none depends on another, are judged anew in each transaction.
+runs that wrote their versions are read in the transaction, and before it the holds on keys, if they are not fresh. A key that
+such a transaction passes over (it has changed, somebody has locked it, a run is active again, or the transaction took too
+long) gets one of its own, which waits for the lock, reads and judges the key under it, and deletes some of what is stale
+still; what is left goes on in batches. Artifacts without a key, of which none depends on another, are judged anew in each
+transaction.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from prefect_artifact_retention.stores.connection import shielded
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.store import Collection, Mark
 from prefect_artifact_retention.stores.transactions import BusyError, LostConnectionError, SlowError
+from prefect_artifact_retention.tasks.holds import refresh_holds
 from prefect_artifact_retention.tasks.plan import judge_all, judge_unkeyed, subject
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 
@@ -33,6 +35,10 @@ MAX_TRANSACTION_VERSIONS = 5_000
 MAX_TRANSACTION_BYTES = 32 * 2**20
 """Bytes deleted in one transaction, unless a single version has more. To delete a megabyte takes as long as to delete 200
 versions, so with more, writers wait longer."""
+
+MAX_HOLDS_AGE_SECONDS = 30
+"""How old the list of held keys may be when a transaction begins. With less, there are more requests; with more, a new hold
+counts later."""
 
 SMALLER = 10
 """After a transaction that took too long, the next one has so many times fewer versions; then twice as many each time."""
@@ -125,8 +131,13 @@ class _Pruner:
         What a batch passes over is pruned at once: the plans behind it would use up a limit on deletions.
         """
         try:
-            while pending and (room := int(min(self.limit, self.run.room()))):
-                batch = _next_batch(pending, room)
+            while (
+                pending
+                and await refresh_holds(self.run, MAX_HOLDS_AGE_SECONDS)
+                and (room := int(min(self.limit, self.run.room())))
+            ):
+                if not (batch := _next_batch(self.run, pending, room)):
+                    continue
                 for plan in await self._prune_unchanged(batch):
                     await self._prune_apart(plan)
                 pending += [plan for plan, _deletion in reversed([*batch.values()]) if plan.stale]
@@ -172,8 +183,9 @@ class _Pruner:
 
         A failure is recorded in the report of the key.
         """
-        number = int(min(self.limit, self.run.room(), len(plan.stale)))
-        if not number:
+        if not await refresh_holds(self.run, MAX_HOLDS_AGE_SECONDS) or not (
+            number := int(min(self.limit, self.run.room(), len(plan.stale)))
+        ):
             return
         settle = _settle_unkeyed if plan.key is None else _settle_key
 
@@ -229,12 +241,20 @@ class _Pruner:
         await self.store.pace(len(deleted))
 
 
-def _next_batch(pending: list[KeyPlan], room: int) -> Batch:
-    """Take plans from the end of `pending` for a batch of at most `room` deletions. A key that is too large is split."""
+def _next_batch(run: Run, pending: list[KeyPlan], room: int) -> Batch:
+    """Take plans from the end of `pending` for a batch of at most `room` deletions. A key that is too large is split.
+
+    Nothing goes of a key that was put on hold since it was planned.
+    """
     batch: dict[str, tuple[KeyPlan, KeyDeletion]] = {}
     space = MAX_TRANSACTION_BYTES
     while pending and room:
         plan = pending[-1]
+        if run.hold_on(plan.key):
+            pending.pop()
+            plan.report.spared += len(plan.stale)
+            plan.stale, plan.sizes = (), ()
+            continue
         number = _fitting(plan.sizes[:room], space, at_least=0 if batch else 1)
         if not number:
             break
@@ -265,7 +285,7 @@ async def _settle_key(changes: Changes, run: Run, plan: KeyPlan, number: int) ->
     sizes = dict(zip(plan.stale, plan.sizes, strict=True))
     stale: list[UUID] = []
     if policy:
-        judged = subject(run.policies, history, collections[0], policy)
+        judged = subject(run, history, collections[0], policy)
         (judgement,) = await judge_all(run, [judged], changes)
         judged.warn_of_conflict(run)
         run.is_unsettled |= any(not verdict.keep for verdict in judgement[1:2])

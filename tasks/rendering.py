@@ -119,6 +119,7 @@ def _details(report: CleanupReport) -> Iterable[str]:
         _totals(report),
         _keys(report),
         _policies(report),
+        _holds(report),
         _rules("Stale, and why", report.condemned_by),
         _rules("Kept, and why", report.kept_by),
         _unmanaged(report),
@@ -199,6 +200,13 @@ def _keys(report: CleanupReport) -> str:
     deleted, freed = (["Deleted"], ["Freed"]) if report.mode == "delete" else ([], [])
     header = ("Key", "Policy", "Versions", "Kept", "Stale", *deleted, "Size", "Stale size", *freed)
     return f"{title}\n\n{_table(header, rows)}"
+
+
+def _holds(report: CleanupReport) -> str:
+    lines = report.holds[:MAX_KEYS_LISTED]
+    if (more := len(report.holds) - MAX_KEYS_LISTED) > 0:
+        lines.append(f"and {count(more, 'key')} more")
+    return "## Keys on hold\n\n" + _bullets(lines) if lines else ""
 
 
 def _rules(title: str, counts: Sequence[RuleCount]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +19,7 @@ from prefect.context import FlowRunContext
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.policies.expectation import UNKEYED, Expectations
+from prefect_artifact_retention.policies.holds import Hold
 from prefect_artifact_retention.policies.loading import OWN_KEYS
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
@@ -126,6 +127,8 @@ class Run:
         collections: The collections in the scope of the run, from the key on where the last run stopped.
         first_round: How many of them come before the list wraps around to the first key.
         next_start: Where the next delete run begins; None as long as this run has not changed it.
+        holds: The holds on keys that are in force, by key.
+        holds_read_at: When their reading began, by the monotonic clock.
         touched: The keys of which a version was deleted, or may have been.
         dangling: The keys whose latest version was not found.
         server_deletes: Whether the server deletes artifacts by itself, too.
@@ -157,6 +160,8 @@ class Run:
         self.first_round = 0
         self.next_start: str | None = None
         self.plans: list[KeyPlan] = []
+        self.holds: Mapping[str, Hold] = {}
+        self.holds_read_at = float("-inf")
         self.dangling: set[str] = set()
         self.server_deletes = False
         self.is_stalled = False
@@ -197,6 +202,11 @@ class Run:
     def at_once(self, most: int) -> int:
         """Return how many keys to work on at once: one if the rate limit makes them wait for each other anyway."""
         return 1 if self.seconds_per_request >= SLOW_SECONDS_PER_REQUEST else most
+
+    def hold_on(self, key: str | None) -> str:
+        """Return the reason for which a hold keeps all versions of a key; empty if there is none."""
+        hold = self.holds.get(key or "")
+        return hold.describe() if hold else ""
 
     def has_planning_time(self) -> bool:
         """Whether less than half of the time budget is used; the other half is for deleting."""

@@ -56,7 +56,8 @@ class Database:
             return result.all() if result.returns_rows else []
 
     async def clear(self) -> None:
-        """Forget all artifacts."""
+        """Forget all artifacts, and all holds on keys."""
+        await self.run("DELETE FROM variable WHERE name LIKE 'artifact-retention-hold-%'")
         await self.run("DELETE FROM artifact")
         await self.run("DELETE FROM artifact_collection")
 

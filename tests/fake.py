@@ -46,9 +46,16 @@ _NUMBERS = count(1)
 
 
 class _Page(BaseModel):
-    sort: Literal["CREATED_DESC", "UPDATED_DESC", "ID_DESC", "KEY_DESC", "KEY_ASC"] = "ID_DESC"
     limit: int | None = None
     offset: int = Field(default=0, ge=0)
+
+
+class _ArtifactPage(_Page):
+    sort: Literal["CREATED_DESC", "UPDATED_DESC", "ID_DESC", "KEY_DESC", "KEY_ASC"] = "ID_DESC"
+
+
+class _VariablePage(_Page):
+    sort: Literal["CREATED_DESC", "UPDATED_DESC", "NAME_DESC", "NAME_ASC"] = "NAME_ASC"
 
 
 class UnknownRequestError(BaseException):
@@ -195,6 +202,13 @@ class FakeServer:
                 return 201, self._set_state(UUID(run_id), body)
             case "DELETE", ["flow_runs", run_id]:
                 return 204, self.database.runs["flow_runs"].pop(UUID(run_id))
+            case "POST", ["variables", ""]:
+                return 201, self.database.create_variable(self._new_variable(body))
+            case "POST", ["variables", "filter"]:
+                only = filters.VariableFilter(**_only(body, "variables"))
+                return 200, self._page(_matching(self.database.variables.values(), only), body, _VariablePage)
+            case (("GET" | "PATCH" | "DELETE"), ["variables", "name", name]):
+                return self._variable(method, name, body)
             case "POST", ["flows", "count"]:
                 return 200, self._count_flows(body)
             case "POST", ["flows", ""]:
@@ -231,8 +245,10 @@ class FakeServer:
         model = filters.FlowRunFilter if kind == "flow_runs" else filters.TaskRunFilter
         return _matching(self.database.runs[kind].values(), model(**_only(body, kind)))
 
-    def _page(self, rows: list[dict[str, Any]], body: Body) -> list[dict[str, Any]]:
-        page = _Page(**{name: body[name] for name in _Page.model_fields.keys() & body.keys()})
+    def _page(
+        self, rows: list[dict[str, Any]], body: Body, kind: type[_ArtifactPage | _VariablePage] = _ArtifactPage
+    ) -> list[dict[str, Any]]:
+        page = kind(**{name: body[name] for name in kind.model_fields.keys() & body.keys()})
         limit = self.limit if page.limit is None else page.limit
         if not 0 <= limit <= self.limit:
             raise _RefusedError(422, f"Invalid limit: must be less than or equal to {self.limit}.")
@@ -240,6 +256,27 @@ class FakeServer:
         # As SQLite does, where PostgreSQL has what is null come last.
         rows = sorted(rows, key=lambda row: (row[field] is not None, row[field] or ""), reverse=direction == "desc")
         return rows[page.offset : page.offset + limit]
+
+    def _new_variable(self, body: Body) -> actions.VariableCreate:
+        variable = actions.VariableCreate(**body)
+        if variable.name in self.database.variables:
+            raise _RefusedError(409, f"A variable with the name {variable.name!r} already exists.")
+        return variable
+
+    def _variable(self, method: str, name: str, body: Body) -> tuple[int, object]:
+        if method == "PATCH":
+            change = actions.VariableUpdate(**body).model_dump(exclude_unset=True)
+            if "name" in change:
+                raise UnknownRequestError(body)
+        if not (variable := self.database.variables.get(name)):
+            raise _RefusedError(404, "Variable not found.")
+        if method == "GET":
+            return 200, variable
+        if method == "PATCH":
+            variable.update(change, updated=self.now())
+        else:
+            del self.database.variables[name]
+        return 204, None
 
     def _count_flows(self, body: Body) -> int:
         name = filters.FlowFilter(**_only(body, "flows")).name
@@ -313,6 +350,8 @@ def _tests(field: str, criterion: BaseModel) -> Iterator[Callable[[dict[str, Any
         elif name == "not_any_":
             # To a database, what is of no type does not differ from any.
             yield lambda row, some=frozenset(value): row[field] is not None and row[field] not in some
+        elif name == "like_" and field == "name" and not set(value) & {"_", "%", "\\"}:
+            yield lambda row, text=value: text.lower() in row["name"].lower()
         elif name == "exists_":
             yield lambda row, exists=value: (row[field] is not None) == exists
         else:

@@ -35,6 +35,7 @@ class FakeDatabase:
         self.artifacts: dict[UUID, Artifact] = {}
         self.collections: dict[str, Artifact] = {}
         self.flows: dict[str, UUID] = {}
+        self.variables: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, dict[UUID, dict[str, Any]]] = {"flow_runs": {}, "task_runs": {}}
 
     def new_id(self) -> UUID:
@@ -42,7 +43,8 @@ class FakeDatabase:
         return UUID(int=self._chance.getrandbits(128), version=4)
 
     async def clear(self) -> None:
-        """Forget all artifacts."""
+        """Forget all artifacts, and all holds on keys."""
+        self.variables.clear()
         self.artifacts.clear()
         self.collections.clear()
 
@@ -155,6 +157,13 @@ class FakeDatabase:
             self.collections[key] = self._collection(key, created)
             if before:
                 self.collections[key] |= {"id": before["id"], "created": before["created"]}
+        return created
+
+    def create_variable(self, variable: actions.VariableCreate) -> dict[str, Any]:
+        """Create a variable."""
+        now = self.now()
+        created = {"id": self.new_id(), "created": now, "updated": now, **variable.model_dump()}
+        self.variables[variable.name] = created
         return created
 
     def update(self, version_id: UUID, change: Mapping[str, Any]) -> bool:

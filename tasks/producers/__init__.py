@@ -3,6 +3,7 @@
 - `publishing`: an artifact as Prefect's own helpers make it, with a TTL, a hold and other metadata.
 - `appending`: an artifact that grows; many may append to it at once. `entries`: what it consists of.
 - `progress`: an artifact that is updated in place while a job runs.
+- `holding`: holds on a version, or on a whole key.
 - `artifacts`: what all of them send, and what they refuse.
 - `requests`: how they send it, in sync and in async code.
 """
@@ -13,6 +14,7 @@ from prefect_artifact_retention.tasks.producers.appending import (
     append_markdown,
     append_rows,
 )
+from prefect_artifact_retention.tasks.producers.holding import ahold, aholds, arelease, hold, holds, release
 from prefect_artifact_retention.tasks.producers.progress import Progress, atrack, progress, track
 from prefect_artifact_retention.tasks.producers.publishing import (
     apublish_image,
@@ -32,6 +34,8 @@ __all__ = [
     "Progress",
     "aappend_markdown",
     "aappend_rows",
+    "ahold",
+    "aholds",
     "append_markdown",
     "append_rows",
     "apublish_image",
@@ -39,7 +43,10 @@ __all__ = [
     "apublish_markdown",
     "apublish_progress",
     "apublish_table",
+    "arelease",
     "atrack",
+    "hold",
+    "holds",
     "progress",
     "publish_artifact",
     "publish_image",
@@ -47,5 +54,6 @@ __all__ = [
     "publish_markdown",
     "publish_progress",
     "publish_table",
+    "release",
     "track",
 ]

@@ -334,6 +334,49 @@ async def test_data_that_the_server_cannot_show_fails_every_page_that_it_is_on(s
     assert len(await api.ids()) == 3
 
 
+# --- variables
+
+
+async def test_variables_are_made_changed_and_deleted_by_name(api: Api) -> None:
+    """A name is taken once; a value is replaced as a whole, comes back as it was, and may have 5000 bytes as JSON."""
+    name = "artifact-retention-hold-a"
+    value = {"text": '€ \n"x"', "number": 1, "none": None, "yes": True, "dates": ["2030-12-31"]}
+    made = await api.ask("/variables/", name=name, value=value)
+    assert set(made) == {"id", "created", "updated", "name", "value", "tags"}
+    assert (made["name"], made["value"], made["tags"]) == (name, value, [])
+    again = await api.post("/variables/", json={"name": name, "value": 1})
+    assert (again.status_code, again.json()) == (409, {"detail": f"A variable with the name {name!r} already exists."})
+    path = f"/variables/name/{name}"
+    assert (await api.get(path)).json() == made
+    assert (await api.patch(path, json={"value": {"text": "other"}})).status_code == 204
+    assert (await api.get(path)).json()["value"] == {"text": "other"}
+    for value, status in (({"x": "y" * 4992}, 204), ({"x": "y" * 4993}, 422), ({"x": "€" * 1665}, 422)):
+        assert (await api.patch(path, json={"value": value})).status_code == status
+    for refused in (
+        {"name": "Upper", "value": 1},
+        {"name": "x" * 256, "value": 1},
+        {"name": "extra", "value": 1, "who": "me"},
+    ):
+        assert (await api.post("/variables/", json=refused)).status_code == 422
+    assert (await api.delete(path)).status_code == 204
+    answers = [await api.get(path), await api.patch(path, json={"value": 1}), await api.delete(path)]
+    assert {(answer.status_code, answer.json()["detail"]) for answer in answers} == {(404, "Variable not found.")}
+
+
+async def test_variables_are_listed_by_a_part_of_their_names(api: Api) -> None:
+    """In pages, in the order of their names; the part may stand anywhere in a name."""
+    prefix = "artifact-retention-hold-"
+    names = [f"{prefix}{number}" for number in range(3)]
+    for name in (names[2], names[0], f"x-{prefix}3", names[1], "artifact-retention-holt-4"):
+        await api.ask("/variables/", name=name, value=name)
+    only = {"name": {"like_": prefix}}
+    pages = [await api.ask("/variables/filter", variables=only, sort="NAME_ASC", limit=2, offset=at) for at in (0, 2, 4)]
+    assert [[row["name"] for row in page] for page in pages] == [names[:2], [names[2], f"x-{prefix}3"], []]
+    assert (await api.post("/variables/filter", json={"variables": only, "limit": MORE_THAN_A_PAGE})).status_code == 422
+    for name in (f"x-{prefix}3", "artifact-retention-holt-4"):
+        await api.delete(f"/variables/name/{name}")
+
+
 # --- runs, and the server itself
 
 

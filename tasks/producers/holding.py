@@ -1,0 +1,189 @@
+"""Holds and releases a version, or a whole key for as long as the hold lasts, its new versions included.
+
+The arguments are checked before a request is sent. Sync helpers run in a thread of their own, because an event loop may run in
+the caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import logging
+import re
+import socket
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from datetime import UTC, date, datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import orjson
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect_artifact_retention.policies.formatting import printable
+from prefect_artifact_retention.policies.holds import MAX_VALUE_BYTES, Hold
+from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.stores.holds import Holds
+from prefect_artifact_retention.tasks.producers.artifacts import MAX_METADATA_CHARS, check_key, run_ids
+
+LOGGER = logging.getLogger(__name__)
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_GLOB_CHARACTERS = set("*?[")
+
+Result = TypeVar("Result")
+
+
+def hold(key_or_id: str | UUID, until: date | str | None = None, reason: str = "", *, by: str = "") -> Hold:
+    """Keep a version, or all versions of a key, whatever the policies say, until it is released or the hold has ended.
+
+    Args:
+        key_or_id: A key, with the versions that it will have; or the id of a version.
+        until: The last day (UTC), also as text: "2030-12-31". None is without an end.
+        reason: Why, in one line of 500 characters at most.
+        by: Who holds it. By default the flow run, or user@host.
+
+    Returns:
+        The hold. It takes the place of a hold that ends no later.
+
+    Raises:
+        ValueError: An argument cannot be meant; no request has been sent.
+        StoreError: There is no such version, it or the key has a hold that lasts longer, or the server cannot be reached.
+    """
+    return _in_thread(ahold(key_or_id, until, reason, by=by or default_holder()))
+
+
+async def ahold(key_or_id: str | UUID, until: date | str | None = None, reason: str = "", *, by: str = "") -> Hold:
+    """Keep a version, or all versions of a key, in async code; see `hold`."""
+    placed, warning = await place_hold(key_or_id, until, reason, by=by)
+    if warning:
+        LOGGER.warning(warning)
+    return placed
+
+
+def release(key_or_id: str | UUID) -> bool:
+    """Release a key or a version from a hold on it. A hold on a key and one on a version of it are two holds.
+
+    Returns:
+        Whether it was on hold.
+
+    Raises:
+        ValueError: It is neither a key nor an id; no request has been sent.
+        StoreError: There is no such version, or the server cannot be reached.
+    """
+    return _in_thread(arelease(key_or_id))
+
+
+async def arelease(key_or_id: str | UUID) -> bool:
+    """Release a key or a version in async code; see `release`."""
+    key, version_id = _subject(key_or_id)
+    async with connect() as connection:
+        on_server = Holds(connection)
+        return await (on_server.release_version(version_id) if version_id else on_server.release_key(key))
+
+
+def holds(key: str | None = None) -> list[Hold]:
+    """List the keys on hold, expired holds included; of one key, also its versions on hold, for which all of them are read.
+
+    Raises:
+        ValueError: The key is none of Prefect's; no request has been sent.
+        StoreError: The server cannot be reached, or has a hold that cannot be read.
+    """
+    return _in_thread(aholds(key))
+
+
+async def aholds(key: str | None = None) -> list[Hold]:
+    """List the keys on hold in async code; see `holds`."""
+    if key is not None:
+        _check_key(key)
+    async with connect() as connection:
+        on_server = Holds(connection)
+        on_keys = await on_server.on_keys()
+        if key is None:
+            return on_keys
+        return [*(each for each in on_keys if each.key == key), *await on_server.on_versions(key)]
+
+
+async def place_hold(
+    key_or_id: str | UUID, until: date | str | None = None, reason: str = "", *, by: str = ""
+) -> tuple[Hold, str]:
+    """Hold as `hold` does, and return a warning besides: empty, unless the key has no version, so that it may be misspelt."""
+    key, version_id = _subject(key_or_id)
+    since = datetime.now(UTC).replace(microsecond=0)
+    placed = Hold(
+        key=None if version_id else key,
+        id=version_id,
+        until=_last_day(until, since),
+        by=_line("by", by or default_holder()),
+        since=since,
+        reason=_line("reason", reason),
+    )
+    if (size := len(orjson.dumps(placed.value()))) > MAX_VALUE_BYTES:
+        raise ValueError(f"the hold takes {size} bytes with its key and reason, and Prefect keeps {MAX_VALUE_BYTES}")
+    async with connect() as connection:
+        on_server = Holds(connection)
+        if version_id:
+            return await on_server.hold_version(version_id, placed), ""
+        await on_server.hold_key(key, placed)
+        is_known = await on_server.has_versions(key)
+    return placed, "" if is_known else f"the key {key!r} is on hold, and has no versions now"
+
+
+def default_holder() -> str:
+    """Return who holds by default: the current flow run or task run, or the user of this machine."""
+    flow_run, task_run = FlowRunContext.get(), TaskRunContext.get()
+    if flow_run and flow_run.flow_run:
+        name = f"flow run {flow_run.flow_run.name}"
+    elif task_run:
+        name = f"task run {task_run.task_run.name}"
+    elif run_id := run_ids()[0]:
+        name = f"flow run {run_id}"
+    else:
+        try:
+            name = f"{getpass.getuser()}@{socket.gethostname()}"
+        except (OSError, KeyError, ImportError):
+            name = socket.gethostname()
+    return printable(name)[:MAX_METADATA_CHARS]
+
+
+def _subject(key_or_id: str | UUID) -> tuple[str, UUID | None]:
+    """Return the key, or the id of the version."""
+    if isinstance(key_or_id, UUID):
+        return "", key_or_id
+    if isinstance(key_or_id, str) and _ID.fullmatch(key_or_id):
+        return "", UUID(key_or_id)
+    _check_key(key_or_id)
+    return key_or_id, None
+
+
+def _check_key(key: str) -> None:
+    if isinstance(key, str) and _GLOB_CHARACTERS & set(key):
+        raise ValueError(f"key = {key!r} is a glob: each key is held by its own name; for many, write a policy with keep_all")
+    check_key(key)
+
+
+def _last_day(until: object, now: datetime) -> date | None:
+    if until is None:
+        return None
+    if isinstance(until, datetime):
+        until = (until.astimezone(UTC) if until.tzinfo else until).date()
+    try:
+        day = until if isinstance(until, date) else date.fromisoformat(str(until).strip())
+    except ValueError:
+        raise ValueError(f"until = {until!r} is no date such as 2030-12-31") from None
+    if day < now.date():
+        raise ValueError(f"until = {day} is in the past (UTC), so it would hold nothing")
+    return day
+
+
+def _line(name: str, text: object) -> str:
+    if not isinstance(text, str) or not text.isprintable():
+        raise ValueError(f"{name} = {text!r} is no text in one line")
+    if len(text) > MAX_METADATA_CHARS:
+        raise ValueError(f"{name} has {len(text)} characters, and Prefect keeps {MAX_METADATA_CHARS}")
+    return text.strip()
+
+
+def _in_thread(work: Coroutine[Any, Any, Result]) -> Result:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(copy_context().run, asyncio.run, work).result()
