@@ -6,6 +6,9 @@ Every step leaves a screenshot in `test-output/screenshots`; docs/images has som
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from typing import Literal
 import httpx
 import pytest
 from database import Row
-from platforms import ROOT, TIMEOUT_SECONDS, Platform
+from platforms import ROOT, TIMEOUT_SECONDS, Platform, end
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 from playwright.sync_api import TimeoutError as NotSeenError
 from prefect_artifact_retention.tasks.history import Row as HistoryRow
@@ -255,6 +258,38 @@ def test_a_wrong_value_does_not_leave_the_form(deployed: Platform, interface: In
         seen.shoot("refused")
         assert seen.page.get_by_role("button", name="Submit").is_visible()
         assert deployed.ask("POST", "/flow_runs/count", {}) == before
+
+
+@pytest.mark.parametrize("interface", INTERFACES[:1])
+def test_the_examples_look_as_the_page_for_flow_authors_shows_them(deployed: Platform, interface: Interface) -> None:
+    """The report, the log of ten writers, and the progress of a job in its midst."""
+    deployed.fill([])
+    with visitor(deployed.local.address, interface) as seen:
+        for name, key, words in (
+            ("daily_report", "daily-report", "200 orders on"),
+            ("append_only_log", "load-log", "source 9 is loaded"),
+        ):
+            subprocess.run([sys.executable, f"examples/{name}.py"], cwd=ROOT, env=deployed.local.environment, check=True)
+            look_at_latest(seen, key, words)
+        job = "import runpy; runpy.run_path('examples/long_job.py')['long_job'](rows=20_000)"
+        process = subprocess.Popen([sys.executable, "-c", job], cwd=ROOT, env=deployed.local.environment)
+        try:
+            look_at_latest(seen, "load", "Loading: ")
+        finally:
+            end(process, signal.SIGKILL)
+
+
+def look_at_latest(seen: Visitor, key: str, words: str) -> None:
+    """The newest version of a key, by the link of the key's page."""
+    link = seen.page.locator("a[href*='/artifacts/artifact/']").first
+    for _try in range(MAX_PRESSES):
+        seen.go(f"/artifacts/key/{key}")
+        with suppress(NotSeenError, AssertionError):
+            link.click(timeout=PRESS_AGAIN_MS)
+            expect(seen.page.get_by_text(words).first).to_be_visible(timeout=PRESS_AGAIN_MS)
+            seen.shoot(key)
+            return
+    raise AssertionError(f"{key} never shows {words!r}")
 
 
 def keyed(deployed: Platform) -> set[str]:
