@@ -73,8 +73,7 @@ class ProgressArtifact:
             StoreError: The server cannot be reached, or refuses the artifact.
         """
         try:
-            # Shielded as a whole: a run that is stopped meanwhile must know its artifact, to say there that it stopped.
-            await shielded(take(self._artifact.create(0.0, description), self.connection.client))
+            await take(self._artifact.create(0.0, description), self.connection.client)
         except httpx.HTTPError as error:
             raise StoreError(f"the progress artifact could not be written: {reason(error)}") from None
         except ValueError as error:
