@@ -12,6 +12,7 @@ COPY policies policies
 COPY stores stores
 COPY tasks tasks
 COPY flows flows
+COPY examples examples
 COPY public public
 RUN /tools/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
     && /tools/bin/pip --python /opt/retention/bin/python install --no-cache-dir --no-deps /wheels/*.whl \

@@ -1,7 +1,7 @@
 # `make` lists what there is to do.
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES := flows tasks tasks/producers stores policies public
+PACKAGES := flows tasks tasks/producers stores policies examples public
 INSTALLED := .venv/.installed
 
 .PHONY: help

@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -128,6 +128,9 @@ def _steps(config: str, *, as_json: bool) -> int:
         return 1
     _say("Creating artifacts ...", as_json=as_json)
     _say(asyncio.run(_fill()), as_json=as_json)
+    for name, example in _examples().items():
+        _say(f"$ python examples/{name}.py", as_json=as_json)
+        example()
     if as_json:
         return cli.main(["delete", "--json", "--config", config])
     _say("\n$ artifact-retention preview      (writes nothing)\n")
@@ -136,6 +139,16 @@ def _steps(config: str, *, as_json: bool) -> int:
     cli.main(["explain", "legal-export", "--config", config])
     _say("\n$ artifact-retention delete       (its report is in the UI, too: the artifact artifact-retention-report)\n")
     return cli.main(["delete", "--config", config])
+
+
+def _examples() -> dict[str, Callable[[], object]]:
+    from prefect_artifact_retention.examples import append_only_log, daily_report, long_job  # noqa: PLC0415
+
+    return {
+        "daily_report": daily_report.daily_report,
+        "append_only_log": append_only_log.append_only_log,
+        "long_job": long_job.long_job,
+    }
 
 
 def _say(text: str, *, as_json: bool = False) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from prefect_artifact_retention.tasks.producers import *  # noqa: F403 - its `__all__` is the one list of names
 
 _PRODUCERS = "prefect_artifact_retention.tasks.producers"
-_ROOMS = ("flows", "tasks", "stores", "policies")
+_ROOMS = ("flows", "tasks", "stores", "policies", "examples")
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any of the names

@@ -136,10 +136,10 @@ def _settled(run: Run) -> str:
 async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> list[Row]:
     """Write a new version of the history with a row for this run, and return its rows, the newest first.
 
-    The rows are read and written again. Runs that end in the same instant do not see each other's rows; the next run merges what
-    they wrote. `append_rows` would take a third request to merge it at once. It also trims the oldest rows, where a scope that
-    runs rarely needs its last one; it appends at the end, where people look for the newest first; and it refuses to write beside
-    a version that it cannot read, where the row may be the only record of what was deleted.
+    The rows are read and written again. Runs that end in the same instant do not see each other's rows; the next run merges
+    what they wrote. `append_rows` would take a third request to merge it at once. It also trims the oldest rows, where a scope
+    that runs rarely needs its last one; it appends at the end, where people look for the newest first; and it refuses to write
+    beside a version that it cannot read, where the row may be the only record of what was deleted.
 
     Args:
         run: The run.

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from threading import Semaphore, Thread, current_thread
 from unittest.mock import patch
@@ -66,6 +66,10 @@ def told(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+class _KilledError(BaseException):
+    """Nothing more is sent, and nobody is to take it for an answer."""
+
+
 class HeldUp:
     """An appender in a thread, that waits before some of its requests: the second is the creation, the third the check.
 
@@ -77,8 +81,12 @@ class HeldUp:
         self._sent = 0
         self._is_killed = False
         self._reached, self._told = Semaphore(0), Semaphore(0)
-        self._thread = Thread(target=copy_context().run, args=(append_rows, [{"name": name}], "log"), daemon=True)
+        self._thread = Thread(target=copy_context().run, args=(self._append, name), daemon=True)
         self._send = httpx.HTTPTransport.handle_request
+
+    def _append(self, name: str) -> None:
+        with suppress(_KilledError):
+            append_rows([{"name": name}], "log")
 
     def handle(self, transport: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
         """Send a request of anybody, unless it is one of those."""
@@ -88,7 +96,7 @@ class HeldUp:
                 self._reached.release()
                 self._told.acquire()
                 if self._is_killed:
-                    raise SystemExit
+                    raise _KilledError
         return self._send(transport, request)
 
     def begin(self) -> None:

@@ -126,7 +126,7 @@ class _Known:
         taken_over: The newest version, if something else has written it, and it is not yet part of another.
         is_busy: Whether others append at present.
         description: The description of the newest version.
-        at: When that was read.
+        at: When that was read, or the newest was created, by the monotonic clock.
     """
 
     log: Log = field(default_factory=Log)
@@ -408,7 +408,7 @@ def _write(target: _Target, units: Units, known: _Known, written: list[UUID]) ->
         page = yield from _read_back(target.key, limit, min(known.newest, made.created))
         seconds = time.monotonic() - began
         known, new = known.see(page, target.store, written)
-        known = replace(known, is_busy=bool(new))
+        known = replace(known, is_busy=bool(new), at=began)
         wanted |= {name for each in new for name, units in each.log.entries.items() if units}
         is_done = not new and any(row["id"] == str(made.id) for row in page)
         # One of them comes first, lest all that wait in step also write in step.
@@ -449,8 +449,8 @@ def _next_id(known: _Known) -> str:
 
     By the dates of the server, as those of versions that something else writes; the clock of this process may be wrong.
     """
-    newest = max(int(known.newest.timestamp() * 1000), id_milliseconds(known.log.newest()))
-    return entry_id(newest + 1, secrets.randbits(24))
+    now = known.newest.timestamp() + time.monotonic() - known.at
+    return entry_id(max(int(now * 1000), id_milliseconds(known.log.newest())) + 1, secrets.randbits(24))
 
 
 def _recall(place: tuple[str, str, str]) -> _Known | None:

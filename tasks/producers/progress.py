@@ -32,8 +32,8 @@ MAX_UPDATE_SECONDS = 60.0
 PAUSE_FACTOR = 3
 """An update is followed by a pause so many times as long as it took. With less, a slow server takes more of the job's time."""
 
-END_PAUSES = (0.2, 1.0)
-"""The pauses, in seconds, before the last update is tried again that Prefect's client gives up on at once."""
+END_PAUSE_SECONDS = 1.0
+"""The pause before the last update is tried again, where Prefect's client tries once."""
 
 MAX_REASON_CHARS = 200
 """A longer text of an error is cut off."""
@@ -174,11 +174,12 @@ class Progress:
             if isinstance(error, GeneratorExit):
                 why = "the loop over it ended early"
             percent, text = self._percent(), f"{name}stopped at {self._counted()}: {printable(why[:MAX_REASON_CHARS])}"
-        for pause in () if self._is_patient(error) else END_PAUSES:
-            try:
-                return (yield from self._show(percent, text))
-            except httpx.HTTPError:
-                yield pause
+        try:
+            return (yield from self._show(percent, text))
+        except httpx.HTTPError:
+            if self._is_patient(error):
+                raise
+        yield END_PAUSE_SECONDS
         return (yield from self._show(percent, text))
 
     def _show(self, percent: float | None = None, text: str | None = None) -> Steps[UUID | None]:

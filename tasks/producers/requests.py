@@ -128,7 +128,7 @@ async def take(steps: Steps[Result], client: PrefectClient, step: Callable[[Any]
 
 @contextmanager
 def _without_retries() -> Iterator[None]:
-    """Let Prefect's client give up on a request that fails; only within this context."""
+    """Let Prefect's client send a request once, in this context only. After a 503, it waits for 2 s all the same."""
     present = get_settings_context()
     settings = present.settings
     once = settings.model_copy(update={"client": settings.client.model_copy(update={"max_retries": 0})})

@@ -39,10 +39,13 @@ def test_the_demo_deletes_what_it_says(tmp_path: Path) -> None:
     held = database.execute("SELECT count(*) FROM artifact WHERE metadata_ LIKE '%retention-hold%'").fetchone()
     idle = database.execute("SELECT count(*) FROM artifact WHERE key = 'report-2026-01-31'").fetchone()
     others = "SELECT count(*) FROM artifact WHERE key IS NULL OR key NOT LIKE 'artifact-retention-%'"
-    left = database.execute(others).fetchone()
+    published = ("orders", "daily-report", "load-log", "load", "check")
+    left = database.execute(f"{others} AND key NOT IN {published}").fetchone()
+    log = database.execute("SELECT data FROM artifact_collection WHERE key = 'load-log'").fetchone()
     database.close()
     created = int(text.partition("Created ")[2].partition(" versions")[0])
     assert (held, idle, left) == ((1,), (0,), (created - stale,))
+    assert log[0].count("is loaded") == 10
     assert not list(home.iterdir())
 
 

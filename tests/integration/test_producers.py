@@ -235,7 +235,7 @@ async def append_at_once(server: Server, kind: str, processes: int, each: int) -
 @pytest.mark.parametrize("kind", ["rows", pytest.param("markdown", marks=pytest.mark.thorough)])
 async def test_processes_that_append_to_one_key_at_once_lose_no_entry(server: Server, kind: str) -> None:
     """Each entry of each is in the latest version, once; those of one process in its order."""
-    await append_at_once(server, kind, processes=3, each=5)
+    await append_at_once(server, kind, processes=2, each=8)
 
 
 @pytest.mark.thorough
@@ -388,7 +388,7 @@ async def test_what_a_killed_appender_has_hidden_is_there_again_after_the_next_a
     assert sorted(await names(server)) == ["first", "held-up", "second", "third"]
 
 
-@on(SQLITE_API)
+@on(thorough(SQLITE_API))
 async def test_more_appenders_at_once_than_fit_into_a_page_lose_nothing(server: Server) -> None:
     """All have read the same before the first of them creates its version; the last one to do so has to read on."""
     with server.active():

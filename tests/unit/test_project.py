@@ -18,7 +18,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 METADATA = PROJECT["project"]
 WORKFLOW: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
 STEPS = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
-INSTALLED = ("flows", "tasks", "stores", "policies")
+INSTALLED = ("flows", "tasks", "stores", "policies", "examples", "public")
 
 NEVER_IMPORTED = {
     "aiosqlite",  # SQLAlchemy loads its driver by name
