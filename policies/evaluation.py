@@ -124,7 +124,8 @@ class Judgement(Sequence[Verdict]):
         """Count the versions that only unfinished runs or holds keep, or that stay because they cannot be judged."""
         if self._rest.keeps.keys() & {"dangling", "mixed_types"}:
             return len(self)
-        return sum(
+        by_rules = max((number for rule, number in self._rest.keeps.items() if rule != "hold"), default=0)
+        return self._undecided(by_rules, self._rest.kept) + sum(
             stays and all(reason.rule in {"running", "hold"} for reason in reasons)
             for stays, reasons in self._decisions.values()
         )
@@ -197,28 +198,29 @@ def judge(  # noqa: PLR0913 - what a verdict depends on
         conflict: Why it is not certain that this is the policy of the key; then everything is kept. Empty if it is.
         held: The reason for which a hold on the whole key keeps all its versions. Empty if there is none.
     """
-    case = _Case(Versions.of(versions), policy, now, latest_id, running, held=held)
+    case = _Case(Versions.of(versions), policy, now, latest_id, running)
     if case.latest is None and case.versions.key is not None and case.versions:
         return _alike(case, Reason("dangling", "the collection's latest_id names no version that was read"), stays=True)
     if conflict:
         return _alike(case, Reason("mixed_types", conflict), stays=True)
     protections = case.protections()
-    if idle := case.idle(protections):
+    if not held and (idle := case.idle(protections)):
         return _alike(case, idle, stays=False)
+    of_key = (Reason("hold", held),) if held else ()
+
+    def decide(index: int, kept_by: Sequence[Reason] = ()) -> Decision:
+        keep, reasons = case.decide(index, kept_by)
+        protecting = (*protections.get(index, ()), *of_key)
+        return (True, (*reasons, *protecting) if keep else protecting) if protecting else (keep, reasons)
+
     kept_by = case.kept_by()
     single = {*kept_by, *case.controls, *protections}
-    decisions: dict[int, Decision] = {}
-    for index in case.order:
-        if index not in single:
-            continue
-        keep, reasons = case.decide(index, kept_by.get(index, ()))
-        if index in protections:
-            protecting = tuple(protections[index])
-            keep, reasons = True, (*reasons, *protecting) if keep else protecting
-        decisions[index] = keep, reasons
+    decisions = {index: decide(index, kept_by.get(index, ())) for index in case.order if index in single}
     numbers = {"keep_all": case.all, "keep_last": case.last, "keep_within_days": case.within}
     keeps = {rule: min(number, case.unexpired) for rule, number in numbers.items()}
-    return Judgement(case, decisions, _Rest(keeps, "unclaimed", case.unexpired, case.decide))
+    if held:
+        keeps["hold"] = len(case.versions)
+    return Judgement(case, decisions, _Rest(keeps, "unclaimed", case.unexpired, decide))
 
 
 def _alike(case: _Case, reason: Reason, *, stays: bool) -> Judgement:
@@ -243,21 +245,18 @@ class _Case:
         outside: The versions that take no slot of a rule: those newer than `now`, and those with a TTL, except the latest.
     """
 
-    def __init__(  # noqa: PLR0913 - what a verdict depends on
+    def __init__(
         self,
         versions: Versions,
         policy: RetentionPolicy,
         now: datetime,
         latest_id: UUID | None,
         running: Collection[UUID],
-        *,
-        held: str,
     ) -> None:
         self.versions = versions
         self.policy = policy
         self.now = now
         self.running = running
-        self.held = held
         self.created = versions.created
         self.latest = self._find(latest_id)
         self.order: Sequence[int] = range(len(versions))
@@ -327,9 +326,9 @@ class _Case:
         found: defaultdict[int, list[Reason]] = defaultdict(list)
         if self.latest is not None:
             found[self.latest].append(LATEST)
-        for index, text in self._holds():
-            found[index].append(Reason("hold", text))
         for index, control in self.controls.items():
+            if control.held:
+                found[index].append(Reason("hold", control.held))
             for problem in control.unreadable:
                 found[index].append(Reason("unreadable", problem))
         for ids, what in ((self.versions.flow_run_ids, "flow run"), (self.versions.task_run_ids, "task run")):
@@ -341,10 +340,6 @@ class _Case:
         for index in self._results():
             found[index].append(Reason("result", "Prefect keeps the result of a run in it"))
         return found
-
-    def _holds(self) -> Iterator[tuple[int, str]]:
-        yield from ((index, self.held) for index in range(len(self.versions) if self.held else 0))
-        yield from ((index, control.held) for index, control in self.controls.items() if control.held)
 
     def _results(self) -> list[int]:
         if self.versions.key is not None:

@@ -38,9 +38,9 @@ MAX_CHECK_AGE_REQUESTS = 9
 """At a rate limit of less than nine requests a minute, a check counts for as long as so many take: its readings and a
 deletion. With fewer, nothing would ever be deleted."""
 
-MAX_HOLDS_AGE_SECONDS = 10
-"""How old the list of held keys may be when a check begins; the check counts from the reading of the list on. With less, there
-are more requests; with more, a check has less time left for its deletions."""
+HOLDS_AGE_SHARE = 1 / 6
+"""The share of that time that the list of held keys may be old when a check begins, which counts from that reading on. With
+less, there are more requests; with more, a check has less time left for its deletions."""
 
 MAX_LAST_SECONDS = 2
 MAX_LAST_REQUESTS = 2
@@ -154,7 +154,7 @@ async def check_keys(run: Run, store: ApiStore, keys: Sequence[Pruning]) -> dict
         StoreError: A single key, or the collections, cannot be read.
     """
     await run.notify_deleting()
-    if not await refresh_holds(run, MAX_HOLDS_AGE_SECONDS):
+    if not await refresh_holds(run, MAX_CHECK_AGE_SECONDS * HOLDS_AGE_SHARE):
         return {}
     read_at = run.holds_read_at
     histories = await _histories(store, keys)
@@ -239,7 +239,7 @@ async def still_holds(run: Run, store: ApiStore, check: Check, batch: Sequence[V
 
 async def _read_again(run: Run, store: ApiStore, check: Check, batch: Sequence[Version]) -> bool:
     """Read again what may keep a version of a batch. Return whether it is as it was."""
-    if not await refresh_holds(run, MAX_HOLDS_AGE_SECONDS) or run.hold_on(check.collection.key):
+    if not await refresh_holds(run, MAX_CHECK_AGE_SECONDS * HOLDS_AGE_SHARE) or run.hold_on(check.collection.key):
         return False
     check.read_at = run.holds_read_at
     if not await store.all_exist(check.kept):

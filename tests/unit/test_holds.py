@@ -28,7 +28,7 @@ def test_a_hold_on_a_key_keeps_all_its_versions_and_takes_no_slot() -> None:
         f"2d KEEP {SENTENCE}",
         f"3d KEEP {SENTENCE}",
     ]
-    assert judged.rules(keep=True)["hold"] == 4
+    assert judged.rules(keep=True) == {"keep_last": 2, "latest": 1, "hold": 4}
     assert by_age(judge(history(0, 1, 2), policy(keep_last=2), now=NOW))[2].startswith("2d DELETE")
 
 
