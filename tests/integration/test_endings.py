@@ -278,3 +278,27 @@ async def test_a_cancellation_of_a_run_from_the_command_line_costs_no_report(
     assert await call(server, "delete", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["outcome"], report["deleted"]) == ("completed", 1)
+
+
+@on(SQLITE_API)
+async def test_a_run_stopped_while_its_progress_artifact_is_created_says_there_that_it_stopped(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has created it, and the answer is still on its way."""
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def stop(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        response = await send(transport, request)
+        if request.url.path.endswith("/artifacts/") and b"Step 1/3" in request.content:
+            run.cancel()
+            await asyncio.sleep(0.05)
+        return response
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", stop)
+    run = asyncio.create_task(server.run_flow([KEEP_2], mode="delete"))
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    (progress,) = await server.database.run("SELECT description FROM artifact WHERE key = 'artifact-retention-progress'")
+    assert progress[0].startswith("Stopped. Deleted nothing")
+    assert await server.database.ids() == {row.id for row in rows}
