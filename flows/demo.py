@@ -9,12 +9,13 @@ import asyncio
 import json
 import os
 import random
+import runpy
 import shlex
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -54,6 +55,8 @@ name = "without a key"
 unkeyed = true
 keep_within_days = 90
 """
+
+EXAMPLES = ("daily_report", "append_only_log", "long_job")
 
 YEAR = timedelta(days=365)
 
@@ -128,9 +131,9 @@ def _steps(config: str, *, as_json: bool) -> int:
         return 1
     _say("Creating artifacts ...", as_json=as_json)
     _say(asyncio.run(_fill()), as_json=as_json)
-    for name, example in _examples().items():
-        _say(f"$ python examples/{name}.py", as_json=as_json)
-        example()
+    for example in EXAMPLES:
+        _say(f"$ python examples/{example}.py", as_json=as_json)
+        runpy.run_module(f"prefect_artifact_retention.examples.{example}", run_name="__main__")
     if as_json:
         return cli.main(["delete", "--json", "--config", config])
     _say("\n$ artifact-retention preview      (writes nothing)\n")
@@ -139,16 +142,6 @@ def _steps(config: str, *, as_json: bool) -> int:
     cli.main(["explain", "legal-export", "--config", config])
     _say("\n$ artifact-retention delete       (its report is in the UI, too: the artifact artifact-retention-report)\n")
     return cli.main(["delete", "--config", config])
-
-
-def _examples() -> dict[str, Callable[[], object]]:
-    from prefect_artifact_retention.examples import append_only_log, daily_report, long_job  # noqa: PLC0415
-
-    return {
-        "daily_report": daily_report.daily_report,
-        "append_only_log": append_only_log.append_only_log,
-        "long_job": long_job.long_job,
-    }
 
 
 def _say(text: str, *, as_json: bool = False) -> None:

@@ -73,6 +73,7 @@ class ProgressArtifact:
             StoreError: The server cannot be reached, or refuses the artifact.
         """
         try:
+            # Shielded with what it leads to: a run that is stopped meanwhile knows its artifact, to say there that it stopped.
             await take(self._artifact.create(0.0, description), self.connection.client)
         except httpx.HTTPError as error:
             raise StoreError(f"the progress artifact could not be written: {reason(error)}") from None

@@ -105,12 +105,14 @@ MAX_PAUSE_SECONDS = 1.0
 
 MAX_REMEMBERED_KEYS = 8
 
+MAX_SEEN = 300
+"""Ids of versions that are remembered. With fewer than are read again, some count as new, and are merged in vain."""
+
 MAX_BOUND = 10**9
 """A larger bound is none."""
 
 Page = Sequence[Mapping[str, Any]]
 """Versions as the server shows them, the newest first."""
-
 
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
 
@@ -173,7 +175,7 @@ class _Known:
         known = replace(
             self,
             log=log,
-            seen=frozenset(UUID(row["id"]) for row in page) | (self.seen if len(self.seen) < PAGE else frozenset()),
+            seen=frozenset(UUID(row["id"]) for row in page) | (self.seen if len(self.seen) < MAX_SEEN else frozenset()),
             newest=max([self.newest, *map(_created, page)]),
             taken_over=foreign if foreign and foreign.log.units() and str(foreign.version_id) == page[0]["id"] else None,
             description=page[0]["description"] if page else self.description,

@@ -196,7 +196,8 @@ class Progress:
                 self._artifact.id = None
         if self._artifact.id is None:
             yield from self._artifact.create(percent, text, self._metadata)
-        self._pause = UPDATE_SECONDS
+        # Only now: if the answer to a creation is lost, the next search finds what was created.
+        self._has_searched, self._pause = True, UPDATE_SECONDS
         return self._artifact.id
 
     def _search(self) -> Steps[dict[str, str] | None]:
@@ -206,7 +207,6 @@ class Progress:
         found: list[dict[str, Any]] = []
         if flow_run_id or task_run_id:
             found = rows((yield read({"key": {"any_": [self._artifact.key]}, "type": {"any_": ["progress"]}, **own}, REUSED)))
-        self._has_searched = True
         for row in found:
             # A flow's own one is none of its tasks'.
             if task_run_id or not row["task_run_id"]:

@@ -227,8 +227,11 @@ async def test_a_busy_server_does_not_hold_up_a_job_that_goes_on_without(monkeyp
 async def test_what_cannot_be_meant_does_not_fail_a_job_that_goes_on_without(
     total: Any,  # noqa: ANN401 - that is the point
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A total or a number of steps is a line in the log; nothing is sent of a progress that cannot be computed."""
+    for name in ("UPDATE_SECONDS", "MAX_UPDATE_SECONDS", "PAUSE_FACTOR"):
+        monkeypatch.setattr(import_module(retention.progress.__module__), name, 0)
     with answering_503() as asked:
         with retention.progress("load", total, on_error="log") as bar:
             for steps in (1, "x", 10**400):
