@@ -216,7 +216,7 @@ def hold(
     from prefect_artifact_retention.flows import holds as listing  # noqa: PLC0415
     from prefect_artifact_retention.tasks.producers.holding import place_hold  # noqa: PLC0415
 
-    with _checked_arguments():
+    with _about_holds():
         placed, warning = _run_async(place_hold(key_or_id, until, reason, by=by))
     if warning:
         _complain(f"warning: {warning}")
@@ -233,7 +233,7 @@ def release(key_or_id: str, /, *, as_json: Json = False) -> int:
     _load_prefect()
     from prefect_artifact_retention.tasks.producers.holding import arelease  # noqa: PLC0415
 
-    with _checked_arguments():
+    with _about_holds():
         released = _run_async(arelease(key_or_id))
     if as_json:
         _print_json({"released": released})
@@ -249,7 +249,7 @@ def holds(key: str | None = None, /, *, as_json: Json = False) -> int:
     from prefect_artifact_retention.flows import holds as listing  # noqa: PLC0415
     from prefect_artifact_retention.tasks.producers.holding import aholds  # noqa: PLC0415
 
-    with _checked_arguments():
+    with _about_holds():
         found = _run_async(aholds(key))
     if as_json:
         _print_json({"holds": [listing.as_json(each) for each in found]})
@@ -378,8 +378,13 @@ def _run(tokens: Sequence[str]) -> int:
 
 
 @contextmanager
-def _checked_arguments() -> Iterator[None]:
-    """Turn the error of an argument that a helper of flow authors refuses into one of the command line."""
+def _about_holds() -> Iterator[None]:
+    """Refuse what a helper of flow authors refuses, and a temporary server, on which a hold would hold nothing."""
+    from prefect_artifact_retention.flows.cleanup import EPHEMERAL_SERVER  # noqa: PLC0415
+    from prefect_artifact_retention.stores.connection import uses_ephemeral_server  # noqa: PLC0415
+
+    if uses_ephemeral_server():
+        raise ConfigurationError(f"{EPHEMERAL_SERVER}. Nothing is on hold there for long")
     try:
         yield
     except ValueError as error:

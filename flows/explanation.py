@@ -82,6 +82,8 @@ async def explain(settings: RetentionSettings, key: str) -> Explanation:
                 warnings.append(warning)
         else:
             verdicts = _unmanaged(history.versions)
+            if held := run.hold_on(key):
+                warnings.append(f"{label(key)}: {held}")
         return await _explanation(run, key, policy, verdicts, latest_id=collection.latest_id, warnings=warnings)
 
 

@@ -404,9 +404,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @on(FAKE, thorough(POSTGRESQL_DATABASE))
-@pytest.mark.usefixtures("folder")
-async def test_the_command_line_holds_lists_explains_and_releases(
-    server: AnyServer, capsys: pytest.CaptureFixture[str]
+async def test_holds_are_placed_listed_explained_and_released_by_commands(
+    server: AnyServer, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A key and a version of another one, in tables."""
     rows = await server.database.insert([*series("report", [1, 2]), *series("other", [1, 2])])
@@ -419,11 +418,15 @@ async def test_the_command_line_holds_lists_explains_and_releases(
     assert line.split() == ["report", "all", "versions", str(NEXT_YEAR), "ada", *line.split()[5:7], "for", "the", "auditors"]
     assert await call(server, "holds", "other") == 0
     assert f"{rows[3].id}  no end" in capsys.readouterr().out
-    for key, reason in (("report", f"held until {NEXT_YEAR} by ada since"), ("other", "held by bob since")):
-        assert await call(server, "explain", key) == 0
-        assert reason in next(
-            line for line in capsys.readouterr().out.splitlines() if str(rows[1 if key == "report" else 3].id) in line
-        )
+    for row, reason in ((rows[1], f"held until {NEXT_YEAR} by ada since"), (rows[3], "held by bob since")):
+        assert await call(server, "explain", str(row.key)) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if str(row.id) in line]
+        assert line.split()[1] == "keep"
+        assert reason in line
+    policies = '[[policies]]\nname = "else"\nmatch_keys = ["else"]\nkeep_last = 1\n'
+    (folder / "retention.toml").write_text(policies, encoding="utf-8")
+    assert await call(server, "explain", "report") == 0
+    assert f"report: held until {NEXT_YEAR} by ada" in capsys.readouterr().out
     assert await call(server, "release", "report") == 0
     assert await call(server, "release", "report") == 0
     assert await call(server, "release", str(rows[3].id)) == 0
