@@ -120,9 +120,9 @@ def read_metadata(version_id: UUID, key: str | None, metadata: Mapping[str, str]
         return Hold(key=key, id=version_id, reason=f"unreadable {HOLD} {metadata[HOLD]!r}")
     if not is_held:
         return None
+    by, since, reason = (str(metadata.get(name, "")) for name in (HOLD_BY, HOLD_SINCE, HOLD_REASON))
     try:
-        since = datetime.fromisoformat(metadata.get(HOLD_SINCE, ""))
+        moment = datetime.fromisoformat(since)
     except ValueError:
-        since = None
-    by, reason = metadata.get(HOLD_BY, ""), metadata.get(HOLD_REASON, "")
-    return Hold(key=key, id=version_id, until=until, by=by, since=since, reason=reason)
+        moment = None
+    return Hold(key=key, id=version_id, until=until, by=by, since=moment, reason=reason)

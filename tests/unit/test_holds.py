@@ -66,6 +66,8 @@ def test_a_hold_comes_back_as_it_was_stored() -> None:
     assert read_metadata(UUID(int=1), "report", version.entries()) == version
     assert read_metadata(UUID(int=1), "report", {"retention-hold": "false"}) is None
     assert read_metadata(UUID(int=1), "report", {"retention-hold-by": "ada"}) is None
+    by_hand = {"retention-hold": "true", "retention-hold-since": "last summer"}
+    assert read_metadata(UUID(int=1), None, by_hand) == Hold(id=UUID(int=1))
     assert read_metadata(UUID(int=1), None, {"retention-hold": "yes"}) == Hold(
         id=UUID(int=1), reason="unreadable retention-hold 'yes'"
     )
