@@ -379,7 +379,15 @@ def _run(tokens: Sequence[str]) -> int:
 
 @contextmanager
 def _checked_arguments() -> Iterator[None]:
-    """Turn the error of an argument that a helper of flow authors refuses into one of the command line."""
+    """Turn the error of an argument that a helper of flow authors refuses into one of the command line.
+
+    A temporary server, which Prefect starts where none is configured, is refused: a hold there keeps nothing.
+    """
+    from prefect_artifact_retention.flows.cleanup import EPHEMERAL_SERVER  # noqa: PLC0415
+    from prefect_artifact_retention.stores.connection import uses_ephemeral_server  # noqa: PLC0415
+
+    if uses_ephemeral_server():
+        raise ConfigurationError(f"{EPHEMERAL_SERVER}. A hold there keeps nothing that others see")
     try:
         yield
     except ValueError as error:

@@ -13,6 +13,8 @@ import pytest
 from database import Row, days, series
 from fake import FakeServer
 from prefect import flow, runtime
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.holds import VARIABLE_PREFIX, Hold, variable_name
@@ -21,6 +23,7 @@ from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.stores.holds import Holds
 from prefect_artifact_retention.tasks import checks, prune_database
 from prefect_artifact_retention.tasks.report import CleanupFailed
+from prefect_artifact_retention.tasks.run import Step
 from servers import (
     FAKE,
     POSTGRESQL_API,
@@ -137,6 +140,24 @@ async def test_a_hold_that_is_put_on_a_key_after_the_plan_keeps_it(server: AnySe
         report = await server.cleanup([KEEP_1], mode="delete")
     assert (report.outcome, report.planned, report.deleted, report.spared) == ("completed", 4, 2, 2)
     assert len(await server.database.versions("held")) == 3
+
+
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+@pytest.mark.usefixtures("reads_holds_anew")
+async def test_a_hold_that_is_put_on_a_key_while_the_progress_is_shown_keeps_it(server: Server) -> None:
+    """That may take long where the server is busy, so the held keys are read after it, right before a transaction."""
+    await server.database.insert(series("held", [1, 2, 3]))
+
+    async def listen(step: Step, _done: int, _total: int) -> None:
+        if step == "deleting":
+            await retention.ahold("held")
+
+    token = LISTENER.set(listen)
+    try:
+        report = await server.cleanup([KEEP_1], mode="delete")
+    finally:
+        LISTENER.reset(token)
+    assert (report.planned, report.deleted, report.spared) == (2, 0, 2)
 
 
 @BY_API
@@ -290,7 +311,7 @@ async def test_a_variable_without_a_name_fails_the_run(server: FakeServer, monke
         return await send(transport, request)
 
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", rename)
-    with pytest.raises(CleanupFailed, match="not known which keys are on hold: .* a variable without a name"):
+    with pytest.raises(CleanupFailed, match=r"not known which keys are on hold: .* a variable without a name"):
         await server.cleanup([KEEP_1], mode="delete")
 
 
@@ -525,8 +546,17 @@ async def test_the_command_line_holds_lists_explains_and_releases(
         "report is released",
         "report was not on hold",
         f"{rows[3].id} is released",
+        f"On {server.local.address}/api",
         "Nothing is on hold.",
     ]
+
+
+@pytest.mark.parametrize("arguments", [["hold", "report"], ["release", "report"], ["holds"]])
+def test_the_command_line_refuses_a_temporary_server(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody who forgot to name a server is told that a key is on hold there."""
+    with temporary_settings({PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True}, restore_defaults={PREFECT_API_URL}):
+        assert main(arguments) == 2
+    assert "so Prefect starts a temporary one" in capsys.readouterr().err
 
 
 @on(FAKE)
