@@ -18,6 +18,7 @@ from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.holds import VARIABLE_PREFIX, Hold, variable_name
+from prefect_artifact_retention.stores import holds as stored_holds
 from prefect_artifact_retention.stores import paging
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.stores.holds import Holds
@@ -422,9 +423,11 @@ async def test_a_shorter_hold_that_is_written_late_does_not_stay_in_the_place_of
             await may_write.wait()
         response = await send(transport, request)
         if request.method == "PATCH" and b'"dora"' in request.content:
-            may_write.set()
+            # Not before she could have read hers again right away.
+            asyncio.get_running_loop().call_later(0.2, may_write.set)
         return response
 
+    monkeypatch.setattr(stored_holds, "SETTLE_SECONDS", 1)
     with server.active():
         await retention.ahold("report", until=NEXT_YEAR, by="ada")
         monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", delay_bob)
