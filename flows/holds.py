@@ -9,6 +9,7 @@ from typing import Any
 from prefect_artifact_retention.flows import terminal
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.holds import Hold
+from prefect_artifact_retention.stores.connection import api_address
 from prefect_artifact_retention.tasks.rendering import NO_BREAK
 from rich.text import Text
 
@@ -21,11 +22,12 @@ def as_json(hold: Hold) -> dict[str, Any]:
 
 
 def show(holds: Sequence[Hold]) -> None:
-    """Print holds as a table, one row each."""
+    """Print holds as a table, one row each, and the server that has them: there may be several."""
+    server = Text(printable(f"On {api_address()}"))
     if not holds:
-        terminal.show(Text("Nothing is on hold."))
+        terminal.show(server, Text("Nothing is on hold."))
         return
-    terminal.show(terminal.WholeTable([Text(name) for name in HEADER], [_row(hold) for hold in holds]))
+    terminal.show(server, terminal.WholeTable([Text(name) for name in HEADER], [_row(hold) for hold in holds]))
 
 
 def _row(hold: Hold) -> list[Text]:

@@ -386,6 +386,14 @@ def _public(address: httpx.URL) -> str:
     return str(address.copy_with(userinfo=b"", query=None, fragment=None)).rstrip("/")
 
 
+def api_address() -> str:
+    """Return the address of the API that is configured, without credentials; empty if there is none."""
+    try:
+        return _public(httpx.URL(get_current_settings().api.url or ""))
+    except httpx.InvalidURL:
+        return ""
+
+
 def ui_address() -> str:
     """Return the address of Prefect's user interface, without credentials and trailing slash; empty if unknown."""
     try:

@@ -16,6 +16,7 @@ from prefect_artifact_retention.policies.control import HOLD_ENTRIES
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.holds import VARIABLE_PREFIX, Hold, read_metadata, read_variable, variable_name
 from prefect_artifact_retention.stores.api import HTTP_NOT_FOUND, ApiStore
+from prefect_artifact_retention.stores.connection import Connection
 from prefect_artifact_retention.stores.paging import Paging
 from prefect_artifact_retention.stores.rows import row_metadata
 
@@ -26,7 +27,7 @@ MAX_ATTEMPTS = 10
 
 SETTLE_SECONDS = 0.25
 """The time after which what was written is read again: longer than others take between reading and writing. With less, it goes
-unnoticed what they overwrite; with more, each hold on a version takes longer."""
+unnoticed what they overwrite; with more, each hold takes longer on a version, or in the place of another one."""
 
 
 class Holds(Paging):
@@ -35,6 +36,11 @@ class Holds(Paging):
     Every method raises `StoreError` if the server cannot be reached, sends an unexpected answer, or has a variable that cannot
     be read as a hold.
     """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        # Variables are small, and a single page needs no second reading.
+        self._page_rows = self._max_page_rows
 
     async def on_keys(self) -> list[Hold]:
         """Read the holds on all keys, expired ones included.
@@ -48,7 +54,7 @@ class Holds(Paging):
             pages = 0
             only = {"name": {"like_": VARIABLE_PREFIX}}
             async for page in self._pages("/variables/filter", only, "NAME_ASC", body_field="variables"):
-                found += [_read(row) for row in page if str(row.get("name")).startswith(VARIABLE_PREFIX)]
+                found += [_read(row) for row in page if _name(row).startswith(VARIABLE_PREFIX)]
                 pages += 1
             if pages == 1 or found == before:
                 return found
@@ -65,13 +71,14 @@ class Holds(Paging):
         """Return whether a key has any version."""
         return bool(await self._count("/artifacts", {"key": {"any_": [key]}}))
 
-    async def hold_key(self, key: str, hold: Hold) -> None:
-        """Put a hold on a key, in place of a hold on it that ends no later.
+    async def hold_key(self, key: str, hold: Hold) -> Hold | None:
+        """Put a hold on a key, in place of a hold on it that ends no later. Return the one in whose place it is.
 
         Raises:
             StoreError: There is one that lasts longer.
         """
         name = variable_name(key)
+        replaced: Hold | None = None
         for _attempt in range(MAX_ATTEMPTS):
             try:
                 await self.connection.request("POST", "/variables/", {"name": name, "value": hold.value()})
@@ -79,36 +86,44 @@ class Holds(Paging):
                 if error.status != HTTP_CONFLICT:
                     raise
             else:
-                return
+                return replaced
             there = await self._variable(name)
             if there == hold:
                 # The answer to the request was lost, and it was sent again.
-                return
+                return replaced
             if there:
                 _refuse_shortening(there, hold, repr(key))
+                replaced = replaced or there
             await self._change("PATCH", name, {"value": hold.value()})
+            # Somebody else may have read the same hold before, and may put a shorter one in the place of this one.
+            await asyncio.sleep(SETTLE_SECONDS)
             if (there := await self._variable(name)) and not hold.outlasts(there):
-                return
+                return replaced
         raise StoreError(f"the hold on {key!r} is changed by others all the time")
 
     async def release_key(self, key: str) -> bool:
         """Release a key, whatever its variable says. Return whether it was held."""
         return await self._change("DELETE", variable_name(key))
 
-    async def hold_version(self, version_id: UUID, hold: Hold) -> Hold:
+    async def hold_version(self, version_id: UUID, hold: Hold) -> tuple[Hold, Hold | None]:
         """Hold a version, in place of a hold on it that ends no later, and leave its other metadata as they are.
+
+        Returns:
+            The hold with the key of the version, and the hold in whose place it is.
 
         Raises:
             StoreError: There is no such version, or there is a hold that lasts longer.
         """
+        replaced: Hold | None = None
         for _attempt in range(MAX_ATTEMPTS):
             key, metadata = await self._version(version_id)
             if there := read_metadata(version_id, key, metadata):
                 _refuse_shortening(there, hold, f"version {version_id}")
+                replaced = replaced or there
             await self._write(version_id, _others(metadata) | hold.entries())
             _key, metadata = await self._version(version_id)
             if (there := read_metadata(version_id, key, metadata)) and not hold.outlasts(there):
-                return hold.model_copy(update={"key": key})
+                return hold.model_copy(update={"key": key}), replaced
         raise StoreError(f"the metadata of version {version_id} are changed by others all the time")
 
     async def release_version(self, version_id: UUID) -> bool:
@@ -163,8 +178,14 @@ class Holds(Paging):
         return True
 
 
+def _name(row: Mapping[str, Any]) -> str:
+    if not isinstance(name := row.get("name"), str):
+        raise StoreError("the server lists a variable without a name")
+    return name
+
+
 def _read(row: Mapping[str, Any]) -> Hold:
-    name = str(row.get("name"))
+    name = _name(row)
     try:
         return read_variable(name, row.get("value"))
     except ValueError as error:

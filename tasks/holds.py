@@ -6,7 +6,7 @@ import time
 from fnmatch import fnmatchcase
 
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.stores.holds import Holds
+from prefect_artifact_retention.stores.connection import HTTP_CREDENTIALS_REFUSED
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.run import Run
 
@@ -19,11 +19,15 @@ async def read_holds(run: Run) -> None:
     """
     read_at = time.monotonic()
     try:
-        found = await Holds(run.server.connection).on_keys()
+        found = await run.holds_reader.on_keys()
     except StoreError as error:
+        hint = "; the API key must be allowed to read variables" if error.status in HTTP_CREDENTIALS_REFUSED else ""
         raise StoreError(
-            f"nothing is deleted, because it is not known which keys are on hold: {error}", error.status
+            f"nothing is deleted, because it is not known which keys are on hold: {error}{hint}", error.status
         ) from None
+    if read_at < run.holds_read_at:
+        # Of several readings at once, the one that began last counts.
+        return
     run.holds_read_at = read_at
     run.holds = {str(hold.key): hold for hold in found if hold.is_in_force(run.report.now)}
     scope = run.report.scope

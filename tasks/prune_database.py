@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 from uuid import UUID
@@ -131,11 +131,7 @@ class _Pruner:
         What a batch passes over is pruned at once: the plans behind it would use up a limit on deletions.
         """
         try:
-            while (
-                pending
-                and await refresh_holds(self.run, MAX_HOLDS_AGE_SECONDS)
-                and (room := int(min(self.limit, self.run.room())))
-            ):
+            while pending and await self._refresh_holds() and (room := int(min(self.limit, self.run.room()))):
                 if not (batch := _next_batch(self.run, pending, room)):
                     continue
                 for plan in await self._prune_unchanged(batch):
@@ -160,7 +156,7 @@ class _Pruner:
                 plan.stale, plan.sizes, plan.mark = plan.stale[number:], plan.sizes[number:], mark
             return marks
 
-        await self._begin(batch)
+        run.touched.update(batch)
         marks: Mapping[str, Mark | None] = {}
         try:
             # Shielded together with its accounting, so that a deletion is counted even if the run is cancelled meanwhile.
@@ -183,9 +179,7 @@ class _Pruner:
 
         A failure is recorded in the report of the key.
         """
-        if not await refresh_holds(self.run, MAX_HOLDS_AGE_SECONDS) or not (
-            number := int(min(self.limit, self.run.room(), len(plan.stale)))
-        ):
+        if not await self._refresh_holds() or not (number := int(min(self.limit, self.run.room(), len(plan.stale)))):
             return
         settle = _settle_unkeyed if plan.key is None else _settle_key
 
@@ -194,7 +188,8 @@ class _Pruner:
             _record(self.run, plan, settled)
             return list(settled.deleted)
 
-        await self._begin([] if plan.key is None else [plan.key])
+        if plan.key is not None:
+            self.run.touched.add(plan.key)
         deleted: Sequence[UUID] = ()
         try:
             deleted = await shielded(delete())
@@ -228,9 +223,11 @@ class _Pruner:
         if self.failures == most:
             self.run.give_up(f"{most} times in a row, nothing could be deleted: {error}")
 
-    async def _begin(self, keys: Iterable[str]) -> None:
-        self.run.touched.update(keys)
+    async def _refresh_holds(self) -> bool:
+        """Read the held keys again if need be, last of what a transaction waits for. Return False if it may delete nothing."""
+        # A server that is busy may hold up an update of the progress for minutes.
         await self.run.notify_deleting()
+        return await refresh_holds(self.run, MAX_HOLDS_AGE_SECONDS)
 
     async def _end(self, deleted: Sequence[UUID]) -> None:
         if deleted:

@@ -21,6 +21,7 @@ from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.policies.expectation import UNKEYED, Expectations
 from prefect_artifact_retention.policies.holds import Hold
 from prefect_artifact_retention.policies.loading import OWN_KEYS
+from prefect_artifact_retention.stores.holds import Holds
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from prefect_artifact_retention.stores.store import Mark, Store
@@ -129,6 +130,7 @@ class Run:
         next_start: Where the next delete run begins; None as long as this run has not changed it.
         holds: The holds on keys that are in force, by key.
         holds_read_at: When their reading began, by the monotonic clock.
+        holds_reader: What reads them.
         touched: The keys of which a version was deleted, or may have been.
         dangling: The keys whose latest version was not found.
         server_deletes: Whether the server deletes artifacts by itself, too.
@@ -162,6 +164,7 @@ class Run:
         self.plans: list[KeyPlan] = []
         self.holds: Mapping[str, Hold] = {}
         self.holds_read_at = float("-inf")
+        self.holds_reader = Holds(server.connection)
         self.dangling: set[str] = set()
         self.server_deletes = False
         self.is_stalled = False

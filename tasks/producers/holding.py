@@ -107,7 +107,10 @@ async def aholds(key: str | None = None) -> list[Hold]:
 async def place_hold(
     key_or_id: str | UUID, until: date | str | None = None, reason: str = "", *, by: str = ""
 ) -> tuple[Hold, str]:
-    """Hold as `hold` does, and return a warning besides: empty, unless the key has no version, so that it may be misspelt."""
+    """Hold as `hold` does, and return a warning besides, mostly empty.
+
+    The key has no version, so that it may be misspelt; or there was a hold of somebody else, who may rely on it.
+    """
     key, version_id = _subject(key_or_id)
     since = datetime.now(UTC).replace(microsecond=0)
     placed = Hold(
@@ -123,10 +126,16 @@ async def place_hold(
     async with connect() as connection:
         on_server = Holds(connection)
         if version_id:
-            return await on_server.hold_version(version_id, placed), ""
-        await on_server.hold_key(key, placed)
-        is_known = await on_server.has_versions(key)
-    return placed, "" if is_known else f"the key {key!r} is on hold, and has no versions now"
+            placed, replaced = await on_server.hold_version(version_id, placed)
+            is_known = True
+        else:
+            replaced = await on_server.hold_key(key, placed)
+            is_known = await on_server.has_versions(key)
+    if not is_known:
+        return placed, f"the key {key!r} is on hold, and has no versions now"
+    if replaced and replaced.by != placed.by and replaced.is_in_force(since):
+        return placed, f"this hold takes the place of another, so its release ends both: {replaced.describe()}"
+    return placed, ""
 
 
 def default_holder() -> str:

@@ -13,13 +13,18 @@ import pytest
 from database import Row, days, series
 from fake import FakeServer
 from prefect import flow, runtime
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.holds import VARIABLE_PREFIX, Hold, variable_name
+from prefect_artifact_retention.stores import holds as stored_holds
+from prefect_artifact_retention.stores import paging
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.stores.holds import Holds
 from prefect_artifact_retention.tasks import checks, prune_database
 from prefect_artifact_retention.tasks.report import CleanupFailed
+from prefect_artifact_retention.tasks.run import Step
 from servers import (
     FAKE,
     POSTGRESQL_API,
@@ -138,6 +143,24 @@ async def test_a_hold_that_is_put_on_a_key_after_the_plan_keeps_it(server: AnySe
     assert len(await server.database.versions("held")) == 3
 
 
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+@pytest.mark.usefixtures("reads_holds_anew")
+async def test_a_hold_that_is_put_on_a_key_while_the_progress_is_shown_keeps_it(server: Server) -> None:
+    """That may take long where the server is busy, so the held keys are read after it, right before a transaction."""
+    await server.database.insert(series("held", [1, 2, 3]))
+
+    async def listen(step: Step, _done: int, _total: int) -> None:
+        if step == "deleting":
+            await retention.ahold("held")
+
+    token = LISTENER.set(listen)
+    try:
+        report = await server.cleanup([KEEP_1], mode="delete")
+    finally:
+        LISTENER.reset(token)
+    assert (report.planned, report.deleted, report.spared) == (2, 0, 2)
+
+
 @BY_API
 @pytest.mark.usefixtures("reads_holds_anew")
 async def test_a_hold_that_is_put_on_a_key_while_it_is_pruned_keeps_the_rest(
@@ -224,6 +247,7 @@ async def test_a_server_that_does_not_show_its_holds_fails_the_run(
 @on(FAKE, thorough(POSTGRESQL_API))
 async def test_all_holds_are_read_however_many_pages_they_take(server: AnyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when one that was read already is released meanwhile, and shifts the next page."""
+    monkeypatch.setattr(paging, "MAX_PAGE_ROWS", 25)
     keys = [f"key-{number}" for number in range(60)]
     by_name = sorted(keys, key=variable_name)
     for key in keys:
@@ -246,6 +270,50 @@ async def test_all_holds_are_read_however_many_pages_they_take(server: AnyServer
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", release_first)
         assert [each.key for each in await retention.aholds()] == by_name[1:]
     await ask(server, "DELETE", f"/variables/name/x-{VARIABLE_PREFIX}1")
+
+
+@on(FAKE)
+async def test_a_run_reads_two_hundred_holds_in_a_request_and_asks_a_server_that_sends_fewer_for_less_but_once(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads them every ten seconds while it deletes."""
+    for number in range(40):
+        await put(server, f"key-{number}", Hold(key=f"key-{number}").value())
+    await server.database.insert(series("report", [1, 2, 3]))
+    monkeypatch.setattr(checks, "HOLDS_AGE_SHARE", -1)
+    send = httpx.AsyncHTTPTransport.handle_async_request
+    statuses: list[int] = []
+
+    async def count(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        response = await send(transport, request)
+        if request.url.path.endswith("/variables/filter"):
+            statuses.append(response.status_code)
+        return response
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", count)
+    assert (await server.cleanup([KEEP_1], mode="delete")).deleted == 2
+    assert statuses == [200, 200]
+    statuses.clear()
+    server.limit = 50
+    await server.database.insert(series("report", [1, 2, 3]))
+    assert (await server.cleanup([KEEP_1], mode="delete")).deleted == 3
+    assert statuses == [422, 422, 200, 200]
+
+
+@on(FAKE)
+async def test_a_variable_without_a_name_fails_the_run(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of another kind may list what cannot be told from a hold."""
+    await server.database.insert(series("report", [1, 2, 3]))
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def rename(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/variables/filter"):
+            return httpx.Response(200, json=[{"title": "x", "value": 1}], request=request)
+        return await send(transport, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", rename)
+    with pytest.raises(CleanupFailed, match=r"not known which keys are on hold: .* a variable without a name"):
+        await server.cleanup([KEEP_1], mode="delete")
 
 
 # --- placing and releasing
@@ -342,6 +410,55 @@ async def test_many_hold_a_key_at_once_and_the_longest_hold_is_left(server: AnyS
 
 
 @BY_API
+async def test_a_shorter_hold_that_is_written_late_does_not_stay_in_the_place_of_a_longer_one(
+    server: AnyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bob has read Ada's hold before Dora puts hers there, and writes his after hers."""
+    send = httpx.AsyncHTTPTransport.handle_async_request
+    has_read, may_write = asyncio.Event(), asyncio.Event()
+
+    async def delay_bob(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.method == "PATCH" and b'"bob"' in request.content and not has_read.is_set():
+            has_read.set()
+            await may_write.wait()
+        response = await send(transport, request)
+        if request.method == "PATCH" and b'"dora"' in request.content:
+            # Not before she could have read hers again right away.
+            asyncio.get_running_loop().call_later(0.2, may_write.set)
+        return response
+
+    monkeypatch.setattr(stored_holds, "SETTLE_SECONDS", 1)
+    with server.active():
+        await retention.ahold("report", until=NEXT_YEAR, by="ada")
+        monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", delay_bob)
+        bob = asyncio.create_task(retention.ahold("report", until=NEXT_YEAR + timedelta(days=1), by="bob"))
+        await has_read.wait()
+        placed = await retention.ahold("report", by="dora")
+        await bob
+        assert await retention.aholds() == [placed]
+
+
+@BY_API
+async def test_who_takes_the_place_of_the_hold_of_somebody_else_is_told(
+    server: AnyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For a release ends both, and the other one may rely on it."""
+    (row,) = await server.database.insert(series("report", [1]))
+    with server.active():
+        for what in ("report", row.id):
+            caplog.clear()
+            await retention.ahold(what, until=NEXT_YEAR, by="bob", reason="for the lawyers")
+            await retention.ahold(what, until=NEXT_YEAR, by="bob", reason="for the lawyers")
+            assert not caplog.messages
+            await retention.ahold(what, by="ada")
+            (warning,) = caplog.messages
+            assert warning.startswith(
+                f"this hold takes the place of another, so its release ends both: held until {NEXT_YEAR}"
+            )
+            assert warning.endswith(": for the lawyers")
+
+
+@BY_API
 async def test_what_is_not_there_is_noticed(server: AnyServer, caplog: pytest.LogCaptureFixture) -> None:
     """A version is an error; a key without versions may get some, and is a warning."""
     with server.active():
@@ -435,8 +552,17 @@ async def test_holds_are_placed_listed_explained_and_released_by_commands(
         "report is released",
         "report was not on hold",
         f"{rows[3].id} is released",
+        f"On {server.local.address}/api",
         "Nothing is on hold.",
     ]
+
+
+@pytest.mark.parametrize("arguments", [["hold", "report"], ["release", "report"], ["holds"]])
+def test_the_command_line_refuses_a_temporary_server(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody who forgot to name a server is told that a key is on hold there."""
+    with temporary_settings({PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True}, restore_defaults={PREFECT_API_URL}):
+        assert main(arguments) == 2
+    assert "so Prefect starts a temporary one" in capsys.readouterr().err
 
 
 @on(FAKE)
