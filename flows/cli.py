@@ -243,14 +243,14 @@ def release(key_or_id: str, /, *, as_json: Json = False) -> int:
 
 
 @app.command
-def holds(key: str | None = None, /, *, as_json: Json = False) -> int:
-    """List the keys on hold; of one KEY, also its versions on hold, for which all its versions are read."""
+def holds(key_or_id: str | None = None, /, *, as_json: Json = False) -> int:
+    """List the keys on hold; of one key, also its versions on hold, for which all of them are read; or of one version."""
     _load_prefect()
     from prefect_artifact_retention.flows import holds as listing  # noqa: PLC0415
     from prefect_artifact_retention.tasks.producers.holding import aholds  # noqa: PLC0415
 
     with _about_holds():
-        found = _run_async(aholds(key))
+        found = _run_async(aholds(key_or_id))
     if as_json:
         _print_json({"holds": [listing.as_json(each) for each in found]})
     else:

@@ -67,6 +67,20 @@ class Holds(Paging):
         found = (read_metadata(versions.ids[index], key, versions.metadata(index)) for index in versions.controlled)
         return [hold for hold in found if hold]
 
+    async def on_version(self, version_id: UUID) -> tuple[str | None, list[Hold]]:
+        """Read the key of a version, and the hold on the version, if any.
+
+        Raises:
+            StoreError: There is no such version.
+        """
+        key, metadata = await self._version(version_id)
+        found = read_metadata(version_id, key, metadata)
+        return key, [found] if found else []
+
+    async def exists(self, version_id: UUID) -> bool:
+        """Return whether there is such a version."""
+        return bool(await self._count("/artifacts", {"id": {"any_": [str(version_id)]}}))
+
     async def has_versions(self, key: str) -> bool:
         """Return whether a key has any version."""
         return bool(await self._count("/artifacts", {"key": {"any_": [key]}}))

@@ -28,7 +28,7 @@ from prefect_artifact_retention.tasks.producers.artifacts import MAX_METADATA_CH
 
 LOGGER = logging.getLogger(__name__)
 
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_ID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)
 _GLOB_CHARACTERS = set("*?[")
 
 Result = TypeVar("Result")
@@ -79,29 +79,35 @@ async def arelease(key_or_id: str | UUID) -> bool:
     key, version_id = _subject(key_or_id)
     async with connect() as connection:
         on_server = Holds(connection)
-        return await (on_server.release_version(version_id) if version_id else on_server.release_key(key))
+        if version_id and not await _is_key(on_server, key, version_id):
+            return await on_server.release_version(version_id)
+        return await on_server.release_key(key)
 
 
-def holds(key: str | None = None) -> list[Hold]:
+def holds(key_or_id: str | UUID | None = None) -> list[Hold]:
     """List the keys on hold, expired holds included; of one key, also its versions on hold, for which all of them are read.
 
+    Of a version, list the hold on it and the one on its key.
+
     Raises:
-        ValueError: The key is none of Prefect's; no request has been sent.
-        StoreError: The server cannot be reached, or has a hold that cannot be read.
+        ValueError: It is neither a key nor an id; no request has been sent.
+        StoreError: There is no such version, the server cannot be reached, or it has a hold that cannot be read.
     """
-    return _in_thread(aholds(key))
+    return _in_thread(aholds(key_or_id))
 
 
-async def aholds(key: str | None = None) -> list[Hold]:
+async def aholds(key_or_id: str | UUID | None = None) -> list[Hold]:
     """List the keys on hold in async code; see `holds`."""
-    if key is not None:
-        _check_key(key)
+    key, version_id = _subject(key_or_id) if key_or_id is not None else ("", None)
     async with connect() as connection:
         on_server = Holds(connection)
-        on_keys = await on_server.on_keys()
-        if key is None:
-            return on_keys
-        return [*(each for each in on_keys if each.key == key), *await on_server.on_versions(key)]
+        if version_id and not await _is_key(on_server, key, version_id):
+            version_key, on_versions = await on_server.on_version(version_id)
+        elif key:
+            version_key, on_versions = key, await on_server.on_versions(key)
+        else:
+            return await on_server.on_keys()
+        return [*(each for each in await on_server.on_keys() if each.key == version_key), *on_versions]
 
 
 async def place_hold(
@@ -114,8 +120,7 @@ async def place_hold(
     key, version_id = _subject(key_or_id)
     since = datetime.now(UTC).replace(microsecond=0)
     placed = Hold(
-        key=None if version_id else key,
-        id=version_id,
+        key=key,
         until=_last_day(until, since),
         by=_line("by", by or default_holder()),
         since=since,
@@ -125,8 +130,9 @@ async def place_hold(
         raise ValueError(f"the hold takes {size} bytes with its key and reason, and Prefect keeps {MAX_VALUE_BYTES}")
     async with connect() as connection:
         on_server = Holds(connection)
-        if version_id:
-            placed, replaced = await on_server.hold_version(version_id, placed)
+        if version_id and not await _is_key(on_server, key, version_id):
+            on_version = placed.model_copy(update={"key": None, "id": version_id})
+            placed, replaced = await on_server.hold_version(version_id, on_version)
             is_known = True
         else:
             replaced = await on_server.hold_key(key, placed)
@@ -156,19 +162,20 @@ def default_holder() -> str:
 
 
 def _subject(key_or_id: str | UUID) -> tuple[str, UUID | None]:
-    """Return the key, or the id of the version."""
-    if isinstance(key_or_id, UUID):
-        return "", key_or_id
-    if isinstance(key_or_id, str) and _ID.fullmatch(key_or_id):
-        return "", UUID(key_or_id)
-    _check_key(key_or_id)
+    """Return the key, and the id of a version if it reads as one; then it may be either."""
+    if isinstance(key_or_id, str) and _GLOB_CHARACTERS & set(key_or_id):
+        raise ValueError(
+            f"key = {key_or_id!r} is a glob: each key is held by its own name; for many, write a policy with keep_all"
+        )
+    if isinstance(key_or_id, UUID) or (isinstance(key_or_id, str) and _ID.fullmatch(key_or_id)):
+        return str(key_or_id), UUID(str(key_or_id))
+    check_key(key_or_id)
     return key_or_id, None
 
 
-def _check_key(key: str) -> None:
-    if isinstance(key, str) and _GLOB_CHARACTERS & set(key):
-        raise ValueError(f"key = {key!r} is a glob: each key is held by its own name; for many, write a policy with keep_all")
-    check_key(key)
+async def _is_key(on_server: Holds, key: str, version_id: UUID) -> bool:
+    """Whether what reads as an id is the key of some versions, and the id of none."""
+    return await on_server.has_versions(key) and not await on_server.exists(version_id)
 
 
 def _last_day(until: object, now: datetime) -> date | None:

@@ -272,6 +272,33 @@ async def test_all_holds_are_read_however_many_pages_they_take(server: AnyServer
     await ask(server, "DELETE", f"/variables/name/x-{VARIABLE_PREFIX}1")
 
 
+@BY_API
+async def test_a_key_that_reads_as_an_id_is_held_as_a_key(server: AnyServer) -> None:
+    """If it has versions, and no version has that id."""
+    key = str(uuid4())
+    await server.database.insert(series(key, [1, 2, 3]))
+    with server.active():
+        placed = await retention.ahold(key)
+        assert (placed.key, placed.id) == (key, None)
+        assert await retention.aholds(key) == await retention.aholds() == [placed]
+        assert await retention.arelease(key)
+        assert not await retention.aholds()
+
+
+@BY_API
+async def test_the_holds_on_a_version_are_listed_by_its_id(server: AnyServer) -> None:
+    """Its own, and the one on its key; with hyphens or without."""
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    with server.active():
+        on_version = await retention.ahold(rows[1].id.hex, reason="sent to the board")
+        assert await retention.aholds(rows[1].id) == [on_version]
+        on_key = await retention.ahold("report")
+        assert await retention.aholds(str(rows[1].id)) == [on_key, on_version]
+        assert await retention.aholds(rows[2].id) == [on_key]
+        with pytest.raises(StoreError, match="there is no artifact with the id"):
+            await retention.aholds(uuid4())
+
+
 @on(FAKE)
 async def test_a_run_reads_two_hundred_holds_in_a_request_and_asks_a_server_that_sends_fewer_for_less_but_once(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
