@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -29,6 +30,7 @@ OWN_ID = f"{OWN_METADATA}entry"
 TRIMMED = f"{OWN_METADATA}entries-trimmed"
 SEPARATOR_CHARS = f"{OWN_METADATA}separator-length"
 INDEX = f"{OWN_METADATA}entries-"
+CHECKSUM = f"{OWN_METADATA}data-crc32"
 
 MAX_MARKERS = 50
 """Entries without units that are kept, the newest. With fewer than versions are written at once, some are written in vain."""
@@ -77,7 +79,7 @@ class Format(Protocol):
         """Return the entries by their lengths; ValueError if these do not add up."""
 
     def split_edited(self, loaded: Any, lengths: Sequence[int]) -> list[Units]:  # noqa: ANN401
-        """Return as many entries as there are lengths, which do not add up, for somebody has edited the data."""
+        """Return as many entries as there are lengths, which need not add up, for somebody has edited the data."""
 
     def size(self, unit: Any) -> int:  # noqa: ANN401
         """Return the bytes of a unit in the stored data, at most."""
@@ -277,10 +279,12 @@ class Log:
                 lines[-1] += f" {token}"
             else:
                 lines.append(token)
-        metadata = {OWN_ID: own, TRIMMED: self.trimmed} | {f"{INDEX}{number}": line for number, line in enumerate(lines)}
+        data = store.dump(self.units())
+        metadata = {OWN_ID: own, TRIMMED: self.trimmed, CHECKSUM: _checksum(data)}
+        metadata |= {f"{INDEX}{number}": line for number, line in enumerate(lines)}
         if isinstance(store, Text):
             metadata[SEPARATOR_CHARS] = str(len(store.separator))
-        return store.dump(self.units()), metadata
+        return data, metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +325,7 @@ def read_snapshot(row: Mapping[str, Any], store: Format) -> Snapshot:
     except (ValueError, RecursionError) as error:
         raise StoreError(f"version {version_id} of {row['key']} cannot be appended to: {error}") from None
     try:
-        own, log = _indexed(row.get("metadata_") or {}, loaded, store)
+        own, log = _indexed(row.get("metadata_") or {}, row["data"], loaded, store)
         return Snapshot(version_id, own, log, is_foreign=False)
     except (KeyError, ValueError):
         # A person, or Prefect's own helper. The id is derived, so that everybody takes it over as the same entry.
@@ -331,7 +335,12 @@ def read_snapshot(row: Mapping[str, Any], store: Format) -> Snapshot:
         return Snapshot(version_id, own, Log({own: units}), is_foreign=True)
 
 
-def _indexed(metadata: Mapping[str, str], loaded: Any, store: Format) -> tuple[str, Log]:  # noqa: ANN401
+def _checksum(data: object) -> str:
+    """Tell data for which an index was made from such that were edited since, whatever their length."""
+    return f"{zlib.crc32(str(data).encode(errors='surrogatepass')):08x}"
+
+
+def _indexed(metadata: Mapping[str, str], data: object, loaded: Any, store: Format) -> tuple[str, Log]:  # noqa: ANN401
     """Read the entries by the index; KeyError or ValueError if there is none of ours."""
     lines: list[str] = []
     while (line := metadata.get(f"{INDEX}{len(lines)}")) is not None:
@@ -346,10 +355,8 @@ def _indexed(metadata: Mapping[str, str], loaded: Any, store: Format) -> tuple[s
     ):
         raise ValueError("the index is none that this module writes")
     separator_length = int(metadata.get(SEPARATOR_CHARS, 0))
-    try:
+    if metadata[CHECKSUM] == _checksum(data) or not names:
         entries = store.split(loaded, lengths, separator_length)
-    except ValueError:
-        if not names:
-            raise
+    else:
         entries = store.split_edited(loaded, lengths)
     return own, Log(dict(zip(names, entries, strict=True)), trimmed)

@@ -109,7 +109,7 @@ def test_a_version_that_something_else_wrote_is_one_entry() -> None:
 
 @given(edited=st.text("ab\n", max_size=12), separator=st.sampled_from(["\n", "\n\n", ""]))
 def test_a_version_that_was_edited_has_its_new_text_under_the_ids_that_it_had(edited: str, separator: str) -> None:
-    """Its index does not fit any more, but says of which versions it was made. Where nothing is left of one, a gap may close."""
+    """Its index says of which versions it was made. Where nothing is left of an entry, a gap may close."""
     store, before = Text(separator), Log({name: (text,) for name, text in zip(IDS, ("a", "b", "ab"), strict=False)})
     _, metadata = before.dump(store, IDS[2])
     snapshot = read_snapshot(version(edited, metadata), store)
