@@ -15,6 +15,8 @@ _ROOMS = ("flows", "tasks", "stores", "policies", "examples")
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any of the names
     # An import of a submodule asks here first.
+    if name == "__all__":
+        return import_module(_PRODUCERS).__all__
     if name.startswith("_") or name in _ROOMS or name not in import_module(_PRODUCERS).__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PRODUCERS), name)

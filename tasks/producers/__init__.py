@@ -8,6 +8,7 @@
 - `requests`: how they send it, in sync and in async code.
 """
 
+from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.tasks.producers.appending import (
     aappend_markdown,
     aappend_rows,
@@ -32,6 +33,7 @@ from prefect_artifact_retention.tasks.producers.publishing import (
 
 __all__ = [
     "Progress",
+    "StoreError",
     "aappend_markdown",
     "aappend_rows",
     "ahold",

@@ -18,7 +18,8 @@ version has. If it was done by another version that contains Z's own entry, that
 
 It does not matter which version the server calls the latest, nor by which clocks it dates versions, if these are right to
 within the time of a few appends: the newest versions are read, and not one. Nor does it matter which older versions the
-cleanup has deleted, for each version has the ids of all of its entries.
+cleanup has deleted, for each version has the ids of all of its entries. So what somebody has edited in place stays so: a
+version that contains another's entry or marker was made of it, and replaces it instead of being merged with it.
 
 An appender that is killed, or that never gets the answer to its creation, holds nobody up, as nothing is locked. Before step
 2, its entry does not exist. After it, its version may hide entries until the next append, whose step 1 finds the hidden
@@ -32,7 +33,7 @@ or a variable, would take four, and one that is killed would hold others up unti
 
 from __future__ import annotations
 
-import json
+import os
 import random
 import secrets
 import time
@@ -47,6 +48,7 @@ from uuid import UUID
 import httpx
 from prefect.artifacts import TableArtifact
 from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.objects import Artifact
 from prefect.settings import get_current_settings
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.tasks.producers.artifacts import (
@@ -58,6 +60,7 @@ from prefect_artifact_retention.tasks.producers.artifacts import (
 )
 from prefect_artifact_retention.tasks.producers.entries import (
     BYTES_PER_KB,
+    OWN_ID,
     Format,
     Log,
     Rows,
@@ -66,18 +69,19 @@ from prefect_artifact_retention.tasks.producers.entries import (
     Units,
     entry_id,
     id_milliseconds,
+    load_json,
     read_snapshot,
 )
 from prefect_artifact_retention.tasks.producers.publishing import Options, parted
-from prefect_artifact_retention.tasks.producers.requests import Steps, arun, create, read, rows, run
+from prefect_artifact_retention.tasks.producers.requests import Steps, arun, created, read, rows, run
 
 DEFAULT_MAX_ENTRIES = 1000
 DEFAULT_MAX_KB = 250
 DEFAULT_SEPARATOR = "\n\n"
 
 FRESH_SECONDS = 2.0
-"""How long a process relies on what it last read of a key. With more, it oftener creates versions that hide others for a
-moment; with less, it oftener reads them first."""
+"""How long a process relies on what it has read of a key, before it reads that anew. With more, it oftener creates versions
+that hide others for a moment, and brings back what was deleted meanwhile; with less, it oftener reads first."""
 
 FIRST_READ = 10
 """Versions read by a first append. With fewer, a version that an appender has hidden which was then killed may be missed."""
@@ -123,21 +127,23 @@ class _Known:
 
     Attributes:
         log: The union of all versions that were read or created.
-        seen: The ids of these versions, as far as they may be read again.
+        seen: The ids of these versions, as far as they may be read again, each with a hash of its data.
         newest: The date of the newest of them; only what is dated after it may be unknown.
         taken_over: The newest version, if something else has written it, and it is not yet part of another.
         is_busy: Whether others append at present.
         description: The description of the newest version.
         at: When that was read, or the newest was created, by the monotonic clock.
+        since: When the key was read without knowing anything of it.
     """
 
     log: Log = field(default_factory=Log)
-    seen: frozenset[UUID] = frozenset()
+    seen: Mapping[UUID, int] = field(default_factory=dict)
     newest: datetime = _LONG_AGO
     taken_over: Snapshot | None = None
     is_busy: bool = False
     description: str | None = None
     at: float = 0.0
+    since: float = field(default_factory=time.monotonic)
 
     def see(self, page: Page, store: Format, own: Container[UUID] = ()) -> tuple[_Known, list[Snapshot]]:
         """Take in a page of versions, the newest first, and return those that were not known; `own` ones replace no others.
@@ -148,13 +154,45 @@ class _Known:
         if page and page[0]["type"] != store.type:
             newest = f"the newest version of {page[0]['key']} is of the type {page[0]['type']}"
             raise StoreError(f"{newest}, to which nothing of the type {store.type} can be appended")
+        new, foreign, edited = self._unknown(page, store, own)
+        merged: list[Log] = []
+        for each in new:
+            # What a newer version was made of is as that one has it, also if somebody has edited that in place.
+            if each is not edited and not any(each.own in newer.entries for newer in merged):
+                merged.append(each.log)
+        log = self.log.union(*merged)
+        if edited:
+            log = replace(log, entries={**log.entries, **edited.log.entries})
+        is_later = False
+        if foreign:
+            is_later = bool(self.seen) and id_milliseconds(foreign.own) > self.newest.timestamp() * 1000
+            foreign = foreign.beyond(log, store)
+            new.append(foreign)
+            log = log.union(foreign.log)
+        is_taken_over = foreign and foreign.log.units() and (is_later or str(foreign.version_id) == page[0]["id"])
+        known = replace(
+            self,
+            log=log,
+            seen={**(self.seen if len(self.seen) < MAX_SEEN else {}), **{UUID(row["id"]): _data_hash(row) for row in page}},
+            newest=max([self.newest, *map(_created, page)]),
+            taken_over=foreign if is_taken_over else self.taken_over,
+            description=page[0]["description"] if page else self.description,
+            at=time.monotonic(),
+        )
+        return known, new
+
+    def _unknown(
+        self, page: Page, store: Format, own: Container[UUID]
+    ) -> tuple[list[Snapshot], Snapshot | None, Snapshot | None]:
+        """Return what was not known: our own versions, the newest by somebody else, and which of ours was edited since."""
         new: list[Snapshot] = []
         foreign: Snapshot | None = None
+        edited: Snapshot | None = None
         # What a person, or Prefect's own helper, has written replaced what they had written before.
         is_replaced = False
         for row in page:
-            version_id = UUID(row["id"])
-            if version_id in self.seen or row["type"] != store.type:
+            version_id, is_edited = UUID(row["id"]), _is_edited(row, self)
+            if (version_id in self.seen and not is_edited) or row["type"] != store.type:
                 is_replaced = is_replaced or (version_id in self.seen and version_id not in own)
                 continue
             try:
@@ -165,23 +203,12 @@ class _Known:
                 continue
             if not snapshot.is_foreign:
                 new.append(snapshot)
+                edited = snapshot if is_edited else edited
             elif not is_replaced:
-                foreign, is_replaced = snapshot, True
-        log = self.log.union(*(each.log for each in new))
-        if foreign:
-            foreign = foreign.beyond(log, store)
-            new.append(foreign)
-            log = log.union(foreign.log)
-        known = replace(
-            self,
-            log=log,
-            seen=frozenset(UUID(row["id"]) for row in page) | (self.seen if len(self.seen) < MAX_SEEN else frozenset()),
-            newest=max([self.newest, *map(_created, page)]),
-            taken_over=foreign if foreign and foreign.log.units() and str(foreign.version_id) == page[0]["id"] else None,
-            description=page[0]["description"] if page else self.description,
-            at=time.monotonic(),
-        )
-        return known, new
+                is_replaced = True
+                is_taken_over = snapshot.own in self.log.entries or any(snapshot.own in each.log.entries for each in new)
+                foreign = None if is_taken_over else snapshot
+        return new, foreign, edited
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +245,11 @@ class _Target:
         return artifact_of_run(data, type=self.store.type, key=self.key, description=text, metadata=metadata)
 
 
-remembered: OrderedDict[tuple[str, str, str], _Known] = OrderedDict()
-"""What this process last read of keys, by server, key and type."""
+_Place = tuple[int, str, str, str]
+"""A process, for a forked child knows nothing; a server, a key, and a type."""
+
+remembered: OrderedDict[_Place, _Known] = OrderedDict()
+"""What this process last read of keys."""
 
 
 def append_markdown(  # noqa: PLR0913 - what bounds the artifact
@@ -251,7 +281,7 @@ def append_markdown(  # noqa: PLR0913 - what bounds the artifact
     on_error, retention = parted(options)
     bounds: dict[str, Any] = {"max_entries": max_entries, "separator": separator, "max_kb": max_kb}
     steps = text_steps(text, key=key, description=description, **bounds, **retention)
-    return run(steps, _what(key), on_error)
+    return run(steps, _what(key), on_error, retries=on_error == "raise")
 
 
 async def aappend_markdown(  # noqa: PLR0913 - what bounds the artifact
@@ -268,7 +298,7 @@ async def aappend_markdown(  # noqa: PLR0913 - what bounds the artifact
     on_error, retention = parted(options)
     bounds: dict[str, Any] = {"max_entries": max_entries, "separator": separator, "max_kb": max_kb}
     steps = text_steps(text, key=key, description=description, **bounds, **retention)
-    return await arun(steps, _what(key), on_error)
+    return await arun(steps, _what(key), on_error, retries=on_error == "raise")
 
 
 def append_rows(
@@ -285,7 +315,7 @@ def append_rows(
     Nobody's row is lost, also if many append at once. See `Options`; the TTL and the hold are those of the new version.
 
     Args:
-        rows: The rows; NaN becomes null, as in Prefect's own tables.
+        rows: The rows; NaN becomes null, as in Prefect's own tables, and so do infinities.
         key: The key of the artifact.
         description: Its description in the UI; None leaves that of the version before.
         max_rows: As many of the newest rows are kept.
@@ -298,7 +328,7 @@ def append_rows(
     on_error, retention = parted(options)
     bounds: dict[str, Any] = {"max_rows": max_rows, "max_kb": max_kb}
     steps = rows_steps(rows, key=key, description=description, **bounds, **retention)
-    return run(steps, _what(key), on_error)
+    return run(steps, _what(key), on_error, retries=on_error == "raise")
 
 
 async def aappend_rows(
@@ -314,7 +344,7 @@ async def aappend_rows(
     on_error, retention = parted(options)
     bounds: dict[str, Any] = {"max_rows": max_rows, "max_kb": max_kb}
     steps = rows_steps(rows, key=key, description=description, **bounds, **retention)
-    return await arun(steps, _what(key), on_error)
+    return await arun(steps, _what(key), on_error, retries=on_error == "raise")
 
 
 def text_steps(  # noqa: PLR0913 - what bounds the artifact
@@ -353,7 +383,7 @@ def rows_steps(
             raise TypeError("each row must be a mapping")  # noqa: TRY301 - as those that Prefect raises
         # As Prefect stores them, and reads them again.
         table = TableArtifact(table=[dict(row) for row in listed])
-        stored = json.loads(table.format(_sync=True))  # type: ignore[call-arg,arg-type]  # Prefect's way where a loop runs
+        stored = load_json(table.format(_sync=True))  # type: ignore[call-arg,arg-type]  # Prefect's way where a loop runs
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"rows cannot be serialized as JSON: {error}") from error
     if not stored:
@@ -381,14 +411,15 @@ def _append(  # noqa: PLR0913 - what bounds the artifact
     if Log({entry_id(1, 0): units}).trim(store, max_units, max_kb).entries != {entry_id(1, 0): units}:
         raise ValueError(f"what is to be appended is larger than the artifact may get ({max_units} in {max_kb:g} kB)")
     target = _Target(key, store, description, metadata, max_units, max_kb)
-    place = (str(get_current_settings().api.url), key, store.type)
+    place = (os.getpid(), str(get_current_settings().api.url), key, store.type)
     known = _recall(place)
     if known is None:
-        known, _ = _Known().see(rows((yield read({"key": {"any_": [key]}}, FIRST_READ))), store)
+        known, _ = _Known().see((yield from _versions(key, FIRST_READ)), store)
     written: list[UUID] = []
     try:
         known = yield from _write(target, units, known, written)
-    except (httpx.HTTPError, StoreError, ValueError) as error:
+    except Exception as error:
+        remembered.pop(place, None)
         if written:
             error.add_note(f"what was to be appended is stored, in version {written[0]}, which may hide what others appended")
         raise
@@ -403,16 +434,21 @@ def _write(target: _Target, units: Units, known: _Known, written: list[UUID]) ->
     for _attempt in range(MAX_WRITES):
         log = target.next_log(replace(known, log=known.log.union(Log({own: units}))))
         began = time.monotonic()
-        made = yield create(target.version(log, own, known.description))
-        written.append(made.id)
-        known = replace(known, log=log, seen=known.seen | {made.id})
+        version = target.version(log, own, known.description)
+        try:
+            made_id, made_at = _identity((yield from created(version)))
+        except httpx.HTTPError as error:
+            made_id, made_at = yield from _found(target.key, own, error, is_entry=bool(units))
+        written.append(made_id)
+        known = replace(known, log=log, seen={**known.seen, made_id: hash(version.data)}, taken_over=None)
         limit = BUSY_READ if known.is_busy else QUIET_READ
-        page = yield from _read_back(target.key, limit, min(known.newest, made.created))
+        page = yield from _read_back(target.key, limit, min(known.newest, made_at))
         seconds = time.monotonic() - began
+        _check_hidden(page, known, target.store)
         known, new = known.see(page, target.store, written)
         known = replace(known, is_busy=bool(new), at=began)
         wanted |= {name for each in new for name, units in each.log.entries.items() if units}
-        is_done = not new and any(row["id"] == str(made.id) for row in page)
+        is_done = not new and any(row["id"] == str(made_id) for row in page)
         # One of them comes first, lest all that wait in step also write in step.
         checks = 1 if all(each.own < own for each in new) else CHECKS
         while not (is_done := is_done or any(each.log.contains(own, wanted) for each in new)) and checks:
@@ -421,29 +457,79 @@ def _write(target: _Target, units: Units, known: _Known, written: list[UUID]) ->
             known, new = known.see(page, target.store, written)
             checks -= 1
         if is_done:
-            return known
+            return replace(known, taken_over=None)
         own, units = _next_id(known), ()
     raise StoreError(f"the server does not show the versions of {target.key} that were created: {MAX_WRITES} attempts")
 
 
 def _read_back(key: str, limit: int, until: datetime) -> Steps[Page]:
     """Read as many of the newest versions, and on to one that is dated no later than that."""
-    only = {"key": {"any_": [key]}}
-    page = found = rows((yield read(only, limit)))
+    page = found = yield from _versions(key, limit)
     while len(page) >= limit and _created(page[-1]) > until:
-        page, limit = rows((yield read(only, PAGE, len(found) - 1))), PAGE
+        page, limit = (yield from _versions(key, PAGE, len(found) - 1)), PAGE
         known = {row["id"] for row in found}
         older = [row for row in page if row["id"] not in known]
         if len(older) < len(page) and (older or len(page) < PAGE):
             found = [*found, *older]
         else:
             # The last one is not there any more: versions were deleted, or many created, and some may have been missed.
-            page = found = rows((yield read(only, PAGE)))
+            page = found = yield from _versions(key, PAGE)
     return found
+
+
+def _versions(key: str, limit: int, offset: int = 0) -> Steps[Page]:
+    """Read the newest versions.
+
+    Raises:
+        StoreError: They are of another key, as where two processes share a connection; they would be merged for good.
+    """
+    page = rows((yield read({"key": {"any_": [key]}}, limit, offset)))
+    for row in page:
+        if row["key"] != key:
+            raise StoreError(f"the server was asked for the key {key!r}, and answered with a version of {row['key']!r}")
+    return page
+
+
+def _found(key: str, own: str, error: httpx.HTTPError, *, is_entry: bool) -> Steps[tuple[UUID, datetime]]:
+    """Return the version with this own id, whose creation has failed although it is there: only the answer was lost."""
+    if isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error:
+        raise error
+    try:
+        page = yield from _versions(key, BUSY_READ)
+    except Exception:  # noqa: BLE001 - the first error says more
+        page = ()
+    for row in page:
+        if (row["metadata_"] or {}).get(OWN_ID) == own:
+            return UUID(row["id"]), _created(row)
+    if is_entry:
+        error.add_note("what was to be appended may be stored all the same")
+    raise error
+
+
+def _check_hidden(page: Page, known: _Known, store: Format) -> None:
+    """Refuse to hide a version of another type that was created since the last look."""
+    for row in page[1:]:
+        if row["type"] != store.type and UUID(row["id"]) not in known.seen and _created(row) > known.newest:
+            hidden = f"version {row['id']} of {row['key']}, of the type {row['type']}"
+            raise StoreError(f"{hidden}, was created meanwhile, and is hidden by what was appended")
+
+
+def _identity(made: Artifact) -> tuple[UUID, Any]:
+    return made.id, made.created
 
 
 def _created(row: Mapping[str, Any]) -> datetime:
     return datetime.fromisoformat(row["created"])
+
+
+def _data_hash(row: Mapping[str, Any]) -> int:
+    return hash(str(row["data"]))
+
+
+def _is_edited(row: Mapping[str, Any], known: _Known) -> bool:
+    """Return whether the newest version that was known is not as it was, for somebody has edited it in place."""
+    before = known.seen.get(UUID(row["id"]))
+    return before is not None and before != _data_hash(row) and _created(row) >= known.newest
 
 
 def _next_id(known: _Known) -> str:
@@ -455,12 +541,12 @@ def _next_id(known: _Known) -> str:
     return entry_id(max(int(now * 1000), id_milliseconds(known.log.newest())) + 1, secrets.randbits(24))
 
 
-def _recall(place: tuple[str, str, str]) -> _Known | None:
+def _recall(place: _Place) -> _Known | None:
     known = remembered.get(place)
-    return known if known and time.monotonic() - known.at < FRESH_SECONDS else None
+    return known if known and time.monotonic() - known.since < FRESH_SECONDS else None
 
 
-def _remember(place: tuple[str, str, str], known: _Known) -> None:
+def _remember(place: _Place, known: _Known) -> None:
     remembered[place] = known
     while len(remembered) > MAX_REMEMBERED_KEYS:
         remembered.popitem(last=False)

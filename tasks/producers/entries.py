@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -29,6 +30,7 @@ OWN_ID = f"{OWN_METADATA}entry"
 TRIMMED = f"{OWN_METADATA}entries-trimmed"
 SEPARATOR_CHARS = f"{OWN_METADATA}separator-length"
 INDEX = f"{OWN_METADATA}entries-"
+CHECKSUM = f"{OWN_METADATA}data-crc32"
 
 MAX_MARKERS = 50
 """Entries without units that are kept, the newest. With fewer than versions are written at once, some are written in vain."""
@@ -52,6 +54,11 @@ def id_milliseconds(entry: str) -> int:
     return int(entry[:11], 16) if entry else 0
 
 
+def load_json(text: str) -> Any:  # noqa: ANN401 - whatever it is
+    """Read JSON; NaN and infinities, which are none, and for which the UI shows nothing of a table, become null."""
+    return json.loads(text, parse_constant=lambda _name: None)
+
+
 class Format(Protocol):
     """How entries are stored as the data of an artifact."""
 
@@ -70,6 +77,9 @@ class Format(Protocol):
 
     def split(self, loaded: Any, lengths: Sequence[int], separator_length: int) -> list[Units]:  # noqa: ANN401
         """Return the entries by their lengths; ValueError if these do not add up."""
+
+    def split_edited(self, loaded: Any, lengths: Sequence[int]) -> list[Units]:  # noqa: ANN401
+        """Return as many entries as there are lengths, which need not add up, for somebody has edited the data."""
 
     def size(self, unit: Any) -> int:  # noqa: ANN401
         """Return the bytes of a unit in the stored data, at most."""
@@ -110,6 +120,21 @@ class Text:
             raise ValueError("its index does not fit")
         return entries
 
+    def split_edited(self, loaded: str, lengths: Sequence[int]) -> list[Units]:
+        """Cut off what still has its length, from both ends; the rest is one entry, and others have nothing."""
+        entries: list[Units] = [()] * len(lengths)
+        left = [number for number, length in enumerate(lengths) if length] or [len(lengths) - 1]
+        while len(left) > 1 and self.separator and loaded[lengths[left[0]] :].startswith(self.separator):
+            length = lengths[left[0]]
+            entries[left.pop(0)] = (loaded[:length],)
+            loaded = loaded[length + len(self.separator) :]
+        while len(left) > 1 and self.separator and loaded[: -lengths[left[-1]]].endswith(self.separator):
+            length = lengths[left[-1]]
+            entries[left.pop()] = (loaded[-length:],)
+            loaded = loaded[: -length - len(self.separator)]
+        entries[left[-1]] = (loaded,) if loaded else ()
+        return entries
+
     def size(self, unit: str) -> int:
         """Return the bytes of a text and its separator as JSON."""
         return len(orjson.dumps(unit + self.separator))
@@ -140,7 +165,9 @@ class Rows:
 
     def load(self, data: object) -> list[Any]:
         """Return the rows."""
-        rows = json.loads(data) if isinstance(data, str) else data
+        rows = load_json(data) if isinstance(data, str) else data
+        if isinstance(rows, dict):
+            raise ValueError("it holds columns, and only rows can be appended to")  # noqa: TRY004 - as above
         if not isinstance(rows, list):
             raise ValueError("it holds no list of rows")  # noqa: TRY004 - as above
         return rows
@@ -159,6 +186,10 @@ class Rows:
         if at != len(loaded):
             raise ValueError("its index does not fit")
         return entries
+
+    def split_edited(self, loaded: list[Any], lengths: Sequence[int]) -> list[Units]:
+        """Make all rows one entry, for they are trimmed one by one."""
+        return [*[()] * (len(lengths) - 1), tuple(loaded)]
 
     def size(self, unit: Any) -> int:  # noqa: ANN401
         """Return the bytes of a row as JSON in JSON."""
@@ -248,10 +279,12 @@ class Log:
                 lines[-1] += f" {token}"
             else:
                 lines.append(token)
-        metadata = {OWN_ID: own, TRIMMED: self.trimmed} | {f"{INDEX}{number}": line for number, line in enumerate(lines)}
+        data = store.dump(self.units())
+        metadata = {OWN_ID: own, TRIMMED: self.trimmed, CHECKSUM: _checksum(data)}
+        metadata |= {f"{INDEX}{number}": line for number, line in enumerate(lines)}
         if isinstance(store, Text):
             metadata[SEPARATOR_CHARS] = str(len(store.separator))
-        return store.dump(self.units()), metadata
+        return data, metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +296,8 @@ class Snapshot:
         own: The id of the entry, or the marker, with which it was written.
         log: Its entries.
         is_foreign: Whether something else wrote it: all of it is one entry then.
+
+    One that somebody has edited in place still has the ids of all of its entries, so it replaces what it was made of.
     """
 
     version_id: UUID
@@ -290,7 +325,7 @@ def read_snapshot(row: Mapping[str, Any], store: Format) -> Snapshot:
     except (ValueError, RecursionError) as error:
         raise StoreError(f"version {version_id} of {row['key']} cannot be appended to: {error}") from None
     try:
-        own, log = _indexed(row.get("metadata_") or {}, loaded, store)
+        own, log = _indexed(row.get("metadata_") or {}, row["data"], loaded, store)
         return Snapshot(version_id, own, log, is_foreign=False)
     except (KeyError, ValueError):
         # A person, or Prefect's own helper. The id is derived, so that everybody takes it over as the same entry.
@@ -300,8 +335,13 @@ def read_snapshot(row: Mapping[str, Any], store: Format) -> Snapshot:
         return Snapshot(version_id, own, Log({own: units}), is_foreign=True)
 
 
-def _indexed(metadata: Mapping[str, str], loaded: Any, store: Format) -> tuple[str, Log]:  # noqa: ANN401
-    """Read the entries by the index; KeyError or ValueError if there is none, or it does not fit, as after an edit."""
+def _checksum(data: object) -> str:
+    """Tell data for which an index was made from such that were edited since, whatever their length."""
+    return f"{zlib.crc32(str(data).encode(errors='surrogatepass')):08x}"
+
+
+def _indexed(metadata: Mapping[str, str], data: object, loaded: Any, store: Format) -> tuple[str, Log]:  # noqa: ANN401
+    """Read the entries by the index; KeyError or ValueError if there is none of ours."""
     lines: list[str] = []
     while (line := metadata.get(f"{INDEX}{len(lines)}")) is not None:
         lines.append(line)
@@ -314,5 +354,9 @@ def _indexed(metadata: Mapping[str, str], loaded: Any, store: Format) -> tuple[s
         or min(lengths, default=0) < 0
     ):
         raise ValueError("the index is none that this module writes")
-    entries = store.split(loaded, lengths, int(metadata.get(SEPARATOR_CHARS, 0)))
+    separator_length = int(metadata.get(SEPARATOR_CHARS, 0))
+    if metadata[CHECKSUM] == _checksum(data) or not names:
+        entries = store.split(loaded, lengths, separator_length)
+    else:
+        entries = store.split_edited(loaded, lengths)
     return own, Log(dict(zip(names, entries, strict=True)), trimmed)

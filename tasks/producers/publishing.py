@@ -21,7 +21,7 @@ from prefect.artifacts import (
     TableArtifact,
 )
 from prefect_artifact_retention.tasks.producers.artifacts import Retention, check_key, new_artifact, retention_metadata
-from prefect_artifact_retention.tasks.producers.requests import OnError, Steps, arun, create, run
+from prefect_artifact_retention.tasks.producers.requests import OnError, Steps, arun, created, run
 
 Table = dict[str, list[Any]] | list[dict[str, Any]] | list[list[Any]]
 
@@ -31,7 +31,8 @@ class Options(Retention, total=False):
 
     Attributes:
         on_error: `raise` raises a `StoreError` if the server cannot be reached or refuses the artifact, and a `ValueError` if
-            an argument cannot be meant; `log` logs either and returns None, so that a report never fails its flow.
+            an argument cannot be meant; `log` logs either and returns None, so that a report never fails its flow. Nor
+            does it hold the flow up: what fails is not sent again, which Prefect's client else does for two minutes.
     """
 
     on_error: OnError
@@ -151,21 +152,21 @@ async def publish_artifact(  # noqa: PLR0913 - the fields of an artifact
         on_error: See `Options`.
     """
     retention = Retention(hold=hold, ttl_days=ttl_days, metadata=metadata)
-    return await arun(_steps(data, type, key, description, **retention), _what(key), on_error)
+    return await arun(_steps(data, type, key, description, **retention), _what(key), on_error, retries=on_error == "raise")
 
 
 def _publish(
     make: Callable[[], Artifact], key: str | None, description: str | None, **options: Unpack[Options]
 ) -> UUID | None:
     on_error, retention = parted(options)
-    return run(_formatted(make, key, description, **retention), _what(key), on_error)
+    return run(_formatted(make, key, description, **retention), _what(key), on_error, retries=on_error == "raise")
 
 
 async def _apublish(
     make: Callable[[], Artifact], key: str | None, description: str | None, **options: Unpack[Options]
 ) -> UUID | None:
     on_error, retention = parted(options)
-    return await arun(_formatted(make, key, description, **retention), _what(key), on_error)
+    return await arun(_formatted(make, key, description, **retention), _what(key), on_error, retries=on_error == "raise")
 
 
 def _formatted(
@@ -186,9 +187,8 @@ def _steps(
     if key is not None:
         check_key(key)
     metadata = retention_metadata(**retention)
-    made = yield create(new_artifact(data, type=kind, key=key, description=description, metadata=metadata))
-    version_id: UUID = made.id
-    return version_id
+    made = yield from created(new_artifact(data, type=kind, key=key, description=description, metadata=metadata))
+    return made.id
 
 
 def _what(key: str | None) -> str:

@@ -2,13 +2,15 @@
 
 A step is a function of Prefect's client, sync or async, whose answer is sent back into the generator, or a number of seconds
 to pause. The sync way blocks its thread, so it also works where an event loop runs, as in an async flow or a notebook. Within
-a run, the client is that of the run. What a generator refuses before its first step, it refuses before a client is opened.
+a run, the client is that of the run, if it can be used (`_open`). What a generator refuses before its first step, it refuses
+before a client is opened.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,9 +22,11 @@ import httpx
 import orjson
 from prefect.client.orchestration import PrefectClient, SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.objects import Artifact
 from prefect.context import SettingsContext, get_settings_context
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
+from prefect.settings import get_current_settings
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.stores.connection import request_error, shielded
@@ -36,10 +40,21 @@ OnError = Literal["raise", "log"]
 MAX_LOGGED_CHARS = 500
 """A longer error is cut off in the log."""
 
+_PROCESS = os.getpid()
+"""The process that imported this; a child that it forks has another id."""
+
 
 def create(artifact: ArtifactCreate) -> Callable[[Any], Any]:
     """Return the step that creates an artifact, whose answer is Prefect's `Artifact`."""
     return lambda client: client.create_artifact(artifact)
+
+
+def created(artifact: ArtifactCreate) -> Steps[Artifact]:
+    """Create an artifact; ValueError if the answer, maybe of a proxy, is another one: the client would make up an id."""
+    made: Artifact = yield create(artifact)
+    if made.created is None or made.key != artifact.key:
+        raise ValueError("the answer is no artifact that was created")
+    return made
 
 
 def update(version_id: UUID, change: ArtifactUpdate) -> Callable[[Any], Any]:
@@ -58,6 +73,8 @@ def read(only: dict[str, Any], limit: int, offset: int = 0) -> Callable[[Any], A
 def rows(response: httpx.Response) -> list[dict[str, Any]]:
     """Return the rows of an answer to `read`."""
     found: list[dict[str, Any]] = orjson.loads(response.content)
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise ValueError("these are no rows")
     return found
 
 
@@ -136,9 +153,19 @@ def _without_retries() -> Iterator[None]:
         yield
 
 
-def _open(make: Callable[[], Any]) -> Any:  # noqa: ANN401 - either kind of client
+def _open(make: Callable[..., Any]) -> Any:  # noqa: ANN401 - either kind of client
+    """Return the client of the run, or one of our own.
+
+    In a forked child, that of the run reads from the parent's connection, and gets its answers. One that its run has closed,
+    in a thread that outlives it, cannot be opened again. And one of another server than the settings name is not meant.
+    """
     try:
-        return make()
+        client, address = make(), get_current_settings().api.url
+        is_usable = os.getpid() == _PROCESS and not client._closed  # noqa: SLF001 - nothing public tells
+        if is_usable and (not address or client.api_url == httpx.URL(f"{address.rstrip('/')}/")):
+            return client
+        # The client of a run has None here.
+        return make(httpx_settings={})
     except (OSError, ImportError, ValueError, RuntimeError, httpx.InvalidURL) as error:
         # Not "from error": some of their messages quote a credential.
         raise StoreError(f"no Prefect server to talk to: {unusable_setting(error)}") from None
@@ -152,8 +179,13 @@ def _explained(client: Client, what: str) -> Iterator[None]:
     except httpx.HTTPError as error:
         failed = request_error(error, client.api_url, what)
         raise StoreError(f"could not {what}: {failed}{_notes(error)}", failed.status) from None
-    except (ValueError, KeyError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"could not {what}: the server's answer cannot be read{_notes(error)}") from error
+    except RuntimeError as error:
+        # The run has closed its client meanwhile.
+        raise StoreError(f"could not {what}: {error}{_notes(error)}") from error
+    except StoreError as error:
+        raise StoreError(f"{error}{_notes(error)}", error.status) from error
 
 
 def _notes(error: Exception) -> str:

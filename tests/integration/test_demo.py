@@ -42,10 +42,19 @@ def test_the_demo_deletes_what_it_says(tmp_path: Path) -> None:
     published = ("orders", "daily-report", "load-log", "load", "check")
     left = database.execute(f"{others} AND key NOT IN {published}").fetchone()
     log = database.execute("SELECT data FROM artifact_collection WHERE key = 'load-log'").fetchone()
+    bars = database.execute(
+        "SELECT data, description FROM artifact_collection WHERE key IN ('check', 'load') ORDER BY key"
+    ).fetchall()
+    report = database.execute("SELECT metadata_ FROM artifact_collection WHERE key = 'daily-report'").fetchone()
     database.close()
     created = int(text.partition("Created ")[2].partition(" versions")[0])
     assert (held, idle, left) == ((1,), (0,), (created - stale,))
     assert log[0].count("is loaded") == 10
+    assert [(float(data), text.partition(" in ")[0]) for data, text in bars] == [
+        (100, "Checking: 30/30"),
+        (100, "Loading: 300/300"),
+    ]
+    assert json.loads(report[0])["retention-ttl-days"] == "30"
     assert not list(home.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""The examples, and what the page for flow authors shows, run as they stand."""
+"""The examples, which the demo runs, too, and what the page for flow authors shows, run as they stand."""
 
 import asyncio
 import re
@@ -7,7 +7,7 @@ from contextvars import copy_context
 from pathlib import Path
 
 import pytest
-from servers import SQLITE_API, Server, on
+from servers import SQLITE_API, Server, on, thorough
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "producers.md").read_text(encoding="utf-8")
@@ -19,7 +19,7 @@ async def run(path: str) -> None:
     await asyncio.to_thread(copy_context().run, runpy.run_path, str(ROOT / "examples" / path), run_name="__main__")
 
 
-@on(SQLITE_API)
+@on(thorough(SQLITE_API))
 async def test_the_daily_report_has_a_ttl(server: Server) -> None:
     """The table and the report."""
     with server.active():
@@ -30,7 +30,7 @@ async def test_the_daily_report_has_a_ttl(server: Server) -> None:
     assert version["data"].startswith("# 200 orders on ")
 
 
-@on(SQLITE_API)
+@on(thorough(SQLITE_API))
 async def test_the_log_has_the_entries_of_all_ten_writers(server: Server) -> None:
     """Who wrote at once."""
     with server.active():
@@ -41,7 +41,7 @@ async def test_the_log_has_the_entries_of_all_ten_writers(server: Server) -> Non
     assert sorted(latest["data"].split("\n")) == sorted(f"- source {number} is loaded" for number in range(10))
 
 
-@on(SQLITE_API)
+@on(thorough(SQLITE_API))
 async def test_the_long_job_ends_at_100_percent(server: Server) -> None:
     """Both of its bars."""
     with server.active():

@@ -30,7 +30,7 @@ from prefect_artifact_retention.policies import RetentionPolicy, StoreError
 from prefect_artifact_retention.tasks.producers.appending import remembered
 from servers import FAKE, POSTGRESQL_API, SQLITE_API, Server, on, thorough
 
-BOTH = on(SQLITE_API, POSTGRESQL_API)
+BOTH = on(SQLITE_API, thorough(POSTGRESQL_API))
 
 TABLE = [{"name": "NaN", "size": float("nan")}, {"name": 'quoted "x"', "size": float("inf")}, {"name": "ü€", "size": 1.0}]
 
@@ -170,7 +170,7 @@ WAYS: list[Callable[..., Awaitable[Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("publish", WAYS, ids=["async", "sync"])
+@pytest.mark.parametrize("publish", [pytest.param(WAYS[0], marks=pytest.mark.thorough), WAYS[1]], ids=["async", "sync"])
 async def test_a_server_out_of_reach_is_one_clear_error_or_a_line_in_the_log(
     publish: Callable[..., Awaitable[Any]], caplog: pytest.LogCaptureFixture
 ) -> None:

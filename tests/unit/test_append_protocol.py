@@ -44,7 +44,7 @@ class Table:
         created = self.arrived or self.now()
         row = artifact.model_dump(mode="json") | {"id": str(uuid4()), "created": created.isoformat()}
         self.rows.append(row)
-        return SimpleNamespace(id=UUID(row["id"]), created=created)
+        return SimpleNamespace(id=UUID(row["id"]), created=created, key=artifact.key)
 
     def request(self, _method: str, _path: str, *, json: dict[str, Any], headers: object) -> httpx.Response:
         """List the newest versions by date."""

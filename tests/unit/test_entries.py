@@ -107,12 +107,29 @@ def test_a_version_that_something_else_wrote_is_one_entry() -> None:
     assert list(one.log.entries.values()) == [("# By hand",)]
 
 
-def test_a_version_that_was_edited_is_one_entry() -> None:
-    """Its index does not fit any more."""
-    data, metadata = log(TEXTS, set(IDS)).dump(Text("\n"), IDS[0])
-    snapshot = read_snapshot(version(f"{data} and more", metadata), Text("\n"))
-    assert snapshot.is_foreign
-    assert list(snapshot.log.entries.values()) == [(f"{data} and more",)]
+@given(edited=st.text("ab\n", max_size=12), separator=st.sampled_from(["\n", "\n\n", ""]))
+def test_a_version_that_was_edited_has_its_new_text_under_the_ids_that_it_had(edited: str, separator: str) -> None:
+    """Its index says of which versions it was made. Where nothing is left of an entry, a gap may close."""
+    store, before = Text(separator), Log({name: (text,) for name, text in zip(IDS, ("a", "b", "ab"), strict=False)})
+    _, metadata = before.dump(store, IDS[2])
+    snapshot = read_snapshot(version(edited, metadata), store)
+    assert not snapshot.is_foreign
+    assert list(snapshot.log.entries) == IDS[:3]
+    assert store.dump(snapshot.log.units()).replace("\n", "") == edited.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("edited", "entries"),
+    [
+        ("one\n2\nthree", ["one", "2", "three"]),
+        ("one\ntwo, and\nmore\nthree", ["one", "two, and\nmore", "three"]),
+        ("one\nthree", ["one", "", "three"]),
+        ("nothing", ["", "", "nothing"]),
+    ],
+)
+def test_what_somebody_has_left_as_it_was_stays_an_entry_of_its_own(edited: str, entries: list[str]) -> None:
+    """So the oldest can go one by one."""
+    assert Text("\n").split_edited(edited, [3, 3, 5]) == [(each,) if each else () for each in entries]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import prefect_artifact_retention as retention
 import pytest
+from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.tasks import producers
 
 HELPERS = [
@@ -91,6 +92,14 @@ def test_all_helpers_can_be_imported_from_the_package_itself() -> None:
     assert dir(retention) == sorted(producers.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'publish_nothing'"):
         _ = retention.publish_nothing
+    everything: dict[str, Any] = {}
+    exec("from prefect_artifact_retention import *", everything)  # noqa: S102 - as their users write it
+    assert everything.keys() - {"__builtins__"} == {*producers.__all__}
+
+
+def test_the_error_of_the_helpers_can_be_imported_beside_them() -> None:
+    """It is the one that everything here raises."""
+    assert retention.StoreError is StoreError
 
 
 def test_an_import_of_the_policies_does_not_import_prefect() -> None:
