@@ -504,7 +504,7 @@ async def test_retention_keeps_what_a_flow_author_says(server: FakeServer) -> No
         with patch.dict(os.environ, PREFECT__FLOW_RUN_ID=str(run_id)):
             running = await publish(ttl_days=1)
         newest = await publish(ttl_days=1)
-        await patch_version(released, metadata_={"retention-ttl-days": "1"})
+        assert await retention.arelease(released)
     policy = RetentionPolicy(name="a year", keep_within_days=365)
     await server.cleanup([policy], mode="delete")
     assert await server.database.ids() == {gone, held, released, longer, plain, running, newest}
