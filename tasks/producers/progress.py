@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from copy import copy
 from datetime import datetime
+from decimal import Decimal
 from math import inf
 from numbers import Real
 from types import TracebackType
@@ -17,11 +20,13 @@ from uuid import UUID
 import httpx
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect_artifact_retention.policies.formatting import printable
+from prefect_artifact_retention.stores.connection import RETRIED_STATUSES
 from prefect_artifact_retention.tasks.producers.artifacts import check_key, new_artifact, retention_metadata, run_ids
 from prefect_artifact_retention.tasks.producers.publishing import Options, parted
 from prefect_artifact_retention.tasks.producers.requests import Steps, arun, create, handled, read, rows, run, update
 
 Item = TypeVar("Item")
+Amount = float | Decimal
 
 UPDATE_SECONDS = 1.0
 """The shortest time between two updates. Each is an event on the server, so with less it writes more rows to its database."""
@@ -34,6 +39,12 @@ PAUSE_FACTOR = 3
 
 END_PAUSE_SECONDS = 1.0
 """The pause before the last update is tried again, where Prefect's client tries once."""
+
+REQUEST_SECONDS = 5.0
+"""How long a job that goes on without its updates waits for a server that does not answer, and not a minute."""
+
+UNDER_WAY_SECONDS = 10.0
+"""How long the end waits for an update under way. It is not for ever: that may need the very thread, as a task of its loop."""
 
 MAX_REASON_CHARS = 200
 """A longer text of an error is cut off."""
@@ -57,17 +68,20 @@ class LiveArtifact:
         key: Its key.
         id: Its id; None before it is created.
         created: When the server created it.
+        seconds: How long a request may take; None as long as Prefect's client lets it.
     """
 
     def __init__(self, key: str) -> None:
         self.key = key
+        self.seconds: float | None = None
         self.id: UUID | None = None
         self.created: datetime | None = None
 
     def create(self, percent: float, description: str, metadata: Mapping[str, str] | None = None) -> Steps[None]:
         """Create it."""
         text = description[:MAX_DESCRIPTION_CHARS]
-        made = yield create(new_artifact(percent, type="progress", key=self.key, description=text, metadata=metadata))
+        artifact = new_artifact(percent, type="progress", key=self.key, description=text, metadata=metadata)
+        made = yield self.timely(create(artifact))
         self.id, self.created = made.id, made.created
 
     def update(self, percent: float, description: str, metadata: Mapping[str, str] | None = None) -> Steps[None]:
@@ -76,53 +90,73 @@ class LiveArtifact:
         if metadata is not None:
             change["metadata_"] = dict(metadata)
         if self.id is not None:
-            yield update(self.id, ArtifactUpdate(**change))
+            yield self.timely(update(self.id, ArtifactUpdate(**change)))
+
+    def timely(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Return a step that fails after `seconds`. The client may be that of the run, so it is a copy that is in a hurry."""
+
+        def timed(client: Any) -> Any:  # noqa: ANN401 - either kind of client
+            hurried = copy(client)
+            # Not by an argument of the request: before it, Prefect's client asks for a CSRF token.
+            hurried._client = copy(client._client)  # noqa: SLF001
+            hurried._client.timeout = self.seconds  # noqa: SLF001
+            return step(hurried)
+
+        return step if self.seconds is None else timed
 
 
 class Progress:
     """The progress of a job, as an artifact: a context manager in sync and in async code; see `progress`."""
 
-    def __init__(self, key: str, total: float | None = None, description: str = "", **options: Unpack[Options]) -> None:
+    def __init__(self, key: str, total: Amount | None = None, description: str = "", **options: Unpack[Options]) -> None:
         self._total, self._description = total, description
         self._on_error, self._retention = parted(options)
         self._what = f"show the progress {key!r}"
         self._artifact = LiveArtifact(key)
         self._metadata: dict[str, str] = {}
-        self._is_valid = self._has_searched = False
-        self._lock = threading.Lock()
+        self._has_begun = self._is_valid = self._has_searched = False
+        self._lock, self._under_way = threading.Lock(), threading.Lock()
         self._done = 0.0
         self._began = self._due = 0.0
         self._pause = UPDATE_SECONDS
 
     def __enter__(self) -> Self:
+        self._begin()
         with self._timed():
             run(self._start(), self._what, self._on_error, retries=self._is_patient())
         return self
 
     async def __aenter__(self) -> Self:
+        self._begin()
         with self._timed():
             await arun(self._start(), self._what, self._on_error, retries=self._is_patient())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._is_valid:
+        if self._ends():
+            self._under_way.acquire(timeout=UNDER_WAY_SECONDS)
             on_error = self._on_error if error is None else "log"
             run(self._end(error), self._what, on_error, retries=self._is_patient(error))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._is_valid:
+        if self._ends():
+            if not self._under_way.acquire(blocking=False):
+                await asyncio.to_thread(self._under_way.acquire, timeout=UNDER_WAY_SECONDS)
             on_error = self._on_error if error is None else "log"
             await arun(self._end(error), self._what, on_error, retries=self._is_patient(error))
 
-    def advance(self, steps: float = 1) -> None:
-        """Count steps as done, and show it if the last update is long enough ago. Threads may call it, too."""
+    def advance(self, steps: Amount = 1) -> None:
+        """Count steps as done, and show it if the last update is long enough ago. Threads may call it, too.
+
+        Once the block has ended, it does nothing.
+        """
         if self._count(steps):
             with self._timed():
                 run(self._show(), self._what, self._on_error, retries=self._is_patient())
 
-    async def aadvance(self, steps: float = 1) -> None:
+    async def aadvance(self, steps: Amount = 1) -> None:
         """Count steps as done in async code; see `advance`."""
         if self._count(steps):
             with self._timed():
@@ -132,52 +166,73 @@ class Progress:
         """Return whether Prefect's client may send a request again for minutes: a job that goes on without does not wait."""
         return self._on_error == "raise" and error is None
 
-    def _count(self, steps: float) -> bool:
-        """Add steps, and return whether an update is due."""
+    def _begin(self) -> None:
+        with self._lock:
+            if self._has_begun:
+                raise RuntimeError(f"the progress {self._artifact.key!r} has begun before: make one for each block")
+            self._has_begun = True
+        self._under_way.acquire()
+
+    def _ends(self) -> bool:
+        """Count no more, and return whether there is something to be shown."""
+        with self._lock:
+            was_valid, self._is_valid = self._is_valid, False
+        return was_valid
+
+    def _count(self, steps: Amount) -> bool:
+        """Add steps, and return whether an update is due, which is then under way."""
+        if not self._has_begun:
+            raise RuntimeError(f"the progress {self._artifact.key!r} has not begun: use it in a `with` or an `async with`")
         with handled(self._what, self._on_error):
             if not _is_amount(steps):
                 raise ValueError(f"steps = {steps!r} is no number of steps")
             with self._lock:
-                self._done += float(steps)
-                if self._is_valid and time.monotonic() >= self._due:
-                    self._due = inf
-                    return True
+                if self._is_valid:
+                    self._done += float(steps)
+                    if time.monotonic() >= self._due and self._under_way.acquire(blocking=False):
+                        self._due = inf
+                        return True
         return False
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Say when the next update is due: later if this one fails, or takes long."""
+        """Say when the next update is due, once the one under way has ended: later if this fails, or takes long."""
         began, self._pause = time.monotonic(), min(2 * self._pause, MAX_UPDATE_SECONDS)
         try:
             yield
         finally:
             ended = time.monotonic()
             self._due = ended + max(self._pause, PAUSE_FACTOR * (ended - began))
+            self._under_way.release()
 
     def _start(self) -> Steps[UUID | None]:
         check_key(self._artifact.key)
         if self._total is not None and not _is_amount(self._total):
             raise ValueError(f"total = {self._total!r} is no number of steps")
+        self._total = None if self._total is None else float(self._total)
         self._metadata = retention_metadata(**self._retention)
         self._began = time.monotonic()
         new_artifact(0.0, type="progress", key=self._artifact.key, description=self._text(), metadata=self._metadata)
+        self._artifact.seconds = None if self._is_patient() else REQUEST_SECONDS
         self._is_valid = True
         return (yield from self._show())
 
     def _end(self, error: BaseException | None) -> Steps[UUID | None]:
-        name = f"{self._description}: " if self._description else ""
         if error is None:
             seconds = time.monotonic() - self._began
-            percent, text = 100.0, f"{name}{self._counted()} in {_duration(seconds)}{_rate(self._done, seconds)}"
+            percent, text = 100.0, self._named(f"{self._counted()} in {_duration(seconds)}{_rate(self._done, seconds)}")
         else:
             why = type(error).__name__ + (f": {error}" if str(error) else "")
             if isinstance(error, GeneratorExit):
                 why = "the loop over it ended early"
-            percent, text = self._percent(), f"{name}stopped at {self._counted()}: {printable(why[:MAX_REASON_CHARS])}"
+            percent = self._percent()
+            text = self._named(f"stopped at {self._counted()}: {printable(why[:MAX_REASON_CHARS])}")
+        self._artifact.seconds = None if self._is_patient(error) else REQUEST_SECONDS
         try:
             return (yield from self._show(percent, text))
-        except httpx.HTTPError:
-            if self._is_patient(error):
+        except httpx.HTTPError as failure:
+            is_refused = isinstance(failure, httpx.HTTPStatusError) and failure.response.status_code not in RETRIED_STATUSES
+            if is_refused or self._is_patient(error):
                 raise
         yield END_PAUSE_SECONDS
         return (yield from self._show(percent, text))
@@ -206,7 +261,8 @@ class Progress:
         own = {"task_run_id": {"any_": [str(task_run_id)]}} if task_run_id else {"flow_run_id": {"any_": [str(flow_run_id)]}}
         found: list[dict[str, Any]] = []
         if flow_run_id or task_run_id:
-            found = rows((yield read({"key": {"any_": [self._artifact.key]}, "type": {"any_": ["progress"]}, **own}, REUSED)))
+            only = {"key": {"any_": [self._artifact.key]}, "type": {"any_": ["progress"]}, **own}
+            found = rows((yield self._artifact.timely(read(only, REUSED))))
         for row in found:
             # A flow's own one is none of its tasks'.
             if task_run_id or not row["task_run_id"]:
@@ -225,14 +281,20 @@ class Progress:
     def _text(self) -> str:
         """Say how many steps are done, and how long the others will take at the same rate."""
         seconds = time.monotonic() - self._began
-        name = f"{self._description}: " if self._description else ""
         left = ""
         if self._total and 0 < self._done < self._total:
             left = f", {_duration(seconds * (self._total - self._done) / self._done)} left"
-        return f"{name}{self._counted()}{left}{_rate(self._done, seconds) if self._done else ''}"
+        return self._named(f"{self._counted()}{left}{_rate(self._done, seconds) if self._done else ''}")
+
+    def _named(self, text: str) -> str:
+        """Put the name before a text, cut off so that all of the text is shown."""
+        name, room = self._description, max(MAX_DESCRIPTION_CHARS - len(text) - len(": "), 1)
+        if len(name) > room:
+            name = name[: room - 1] + "…"
+        return f"{name}: {text}" if name else text
 
 
-def progress(key: str, total: float | None = None, description: str = "", **options: Unpack[Options]) -> Progress:
+def progress(key: str, total: Amount | None = None, description: str = "", **options: Unpack[Options]) -> Progress:
     """Show the progress of a block of code as an artifact that is updated in place.
 
     In sync code `with progress(...) as bar` and `bar.advance(10)`; in async code `async with` and `await bar.aadvance(10)`.
@@ -249,7 +311,7 @@ def progress(key: str, total: float | None = None, description: str = "", **opti
 
 
 def track(
-    items: Iterable[Item], key: str, total: float | None = None, description: str = "", **options: Unpack[Options]
+    items: Iterable[Item], key: str, total: Amount | None = None, description: str = "", **options: Unpack[Options]
 ) -> Iterator[Item]:
     """Yield items, and show as a progress artifact how many have been; see `progress`."""
     with progress(key, _length(items) if total is None else total, description, **options) as bar:
@@ -261,7 +323,7 @@ def track(
 async def atrack(
     items: Iterable[Item] | AsyncIterable[Item],
     key: str,
-    total: float | None = None,
+    total: Amount | None = None,
     description: str = "",
     **options: Unpack[Options],
 ) -> AsyncIterator[Item]:
@@ -282,7 +344,9 @@ def _length(items: object) -> int | None:
 
 
 def _is_amount(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal) or (isinstance(value, Decimal) and value.is_nan()):
+        return False
+    return 0 <= value <= sys.float_info.max  # type: ignore[operator]
 
 
 def _number(value: float) -> str:

@@ -2,9 +2,12 @@
 
 import asyncio
 import re
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, closing, contextmanager, suppress
+from contextvars import copy_context
 from decimal import Decimal
 from importlib import import_module
 from itertools import pairwise
@@ -202,6 +205,36 @@ def answering_503() -> Iterator[list[float]]:
         yield asked
 
 
+def test_a_server_that_hangs_or_refuses_hardly_holds_up_a_job_that_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request has a short time of its own, within a run, too; what is refused at the end is not asked again."""
+    module = import_module(retention.progress.__module__)
+    monkeypatch.setattr(module, "END_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(module, "REQUEST_SECONDS", 0.1)
+    with closing(socket.create_server(("127.0.0.1", 0))) as hanging:
+        with talking_to(f"http://127.0.0.1:{hanging.getsockname()[1]}/api"):
+            began = time.monotonic()
+            with retention.progress("load", on_error="log"):
+                pass
+            asyncio.run(anothing("load"))
+            assert time.monotonic() - began < 6
+    asked: list[str] = []
+
+    def refuse(_transport: object, request: httpx.Request) -> httpx.Response:
+        asked.append(request.method)
+        return httpx.Response(422, request=request)
+
+    with patch.object(httpx.HTTPTransport, "handle_request", refuse), talking_to("http://127.0.0.1:9/api"):
+        with retention.progress("load", on_error="log"):
+            pass
+    assert asked == ["POST", "POST"]
+
+
+async def anothing(key: str) -> None:
+    """A job in async code that does nothing, and goes on without its progress."""
+    async with retention.progress(key, on_error="log"):
+        pass
+
+
 async def test_a_busy_server_does_not_hold_up_a_job_that_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefect's client would wait for two minutes each time. The server is asked ever more rarely, and again in the end."""
     module = import_module(retention.progress.__module__)
@@ -223,7 +256,7 @@ async def test_a_busy_server_does_not_hold_up_a_job_that_goes_on_without(monkeyp
     assert len(asked) == 4 + 2 + 1 + 2
 
 
-@pytest.mark.parametrize("total", ["10", -1, float("nan"), 10**400, Decimal(3)], ids=str)
+@pytest.mark.parametrize("total", ["10", -1, float("nan"), 10**400, Decimal("nan")], ids=str)
 async def test_what_cannot_be_meant_does_not_fail_a_job_that_goes_on_without(
     total: Any,  # noqa: ANN401 - that is the point
     caplog: pytest.LogCaptureFixture,
@@ -275,6 +308,73 @@ async def test_an_artifact_that_was_deleted_meanwhile_is_made_anew(server: Serve
         bar.advance(10)
         await server.database.clear()
     assert (await shown(server))["data"] == 100
+
+
+@on(SQLITE_API)
+async def test_progress_that_has_ended_stays_ended(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a thread that was not waited for counts afterwards, or was just sending."""
+    module = import_module(retention.progress.__module__)
+    monkeypatch.setattr(module, "UPDATE_SECONDS", 0)
+    monkeypatch.setattr(module, "PAUSE_FACTOR", 0)
+    update, sending = module.LiveArtifact.update, threading.Event()
+
+    def slow(self: Any, percent: float, *rest: Any) -> Iterator[Any]:  # noqa: ANN401 - as the original
+        if percent < 100:
+            sending.set()
+            yield 0.3
+        yield from update(self, percent, *rest)
+
+    monkeypatch.setattr(module.LiveArtifact, "update", slow)
+    with server.active():
+        with retention.progress("sync", 10) as bar:
+            thread = threading.Thread(target=copy_context().run, args=(bar.advance, 5))
+            thread.start()
+            sending.wait(10)
+        thread.join()
+        bar.advance(3)
+        sending.clear()
+        async with retention.progress("async", 10) as bar:
+            other = asyncio.create_task(bar.aadvance(5))
+            while not sending.is_set():  # noqa: ASYNC110 - it is set by the generator
+                await asyncio.sleep(0.01)
+        await other
+        await bar.aadvance(3)
+    for key in ("sync", "async"):
+        version = await shown(server, key)
+        assert version["data"] == 100
+        assert version["description"].startswith("5/10 in ")
+
+
+@on(SQLITE_API)
+async def test_a_long_name_is_cut_and_not_what_it_says(server: Server) -> None:
+    """How far it is, or where it stopped and why."""
+    with server.active():
+        with retention.progress("load", Decimal("2.5"), "Loading " * 100) as bar:
+            bar.advance(Decimal("0.5"))
+        with pytest.raises(ZeroDivisionError), retention.progress("stopped", Decimal(4), "Loading " * 100) as bar:
+            bar.advance(Decimal(1))
+            _ = 1 / 0
+    description = (await shown(server))["description"]
+    assert len(description) <= 500
+    assert re.search(r"^Loading .*…: 0\.5/2\.5 in \d+ s", description)
+    version = await shown(server, "stopped")
+    assert version["data"] == 25
+    assert version["description"].endswith("…: stopped at 1/4: ZeroDivisionError: division by zero")
+
+
+async def test_a_progress_is_used_in_one_block() -> None:
+    """Anything else is an error of the source code, and so none to be logged."""
+    bar = retention.progress("load", "x", on_error="log")  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=r"^the progress 'load' has not begun: use it in a `with`"):
+        bar.advance()
+    with pytest.raises(RuntimeError, match=r"^the progress 'load' has not begun: use it in a `with`"):
+        await bar.aadvance()
+    with bar:
+        pass
+    with pytest.raises(RuntimeError, match=r"^the progress 'load' has begun before: make one for each block"):
+        bar.__enter__()
+    with pytest.raises(RuntimeError, match=r"^the progress 'load' has begun before: make one for each block"):
+        await bar.__aenter__()
 
 
 @pytest.mark.parametrize("total", [-1, True, float("nan"), "10"], ids=repr)
