@@ -109,7 +109,8 @@ class Progress:
     """The progress of a job, as an artifact: a context manager in sync and in async code; see `progress`."""
 
     def __init__(self, key: str, total: Amount | None = None, description: str = "", **options: Unpack[Options]) -> None:
-        self._total, self._description = total, description
+        self._given, self._description = total, description
+        self._total: float | None = None
         self._on_error, self._retention = parted(options)
         self._what = f"show the progress {key!r}"
         self._artifact = LiveArtifact(key)
@@ -207,9 +208,10 @@ class Progress:
 
     def _start(self) -> Steps[UUID | None]:
         check_key(self._artifact.key)
-        if self._total is not None and not _is_amount(self._total):
-            raise ValueError(f"total = {self._total!r} is no number of steps")
-        self._total = None if self._total is None else float(self._total)
+        if self._given is not None:
+            if not _is_amount(self._given):
+                raise ValueError(f"total = {self._given!r} is no number of steps")
+            self._total = float(self._given)
         self._metadata = retention_metadata(**self._retention)
         self._began = time.monotonic()
         new_artifact(0.0, type="progress", key=self._artifact.key, description=self._text(), metadata=self._metadata)
