@@ -215,7 +215,22 @@ class Platform:
     def wait_for_silence(self) -> None:
         """Wait until no flow run is at work, or about to be."""
         states = {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
-        wait_for("the end of all runs", lambda: None if self.ask("POST", "/flow_runs/filter", {"flow_runs": states}) else True)
+        busy: list[Mapping[str, Any]] = []
+
+        def is_silent() -> bool | None:
+            busy[:] = self.ask("POST", "/flow_runs/filter", {"flow_runs": states})
+            return None if busy else True
+
+        try:
+            wait_for("the end of all runs", is_silent)
+        except AssertionError as error:
+            if any(run["state_type"] != "PENDING" for run in busy):
+                shown = [{name: run[name] for name in ("name", "state_name", "start_time")} for run in busy]
+                raise AssertionError(f"{error}: {shown}, at {datetime.now(UTC)}") from None
+            # A worker that has taken a run and not started it by now will not: nothing is at work.
+            for run in busy:
+                change = {"state": {"type": "CANCELLED"}, "force": True}
+                self.ask("POST", f"/flow_runs/{run['id']}/set_state", change)
 
     def fill(self, keys: Collection[str], versions: int = 10) -> set[str]:
         """Insert versions of some keys, one a day, and return the ids of those that the policy keeps."""
