@@ -92,7 +92,8 @@ class CleanupReport(BaseModel):
     kept_by: list[RuleCount] = Field(default=[], description="What was kept and why; a version may have several reasons.")
     condemned_by: list[RuleCount] = Field(default=[], description="What is stale and why.")
     holds: list[str] = Field(
-        default=[], description="The keys on hold, of which nothing is deleted: until when, by whom, since when and why."
+        default=[],
+        description="The holds on keys, of which nothing is deleted until they expire: until when, by whom, since when, why.",
     )
     unmanaged: list[str] = Field(default=[], description="Keys without a policy; left alone.")
     unmanaged_unkeyed: int = Field(default=0, description="Artifacts without a key and without a policy; left alone.")

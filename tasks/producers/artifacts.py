@@ -159,22 +159,29 @@ def _check_serializable(name: str, value: object) -> None:
         raise ValueError(f"{name} cannot be serialized as JSON: {error}") from error
 
 
+def last_day(name: str, given: object, what: str = "no date") -> date:
+    """Return the last day (UTC) of a hold; `name` is the argument, and `what` it is if it cannot be read, for messages.
+
+    Raises:
+        ValueError: It is no date, or in the past.
+    """
+    if isinstance(given, datetime):
+        given = (given.astimezone(UTC) if given.tzinfo else given).date()
+    try:
+        day = given if isinstance(given, date) else date.fromisoformat(str(given).strip())
+    except ValueError:
+        raise ValueError(f"{name} = {given!r} is {what} such as 2030-12-31") from None
+    if day < datetime.now(UTC).date():
+        raise ValueError(f"{name} = {day} is in the past (UTC), so it would hold nothing")
+    return day
+
+
 def _hold_entry(hold: object) -> str:
     """Write a hold as metadata has it: true, false, or a date."""
-    if isinstance(hold, datetime) and hold.tzinfo:
-        hold = hold.astimezone(UTC)
-    if isinstance(hold, date):
-        hold = date(hold.year, hold.month, hold.day).isoformat()
     text = str(hold).strip().lower() if isinstance(hold, str | bool) else ""
     if text in {"true", "false"}:
         return text
-    try:
-        until = date.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"hold = {hold!r} is neither true, false nor a date such as 2030-12-31") from None
-    if until < datetime.now(UTC).date():
-        raise ValueError(f"hold = {hold!r} is in the past (UTC), so it would hold nothing")
-    return until.isoformat()
+    return last_day("hold", hold, "neither true, false nor a date").isoformat()
 
 
 def _ttl_entry(ttl_days: object) -> str:

@@ -24,7 +24,7 @@ from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.holds import MAX_VALUE_BYTES, Hold
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.stores.holds import Holds
-from prefect_artifact_retention.tasks.producers.artifacts import MAX_METADATA_CHARS, check_key, run_ids
+from prefect_artifact_retention.tasks.producers.artifacts import MAX_METADATA_CHARS, check_key, last_day, run_ids
 
 LOGGER = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ async def place_hold(
     since = datetime.now(UTC).replace(microsecond=0)
     placed = Hold(
         key=key,
-        until=_last_day(until, since),
+        until=None if until is None else last_day("until", until),
         by=_line("by", by or default_holder()),
         since=since,
         reason=_line("reason", reason),
@@ -176,20 +176,6 @@ def _subject(key_or_id: str | UUID) -> tuple[str, UUID | None]:
 async def _is_key(on_server: Holds, key: str, version_id: UUID) -> bool:
     """Whether what reads as an id is the key of some versions, and the id of none."""
     return await on_server.has_versions(key) and not await on_server.exists(version_id)
-
-
-def _last_day(until: object, now: datetime) -> date | None:
-    if until is None:
-        return None
-    if isinstance(until, datetime):
-        until = (until.astimezone(UTC) if until.tzinfo else until).date()
-    try:
-        day = until if isinstance(until, date) else date.fromisoformat(str(until).strip())
-    except ValueError:
-        raise ValueError(f"until = {until!r} is no date such as 2030-12-31") from None
-    if day < now.date():
-        raise ValueError(f"until = {day} is in the past (UTC), so it would hold nothing")
-    return day
 
 
 def _line(name: str, text: object) -> str:
