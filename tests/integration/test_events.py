@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from unittest.mock import patch
 from uuid import UUID
@@ -27,8 +27,6 @@ SETTLED_POLLS = 12
 
 async def publish(server: Server) -> tuple[list[UUID], UUID]:
     """Write versions as producers do, two of them in place afterwards. Return those that are stale, and the one that stays."""
-    # Prefect's worker for events would go on talking to the server of an earlier test.
-    drain()
     stale: list[UUID] = []
     async with get_client() as client:
         for number in range(4):
@@ -55,21 +53,29 @@ async def events(server: Server, text: str) -> Sequence[sa.Row[tuple[str, str]]]
     )
 
 
-async def persisted(server: Server, number: int) -> None:
-    """Wait until the server has written so many events about artifacts, and no more come, as from other tests."""
+async def persisted(server: Server, number: int, versions: Iterable[UUID]) -> None:
+    """Wait until the server has written so many events about artifacts, some about each version, and no more come."""
     about = "SELECT count(*) FROM events WHERE event LIKE 'prefect.artifact%' OR event = 'somebody.noticed'"
+    expected = {f"prefect.artifact.{version_id}" for version_id in versions}
     seen, unchanged = 0, 0
     for _poll in range(120):
         ((count,),) = await server.database.run(about)
         seen, unchanged = count, unchanged + 1 if count == seen else 0
-        if seen >= number and unchanged >= SETTLED_POLLS:
+        if seen >= number and unchanged >= SETTLED_POLLS and expected <= await named(server):
             return
         await asyncio.sleep(0.25)
     raise TimeoutError(await server.database.run("SELECT event, count(*) FROM events GROUP BY event"))
 
 
+async def named(server: Server) -> set[str]:
+    """What the events are about."""
+    return {row[0] for row in await server.database.run("SELECT resource_id FROM event_resources")}
+
+
 async def clear(server: Server) -> None:
-    """Forget all events."""
+    """Forget all events, also those of earlier tests that are still on their way."""
+    # Prefect's worker for events would go on talking to the server of an earlier test, too.
+    drain()
     for table in ("event_resources", "events"):
         await server.database.run(f"DELETE FROM {table}")
 
@@ -84,7 +90,7 @@ async def test_events_hold_deleted_data_and_are_purged_exactly_if_asked_to(
         await clear(server)
         stale, latest = await publish(server)
         # One of the client and one of the server for each version with a key; one for each update; and one of somebody's.
-        await persisted(server, 4 * 2 + 1 + 2 + 1)
+        await persisted(server, 4 * 2 + 1 + 2 + 1, [*stale, latest])
         report = await server.cleanup(POLICIES, mode="delete", keys=["nothing-*"])
         assert report.events_purged is None
 
@@ -96,9 +102,9 @@ async def test_events_hold_deleted_data_and_are_purged_exactly_if_asked_to(
     assert report.event_bytes_purged > 9 * len(GONE)
     assert [row[0] for row in await events(server, GONE)] == ["somebody.noticed"]
     assert [row[0] for row in await events(server, KEPT)] == ["prefect.artifact-collection.updated"]
-    named = {row[0] for row in await server.database.run("SELECT resource_id FROM event_resources")}
-    assert {f"prefect.artifact.{latest}", f"prefect.artifact.{stale[0]}", "somebody"} <= named
-    assert not {f"prefect.artifact.{version_id}" for version_id in stale[1:]} & named
+    left = await named(server)
+    assert {f"prefect.artifact.{latest}", f"prefect.artifact.{stale[0]}", "somebody"} <= left
+    assert not {f"prefect.artifact.{version_id}" for version_id in stale[1:]} & left
     orphans = "SELECT count(*) FROM event_resources WHERE event_id NOT IN (SELECT id FROM events)"
     assert (await server.database.run(orphans))[0][0] == 0
     text = markdown(report)
@@ -111,8 +117,8 @@ async def test_the_events_of_what_somebody_else_deletes_are_not_purged(server: S
     """Nor does it keep those of the other versions, which this run deletes, from going."""
     with server.active():
         await clear(server)
-        stale, _latest = await publish(server)
-        await persisted(server, 4 * 2 + 1 + 2 + 1)
+        stale, latest = await publish(server)
+        await persisted(server, 4 * 2 + 1 + 2 + 1, [*stale, latest])
         theirs = (stale[1], stale[-1])
 
         async def delete_some() -> None:
@@ -122,8 +128,8 @@ async def test_the_events_of_what_somebody_else_deletes_are_not_purged(server: S
         with patch.dict(os.environ, ARTIFACT_RETENTION_PURGE_EVENTS="true"), when_planned(delete_some):
             report = await server.cleanup(POLICIES, mode="delete")
     assert (report.deleted, report.already_gone) == (2, 2)
-    named = {row[0] for row in await server.database.run("SELECT resource_id FROM event_resources")}
-    assert {version_id for version_id in stale[1:] if f"prefect.artifact.{version_id}" in named} == set(theirs)
+    left = await named(server)
+    assert {version_id for version_id in stale[1:] if f"prefect.artifact.{version_id}" in left} == set(theirs)
 
 
 @pytest.mark.thorough
@@ -132,8 +138,8 @@ async def test_events_stay_unless_asked_for_and_the_report_says_so(server: Serve
     """With the server's setting that shortens their life."""
     with server.active():
         await clear(server)
-        stale, _latest = await publish(server)
-        await persisted(server, 4 * 2 + 1 + 2 + 1)
+        stale, latest = await publish(server)
+        await persisted(server, 4 * 2 + 1 + 2 + 1, [*stale, latest])
         before = await events(server, GONE)
         report = await server.cleanup(POLICIES, mode="delete")
     assert (report.planned, report.deleted, report.events_purged) == (len(stale), len(stale), None)
