@@ -1,7 +1,7 @@
 # `make` lists what there is to do.
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES := flows tasks tasks/producers stores policies examples public
+PACKAGES := flows tasks tasks/producers stores stores/archive policies examples public
 INSTALLED := .venv/.installed
 
 .PHONY: help
@@ -100,7 +100,7 @@ schema: $(INSTALLED)
 .PHONY: lock
 lock: $(INSTALLED)
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra server pyproject.toml -o requirements.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra server pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra server --extra archive-s3 pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group build -c requirements-dev.txt -o requirements-build.txt
 
 .PHONY: clean

@@ -1,0 +1,176 @@
+"""What is in an archive: versions with their verdicts, and the manifests by which they count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+from uuid import UUID
+
+from prefect_artifact_retention.policies import StoreError
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+"""The version of the columns and of the manifests. Archives of a newer one are left alone."""
+
+FORMAT: Literal["prefect-artifact-retention"] = "prefect-artifact-retention"
+"""What every manifest says that it is of."""
+
+
+class ArchiveError(StoreError):
+    """The archive cannot be written or read, or is not what it should be."""
+
+
+class ArchivedVersion(NamedTuple):
+    """One version and why it went: a row of a part, in the order of its columns.
+
+    Attributes:
+        id: The artifact's id.
+        flow_run_id: The flow run that wrote it.
+        task_run_id: The task run that wrote it.
+        key: Its key; None for an artifact without one.
+        type: Its type.
+        description: Its description.
+        created: When the row was created, by the server's clock.
+        updated: When it was last changed.
+        data: The text of its data as JSON: as the database has it, or as it came through the API. None without payloads,
+            and for SQL's NULL; the manifest of the part tells which.
+        metadata: The text of its metadata as JSON, likewise.
+        size: The bytes of its data.
+        was_latest: Whether it was the latest version of its key.
+        policy: The policy of its key.
+        policy_digest: The digest of all policies.
+        reasons: The reasons of its verdict.
+        rules: The rule behind each reason.
+        run_id: The flow run that deleted it.
+        run_name: Its name.
+        decided_at: The clock of that run, by which it was judged.
+        approved_by: Who approved the deletion; None if nobody was asked.
+        server: The address of the server's API, without credentials.
+    """
+
+    id: UUID
+    flow_run_id: UUID | None
+    task_run_id: UUID | None
+    key: str | None
+    type: str | None
+    description: str | None
+    created: datetime
+    updated: datetime
+    data: str | None
+    metadata: str | None
+    size: int
+    was_latest: bool
+    policy: str
+    policy_digest: str
+    reasons: Sequence[str]
+    rules: Sequence[str]
+    run_id: str
+    run_name: str
+    decided_at: datetime
+    approved_by: str | None
+    server: str
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format: Literal["prefect-artifact-retention"] = FORMAT
+    schema_version: int = SCHEMA_VERSION
+
+
+class CollectionRow(BaseModel):
+    """The server's row of a key that goes as a whole, so that a restore can make the same again.
+
+    What such a row copies from the latest version is not repeated.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    id: UUID
+    created: datetime
+    updated: datetime
+    latest_id: UUID
+
+
+class PartManifest(_Manifest):
+    """Makes a part count.
+
+    Attributes:
+        name: The name of the part, without its folder and `.parquet`.
+        run_id: The flow run that wrote it.
+        written_at: When, by the clock of the machine that wrote it.
+        rows: The number of versions.
+        bytes: The size of the file.
+        sha256: The hash of the file, in hexadecimal digits.
+        first_id: The id of its first row.
+        last_id: The id of its last row.
+        has_payloads: Whether it has data, metadata and descriptions; without, it is a ledger only.
+        collections: The rows of the keys that go as a whole with this part.
+        replaces: The parts whose place it takes.
+    """
+
+    name: str
+    run_id: str
+    written_at: datetime
+    rows: int
+    bytes: int
+    sha256: str
+    first_id: UUID
+    last_id: UUID
+    has_payloads: bool = True
+    collections: Sequence[CollectionRow] = ()
+    replaces: Sequence[str] = ()
+
+
+class RunManifest(_Manifest):
+    """Written last: what a run archived in all, and what it did not delete after all.
+
+    Attributes:
+        run_id: The flow run.
+        run_name: Its name.
+        server: The address of the server's API, without credentials.
+        ended_at: When it was written, by the clock of the machine.
+        outcome: How the run ended.
+        parts: The names of its parts.
+        versions: How many versions it archived.
+        deleted: How many it deleted.
+        spared: The ids of those that were archived and not deleted after all.
+        policies: Its policies in full.
+    """
+
+    run_id: str
+    run_name: str
+    server: str
+    ended_at: datetime
+    outcome: str
+    parts: Sequence[str]
+    versions: int
+    deleted: int
+    spared: Sequence[UUID] = ()
+    policies: Sequence[dict[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerQuery:
+    """Which versions of an archive are asked for; all that are given must apply, and nothing given is all.
+
+    Attributes:
+        keys: Globs of keys, as in a policy.
+        ids: Ids of versions.
+        runs: Ids or names of the flow runs that deleted them.
+        rules: Rules of which one is among the reasons.
+        since: Deleted by a run that began at this time or later.
+        until: Deleted by a run that began at this time or earlier.
+        servers: The addresses of servers.
+    """
+
+    keys: Sequence[str] = ()
+    ids: Sequence[UUID] = ()
+    runs: Sequence[str] = ()
+    rules: Sequence[str] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+    servers: Sequence[str] = ()
