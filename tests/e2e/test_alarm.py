@@ -112,6 +112,7 @@ def test_the_alarm_is_silent_while_cleanups_succeed_and_goes_off_when_they_stop(
     deployed.ask("DELETE", f"/automations/{automation}")
 
 
+@pytest.mark.long
 def test_the_alarm_waits_for_a_run_that_is_at_work_but_not_for_ever(
     deployed: Platform, block: tuple[str, "queue.Queue[str]"]
 ) -> None:
@@ -134,6 +135,7 @@ def test_the_alarm_waits_for_a_run_that_is_at_work_but_not_for_ever(
     deployed.ask("DELETE", f"/automations/{automation}")
 
 
+@pytest.mark.long
 def test_the_alarm_goes_off_where_no_cleanup_has_ever_succeeded(
     deployed: Platform, block: tuple[str, "queue.Queue[str]"]
 ) -> None:

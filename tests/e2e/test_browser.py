@@ -65,7 +65,7 @@ class Interface:
 
 INTERFACES = [
     pytest.param(Interface("v2", "/v2", "light"), id="v2"),
-    pytest.param(Interface("v1", "", "dark"), id="v1"),
+    pytest.param(Interface("v1", "", "dark"), id="v1", marks=pytest.mark.long),
 ]
 
 
@@ -226,7 +226,7 @@ def test_a_colleague_deletes_by_the_run_form_and_sees_the_report(deployed: Platf
     assert len(deployed.left() & keyed(deployed)) == KEPT * len(KEYS)
 
 
-@pytest.mark.parametrize("interface", [INTERFACES[0], pytest.param(*INTERFACES[1].values, id="v1", marks=pytest.mark.long)])
+@pytest.mark.parametrize("interface", INTERFACES)
 def test_a_form_left_as_it_is_previews_and_a_list_can_be_filled_in(deployed: Platform, interface: Interface) -> None:
     """Nothing is deleted; the report is of the keys asked for."""
     fill(deployed)
@@ -260,6 +260,7 @@ def test_a_wrong_value_does_not_leave_the_form(deployed: Platform, interface: In
         assert deployed.ask("POST", "/flow_runs/count", {}) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("interface", INTERFACES[:1])
 def test_the_examples_look_as_the_page_for_flow_authors_shows_them(deployed: Platform, interface: Interface) -> None:
     """The report, the log of ten writers, and the progress of a job in its midst."""

@@ -58,8 +58,8 @@ def test_the_demo_deletes_what_it_says(tmp_path: Path) -> None:
     assert not list(home.iterdir())
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("times", [1, 2])
 def test_the_demo_begins_with_nothing_and_works_again_in_the_same_folder(tmp_path: Path, times: int) -> None:
     """And its report can be read by a program."""
     folder, home = tmp_path / "demo", tmp_path / "home"

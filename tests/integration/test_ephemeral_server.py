@@ -59,7 +59,7 @@ def test_an_alarm_without_a_server_is_an_error(folder: Path) -> None:
     assert (done.returncode, NO_SERVER in done.stderr) == (2, True)
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 @pytest.mark.parametrize("command", [("hold", "report"), ("holds",), ("release", "report")], ids=lambda command: command[0])
 def test_a_hold_without_a_server_is_an_error(folder: Path, command: tuple[str, ...]) -> None:
     """Whoever places one believes that it holds."""
@@ -67,7 +67,7 @@ def test_a_hold_without_a_server_is_an_error(folder: Path, command: tuple[str, .
     assert (done.returncode, NO_SERVER in done.stderr) == (2, True)
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 def test_a_flow_without_a_server_fails(folder: Path) -> None:
     """Prefect itself has started the server by then; nothing is deleted there."""
     done = call(folder, "-c", FLOW)

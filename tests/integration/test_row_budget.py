@@ -62,7 +62,7 @@ async def test_a_run_without_work_writes_at_most_200_rows(server: Server) -> Non
 
 
 @on(SQLITE_API, POSTGRESQL_API)
-@pytest.mark.parametrize("keys", [100, MAX_TASK_RUNS])
+@pytest.mark.parametrize("keys", [MAX_TASK_RUNS, pytest.param(100, marks=pytest.mark.long)])
 async def test_a_run_with_work_writes_as_many_rows_as_its_task_runs_allow(server: Server, keys: int) -> None:
     """Twenty for each prune task that it may start and three hundred more: as many keys as these, or many more."""
     await server.database.insert([row for number in range(keys) for row in series(f"key-{number}", [1, 2, 3, 4])])

@@ -97,7 +97,7 @@ def by_address(server: Server, password: str) -> dict[str, str]:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("how", ["string", "address"])
+@pytest.mark.parametrize("how", ["string", pytest.param("address", marks=pytest.mark.long)])
 def test_right_credentials_work_and_are_neither_printed_nor_stored(guarded: Server, tmp_path: Path, how: str) -> None:
     """Preview, explain and delete; every file of client and server is searched. Credentials in the address are warned of."""
     credentials = by_string(PASSWORD) if how == "string" else by_address(guarded, PASSWORD)
