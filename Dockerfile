@@ -2,11 +2,13 @@
 ARG BASE_IMAGE=python:3.12-slim
 
 FROM ${BASE_IMAGE} AS build
+# requirements-archive.txt has the drivers of the archive, too: docs/archive.md.
+ARG REQUIREMENTS=requirements.txt
 WORKDIR /build
 RUN python -m venv --without-pip /opt/retention && python -m venv /tools
-COPY requirements.txt requirements-build.txt ./
+COPY requirements.txt requirements-archive.txt requirements-build.txt ./
 RUN /tools/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements-build.txt \
-    && /tools/bin/pip --python /opt/retention/bin/python install --no-cache-dir --no-deps --require-hashes -r requirements.txt
+    && /tools/bin/pip --python /opt/retention/bin/python install --no-cache-dir --no-deps --require-hashes -r "$REQUIREMENTS"
 COPY pyproject.toml README.md LICENSE ./
 COPY policies policies
 COPY stores stores

@@ -15,7 +15,7 @@ help:
 	@echo "make bench  measure the speed beside the limits of the API and of the databases, and renew docs/performance.md"
 	@echo "make lint   check style, formatting, types and the workflow of CI"
 	@echo "make schema renew retention.schema.json, by which editors complete and check retention.toml"
-	@echo "make lock   renew requirements.txt and requirements-dev.txt from pyproject.toml"
+	@echo "make lock   renew the requirements files from pyproject.toml"
 	@echo "make clean  remove what these made"
 
 # The pins are complete, so pip has nothing to resolve. The editable install links each file, so it is renewed when files come or go.
@@ -100,7 +100,8 @@ schema: $(INSTALLED)
 .PHONY: lock
 lock: $(INSTALLED)
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra server pyproject.toml -o requirements.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra server --extra archive-s3 pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra server --extra archive-s3 --extra archive-gcs --extra archive-azure pyproject.toml -c requirements.txt -o requirements-archive.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra server --extra archive-s3 pyproject.toml --group dev -c requirements-archive.txt -o requirements-dev.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group build -c requirements-dev.txt -o requirements-build.txt
 
 .PHONY: clean

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from prefect.client.schemas.schedules import CronSchedule
@@ -45,6 +46,10 @@ class DeploymentSettings(BaseSettings):
     base_image: str = Field(default="python:3.12-slim", description="Docker and Kubernetes: the image to build on.")
     pull_base_image: bool = Field(default=True, description="Docker and Kubernetes: look for a newer base image.")
     build_network: str = Field(default="default", description="Docker and Kubernetes: the network of the build.")
+    requirements: Literal["requirements.txt", "requirements-archive.txt"] = Field(
+        default="requirements.txt",
+        description="Docker and Kubernetes: the libraries of the image. `requirements-archive.txt` has those of the archive.",
+    )
     network: str = Field(default="bridge", description="Docker: the network of the run, such as `host`.")
     namespace: str = Field(default="default", description="Kubernetes: the namespace of the run.")
     repository: str = Field(default="", description="Prefect Managed: the URL of your git repository.")
