@@ -130,7 +130,7 @@ async def batched_delete(database: Database, keep_last: int) -> int:
 
 
 def _delete_on_sqlite(connection: sqlite3.Connection, select: str) -> int:
-    for setting in ("foreign_keys = ON", "synchronous = NORMAL", "cache_size = 20000"):
+    for setting in ("foreign_keys = ON", "synchronous = NORMAL", "cache_size = -16000"):
         connection.execute(f"PRAGMA {setting}")
     ids = [row[0] for row in _rows(connection, select)]
     for start in range(0, len(ids), BATCH_VERSIONS):

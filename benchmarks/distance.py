@@ -32,7 +32,9 @@ async def serve(listening: socket.socket, port: int) -> None:
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(_carry(reader, server_writer), _carry(server_reader, writer))
+        # Cancelled when the proxy ends; asyncio of Python 3.11 would print a traceback for each connection.
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(_carry(reader, server_writer), _carry(server_reader, writer))
 
     await asyncio.start_server(connect, sock=listening)
     await asyncio.to_thread(sys.stdin.read)

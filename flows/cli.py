@@ -168,6 +168,11 @@ def delete(  # noqa: PLR0913 - the flags of the command
         report = finished[-1]
         report.errors.append(f"the Prefect server failed after the run, whose state it may not show: {reason(error)}")
         report.outcome = "failed"
+    except OSError:
+        # Whatever else has written to an output that nobody takes: the run is over, and has its result.
+        if not finished:
+            raise
+        report = finished[-1]
     try:
         _show(report, as_json=as_json)
         sys.stdout.flush()

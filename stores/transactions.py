@@ -358,9 +358,10 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
         connection.isolation_level = None
         connection.create_function("python_hash", 1, HASHED)
         connection.create_function("python_length", 1, lambda value: len(json.dumps(value)))
-        # As Prefect sets it: states of runs may refer to an artifact, and must not refer to a deleted one.
+        # As Prefect sets it: states of runs may refer to an artifact, and must not refer to a deleted one. But for the cache,
+        # 16 MB of each connection: with Prefect's 80, a run takes 140 MB more, and no less time.
         cursor = connection.cursor()
-        for setting in ("foreign_keys = ON", "synchronous = NORMAL", "cache_size = 20000"):
+        for setting in ("foreign_keys = ON", "synchronous = NORMAL", "cache_size = -16000"):
             cursor.execute(f"PRAGMA {setting}")
         cursor.close()
 
