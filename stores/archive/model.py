@@ -101,12 +101,14 @@ class PartManifest(_Manifest):
     Attributes:
         name: The name of the part, without its folder and `.parquet`.
         run_id: The flow run that wrote it.
-        written_at: When, by the clock of the machine that wrote it.
+        written_at: When, by the clock of the machine that wrote it; of one that replaces others, when the last of them was.
         rows: The number of versions.
         bytes: The size of the file.
         sha256: The hash of the file, in hexadecimal digits.
         first_id: The id of its first row.
         last_id: The id of its last row.
+        first_key: The first of its keys by the alphabet, so that a reader can pass over the part; None without any.
+        last_key: The last of them.
         has_payloads: Whether it has data, metadata and descriptions; without, it is a ledger only.
         collections: The rows of the keys that go as a whole with this part.
         replaces: The parts whose place it takes.
@@ -120,6 +122,8 @@ class PartManifest(_Manifest):
     sha256: str
     first_id: UUID
     last_id: UUID
+    first_key: str | None = None
+    last_key: str | None = None
     has_payloads: bool = True
     collections: Sequence[CollectionRow] = ()
     replaces: Sequence[str] = ()

@@ -1,0 +1,305 @@
+"""What an archive has: its ledger, and the versions with their payloads.
+
+A part is read column by column: first the keys or ids, of row groups whose statistics allow those that are asked for; then the
+other columns of groups in which some were found. Payloads are read of parts in which some were found, after they were hashed.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import tempfile
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import translate
+from functools import reduce
+from typing import Any, NamedTuple, Self
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+from prefect_artifact_retention.stores.archive.location import Location
+from prefect_artifact_retention.stores.archive.manifests import Catalog, at_once, manifest_file, part_file
+from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, LedgerQuery, PartManifest
+from prefect_artifact_retention.stores.archive.parquet import ALIKE, LEDGER, SCHEMA, open_part, to_versions
+from prefect_artifact_retention.stores.archive.writing import hash_file
+
+BATCH_BYTES = 8_000_000
+"""Payload of a batch of versions that are read. More takes more memory, less more batches."""
+
+HAS_PAYLOAD = "has_payload"
+"""The column of a ledger that says whether a version can be restored."""
+
+_KEY = SCHEMA.names.index("key")
+_WILDCARD = re.compile(r"[*?[]")
+_PART, _ROW, _ORDER = "part", "row", "order"
+
+
+def read_ledger(catalog: Catalog, query: LedgerQuery) -> Any:  # noqa: ANN401 - pyarrow has no types
+    """Read a row for each version, without its payload, in the order of deletion."""
+    if query.keys or query.ids:
+        rows = _find(catalog, query, LEDGER)
+    else:
+        # How little is asked for shows only when a few columns of all parts are read.
+        rows = _find(catalog, query, ())
+        chosen = [(number, rows.filter(pc.equal(rows[_PART], number))[_ROW]) for number in pc.unique(rows[_PART]).to_pylist()]
+        rows = _concat(at_once(lambda each: _complete(catalog, *each), chosen), LEDGER)
+    rows = rows.sort_by([(name, "ascending") for name in ("decided_at", "key", "created", "id")])
+    with_payload = [number for number, part in enumerate(catalog.parts) if part.has_payloads]
+    has_payload = pc.is_in(rows[_PART], pa.array(with_payload, pa.int32()))
+    return rows.select(LEDGER).append_column(HAS_PAYLOAD, has_payload)
+
+
+def read_versions(catalog: Catalog, query: LedgerQuery) -> Iterator[list[ArchivedVersion]]:
+    """Read versions with their payloads, about 8 MB at a time, by key, then from old to new.
+
+    Each row group is read once, in whatever order that is; versions that come before their turn wait in a temporary file.
+
+    Raises:
+        ArchiveError: A part is not as it was written.
+    """
+    order_by = ("key", "created", "id")
+    rows = _find(catalog, query, order_by).sort_by([(name, "ascending") for name in order_by])
+    rows = rows.select([_PART, _ROW])
+    batch: list[ArchivedVersion] = []
+    size, due = 0, 0
+    with catalog.location.doing("keep versions in a temporary file"), _Waiting(len(rows)) as waiting:
+        for rank, early in _payloads(catalog, rows):
+            if rank != due:
+                waiting.put(rank, early)
+                continue
+            version: ArchivedVersion | None = early
+            while version is not None:
+                batch.append(version)
+                size += len(version.data or "") + len(version.metadata or "") + len(version.description or "")
+                due += 1
+                if size >= BATCH_BYTES:
+                    yield batch
+                    batch, size = [], 0
+                version = waiting.take(due)
+    if batch:
+        yield batch
+
+
+class _Waiting:
+    """Versions that are read before their turn, in a temporary file that has no name."""
+
+    def __init__(self, ranks: int) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._places = array("q", [-1]) * ranks
+        self._end = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def put(self, rank: int, version: ArchivedVersion) -> None:
+        self._file.seek(self._end)
+        self._places[rank] = self._end
+        pickle.dump(tuple(version), self._file, pickle.HIGHEST_PROTOCOL)
+        self._end = self._file.tell()
+
+    def take(self, rank: int) -> ArchivedVersion | None:
+        if rank >= len(self._places) or self._places[rank] < 0:
+            return None
+        self._file.seek(self._places[rank])
+        return ArchivedVersion(*pickle.load(self._file))  # noqa: S301 - nobody else can open the file
+
+
+def _payloads(catalog: Catalog, rows: Any) -> Iterator[tuple[int, ArchivedVersion]]:  # noqa: ANN401
+    """Yield the versions of some rows, with their place among them."""
+    ranked = rows.append_column(_ORDER, pa.array(range(len(rows)), pa.int64()))
+    for number in pc.unique(rows[_PART]).to_pylist():
+        mine = ranked.filter(pc.equal(ranked[_PART], number)).sort_by(_ROW)
+        yield from _payloads_of_part(catalog.location, catalog.parts[number], mine[_ROW], mine[_ORDER])
+
+
+def _payloads_of_part(
+    location: Location,
+    part: PartManifest,
+    rows: Any,  # noqa: ANN401
+    ranks: Any,  # noqa: ANN401
+) -> Iterator[tuple[int, ArchivedVersion]]:
+    name = part_file(part.name)
+    with location.copied(name) as path, location.doing(f"read {name}"):
+        if hash_file(path) != (part.sha256, part.bytes):
+            raise ArchiveError(
+                f"the archive {location.url}: {name} is not as it was written: "
+                f"its SHA-256 is not that of {manifest_file(part.name)}"
+            )
+        with open_part(path) as file:
+            for group in _groups(file):
+                mask = group.has(rows)
+                places = pc.subtract(rows.filter(mask), group.first)
+                if len(places):
+                    table = file.read_row_group(group.number, use_threads=False).take(places)
+                    yield from zip(ranks.filter(mask).to_pylist(), to_versions(table), strict=True)
+
+
+def _find(catalog: Catalog, query: LedgerQuery, columns: Sequence[str]) -> Any:  # noqa: ANN401
+    """Find the rows of the versions that are asked for, each once, with the number of its part and its place in there."""
+    columns = [*dict.fromkeys((*columns, "id", "decided_at", *_filtered_columns(query)))]
+    found = at_once(lambda number: _scan(catalog, number, query, columns), range(len(catalog.parts)))
+    rows = _without_spared(_concat(found, columns), catalog)
+    # Only key and id are the same in each row of a version. Whether all else that is asked for applies, its last row decides.
+    if _filtered_columns(query):
+        rows = rows.filter(pc.is_in(rows["id"], pc.unique(_asked(rows, query)["id"])))
+    return _asked(_last_of_each(rows), query)
+
+
+def _scan(catalog: Catalog, number: int, query: LedgerQuery, columns: list[str]) -> list[Any]:
+    """Read the rows of a part of which key and id are asked for."""
+    part = catalog.parts[number]
+    if query.keys and not _may_have(part.first_key, part.last_key, query.keys):
+        return []
+    with _opened(catalog, number) as file:
+        chosen = ((group, _places(file, group, query)) for group in _groups(file))
+        return [_read(file, number, group, places, columns) for group, places in chosen if len(places)]
+
+
+def _complete(catalog: Catalog, number: int, rows: Any) -> list[Any]:  # noqa: ANN401
+    """Read some rows of a part again, with all columns but the payloads."""
+    with _opened(catalog, number) as file:
+        chosen = ((group, pc.subtract(rows.filter(group.has(rows)), group.first)) for group in _groups(file))
+        return [_read(file, number, group, places, LEDGER) for group, places in chosen if len(places)]
+
+
+@contextmanager
+def _opened(catalog: Catalog, number: int) -> Iterator[Any]:
+    location, part = catalog.location, catalog.parts[number]
+    name = part_file(part.name)
+    with location.doing(f"read {name}"), location.open(name, part.bytes) as source, open_part(source, ALIKE) as file:
+        if file.metadata.num_rows != part.rows:
+            raise ArchiveError(f"the archive {location.url}: {name} has {file.metadata.num_rows} rows instead of {part.rows}")
+        yield file
+
+
+class _Group(NamedTuple):
+    """A row group: its number, that of its first row in the part, and that of the first row behind it."""
+
+    number: int
+    first: int
+    end: int
+
+    def has(self, rows: Any) -> Any:  # noqa: ANN401
+        """Which rows of the part are in it."""
+        return pc.and_(pc.greater_equal(rows, self.first), pc.less(rows, self.end))
+
+
+def _groups(file: Any) -> Iterator[_Group]:  # noqa: ANN401
+    first = 0
+    for number in range(file.num_row_groups):
+        end = first + file.metadata.row_group(number).num_rows
+        yield _Group(number, first, end)
+        first = end
+
+
+def _read(file: Any, part: int, group: _Group, places: Any, columns: Sequence[str]) -> Any:  # noqa: ANN401
+    """Read some rows of a group, with the number of their part and their places in there."""
+    table = file.read_row_group(group.number, columns=[*columns], use_threads=False).select([*columns])
+    if len(places) < len(table):
+        table = table.take(places)
+    table = table.cast(pa.schema([SCHEMA.field(name) for name in columns]))
+    table = table.append_column(_PART, pa.array([part] * len(table), pa.int32()))
+    return table.append_column(_ROW, pc.add(places, group.first))
+
+
+def _concat(found: Sequence[Sequence[Any]], columns: Sequence[str]) -> Any:  # noqa: ANN401
+    fields = [*(SCHEMA.field(name) for name in columns), pa.field(_PART, pa.int32()), pa.field(_ROW, pa.int64())]
+    return pa.concat_tables([pa.schema(fields).empty_table(), *(table for tables in found for table in tables)])
+
+
+def _filtered_columns(query: LedgerQuery) -> list[str]:
+    """The columns by which a query chooses, besides key and id."""
+    filters = {
+        "run_id": query.runs,
+        "run_name": query.runs,
+        "rules": query.rules,
+        "server": query.servers,
+        "decided_at": query.since or query.until,
+    }
+    return [name for name, asked in filters.items() if asked]
+
+
+def _places(file: Any, group: _Group, query: LedgerQuery) -> Any:  # noqa: ANN401
+    """Find the rows of a group whose key and id are asked for."""
+    if query.keys:
+        known = file.metadata.row_group(group.number).column(_KEY).statistics
+        if known is not None and not _may_have(known.min, known.max, query.keys):
+            return ()
+    places = pa.array(range(group.end - group.first), pa.int64())
+    if query.keys:
+        keys = file.read_row_group(group.number, columns=["key"], use_threads=False)["key"]
+        keys = keys.cast(pa.string())
+        places = places.filter(pc.is_in(keys, pa.array(_matching(keys, query.keys), pa.string())).combine_chunks())
+    if query.ids and len(places):
+        ids = file.read_row_group(group.number, columns=["id"], use_threads=False)["id"].take(places)
+        places = places.filter(pc.is_in(ids, pa.array([str(each) for each in query.ids], pa.string())).combine_chunks())
+    return places
+
+
+def _may_have(first: str | None, last: str | None, globs: Sequence[str]) -> bool:
+    """Whether a key may match that is not before the first one and not behind the last one; None is not known."""
+    if first is None or last is None:
+        return True
+    for glob in globs:
+        fixed = _WILDCARD.split(glob, maxsplit=1)[0]
+        if first[: len(fixed)] <= fixed <= last[: len(fixed)] and (fixed != glob or first <= glob <= last):
+            return True
+    return False
+
+
+def _matching(keys: Any, globs: Sequence[str]) -> list[str]:  # noqa: ANN401
+    """Return the keys that match, of those that are there."""
+    patterns = [glob for glob in globs if _WILDCARD.search(glob)]
+    found = [glob for glob in globs if glob not in patterns]
+    if patterns:
+        matches = re.compile("|".join(map(translate, patterns))).match
+        found += [key for key in pc.unique(keys).to_pylist() if key is not None and matches(key)]
+    return found
+
+
+def _without_spared(rows: Any, catalog: Catalog) -> Any:  # noqa: ANN401
+    """Leave out what a run archived, and then did not delete."""
+    spared = catalog.spared
+    some = pc.is_in(rows["id"], pa.array({each for ids in spared.values() for each in ids}, pa.string()))
+    places = pc.indices_nonzero(some)
+    pairs = zip(rows[_PART].take(places).to_pylist(), rows["id"].take(places).to_pylist(), strict=True)
+    names = [part.name for part in catalog.parts]
+    gone = [
+        place for place, (part, each) in zip(places.to_pylist(), pairs, strict=True) if each in spared.get(names[part], ())
+    ]
+    if not gone:
+        return rows
+    return rows.filter(pc.invert(pc.is_in(pa.array(range(len(rows)), pa.int64()), pa.array(gone, pa.int64()))))
+
+
+def _last_of_each(rows: Any) -> Any:  # noqa: ANN401
+    """Leave the last row of each version: parts are numbered in the order in which they were written."""
+    if pc.count_distinct(rows["id"]).as_py() == len(rows):
+        return rows
+    rows = rows.sort_by([(name, "ascending") for name in ("decided_at", _PART, _ROW)])
+    rows = rows.append_column(_ORDER, pa.array(range(len(rows)), pa.int64()))
+    last = rows.group_by("id").aggregate([(_ORDER, "max")])[f"{_ORDER}_max"]
+    return rows.take(last).drop_columns([_ORDER])
+
+
+def _asked(rows: Any, query: LedgerQuery) -> Any:  # noqa: ANN401
+    """Leave the rows to which all else of a query applies."""
+    masks = []
+    if query.runs:
+        masks.append(pc.or_(*(pc.is_in(rows[name], pa.array(query.runs, pa.string())) for name in ("run_id", "run_name"))))
+    if query.servers:
+        masks.append(pc.is_in(rows["server"], pa.array(query.servers, pa.string())))
+    if query.since is not None:
+        masks.append(pc.greater_equal(rows["decided_at"], pa.scalar(query.since, pa.timestamp("us", "UTC"))))
+    if query.until is not None:
+        masks.append(pc.less_equal(rows["decided_at"], pa.scalar(query.until, pa.timestamp("us", "UTC"))))
+    if query.rules:
+        rules = rows["rules"].combine_chunks()
+        found = pc.is_in(pc.list_flatten(rules), pa.array(query.rules, pa.string()))
+        with_rule = pc.list_parent_indices(rules).filter(found)
+        masks.append(pc.is_in(pa.array(range(len(rows)), pa.int64()), with_rule.cast(pa.int64())))
+    return rows.filter(reduce(pc.and_, masks)) if masks else rows
