@@ -1,5 +1,6 @@
 """What a run deletes is in the archive first, as it was; and what is not there stays."""
 
+import asyncio
 import json
 import logging
 import shutil
@@ -19,7 +20,7 @@ from prefect_artifact_retention.tasks import archiving, prune_database
 from prefect_artifact_retention.tasks.rendering import markdown
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from prefect_artifact_retention.tasks.run import Step
-from servers import BY_DATABASE, BY_FAKE, FAKE, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on, thorough
+from servers import BY_DATABASE, BY_FAKE, FAKE, POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, drain, on, thorough
 
 KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
 IDLE = RetentionPolicy(name="idle", match_keys=["idle-*"], keep_last=1, drop_idle_keys_after_days=90)
@@ -197,6 +198,27 @@ async def test_no_more_is_archived_than_may_be_deleted(server: Server, folder: P
     await server.database.insert([*series("a", [1, 2, 3, 4, 5]), *series("b", [1, 2, 3, 4, 5])])
     report = await server.cleanup([KEEP_1], mode="delete", max_deletions=5)
     assert (report.outcome, report.deleted, rows_in_parts(folder)) == ("unfinished", 5, 5)
+
+
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_API))
+async def test_a_flow_run_has_a_task_run_for_each_part(server: Server, folder: Path) -> None:
+    """Named by its number, which its file has, too."""
+    await server.database.insert([*series("report", [1, 2, 3]), *series(None, [40])])
+    report = await server.run_flow(POLICIES, mode="delete")
+    (run,) = open_archive(str(folder)).runs()
+    assert (run.run_name, run.deleted, report.archive.restore) == (
+        "delete all keys",
+        3,
+        f"artifact-retention restore --run {run.run_id}",
+    )
+    drain()
+    names: list[str] = []
+    while len(names) < len(run.parts):
+        await asyncio.sleep(0.2)
+        tasks = "SELECT t.name FROM task_run t JOIN flow_run f ON f.id = t.flow_run_id"
+        rows = await server.database.run(f"{tasks} WHERE f.id = '{run.run_id}' AND t.name LIKE 'archive %' ORDER BY 1")
+        names = [row[0] for row in rows]
+    assert [f"archive {part.rpartition('-')[2]}" for part in run.parts] == names
 
 
 # --- what has changed meanwhile
