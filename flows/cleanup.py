@@ -118,7 +118,7 @@ async def open_run(
         # First, because it also shows whether the server can be reached at all.
         now = await server.now()
         store: Store = ApiStore(connection)
-        if url := await _database_url(settings, connection.client):
+        if url := await database_url(settings, connection.client):
             opening = open_database(url, settings.max_deletions_per_second, purges_events=settings.purge_events)
             store = database = await stack.enter_async_context(opening)
             await database.check(server, own_runs, deletes=mode == "delete")
@@ -149,7 +149,7 @@ async def open_run(
         yield Run(server, all_policies, report, store=store, limits=limits, own_runs=own_runs, listeners=listeners)
 
 
-async def _database_url(settings: RetentionSettings, client: PrefectClient) -> str:
+async def database_url(settings: RetentionSettings, client: PrefectClient) -> str:
     """Read the address of the server's database from the settings or from a block; empty to use the API.
 
     Raises:

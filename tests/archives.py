@@ -1,0 +1,147 @@
+"""An archive in memory, and versions taken from a server's database as a run archives them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from typing import Any
+from uuid import UUID
+
+import pyarrow as pa  # type: ignore[import-untyped]
+from database import Database
+from prefect_artifact_retention.stores.archive.model import ArchivedVersion, CollectionRow, LedgerQuery
+from servers import Server
+
+EVERYTHING = LedgerQuery()
+RUN_NAME = "careless-cormorant"
+DECIDED_AT = datetime(2026, 11, 28, 3, tzinfo=UTC)
+
+ARTIFACT_COLUMNS = (
+    *("id", "created", "updated", "key", "type", "data", "description", "metadata_", "flow_run_id", "task_run_id"),
+)
+
+
+@dataclass
+class MemoryArchive:
+    """What a restore reads."""
+
+    rows: list[ArchivedVersion]
+    gone: dict[str, CollectionRow] = field(default_factory=dict)
+    url: str = "memory"
+    slice_rows: int = 1_000
+    has_payloads: bool = True
+
+    def ledger(self, query: LedgerQuery = EVERYTHING) -> Any:  # noqa: ANN401 - pyarrow has no types
+        """The versions that are asked for, without payloads."""
+        names = [name for name in ArchivedVersion._fields if name not in {"data", "metadata", "description"}]
+        rows = self._matching(query)
+        columns: dict[str, list[Any]] = {name: [_plain(getattr(row, name)) for row in rows] for name in names}
+        return pa.table(columns | {"has_payload": [self.has_payloads] * len(rows)})
+
+    def versions(self, query: LedgerQuery) -> Iterator[list[ArchivedVersion]]:
+        """The versions that are asked for."""
+        rows = sorted(self._matching(query), key=lambda row: (row.key is None, row.key or "", row.created, row.id))
+        yield from (rows[start : start + self.slice_rows] for start in range(0, len(rows), self.slice_rows))
+
+    def collections(self, keys: Sequence[str]) -> dict[str, CollectionRow]:
+        """The collections of keys that went as a whole."""
+        return {key: self.gone[key] for key in keys if key in self.gone}
+
+    def _matching(self, query: LedgerQuery) -> list[ArchivedVersion]:
+        ids = set(query.ids)
+        return [
+            row
+            for row in self.rows
+            if (not ids or row.id in ids)
+            and (not query.keys or any(fnmatchcase(row.key or "", glob) for glob in query.keys))
+            and (not query.runs or {row.run_id, row.run_name} & {*query.runs})
+        ]
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, UUID) else value
+
+
+async def archived(server: Server, address: str, ids: Sequence[UUID] = ()) -> list[ArchivedVersion]:
+    """These versions, or all but those of this package, as a run archives them."""
+    database = server.database
+    latest = {str(row[0]) for row in await database.run("SELECT latest_id FROM artifact_collection")}
+    texts = [f"{name}, typeof({name})" if database.is_sqlite else f"{name}::text, 'text'" for name in ("data", "metadata_")]
+    rows = await database.run(
+        f"SELECT id, flow_run_id, task_run_id, key, type, description, created, updated, {', '.join(texts)} FROM artifact "
+        "WHERE key IS NULL OR key NOT LIKE 'artifact-retention-%' ORDER BY key, created, id"
+    )
+    wanted = {str(each) for each in ids}
+    return [_version(row, latest, address) for row in rows if not wanted or str(row[0]) in wanted]
+
+
+def _version(row: Sequence[Any], latest: set[str], address: str) -> ArchivedVersion:
+    version_id, flow_run_id, task_run_id, key, kind, description, created, updated, data, _data, metadata, _metadata = row
+    text, metadata = _text(data), _text(metadata)
+    return ArchivedVersion(
+        id=UUID(str(version_id)),
+        flow_run_id=_id(flow_run_id),
+        task_run_id=_id(task_run_id),
+        key=key,
+        type=kind,
+        description=description,
+        created=_time(created),
+        updated=_time(updated),
+        data=text,
+        metadata=metadata,
+        size=4 if text is None else len(text.encode()),
+        was_latest=str(version_id) in latest,
+        policy="p",
+        policy_digest="d",
+        reasons=["superseded"],
+        rules=["keep_last"],
+        run_id="0193",
+        run_name=RUN_NAME,
+        decided_at=DECIDED_AT,
+        approved_by=None,
+        server=address,
+    )
+
+
+def _text(value: object) -> str | None:
+    """The text of JSON, of which SQLite has stored a bare number as a number."""
+    if value is None or isinstance(value, str):
+        return value
+    return "1e999" if value == float("inf") else json.dumps(value)
+
+
+def _time(value: object) -> datetime:
+    return value if isinstance(value, datetime) else datetime.fromisoformat(f"{value}+00:00")
+
+
+def _id(value: object) -> UUID | None:
+    return None if value is None else UUID(str(value))
+
+
+async def collection_rows(database: Database) -> dict[str, CollectionRow]:
+    """The collections, as a run archives those of keys that go as a whole."""
+    rows = await database.run("SELECT key, id, created, updated, latest_id FROM artifact_collection")
+    return {
+        row[0]: CollectionRow(key=row[0], id=row[1], created=_time(row[2]), updated=_time(row[3]), latest_id=row[4])
+        for row in rows
+    }
+
+
+async def snapshot(database: Database) -> Mapping[str, object]:
+    """Both tables of artifacts, field by field: the text of JSON, and how SQLite has stored it; without this package's own."""
+    found: dict[str, object] = {}
+    for table in ("artifact", "artifact_collection"):
+        names = [*ARTIFACT_COLUMNS, *(["latest_id"] if table == "artifact_collection" else [])]
+        shown = [_shown(name, is_sqlite=database.is_sqlite) for name in names]
+        rows = await database.run(
+            f"SELECT {', '.join(shown)} FROM {table} WHERE key IS NULL OR key NOT LIKE 'artifact-retention-%' ORDER BY 1"
+        )
+        found |= {f"{table} {row[0]}": dict(zip(shown, row, strict=True)) for row in rows}
+    return found
+
+
+def _shown(name: str, *, is_sqlite: bool) -> str:
+    if is_sqlite:
+        return f"typeof({name}) || ' ' || quote({name})" if name != "id" else name
+    return f"{name}::text" if name in {"data", "metadata_"} else name
