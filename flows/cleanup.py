@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID, uuid4
 
 import httpx
 from prefect import flow, get_run_logger, runtime
@@ -36,11 +36,15 @@ from prefect_artifact_retention.flows.termination import cancel_on_sigterm
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.loading import digest
 from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.archive.model import ArchiveError
 from prefect_artifact_retention.stores.connection import connect, reason, uses_ephemeral_server
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Store
+from prefect_artifact_retention.tasks.archive import RunArchive
+from prefect_artifact_retention.tasks.archiving import finish_archive, prune_archive
 from prefect_artifact_retention.tasks.discover import check_scope, discover, discover_task
+from prefect_artifact_retention.tasks.ledger import ledger
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, other_run
 from prefect_artifact_retention.tasks.prune import prune_through_api
@@ -48,9 +52,12 @@ from prefect_artifact_retention.tasks.prune_database import prune_in_database_ta
 from prefect_artifact_retention.tasks.publication import links, publish_report, report_task
 from prefect_artifact_retention.tasks.reclaim import measure_disk, reclaim_task, report_purge
 from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label, with_links
-from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport, Mode, Outcome, scope_digest
+from prefect_artifact_retention.tasks.report import ArchiveReport, CleanupFailed, CleanupReport, Mode, Outcome, scope_digest
 from prefect_artifact_retention.tasks.run import Limits, Listener, Run, in_flow_run
 from prefect_artifact_retention.tasks.verify import verify, verify_task
+
+if TYPE_CHECKING:
+    from prefect_artifact_retention.stores.archive.archive import Archive
 
 LOGGER = logging.getLogger(__name__)
 """Of a run that is none of Prefect's, and has no log there."""
@@ -122,6 +129,7 @@ async def open_run(
             opening = open_database(url, settings.max_deletions_per_second, purges_events=settings.purge_events)
             store = database = await stack.enter_async_context(opening)
             await database.check(server, own_runs, deletes=mode == "delete")
+        archive = await open_archive_of(settings, connection.client)
         report = CleanupReport(
             mode=mode,
             server=connection.address,
@@ -129,7 +137,9 @@ async def open_run(
             scope=list(keys),
             policy_source=source,
             policy_digest=digest(all_policies),
+            archive=archive and ArchiveReport(url=archive.url, payloads=settings.archive_payloads),
         )
+        to_archive = await _begin_archive(archive, report, own_runs) if archive else None
         if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:
             report.warn(f"the server's clock, which counts, differs from this machine's: it says {now:%Y-%m-%d %H:%M} UTC")
         if uses_ephemeral_server():
@@ -144,9 +154,21 @@ async def open_run(
             time_budget_minutes=settings.time_budget_minutes,
             refuse_above_percent=settings.refuse_above_percent,
             max_task_runs=settings.max_task_runs,
+            max_log_lines=settings.max_log_lines,
+            archive_keep_days=settings.archive_keep_days,
+            ledger_keep_days=settings.ledger_keep_days,
         )
         listeners = [listener] if (listener := LISTENER.get()) else []
-        yield Run(server, all_policies, report, store=store, limits=limits, own_runs=own_runs, listeners=listeners)
+        yield Run(
+            server,
+            all_policies,
+            report,
+            store=store,
+            limits=limits,
+            own_runs=own_runs,
+            listeners=listeners,
+            archive=to_archive,
+        )
 
 
 async def database_url(settings: RetentionSettings, client: PrefectClient) -> str:
@@ -160,14 +182,68 @@ async def database_url(settings: RetentionSettings, client: PrefectClient) -> st
     name = settings.database_block
     if url or not name:
         return url
+    return str((await _block_data(client, name, "Secret", settings.source("database_block"))).get("value"))
+
+
+async def _block_data(client: PrefectClient, name: str, kind: str, source: str) -> Mapping[str, Any]:
+    """Read what a block of a kind has, which a setting names.
+
+    Raises:
+        ConfigurationError: There is no such block.
+        StoreError: The block cannot be read.
+    """
     try:
-        # Not Secret.load, which emits an event: a preview writes nothing to the server.
-        document = await client.read_block_document_by_name(name, "secret")
+        # Not by the method of the block itself, which emits an event: a preview writes nothing to the server.
+        document = await client.read_block_document_by_name(name, kind.lower().replace(" ", "-"))
     except ObjectNotFound:
-        raise ConfigurationError(f"{settings.source('database_block')}: the server has no Secret block {name}") from None
+        raise ConfigurationError(f"{source}: the server has no {kind} block {name}") from None
     except httpx.HTTPError as error:
-        raise StoreError(f"the Secret block {name} cannot be read: {reason(error)}") from None
-    return str(document.data.get("value"))
+        raise StoreError(f"the {kind} block {name} cannot be read: {reason(error)}") from None
+    return document.data
+
+
+async def open_archive_of(settings: RetentionSettings, client: PrefectClient) -> Archive | None:
+    """Open the archive that the settings, or a block that they name, have an address of; None without one.
+
+    Raises:
+        ConfigurationError: There is no such block, or the address cannot be used.
+        StoreError: The block cannot be read.
+    """
+    url, source = settings.archive_url, settings.source("archive_url")
+    options: Mapping[str, Any] = {}
+    if not url and (name := settings.archive_block):
+        source = settings.source("archive_block")
+        data = await _block_data(client, name, "Remote File System", source)
+        url, options = str(data.get("basepath") or ""), data.get("settings") or {}
+    if not url:
+        return None
+    try:
+        # It needs an extra, and says so.
+        from prefect_artifact_retention.stores.archive.archive import open_archive  # noqa: PLC0415
+
+        return open_archive(url, options)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{source}: {error}") from None
+
+
+async def _begin_archive(archive: Archive, report: CleanupReport, own_runs: Collection[UUID]) -> RunArchive | None:
+    """Check that an archive can be written, and begin with what a delete run puts there; None in a preview.
+
+    Raises:
+        StoreError: A delete run could archive nothing, and so delete nothing.
+    """
+    try:
+        await asyncio.to_thread(archive.check_writable)
+        if report.mode == "preview":
+            return None
+        run_id = str(next(iter(own_runs), None) or uuid4())
+        first_number = await asyncio.to_thread(archive.first_free_number, run_id)
+        return RunArchive(archive, report, run_id, str(runtime.flow_run.name or run_id), first_number)
+    except ArchiveError as error:
+        if report.mode == "delete":
+            raise
+        report.warn(f"a delete run would fail: {error}")
+        return None
 
 
 def refuse_ephemeral_server(settings: RetentionSettings) -> None:
@@ -345,6 +421,8 @@ def _logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
 async def _publish(run: Run, progress: ProgressArtifact) -> None:
     report = run.report
     report.outcome = _outcome(report)
+    await finish_archive(run)
+    report.outcome = _outcome(report)
     report.duration_seconds = run.seconds
     _logger().info(outcome_message(report))
     description = with_links(headline(report), links(), "Reports", "History")
@@ -373,8 +451,9 @@ async def _final_report(run: Run, progress: ProgressArtifact) -> None:
     _logger().warning(f"Stopped. {outcome_message(report)}")
     # Whatever fails here, the event below says what was deleted.
     with suppress(Exception):
-        async with asyncio.timeout(FINAL_REPORT_SECONDS), connect() as connection:
+        async with asyncio.timeout(FINAL_REPORT_SECONDS), connect() as connection, asyncio.TaskGroup() as beside:
             run.server.connection.take_over(connection)
+            beside.create_task(finish_archive(run))
             await progress.finish(description, complete=False)
             with suppress(Exception):
                 await publish_report(run)
@@ -424,10 +503,13 @@ async def _delete(run: Run, *, vacuum: bool) -> None:
     except RetentionError as error:
         run.report.errors.append(str(error))
     finally:
+        for line in ledger(run):
+            _logger().info(line)
         run.next_start = run.find_next_start()
         if database:
             report_purge(run, database)
     await verify_task(run)
+    await prune_archive(run)
     if database and run.report.deleted:
         await reclaim_task(run, database, on_disk, vacuum=vacuum)
 

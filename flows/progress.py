@@ -26,7 +26,8 @@ def progress_display(*, quiet: bool) -> Iterator[Listener]:
     shown = {step: bars.add_task(step, total=None, visible=False) for step in ("planning", "deleting")}
 
     async def listen(step: Step, done: int, total: int) -> None:
-        bars.update(shown[step], completed=done, total=total, visible=True)
+        bar = shown["planning" if step == "planning" else "deleting"]
+        bars.update(bar, description=step, completed=done, total=total, visible=True)
 
     # A terminal that has gone must not cost a run its result.
     with suppress(OSError):
@@ -47,6 +48,8 @@ class _PlainLines:
         self._shown = {"planning": -1, "deleting": -1}
 
     async def listen(self, step: Step, done: int, total: int) -> None:
+        if step == "archiving":
+            return
         tenth = MAX_PLAIN_LINES * done // total if total else MAX_PLAIN_LINES
         if tenth > self._shown[step] and done:
             self._shown[step] = tenth

@@ -22,7 +22,7 @@ from prefect_artifact_retention.policies.loading import (
     check_policies,
     describe_validation_error,
 )
-from prefect_artifact_retention.policies.model import refuse_bool
+from prefect_artifact_retention.policies.model import Days, refuse_bool
 from prefect_artifact_retention.tasks.report import GIVEN_POLICIES, Mode
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -42,6 +42,9 @@ DOTENV = ".env"
 
 DATABASE_ONLY = ("max_deletions_per_second", "reclaim", "purge_events")
 """The settings that say nothing about a run through the API."""
+
+ARCHIVE_ONLY = ("archive_payloads", "archive_keep_days", "ledger_keep_days")
+"""The settings that say nothing about a run without an archive."""
 
 Number = Annotated[int, Field(ge=0, le=10_000_000), BeforeValidator(refuse_bool)]
 Minutes = Annotated[float, Field(ge=0, le=10_080, allow_inf_nan=False), BeforeValidator(refuse_bool)]
@@ -79,6 +82,30 @@ class RetentionSettings(BaseSettings):
         default=False, description="Whether what the server's events hold of deleted versions is deleted in the database, too."
     )
 
+    archive_url: str = Field(
+        default="",
+        description="A folder or an address of an object store (s3://, gs://, az://), where versions are archived before they "
+        "are deleted.",
+    )
+    archive_block: str = Field(
+        default="",
+        description="The Remote File System block of the server that has the address of the archive, and its credentials.",
+    )
+    archive_payloads: bool = Field(
+        default=True,
+        description="Whether the archive has the data of versions; else it is a ledger, and nothing comes back.",
+    )
+    archive_keep_days: Days = Field(
+        default=0, description="Delete the data of versions from the archive after this time; 0 is never."
+    )
+    ledger_keep_days: Days = Field(
+        default=0, description="Delete what the archive says of deleted versions after this time, too; 0 is never."
+    )
+    max_log_lines: Number = Field(
+        default=0,
+        description="Keys of which the log of a run tells what was deleted, one a line. 0 is 100 on Prefect Cloud, else no limit.",
+    )
+
     allow_ephemeral_server: bool = Field(
         default=False,
         description="Whether a run may delete on the temporary server that Prefect starts where none is named.",
@@ -101,14 +128,21 @@ class RetentionSettings(BaseSettings):
         """Describe the settings that have no effect beside the others."""
         if self.database_url.get_secret_value() and self.database_block:
             yield f"{self.source('database_block')}: database_block is ignored, because database_url is set"
+        if self.archive_url and self.archive_block:
+            yield f"{self.source('archive_block')}: archive_block is ignored, because archive_url is set"
         if not self.database_url.get_secret_value() and not self.database_block:
-            for name in DATABASE_ONLY:
-                value = getattr(self, name)
-                if value != type(self).model_fields[name].default:
-                    yield (
-                        f"{self.source(name)}: {name} = {value} is ignored: it applies to deletions in the database, "
-                        "and neither database_url nor database_block is set"
-                    )
+            why = "it applies to deletions in the database, and neither database_url nor database_block is set"
+            yield from self._ignored(DATABASE_ONLY, why)
+        if not self.archive_url and not self.archive_block:
+            yield from self._ignored(
+                ARCHIVE_ONLY, "it applies to an archive, and neither archive_url nor archive_block is set"
+            )
+
+    def _ignored(self, names: Iterable[str], why: str) -> Iterator[str]:
+        for name in names:
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                yield f"{self.source(name)}: {name} = {value} is ignored: {why}"
 
     @classmethod
     def settings_customise_sources(  # noqa: D102 - pydantic-settings' hook

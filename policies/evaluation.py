@@ -107,6 +107,10 @@ class Judgement(Sequence[Verdict]):
         texts, rules = tuple(reason.text for reason in reasons), tuple(reason.rule for reason in reasons)
         return Verdict(self.versions[index], keep, texts, rules)
 
+    def why(self, index: int) -> tuple[Reason, ...]:
+        """Return the reasons of the decision on the version at an index into `versions`."""
+        return (self._decisions.get(index) or self._rest.decide(index))[1]
+
     def stale_runs(self) -> tuple[set[UUID], set[UUID]]:
         """Return the flow runs and the task runs that wrote the stale versions."""
         flow_runs, task_runs = self.versions.flow_run_ids, self.versions.task_run_ids

@@ -8,15 +8,18 @@ server's count.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from math import inf
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.model import RESULT, Versions
+from prefect_artifact_retention.stores.archive.model import CollectionRow
 from prefect_artifact_retention.stores.connection import READS_AHEAD, Connection, ListingTimedOutError
 from prefect_artifact_retention.stores.paging import (
     HTTP_CONTENT_TOO_LARGE,
@@ -26,8 +29,17 @@ from prefect_artifact_retention.stores.paging import (
     any_of,
     body_bytes,
 )
-from prefect_artifact_retention.stores.rows import read_collection, read_histories, read_run, read_version, row_metadata
-from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection, History
+from prefect_artifact_retention.stores.rows import (
+    read_collection,
+    read_collection_row,
+    read_histories,
+    read_run,
+    read_stored,
+    read_version,
+    read_without_data,
+    row_metadata,
+)
+from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection, Copies, History
 
 LISTED_ROWS = 2_000
 """Versions that are counted, listed and evaluated together, unless a single key has more. With fewer, there are more counts;
@@ -271,6 +283,23 @@ class ApiStore(Paging):
     async def versions(self, ids: Iterable[UUID]) -> list[Version]:
         """Read those of the versions `ids` that still exist."""
         return await self._existing("artifacts", ids, read_version)
+
+    async def payloads(self, ids: Sequence[UUID], keys: Sequence[str] = (), *, with_data: bool = True) -> Copies:
+        """Read those of the versions that exist, and the rows of some collections. The payloads come in any case."""
+        versions = await self._existing("artifacts", ids, read_stored if with_data else read_without_data, json.loads)
+        collections: list[CollectionRow] = []
+
+        async def read(part: Sequence[str]) -> None:
+            only = {"key": {"any_": list(part)}}
+            async for page in self._pages("/artifacts/latest/filter", only, "KEY_ASC", load=json.loads):
+                collections.extend(map(read_collection_row, page))
+
+        await self._in_parts(keys, read)
+        return Copies(versions, collections)
+
+    async def existing(self, ids: Sequence[UUID]) -> AbstractSet[UUID]:
+        """Return those of the versions that exist."""
+        return {version.id for version in await self.versions(ids)}
 
     async def all_exist(self, ids: Sequence[UUID]) -> bool:
         """Return whether all versions `ids` still exist."""

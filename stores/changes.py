@@ -42,12 +42,14 @@ class KeyDeletion:
         mark: The state of its versions when they were judged.
         ids: The versions to delete; the latest among them only if they are all versions of the key.
         is_last: Whether no further deletion of the same key follows.
+        states: The states of the versions as they were archived; None if they need not be.
     """
 
     collection: ArtifactCollection
     mark: Mark
     ids: Sequence[UUID]
     is_last: bool
+    states: Mapping[UUID, object] | None = None
 
     @property
     def key(self) -> str:
@@ -79,8 +81,9 @@ class Changes(Queries):
     async def delete_unchanged(self, deletions: Sequence[KeyDeletion]) -> dict[str, Mark | None]:
         """Delete stale versions of several keys.
 
-        A key is passed over if it has changed since it was judged, if another transaction is changing it, or if a run that
-        wrote one of its versions has not finished: an idle key, all of which is to go, need not be idle any more.
+        A key is passed over if it has changed since it was judged, or one of the versions since it was archived; if another
+        transaction is changing it; or if a run that wrote one of its versions has not finished: an idle key, all of which is
+        to go, need not be idle any more.
 
         Args:
             deletions: At most one for each key.
@@ -96,6 +99,8 @@ class Changes(Queries):
         )
         unchanged = {key: state.mark for key, state in states.items() if running.keys().isdisjoint(state.runs)}
         going = [each for each in deletions if each.collection in locked and unchanged.get(each.key) == each.mark]
+        archived = await self.states([version_id for each in going if each.states is not None for version_id in each.ids])
+        going = [each for each in going if each.states is None or each.states.items() <= archived.items()]
         emptied = [each.key for each in going if len(each.ids) == each.mark[0]]
         await self.delete([version_id for each in going for version_id in each.ids], [each.key for each in going], emptied)
         left = await self._states([each.key for each in going if not each.is_last])

@@ -216,15 +216,15 @@ class Connection:
         """Send a POST request and return the JSON of its answer."""
         return self.json(await self.request("POST", path, body))
 
-    def json(self, response: httpx.Response) -> Any:  # noqa: ANN401 - JSON
-        """Read a response as JSON.
+    def json(self, response: httpx.Response, load: Callable[[bytes], Any] = orjson.loads) -> Any:  # noqa: ANN401 - JSON
+        """Read a response as JSON; the standard library's `load` reads more than orjson: lone surrogates, huge numbers.
 
         Raises:
             StoreError: The response is not JSON, such as the page of a proxy or of a user interface.
         """
         try:
-            return orjson.loads(response.content)
-        except orjson.JSONDecodeError as error:
+            return load(response.content)
+        except ValueError as error:
             raise self._no_prefect() from error
 
     async def now(self) -> datetime:

@@ -23,6 +23,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from collections.abc import Set as AbstractSet
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,7 +38,7 @@ from prefect_artifact_retention.stores.queries import IS_UNKEYED, Queries, count
 from prefect_artifact_retention.stores.schema import ARTIFACT
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
-from prefect_artifact_retention.stores.store import History
+from prefect_artifact_retention.stores.store import Copies, History
 from prefect_artifact_retention.stores.transactions import Transactions, open_engine
 
 MAX_READERS = 2
@@ -157,6 +158,17 @@ class DatabaseStore:
         for part in _slices(list(task_runs)):
             found |= await self.transactions.read(Queries.unfinished, (), part)
         return found
+
+    async def payloads(self, ids: Sequence[UUID], keys: Sequence[str] = (), *, with_data: bool = True) -> Copies:
+        """Read those of the versions that exist, with the texts of their JSON, and the rows of some collections.
+
+        One transaction reads all: whoever asks for less at a time needs less memory.
+        """
+        return await self.transactions.read(Queries.payloads, ids, keys, with_data=with_data)
+
+    async def existing(self, ids: Sequence[UUID]) -> AbstractSet[UUID]:
+        """Return those of the versions that exist."""
+        return await self.transactions.read(Queries.present, ARTIFACT.c.id, ids)
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
         """Return those of the keys whose collection names a latest version that does not exist, or a left-over placeholder."""

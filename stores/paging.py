@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
+import orjson
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores.connection import Connection, ListingTimedOutError, ResponseTooLargeError
 
@@ -85,6 +86,7 @@ class Paging:
         body_field: str = "artifacts",
         start: int = 0,
         unreadable: list[str | None] | None = None,
+        load: Callable[[bytes], Any] = orjson.loads,
     ) -> AsyncIterator[list[dict[str, Any]]]:
         """Page through a listing by offset, from row `start` on. The size of a page follows the bytes of the page before.
 
@@ -111,7 +113,7 @@ class Paging:
                 continue
             if response is None:
                 continue
-            rows = self._rows(response, path, limit)
+            rows = self._rows(response, path, limit, load)
             del response
             if rows:
                 last_key = rows[-1].get("key")
@@ -155,16 +157,24 @@ class Paging:
         """The rows to ask for in the next page."""
         return min(self._page_rows, self._max_page_rows)
 
-    def _rows(self, response: httpx.Response, path: str, limit: int) -> list[dict[str, Any]]:
+    def _rows(
+        self, response: httpx.Response, path: str, limit: int, load: Callable[[bytes], Any] = orjson.loads
+    ) -> list[dict[str, Any]]:
         """Read the rows of a page that was asked for with a limit, and adapt the size of the next page to their size."""
-        rows = self.connection.json(response)
+        rows = self.connection.json(response, load)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise StoreError(f"{self.connection.address} answers {path} with something else than a list of rows")
         row_bytes = len(response.content) // max(1, len(rows))
         self._page_rows = max(1, min(TARGET_PAGE_BYTES // max(1, row_bytes), limit * 4))
         return rows
 
-    async def _existing(self, kind: str, ids: Iterable[UUID], read: Callable[[Mapping[str, Any]], Item]) -> list[Item]:
+    async def _existing(
+        self,
+        kind: str,
+        ids: Iterable[UUID],
+        read: Callable[[Mapping[str, Any]], Item],
+        load: Callable[[bytes], Any] = orjson.loads,
+    ) -> list[Item]:
         """Read those rows that exist.
 
         Rows that are deleted during the listing shift its pages and hide others, and a run that was skipped would be taken for
@@ -175,7 +185,7 @@ class Paging:
         async def find(part: Sequence[UUID]) -> None:
             missing = set(part)
             for _attempt in range(3):
-                async for page in self._pages(f"/{kind}/filter", any_of(missing), "ID_DESC", body_field=kind):
+                async for page in self._pages(f"/{kind}/filter", any_of(missing), "ID_DESC", body_field=kind, load=load):
                     rows = {UUID(row["id"]): row for row in page}
                     found.extend([read(rows[row_id]) for row_id in rows.keys() & missing])
                     missing -= rows.keys()

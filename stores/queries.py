@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from math import isinf
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from prefect_artifact_retention.policies import Version
+from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD
 from prefect_artifact_retention.policies.model import RESULT, Versions
+from prefect_artifact_retention.stores.archive.model import CollectionRow
 from prefect_artifact_retention.stores.ids import read_ids
 from prefect_artifact_retention.stores.rows import NO_METADATA, TERMINAL_STATE_TYPES, control_metadata
 from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, FLOW_RUN, TASK_RUN, read_times
-from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, History
+from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Copies, History, StoredVersion
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 METADATA_ROWS_PER_FETCH = 1_000
 """Rows with metadata read at a time; more take more memory, as metadata may be large."""
+
+NULL_BYTES = 4
+"""The size of data that is NULL: that of a null as JSON."""
 
 METADATA_WORD = "retention"
 """What the names of all metadata entries that control retention contain, in lower or upper case."""
@@ -52,6 +57,17 @@ _CONTENT: sa.ColumnElement[int] = sa.literal_column(
 one, and its metadata, which somebody may change by hand and leave the dates as they are. A VACUUM may number the rows anew:
 then a key passes for changed."""
 
+_STATES: Mapping[bool, sa.ColumnElement[Any]] = {
+    False: sa.literal_column("artifact.xmin::text", sa.String),
+    True: sa.literal_column(
+        f"({_CONTENT}) || ' ' || python_hash(ifnull(artifact.data, '') || '') "
+        "|| ' ' || python_hash(ifnull(artifact.description, ''))",
+        sa.String,
+    ),
+}
+"""What differs once a row has changed, in PostgreSQL and, where the key is true, in SQLite. Unlike a fingerprint, it is not
+summed over many rows, and it is for few of them: so in SQLite, it covers the data, too."""
+
 _FEWER_BITS = 24
 """Bits dropped from a hash: the sum over a million versions must fit into 64 bits, or SQLite fails."""
 
@@ -65,6 +81,7 @@ class Queries:
         self.connection = connection
         self.is_sqlite = connection.dialect.name == "sqlite"
         self.fingerprint = _CONTENT if self.is_sqlite else _WRITER
+        self.state = _STATES[self.is_sqlite]
 
     async def scalar(self, query: sa.Executable) -> Any:  # noqa: ANN401 - whatever is asked for
         """Return the first value of the first row."""
@@ -121,6 +138,30 @@ class Queries:
             _read_version(row) for row in await self.all(self._versions().where(self.among(ARTIFACT.c.id, ids), IS_UNKEYED))
         ]
 
+    async def payloads(self, ids: Collection[UUID], keys: Collection[str], *, with_data: bool) -> Copies:
+        """Read those of the versions that exist, with the texts of their JSON as the database has them, and collections."""
+        c = ARTIFACT.c
+        columns = (c.id, c.flow_run_id, c.task_run_id, c.key, c.type)
+        texts = c.description, *map(self._json_text, (c.data, c.metadata_))
+        description, data, metadata = texts if with_data else [sa.null()] * len(texts)
+        size = sa.null() if with_data else self._size()
+        query = sa.select(*columns, description, c.created, c.updated, data, metadata, size, self.state)
+        rows = await self.all(query.where(self.among(c.id, ids)))
+        return Copies([_read_stored(row) for row in rows], await self.collection_rows(keys))
+
+    async def collection_rows(self, keys: Collection[str]) -> list[CollectionRow]:
+        """Read what collections have that is no copy of their latest version."""
+        if not keys:
+            return []
+        names = CollectionRow.model_fields
+        rows = await self.all(sa.select(*(COLLECTION.c[name] for name in names)).where(self.among(COLLECTION.c.key, keys)))
+        return [CollectionRow(**dict(zip(names, row, strict=True))) for row in rows]
+
+    async def states(self, ids: Collection[UUID]) -> Mapping[UUID, object]:
+        """Read what tells whether versions were changed since they were read by `payloads`."""
+        rows = await self.all(sa.select(ARTIFACT.c.id, self.state).where(self.among(ARTIFACT.c.id, ids))) if ids else ()
+        return {row[0]: row[1] for row in rows}
+
     async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
         """Return those of the runs that exist and are not in a terminal state, with the times of their creation."""
         found: dict[UUID, datetime] = {}
@@ -163,7 +204,7 @@ class Queries:
     def bytes(self, column: sa.Column[Any]) -> sa.ColumnElement[int]:
         """The length of a column of JSON; without a value, that of a null."""
         length = sa.func.length(sa.cast(column, sa.BLOB)) if self.is_sqlite else sa.func.octet_length(sa.cast(column, sa.Text))
-        return sa.func.coalesce(length, 4)
+        return sa.func.coalesce(length, NULL_BYTES)
 
     def listed(self, column: sa.ColumnElement[Any]) -> sa.Function[Any]:
         """Aggregate the values of a column into a list, in the same order as the other columns."""
@@ -177,16 +218,19 @@ class Queries:
 
     def _plain_columns(self) -> tuple[sa.ColumnElement[Any], ...]:
         """The fields of `Version`, in its order, without the key and the metadata."""
+        c = ARTIFACT.c
+        return (*(c.id, c.created, c.updated, c.type), self._size(), *(c.flow_run_id, c.task_run_id))
+
+    def _size(self) -> sa.ColumnElement[Any]:
         size = self.bytes(ARTIFACT.c.data)
         if self.is_sqlite:
             # SQLite stores a bare number as a number, and prints fractions differently from Python.
             size = sa.case((sa.func.typeof(ARTIFACT.c.data) == "real", sa.func.python_length(ARTIFACT.c.data)), else_=size)
-        c = ARTIFACT.c
-        return (
-            *(c.id, c.created, c.updated, c.type),
-            sa.type_coerce(size, sa.types.NullType()),
-            *(c.flow_run_id, c.task_run_id),
-        )
+        return sa.type_coerce(size, sa.types.NullType())
+
+    def _json_text(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """The text of a column of JSON; in SQLite the value, which may be a number, and prints differently there."""
+        return sa.type_coerce(column, sa.types.NullType()) if self.is_sqlite else sa.cast(column, sa.Text)
 
     def _control_text(self) -> sa.ColumnElement[str | None]:
         """The metadata as text if it may have retention entries, else NULL."""
@@ -234,6 +278,26 @@ def _read_version(row: Sequence[Any]) -> Version:
     """Read a row of `Queries._versions`."""
     *columns, metadata = row
     return Version._make((*columns, _control(metadata)))
+
+
+def _read_stored(row: Sequence[Any]) -> StoredVersion:
+    """Read a row of `Queries.payloads`."""
+    stored = StoredVersion(*row)
+    text = _text(stored.data)
+    size = stored.size or (NULL_BYTES if text is None else len(text.encode()))
+    return stored._replace(data=text, metadata=_text(stored.metadata), size=size)
+
+
+def _text(value: str | float | None) -> str | None:
+    """Return JSON as text; a number, which only SQLite has instead, as Python writes it, and SQLite reads the same again."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, float) and isinf(value):
+        return "1e999" if value > 0 else "-1e999"
+    try:
+        return json.dumps(value)
+    except TypeError:
+        raise StoreError("the database has bytes where JSON should be") from None
 
 
 def _control(metadata: str | None) -> Mapping[str, str]:

@@ -16,7 +16,8 @@ from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.control import HOLD, select_control
 from prefect_artifact_retention.policies.model import Versions
-from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection
+from prefect_artifact_retention.stores.archive.model import CollectionRow
+from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection, StoredVersion
 
 TESTED_VERSIONS = ((3, 8), (3, 9))
 """The oldest and the newest Prefect that this package is tested with (`make test-compat`)."""
@@ -122,6 +123,42 @@ def read_version(row: Mapping[str, Any]) -> Version:
     """Read a version, with the size of its data instead of the data."""
     version_id, *others = (column[0] for column in read_columns([row]))
     return Version(version_id, row["key"], *others)
+
+
+@_as_known
+def read_stored(row: Mapping[str, Any]) -> StoredVersion:
+    """Read a version with its payload. Its state is what a check compares."""
+    version = read_version(row)
+    return StoredVersion(
+        id=version.id,
+        flow_run_id=version.flow_run_id,
+        task_run_id=version.task_run_id,
+        key=version.key,
+        type=version.type,
+        description=row["description"],
+        created=version.created,
+        updated=version.updated,
+        data=json.dumps(row["data"]),
+        metadata=json.dumps(row_metadata(row)),
+        size=version.size,
+        state=state_of(version),
+    )
+
+
+def read_without_data(row: Mapping[str, Any]) -> StoredVersion:
+    """Read a version without what the ledger does not have of it."""
+    return read_stored(row)._replace(data=None, metadata=None, description=None)
+
+
+@_as_known
+def read_collection_row(row: Mapping[str, Any]) -> CollectionRow:
+    """Read what a collection has that is no copy of its latest version."""
+    return CollectionRow(**{name: row[name] for name in CollectionRow.model_fields})
+
+
+def state_of(version: Version) -> object:
+    """Return what shows that a version has changed: the server dates each update, and what somebody does by hand seldom."""
+    return version.updated, version.size, dict(version.metadata)
 
 
 def row_metadata(row: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.model import Versions
+from prefect_artifact_retention.stores.archive.model import CollectionRow
 
 PLACEHOLDER_OF = "artifact-retention-copy-of"
 """Metadata entry of a placeholder: a version that a repair posts and deletes at once, so that the server names a new latest
@@ -56,6 +58,38 @@ class History:
     complete: bool = True
     error: str = ""
     mark: Mark | None = None
+
+
+class StoredVersion(NamedTuple):
+    """A version with all that a store has of it, for the archive.
+
+    Attributes:
+        id: Its id, and so on: the columns of the table.
+        data: The text of its data as JSON; None for SQL's NULL, and if it was not asked for.
+        metadata: The text of its metadata, likewise; and its description.
+        size: The bytes of its data.
+        state: Differs once the version is changed. Of two states, only whether they are equal means anything.
+    """
+
+    id: UUID
+    flow_run_id: UUID | None
+    task_run_id: UUID | None
+    key: str | None
+    type: str | None
+    description: str | None
+    created: datetime
+    updated: datetime
+    data: str | None
+    metadata: str | None
+    size: int
+    state: object
+
+
+class Copies(NamedTuple):
+    """What was read for the archive: versions, and the rows of collections."""
+
+    versions: Sequence[StoredVersion]
+    collections: Sequence[CollectionRow]
 
 
 class OutdatedCheckError(StoreError):
@@ -113,6 +147,20 @@ class Store(RunReader, Protocol):
             expected: What `count_unkeyed` returned.
             unreadable: An item is appended for each artifact that the server fails to show.
         """
+        ...
+
+    async def payloads(self, ids: Sequence[UUID], keys: Sequence[str] = (), *, with_data: bool = True) -> Copies:
+        """Read those of the versions that exist, with their payloads, and the rows of some collections.
+
+        Args:
+            ids: The versions, no more than fit into memory.
+            keys: The keys of the collections.
+            with_data: Whether to read data, metadata and descriptions.
+        """
+        ...
+
+    async def existing(self, ids: Sequence[UUID]) -> AbstractSet[UUID]:
+        """Return those of the versions that exist."""
         ...
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:

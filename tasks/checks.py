@@ -77,8 +77,7 @@ class Pruning:
     def settle(self, run: Run, checked: AbstractSet[UUID], gone: AbstractSet[UUID], stale: AbstractSet[UUID]) -> None:
         """Count what a check of some of its versions has shown: which are gone, and which are still stale."""
         report, ours = self.plan.report, self.unanswered.keys() & gone
-        report.deleted += len(ours)
-        report.bytes_freed += sum(self.unanswered[version_id] for version_id in ours)
+        report.add_deleted(list(ours), sum(self.unanswered[version_id] for version_id in ours))
         report.already_gone += len(gone) - len(ours)
         report.spared += len(checked - gone - stale)
         run.return_deletions(len(self.unanswered) - len(ours))

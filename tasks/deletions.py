@@ -66,8 +66,8 @@ async def send(run: Run, store: ApiStore, key: Pruning, versions: Sequence[Versi
             failures.append(error)
             return
         del key.pending[version.id]
-        report.deleted += is_ours
-        report.bytes_freed += is_ours * version.size
+        if is_ours:
+            report.add_deleted([version.id], version.size)
         report.already_gone += not is_ours
         await run.notify_deletion()
 

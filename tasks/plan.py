@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import aclosing, contextmanager
 from datetime import datetime, timedelta
-from itertools import chain
+from itertools import chain, repeat
 from typing import NamedTuple
 from uuid import UUID
 
@@ -204,7 +205,7 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
     The listing ends with the time for planning; the plan has what was found stale by then.
     """
     plan = KeyPlan(None, policy, [], KeyReport(key=None, policy=policy.name))
-    stale: dict[UUID, tuple[datetime, int]] = {}
+    stale: dict[UUID, tuple[datetime, int, int]] = {}
     unreadable: list[str | None] = []
     seen: set[UUID] = set()
     expected = await run.store.count_unkeyed()
@@ -216,8 +217,9 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
             for judgement in await judge_unkeyed(run, new, policy):
                 _count(run, plan.report, policy, judgement)
                 these = judgement.versions
-                for index in judgement.stale:
-                    stale[these.ids[index]] = these.created[index], these.sizes[index]
+                verdicts = _verdicts(run, policy, judgement, judgement.stale) or repeat(0)
+                for index, verdict in zip(judgement.stale, verdicts, strict=False):
+                    stale[these.ids[index]] = these.created[index], these.sizes[index], verdict
             is_partial = len(seen) + len(unreadable) < expected
             if stale and is_partial and not run.has_planning_time():
                 run.report.outcome = "unfinished"
@@ -229,6 +231,7 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
                 run.report.warn("artifacts without a key were deleted meanwhile; some may have to wait for the next run")
     plan.stale = Ids(sorted(stale, key=lambda version_id: stale[version_id]))
     plan.sizes = array("q", (stale[version_id][1] for version_id in plan.stale))
+    plan.verdicts = array("L", (stale[version_id][2] for version_id in plan.stale) if run.archive else ())
     if unreadable:
         plan.report.error = f"{count(len(unreadable), 'artifact')} left alone, because the server fails to show them (500)"
     run.report.key_reports.append(plan.report)
@@ -354,11 +357,19 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
             collection=collection,
             mark=history.mark,
             takes_successor=any(not verdict.keep for verdict in judgement[1:2]),
+            verdicts=_verdicts(run, policy, judgement, stale),
         )
         run.add_plan(plan)
     if judgement.is_dangling:
         run.dangling.add(history.key)
         run.report.warn(f"{label(history.key)}: nothing deleted, because {judgement[0].reasons[0]}")
+
+
+def _verdicts(run: Run, policy: RetentionPolicy, judgement: Judgement, stale: Iterable[int]) -> array[int]:
+    """Return where the reasons of stale versions are in the archive of the run, if it has one."""
+    if not run.archive or policy is OWN_POLICY:
+        return array("L")
+    return array("L", (run.archive.index_of(judgement.why(index)) for index in stale))
 
 
 def _count(run: Run, report: KeyReport, policy: RetentionPolicy, judgement: Judgement) -> None:
@@ -377,9 +388,13 @@ def _count(run: Run, report: KeyReport, policy: RetentionPolicy, judgement: Judg
     if "unreadable" in kept_by:
         for verdict in judgement:
             _warn_of_unreadable(run, report, verdict)
+    if stale:
+        stale_by = judgement.rules(keep=False)
+        report.stale_by = dict(Counter(report.stale_by) + stale_by)
+        if report.policy != OWN_POLICY.name:
+            run.condemned_by.add(judgement, stale_by, keep=False)
     if report.policy != OWN_POLICY.name:
         run.kept_by.add(judgement, kept_by, keep=True)
-        run.condemned_by.add(judgement, judgement.rules(keep=False), keep=False)
 
 
 def future_warning(run: Run, judgement: Judgement) -> str:

@@ -67,7 +67,7 @@ async def prune_through_api(run: Run, store: ApiStore) -> None:
         groups = pack(plans, run.limits.max_task_runs)
         await for_each(groups, partial(_prune_group, pruner), run.at_once(MAX_CONCURRENT_GROUPS))
     if own := [plan for plan in run.own_plans if plan.stale]:
-        with run.without_budgets():
+        with run.housekeeping():
             await _prune_group(pruner, own)
 
 

@@ -6,15 +6,18 @@ such a transaction passes over (it has changed, somebody has locked it, a run is
 long) gets one of its own, which waits for the lock, reads and judges the key under it, and deletes some of what is stale
 still; what is left goes on in batches. Artifacts without a key, of which none depends on another, are judged anew in each
 transaction.
+
+With an archive, what a transaction may delete is archived before it, and the transaction deletes only rows that are as they
+were archived. While one transaction deletes, the next versions are archived.
 """
 
 from __future__ import annotations
 
 import asyncio
-from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from uuid import UUID
 
@@ -25,6 +28,7 @@ from prefect_artifact_retention.stores.connection import shielded
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.store import Collection, Mark
 from prefect_artifact_retention.stores.transactions import BusyError, LostConnectionError, SlowError
+from prefect_artifact_retention.tasks.archiving import archive
 from prefect_artifact_retention.tasks.holds import refresh_holds
 from prefect_artifact_retention.tasks.plan import judge_all, judge_unkeyed, subject
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
@@ -43,6 +47,9 @@ counts later."""
 SMALLER = 10
 """After a transaction that took too long, the next one has so many times fewer versions; then twice as many each time."""
 
+MAX_ARCHIVING_ATTEMPTS = 5
+"""How often in a row what was archived of a key may have changed before it could be deleted, until the key fails."""
+
 MAX_FAILURES = 15
 MAX_FAILURES_OF_SQLITE = 2
 """Locks in a row that are not granted in time, after which a run gives up: the table may be locked, and so is all of SQLite.
@@ -57,18 +64,20 @@ class _Settled:
     """What one transaction has settled of the versions of a plan.
 
     Attributes:
+        number: How many of the first of them it was about.
         deleted: The sizes of those deleted, by id.
-        left: Those that are still to be deleted, in their order.
-        sizes: The sizes of those left.
+        left: Those of the number that are still to be deleted, in their order.
+        changed: Those of them that must be archived anew.
         gone: How many no longer exist.
         spared: How many are to be kept by now.
         collection: The collection of the key.
         mark: The mark of the key; None if no version of it is left.
     """
 
+    number: int
     deleted: Mapping[UUID, int]
     left: Sequence[UUID]
-    sizes: Sequence[int]
+    changed: Sequence[UUID]
     gone: int
     spared: int
     collection: Collection | None = None
@@ -91,7 +100,7 @@ async def prune_in_database(run: Run, store: DatabaseStore) -> None:
                 await pruner.prune_unkeyed(plan)
         else:
             await pruner.prune(list(plans))
-    with run.without_budgets():
+    with run.housekeeping():
         await pruner.prune(run.own_plans)
 
 
@@ -144,28 +153,44 @@ class _Pruner:
     async def _prune_unchanged(self, batch: Batch) -> list[KeyPlan]:
         """Delete what a batch has of keys that have not changed. Return the plans of the others."""
         run, store = self.run, self.store
-        run.is_unsettled |= any(plan.takes_successor and deletion.is_last for plan, deletion in batch.values())
         deletions = [deletion for _plan, deletion in batch.values()]
+        if run.archive:
+            candidates = [each for plan, deletion in batch.values() for each in plan.candidates(len(deletion.ids))]
+            try:
+                if not await archive(run, candidates) or not await self._refresh_holds():
+                    return []
+            except LostConnectionError:
+                raise
+            except StoreError as error:
+                # A single version may be why: each key finds out for itself.
+                self._shrink_if_slow(error, len(candidates))
+                return [plan for plan, _deletion in batch.values()]
+            # It took a while, in which keys may have been put on hold.
+            deletions = [replace(each, states=run.archive.states(each.ids)) for each in deletions if not run.hold_on(each.key)]
+        run.is_unsettled |= any(plan.takes_successor and deletion.is_last for plan, deletion in batch.values())
+        ids = [version_id for each in deletions for version_id in each.ids]
 
         async def delete() -> Mapping[str, Mark | None]:
             marks = await store.transactions.write(Changes.delete_unchanged, deletions)
             for key, mark in marks.items():
                 plan, deletion = batch[key]
                 number = len(deletion.ids)
-                _account(run, plan, plan.sizes[:number])
-                plan.stale, plan.sizes, plan.mark = plan.stale[number:], plan.sizes[number:], mark
+                _account(run, plan, deletion.ids, plan.sizes[:number])
+                plan.drop(number)
+                plan.mark = mark
             return marks
 
         run.touched.update(batch)
         marks: Mapping[str, Mark | None] = {}
         try:
             # Shielded together with its accounting, so that a deletion is counted even if the run is cancelled meanwhile.
-            marks = await shielded(delete())
+            with run.archive.doubting(ids) if run.archive else nullcontext():
+                marks = await shielded(delete())
         except LostConnectionError:
             raise
         except StoreError as error:
             # It may have met a lock, have taken too long, or been refused for a single version: each key finds out for itself.
-            self._shrink_if_slow(error, sum(len(each.ids) for each in deletions))
+            self._shrink_if_slow(error, len(ids))
         await self._end([version_id for each in deletions if each.key in marks for version_id in each.ids])
         return [plan for key, (plan, _deletion) in batch.items() if key not in marks]
 
@@ -179,20 +204,28 @@ class _Pruner:
 
         A failure is recorded in the report of the key.
         """
-        if not await self._refresh_holds() or not (number := int(min(self.limit, self.run.room(), len(plan.stale)))):
+        run = self.run
+        if not await self._refresh_holds() or not (number := int(min(self.limit, run.room(), len(plan.stale)))):
             return
         settle = _settle_unkeyed if plan.key is None else _settle_key
 
-        async def delete() -> Sequence[UUID]:
-            settled = await self.store.transactions.write(settle, self.run, plan, number)
-            _record(self.run, plan, settled)
-            return list(settled.deleted)
+        async def delete() -> _Settled:
+            settled = await self.store.transactions.write(settle, run, plan, number)
+            _record(run, plan, settled)
+            return settled
 
         if plan.key is not None:
-            self.run.touched.add(plan.key)
+            run.touched.add(plan.key)
         deleted: Sequence[UUID] = ()
         try:
-            deleted = await shielded(delete())
+            if run.archive:
+                number = _fitting(plan.sizes[:number], MAX_TRANSACTION_BYTES, at_least=1)
+                if not await archive(run, plan.candidates(number)) or not await self._refresh_holds():
+                    return
+            with run.archive.doubting(plan.stale) if run.archive else nullcontext():
+                settled = await shielded(delete())
+            deleted = list(settled.deleted)
+            self._count_attempt(plan, settled)
         except LostConnectionError:
             raise
         except StoreError as error:
@@ -204,6 +237,12 @@ class _Pruner:
                 self.limit = max(1, number // SMALLER)
         await self._end(deleted)
 
+    def _count_attempt(self, plan: KeyPlan, settled: _Settled) -> None:
+        """Fail a key of which nothing can be deleted, because what was archived has changed each time."""
+        plan.attempts = 0 if settled.deleted else plan.attempts + bool(settled.changed)
+        if plan.attempts == MAX_ARCHIVING_ATTEMPTS:
+            self._fail(plan, len(settled.changed), StoreError("its versions change faster than they can be archived"))
+
     def _shrink_if_slow(self, error: StoreError, number: int) -> None:
         """Delete less at a time from now on, if a transaction that was to delete `number` versions took too long."""
         if isinstance(error, SlowError):
@@ -214,7 +253,7 @@ class _Pruner:
         """Record that a key, or a single artifact without a key, could not be pruned, and go on with the next one."""
         plan.report.failed += number
         plan.report.error = str(error)
-        plan.stale, plan.sizes = ((), ()) if plan.key is not None else (plan.stale[1:], plan.sizes[1:])
+        plan.drop(len(plan.stale) if plan.key is not None else number)
         # A try counts as a deletion: with many in vain, the time budget would never be over.
         self.run.deletions_started += 1
         # Of what the database refuses, by contrast, each takes a moment only.
@@ -250,7 +289,7 @@ def _next_batch(run: Run, pending: list[KeyPlan], room: int) -> Batch:
         if run.hold_on(plan.key):
             pending.pop()
             plan.report.spared += len(plan.stale)
-            plan.stale, plan.sizes = (), ()
+            plan.drop(len(plan.stale))
             continue
         number = _fitting(plan.sizes[:room], space, at_least=0 if batch else 1)
         if not number:
@@ -290,18 +329,23 @@ async def _settle_key(changes: Changes, run: Run, plan: KeyPlan, number: int) ->
             run.dangling.add(key)
         newest_first = (judgement.versions.ids[index] for index in judgement.stale)
         stale = [version_id for version_id in newest_first if version_id in sizes][::-1]
-    going = stale[: _fitting([sizes[version_id] for version_id in stale[:number]], MAX_TRANSACTION_BYTES, at_least=1)]
+    ready, changed = await _as_archived(changes, run, stale)
+    going = ready[: _fitting([sizes[version_id] for version_id in ready[:number]], MAX_TRANSACTION_BYTES, at_least=1)]
     is_whole = len(going) == len(history.versions)
     if going and not is_whole and going[-1] == collections[0].latest_id:
-        # Another version has come, or was not in the plan.
-        stale.remove(going.pop())
+        latest_id = going.pop()
+        if len(stale) < len(history.versions):
+            # Another version has come, or was not in the plan.
+            stale.remove(latest_id)
     await changes.delete(going, [key], [key] if is_whole else [])
-    left = stale[len(going) :]
+    deleted = {version_id: sizes[version_id] for version_id in going}
+    left = [version_id for version_id in stale if version_id not in deleted]
     gone = len(sizes.keys() - set(history.versions.ids))
     return _Settled(
-        deleted={version_id: sizes[version_id] for version_id in going},
+        number=len(plan.stale),
+        deleted=deleted,
         left=left,
-        sizes=[sizes[version_id] for version_id in left],
+        changed=changed,
         gone=gone,
         spared=len(sizes) - len(stale) - gone,
         collection=collections[0] if collections else None,
@@ -315,31 +359,50 @@ async def _settle_unkeyed(changes: Changes, run: Run, plan: KeyPlan, number: int
     sizes = dict(zip(plan.stale[:number], plan.sizes[:number], strict=True))
     versions = await changes.unkeyed_versions(list(sizes))
     judgements = await judge_unkeyed(run, versions, plan.policy, changes)
-    going = {judgement.versions.ids[index] for judgement in judgements for index in judgement.stale}
-    await changes.delete_unkeyed(going)
+    stale = {judgement.versions.ids[index] for judgement in judgements for index in judgement.stale}
+    ready, changed = await _as_archived(changes, run, [version_id for version_id in sizes if version_id in stale])
+    await changes.delete_unkeyed(ready)
     return _Settled(
-        deleted={version_id: sizes[version_id] for version_id in going},
-        left=plan.stale[number:],
-        sizes=plan.sizes[number:],
+        number=number,
+        deleted={version_id: sizes[version_id] for version_id in ready},
+        left=changed,
+        changed=changed,
         gone=len(sizes) - len(versions),
-        spared=len(versions) - len(going),
+        spared=len(versions) - len(stale),
     )
+
+
+async def _as_archived(changes: Changes, run: Run, ids: list[UUID]) -> tuple[list[UUID], list[UUID]]:
+    """Return those of the versions that may be deleted, and those that have changed since they were archived.
+
+    What is not archived yet is neither.
+    """
+    if not run.archive:
+        return ids, []
+    archived = {version_id: state for version_id, state in run.archive.states(ids).items() if state is not None}
+    now = await changes.states(archived)
+    ready = [version_id for version_id in archived if now.get(version_id) == archived[version_id]]
+    return ready, [version_id for version_id in archived if now.get(version_id) != archived[version_id]]
 
 
 def _record(run: Run, plan: KeyPlan, settled: _Settled) -> None:
     """Record in the report and in the plan what a transaction has settled, once it is committed."""
     plan.report.already_gone += settled.gone
     plan.report.spared += settled.spared
-    _account(run, plan, list(settled.deleted.values()))
-    plan.stale, plan.sizes = settled.left, array("q", settled.sizes)
+    _account(run, plan, list(settled.deleted), list(settled.deleted.values()))
+    if run.archive:
+        left = {*settled.left}.difference(settled.changed)
+        run.archive.spare(version_id for version_id in plan.stale[: settled.number] if version_id not in left)
+    plan.drop(settled.number, kept=settled.left)
     plan.collection, plan.mark = settled.collection, settled.mark
 
 
-def _account(run: Run, plan: KeyPlan, sizes: Sequence[int]) -> None:
-    plan.report.deleted += len(sizes)
-    plan.report.bytes_freed += sum(sizes)
-    run.deletions_started += len(sizes)
-    run.deletions_settled += len(sizes)
+def _account(run: Run, plan: KeyPlan, ids: Sequence[UUID], sizes: Sequence[int]) -> None:
+    plan.report.add_deleted(ids, sum(sizes))
+    run.deletions_started += len(ids)
+    run.deletions_settled += len(ids)
+    if run.archive:
+        run.archive.add_deleted(ids)
 
 
 prune_in_database_task = as_task(prune_in_database, "prune")

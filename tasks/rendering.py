@@ -117,6 +117,7 @@ def markdown(report: CleanupReport, *, links: Mapping[str, str] = NO_LINKS, pict
 def _details(report: CleanupReport) -> Iterable[str]:
     return (
         _totals(report),
+        _archive(report),
         _keys(report),
         _policies(report),
         _holds(report),
@@ -164,6 +165,14 @@ def _totals(report: CleanupReport) -> str:
     table = pipe_table(("Total", "Versions"), rows)
     is_held = report.events_purged is None and (report.planned if report.mode == "preview" else report.deleted)
     return f"{table}\n\n{HELD_BY_EVENTS}" if is_held else table
+
+
+def _archive(report: CleanupReport) -> str:
+    if not (archive := report.archive) or not archive.versions:
+        return ""
+    files = f"{count(archive.parts, 'file')} ({size(archive.bytes)}) of {escape(archive.url)}"
+    text = f"## Archive\n\n{count(archive.versions, 'version')} archived in {files} before they were deleted."
+    return f"{text} `{archive.restore}` brings them back." if archive.restore else text
 
 
 def _policies(report: CleanupReport) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal
+from uuid import UUID
 
 from prefect_artifact_retention.policies import RetentionError
 from pydantic import BaseModel, Field, computed_field
@@ -38,7 +39,18 @@ class KeyReport(BaseModel):
     bytes_seen: int = Field(default=0, description="Bytes of the data of the versions evaluated.")
     bytes: int = Field(default=0, description="Bytes of the stale versions' data.")
     bytes_freed: int = Field(default=0, description="Bytes of the deleted versions' data.")
+    stale_by: dict[str, int] = Field(default={}, description="How many stale versions there are by each rule.")
+    first_deleted: UUID | None = Field(default=None, description="The version that was deleted first.")
+    last_deleted: UUID | None = Field(default=None, description="The version that was deleted last.")
     error: str = Field(default="", description="What went wrong with this key.")
+
+    def add_deleted(self, ids: Sequence[UUID], size: int) -> None:
+        """Count versions that this run has deleted, in their order, and the bytes of their data."""
+        if ids:
+            self.deleted += len(ids)
+            self.bytes_freed += size
+            self.first_deleted = self.first_deleted or ids[0]
+            self.last_deleted = ids[-1]
 
     @property
     def settled(self) -> int:
@@ -75,6 +87,17 @@ class RuleCount(BaseModel):
     example: str = Field(description="The reason that one of them was given.")
 
 
+class ArchiveReport(BaseModel):
+    """What a run has put into the archive before it deleted it."""
+
+    url: str = Field(description="The address of the archive, without credentials.")
+    payloads: bool = Field(description="Whether versions can be restored from it; without, it is a ledger.")
+    parts: int = Field(default=0, description="Files that this run has written there.")
+    versions: int = Field(default=0, description="Versions in them.")
+    bytes: int = Field(default=0, description="The size of these files.")
+    restore: str = Field(default="", description="The command that brings back what this run has deleted.")
+
+
 class CleanupReport(BaseModel):
     """The result of one run. Totals are sums over `key_reports`."""
 
@@ -105,6 +128,9 @@ class CleanupReport(BaseModel):
     )
     event_bytes_purged: int = Field(default=0, description="Bytes of what those events held.")
     repaired: list[str] = Field(default=[], description="Keys whose latest version had vanished and was posted again.")
+    archive: ArchiveReport | None = Field(
+        default=None, description="What was archived before it was deleted; null without an archive."
+    )
     notes: list[str] = Field(
         default=[],
         description="What the server deletes by itself, what that means for the policies, and what space on disk was freed.",

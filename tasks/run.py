@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -25,11 +26,12 @@ from prefect_artifact_retention.stores.holds import Holds
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from prefect_artifact_retention.stores.store import Mark, Store
+from prefect_artifact_retention.tasks.archive import Candidate, RunArchive
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, RuleCount
 
 LOGGER = logging.getLogger(__name__)
 
-Step = Literal["planning", "deleting"]
+Step = Literal["planning", "archiving", "deleting"]
 Listener = Callable[[Step, int, int], Awaitable[None]]
 """Called with the step, how much of it is done, and its total."""
 
@@ -50,12 +52,18 @@ class Limits:
         time_budget_minutes: The minutes after which the run stops; planning takes at most half of them.
         refuse_above_percent: The largest share of the versions of a policy that may be deleted unexpectedly.
         max_task_runs: The number of prune tasks; with more keys, each task prunes a group of them.
+        max_log_lines: The number of keys of which the log tells what was deleted.
+        archive_keep_days: The days after which the archive loses the data of versions.
+        ledger_keep_days: The days after which it loses what is left of them.
     """
 
     max_deletions: int = 0
     time_budget_minutes: float = 0
     refuse_above_percent: float = 0
     max_task_runs: int = 25
+    max_log_lines: int = 0
+    archive_keep_days: float = 0
+    ledger_keep_days: float = 0
 
 
 @dataclass(slots=True)
@@ -71,6 +79,8 @@ class KeyPlan:
         collection: The collection when it was judged.
         mark: The state of its versions when they were judged, if the store has marks.
         takes_successor: Whether the version behind the latest is stale.
+        verdicts: For each stale version, where its reasons are in the run's archive; empty without an archive.
+        attempts: How often versions of the key had changed once they were archived, with nothing deleted in between.
     """
 
     key: str | None
@@ -81,11 +91,31 @@ class KeyPlan:
     collection: ArtifactCollection | None = None
     mark: Mark | None = None
     takes_successor: bool = False
+    verdicts: Sequence[int] = ()
+    attempts: int = 0
 
     @property
     def remaining(self) -> int:
         """Stale versions that are still to be deleted."""
         return self.report.remaining
+
+    def candidates(self, number: int) -> Iterator[Candidate]:
+        """Return the first of the stale versions, as they are archived."""
+        latest_id = self.collection.latest_id if self.collection else None
+        some = zip(self.stale[:number], self.sizes[:number], self.verdicts[:number], strict=True)
+        return (Candidate(*each, self.policy.name, self.key if each[0] == latest_id else None) for each in some)
+
+    def drop(self, number: int, *, kept: Sequence[UUID] = ()) -> None:
+        """Go on without the first `number` of the stale versions, except some of them, in this order."""
+        before = self.stale[:number], self.sizes[:number], self.verdicts[:number]
+        self.stale, self.sizes, self.verdicts = self.stale[number:], self.sizes[number:], self.verdicts[number:]
+        if kept:
+            index = {version_id: place for place, version_id in enumerate(before[0])}
+            places = [index[version_id] for version_id in kept]
+            self.stale = [*kept, *self.stale]
+            self.sizes = array("q", [*(before[1][place] for place in places), *self.sizes])
+            if before[2]:
+                self.verdicts = array("L", [*(before[2][place] for place in places), *self.verdicts])
 
     @property
     def is_begun(self) -> bool:
@@ -139,6 +169,7 @@ class Run:
         planned_until: The key before which planning stopped; empty if it got to all of them.
         has_all_unkeyed: Whether planning did not stop in the middle of the artifacts without a key.
         is_unsettled: Whether a version behind a latest one was deleted, so that collections must be checked with a delay.
+        archive: What the run archives before it deletes; None without an archive.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of a run
@@ -151,6 +182,7 @@ class Run:
         limits: Limits,
         own_runs: Collection[UUID] = frozenset(),
         listeners: Sequence[Listener] = (),
+        archive: RunArchive | None = None,
     ) -> None:
         self.server = server
         self.store = store
@@ -158,6 +190,7 @@ class Run:
         self.report = report
         self.limits = limits
         self.own_runs = frozenset(own_runs)
+        self.archive = archive
         self.collections: list[ArtifactCollection] = []
         self.first_round = 0
         self.next_start: str | None = None
@@ -254,14 +287,17 @@ class Run:
             self.report.errors.append(reason)
 
     @contextmanager
-    def without_budgets(self) -> Iterator[None]:
-        """Delete outside the budgets: the package's own keys would use up small ones in every run."""
-        limits, started = self.limits, self.deletions_started
-        self.limits = replace(limits, max_deletions=0, time_budget_minutes=0)
+    def housekeeping(self) -> Iterator[None]:
+        """Delete outside the budgets and the archive: the package's own keys would use up small ones in every run.
+
+        Nobody wants the progress of last month's runs back.
+        """
+        limits, started, archive = self.limits, self.deletions_started, self.archive
+        self.limits, self.archive = replace(limits, max_deletions=0, time_budget_minutes=0), None
         try:
             yield
         finally:
-            self.limits, self.deletions_started = limits, started
+            self.limits, self.deletions_started, self.archive = limits, started, archive
 
     def find_next_start(self) -> str:
         """Return where the next delete run is to begin: with what this one has not reached; empty if it has reached all.
@@ -318,6 +354,10 @@ class Run:
         """Count a deletion as done, and notify every listener."""
         self.deletions_settled += 1
         await self.notify_deleting()
+
+    async def notify_archiving(self) -> None:
+        """Notify every listener that the run is archiving what it deletes next."""
+        await self.notify("archiving", self.deletions_settled, self.planned)
 
     async def notify_deleting(self) -> None:
         """Notify every listener that the run is active; it may read for long before the next deletion."""

@@ -101,7 +101,7 @@ class PartManifest(_Manifest):
     Attributes:
         name: The name of the part, without its folder and `.parquet`.
         run_id: The flow run that wrote it.
-        written_at: When, by the clock of the machine that wrote it.
+        written_at: When, by the clock of the machine that wrote it; of one that replaces others, when the last of them was.
         rows: The number of versions.
         bytes: The size of the file.
         sha256: The hash of the file, in hexadecimal digits.

@@ -1,0 +1,164 @@
+"""An archive: where versions are safe before they are deleted, and from where they come back.
+
+    ARCHIVE/data/RUN-ID-00001.parquet        a part: versions, written whole before it appears
+    ARCHIVE/manifests/RUN-ID-00001.json      by which that part counts, written after the part was read back
+    ARCHIVE/manifests/RUN-ID.json            what the run did in all
+    ARCHIVE/staging/                         what is being written
+
+Nothing is appended, replaced or renamed. What is in `data` or `staging` without a manifest does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+from uuid import uuid4
+
+from prefect_artifact_retention.policies import ConfigurationError
+from prefect_artifact_retention.stores.archive.location import DATA, MANIFESTS, STAGING, Location, open_location, write_synced
+from prefect_artifact_retention.stores.archive.manifests import (
+    PART_NAME,
+    check_place,
+    find_problems,
+    is_manifest_of_run,
+    is_run_name,
+    publish_manifest,
+    read_catalog,
+)
+from prefect_artifact_retention.stores.archive.model import (
+    ArchivedVersion,
+    ArchiveError,
+    CollectionRow,
+    LedgerQuery,
+    PartManifest,
+    RunManifest,
+)
+
+try:
+    from prefect_artifact_retention.stores.archive.pruning import PruneResult, prune_archive
+    from prefect_artifact_retention.stores.archive.reading import read_ledger, read_versions
+    from prefect_artifact_retention.stores.archive.writing import StagedPart, stage_part
+except ImportError as error:
+    raise ConfigurationError(
+        f"an archive needs the extra `archive`: pip install 'prefect-artifact-retention[archive]' ({error})"
+    ) from error
+
+EVERYTHING = LedgerQuery()
+
+
+class Archive:
+    """An archive in a folder or an object store. All methods block; whatever fails is an `ArchiveError`.
+
+    Attributes:
+        url: Where it is, without credentials.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self.url = location.url
+        self._location = location
+
+    def __repr__(self) -> str:
+        return f"Archive({self.url!r})"
+
+    def check_writable(self) -> None:
+        """Check that this is an archive or can become one, and that files can be written there: one that is removed again.
+
+        Raises:
+            ArchiveError: It cannot be written, is of a newer version of the format, or there is something else.
+        """
+        check_place(self._location)
+        name = f"{STAGING}/check-{uuid4().hex}"
+        with self._location.staging() as folder:
+            staged = folder / f"check-{uuid4().hex}"
+            try:
+                with self._location.doing(f"write {name}"):
+                    write_synced(staged, name.encode())
+                self._location.publish(staged, name)
+            finally:
+                staged.unlink(missing_ok=True)
+        read = self._location.read(name)
+        self._location.remove(name)
+        if read != name.encode():
+            raise ArchiveError(f"the archive {self.url}: a file is not read back as it was written")
+
+    def first_free_number(self, run_id: str) -> int:
+        """Return the number of the next part of a run: 1, or behind whatever an earlier attempt of it has left."""
+        self._location.prepare()
+        names = [name.rpartition(".")[0] for folder in (DATA, MANIFESTS) for name in self._location.names(folder)]
+        found = [part for name in names if (part := PART_NAME.fullmatch(name)) and part["run_id"] == run_id]
+        return max((int(part["number"]) for part in found), default=0) + 1
+
+    def stage(self, name: str, *, payloads: bool = True) -> AbstractContextManager[StagedPart]:
+        """Begin a part, which is published within the context, or not at all.
+
+        Args:
+            name: Its name: the id of the run, and a number of five digits: `RUN-ID-00001`.
+            payloads: Whether data, metadata and descriptions are written; without, it is a ledger only.
+        """
+        return stage_part(self._location, name, payloads=payloads)
+
+    def publish_run(self, manifest: RunManifest) -> None:
+        """Write what a run did in all. A run that is retried has one for each attempt."""
+        run_id = manifest.run_id
+        if not is_run_name(run_id):
+            raise ValueError(f"{run_id!r} cannot be the id of a run")
+        earlier = [name for name in self._location.names(MANIFESTS) if is_manifest_of_run(name, run_id)]
+        publish_manifest(self._location, f"{run_id}.{len(earlier) + 1}" if earlier else run_id, manifest)
+
+    def manifests(self) -> list[PartManifest]:
+        """Return the manifests of the parts that count, the oldest first.
+
+        Raises:
+            ArchiveError: One is of a newer version of the format, or cannot be read as meant.
+        """
+        return read_catalog(self._location).parts
+
+    def runs(self) -> list[RunManifest]:
+        """Return what each run said last, the oldest first."""
+        return [*read_catalog(self._location).runs]
+
+    def problems(self) -> list[str]:
+        """Return in words what is not as it should be: missing, damaged, left over, foreign."""
+        return find_problems(self._location)
+
+    def ledger(self, query: LedgerQuery = EVERYTHING) -> Any:  # noqa: ANN401 - a table of pyarrow, which has no types
+        """Read which versions were deleted, when and why: a row for each, of the last part that has it, oldest deletion first.
+
+        The columns are those of `ArchivedVersion` but for data, metadata and description, and `has_payload`, which says
+        whether these are in the archive. What a run archived and then did not delete is not among them.
+        """
+        return read_ledger(read_catalog(self._location), query)
+
+    def versions(self, query: LedgerQuery = EVERYTHING) -> Iterator[list[ArchivedVersion]]:
+        """Read versions with their payloads, about 8 MB at a time, by key, creation and id; those without a key come last.
+
+        Raises:
+            ArchiveError: A part is not as it was written. What was yielded before is.
+        """
+        return read_versions(read_catalog(self._location), query)
+
+    def collections(self, keys: Collection[str]) -> dict[str, CollectionRow]:
+        """Return the server's rows of keys that went as a whole: the last one of each."""
+        wanted = frozenset(keys)
+        rows = (row for part in self.manifests() for row in part.collections)
+        return {row.key: row for row in rows if row.key in wanted}
+
+    def prune(self, now: datetime, keep_days: float, ledger_keep_days: float) -> PruneResult:
+        """Remove the payloads of runs older than `keep_days`, and runs older than `ledger_keep_days` whole; 0 is never."""
+        return prune_archive(self._location, now, keep_days, ledger_keep_days, self.first_free_number)
+
+
+def open_archive(url: str, options: Mapping[str, Any] = MappingProxyType({})) -> Archive:
+    """Open an archive. Nothing is read yet, and nothing asked of the network.
+
+    Args:
+        url: A folder, `s3://`, `gs://` or `az://`; without credentials.
+        options: What the driver of fsspec takes, as credentials and the address of a server.
+
+    Raises:
+        ConfigurationError: A driver is not installed, the URL has credentials, or no archive can be there.
+    """
+    return Archive(open_location(url, options))

@@ -1,0 +1,202 @@
+"""The manifests of an archive: which parts count, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+from prefect_artifact_retention.stores.archive.location import DATA, MANIFESTS, STAGING, Location, staged_name, write_synced
+from prefect_artifact_retention.stores.archive.model import FORMAT, SCHEMA_VERSION, ArchiveError, PartManifest, RunManifest
+from pydantic import ValidationError
+
+READERS = 8
+"""Files read at once. More are of use only where each takes long to answer."""
+
+PART_NAME = re.compile(r"(?P<run_id>[A-Za-z0-9][A-Za-z0-9._-]*)-(?P<number>\d{5,9})")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def part_file(name: str) -> str:
+    """Where the data of a part are."""
+    return f"{DATA}/{name}.parquet"
+
+
+def manifest_file(name: str) -> str:
+    """Where a manifest is."""
+    return f"{MANIFESTS}/{name}.json"
+
+
+def is_run_name(text: str) -> bool:
+    """Whether a text can be the id of a run: as a name of a file, and not to be taken for one of a part."""
+    return bool(RUN_NAME.fullmatch(text)) and not PART_NAME.fullmatch(text)
+
+
+def is_part(file: str) -> bool:
+    """Whether a file of the data is called as a part is."""
+    return file.endswith(".parquet") and bool(PART_NAME.fullmatch(file.removesuffix(".parquet")))
+
+
+def is_manifest_of_run(file: str, run_id: str) -> bool:
+    """Whether a file of the manifests is what an attempt of a run said in the end."""
+    return bool(re.fullmatch(rf"{re.escape(run_id)}(\.\d+)?\.json", file))
+
+
+def at_once(function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
+    """Call a function that waits for a file system, for several items at once."""
+    with ThreadPoolExecutor(READERS, "archive") as pool:
+        return list(pool.map(function, items))
+
+
+def publish_manifest(location: Location, name: str, manifest: PartManifest | RunManifest) -> None:
+    """Write a manifest, and see that it is there."""
+    content = manifest.model_dump_json(indent=1).encode()
+    with location.staging() as folder:
+        staged = folder / staged_name(f"{name}.json")
+        try:
+            with location.doing(f"write {manifest_file(name)}"):
+                write_synced(staged, content)
+            location.publish(staged, manifest_file(name))
+        finally:
+            staged.unlink(missing_ok=True)
+    if location.read(manifest_file(name)) != content:
+        raise ArchiveError(f"the archive {location.url}: {manifest_file(name)} is not read back as it was written")
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What an archive says that it has, at one moment.
+
+    Attributes:
+        location: Where it is.
+        written: The manifests of parts, by their names; also of those that do not count any more.
+        runs: The manifests of runs, the oldest first.
+    """
+
+    location: Location
+    written: Mapping[str, PartManifest]
+    runs: tuple[RunManifest, ...]
+
+    @cached_property
+    def replaced(self) -> frozenset[str]:
+        """The names of the parts whose place others have taken."""
+        return frozenset(name for part in self.written.values() for name in part.replaces)
+
+    @cached_property
+    def parts(self) -> list[PartManifest]:
+        """Those that count, the oldest first."""
+        counting = [part for name, part in self.written.items() if name not in self.replaced]
+        return sorted(counting, key=lambda part: (part.written_at, part.name))
+
+    @cached_property
+    def spared(self) -> dict[str, frozenset[str]]:
+        """The ids of what was archived in each part, and then not deleted."""
+        found: defaultdict[str, set[str]] = defaultdict(set)
+        for run in self.runs:
+            for name in run.parts if run.spared else ():
+                found[name].update(map(str, run.spared))
+        return {name: frozenset(ids) for name, ids in found.items()}
+
+
+def read_catalog(location: Location) -> Catalog:
+    """Read the manifests.
+
+    Raises:
+        ArchiveError: One cannot be read, is of a newer version of the format, or is no manifest.
+    """
+    names = [name.removesuffix(".json") for name in sorted(location.names(MANIFESTS)) if name.endswith(".json")]
+    found = dict(zip(names, at_once(lambda name: _read(location, name), names), strict=True))
+    return Catalog(
+        location,
+        {name: each for name, each in found.items() if isinstance(each, PartManifest)},
+        tuple(sorted((each for each in found.values() if isinstance(each, RunManifest)), key=lambda run: run.ended_at)),
+    )
+
+
+def check_place(location: Location) -> None:
+    """Check that there is an archive that this version can write to, or nothing yet, and make its folders.
+
+    Raises:
+        ArchiveError: There is something else, or an archive of a newer version of the format.
+    """
+    others = location.others()
+    if not others:
+        location.prepare()
+    catalog = read_catalog(location)
+    foreign = [*others, *(f"{DATA}/{name}" for name in _foreign(location.names(DATA)))]
+    if foreign and not catalog.written and not catalog.runs:
+        raise ArchiveError(
+            f"the archive {location.url}: there is something else ({_some(foreign)}), and no archive; "
+            "an archive needs a folder of its own"
+        )
+
+
+def find_problems(location: Location) -> list[str]:
+    """Compare what is there with the manifests, and say in words what is not as it should be."""
+    catalog = read_catalog(location)
+    data = location.names(DATA)
+    parts = {name.removesuffix(".parquet"): size for name, size in data.items() if name.endswith(".parquet")}
+    problems = [f"{name} is no part of the archive" for name in location.others()]
+    problems += [f"{DATA}/{name} is no part of the archive" for name in _foreign(data)]
+    for part in catalog.parts:
+        if part.name not in parts:
+            problems.append(
+                f"{part_file(part.name)} is missing: its {part.rows} versions cannot be read. "
+                f"Put it back, or remove {manifest_file(part.name)} to do without them"
+            )
+        elif parts[part.name] != part.bytes:
+            problems.append(
+                f"{part_file(part.name)} has {parts[part.name]} bytes instead of {part.bytes}: "
+                f"its {part.rows} versions cannot be restored"
+            )
+    for name in sorted(parts):
+        if name in catalog.replaced:
+            problems.append(f"{part_file(name)} has been replaced, and the next pruning of the archive removes it")
+        elif name not in catalog.written and PART_NAME.fullmatch(name):
+            problems.append(
+                f"{part_file(name)} has no manifest, so it does not count: it is being written, or its run was killed, "
+                "and deleted none of its versions"
+            )
+    problems += [f"{STAGING}/{name} is being written, or left over" for name in sorted(location.names(STAGING))]
+    return problems
+
+
+def _read(location: Location, name: str) -> PartManifest | RunManifest:
+    where = f"the archive {location.url}: {manifest_file(name)}"
+    try:
+        document = json.loads(location.read(manifest_file(name)))
+    except ValueError:
+        raise ArchiveError(f"{where} is no JSON; it may be damaged, or not of an archive") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ArchiveError(f"{where} is not of an archive of this package")
+    version = document.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise ArchiveError(
+            f"{where} is of version {version!r} of the format, and this package knows {SCHEMA_VERSION}: a newer one is needed"
+        )
+    kind = PartManifest if "sha256" in document else RunManifest
+    try:
+        manifest = kind.model_validate(document)
+    except ValidationError as error:
+        fields = ", ".join(sorted({str(each["loc"][0]) for each in error.errors() if each["loc"]}))
+        raise ArchiveError(f"{where} cannot be read as meant: {fields}") from None
+    named = manifest.name if isinstance(manifest, PartManifest) else manifest.run_id
+    if named != name and (isinstance(manifest, PartManifest) or not name.startswith(f"{named}.")):
+        raise ArchiveError(f"{where} says that it is of {named}")
+    return manifest
+
+
+def _foreign(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if not is_part(name))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004 - three are enough

@@ -1,0 +1,100 @@
+"""The columns of a part as Parquet, and versions as rows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, BinaryIO
+from uuid import UUID
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from prefect_artifact_retention.stores.archive.model import SCHEMA_VERSION, ArchivedVersion, ArchiveError
+from prefect_artifact_retention.stores.ids import read_ids
+
+IDS = ("id", "flow_run_id", "task_run_id")
+TIMES = ("created", "updated", "decided_at")
+PAYLOAD = ("description", "data", "metadata")
+"""The columns that only a part with payloads fills."""
+
+_TYPES = {
+    **dict.fromkeys(TIMES, pa.timestamp("us", "UTC")),
+    **dict.fromkeys(("reasons", "rules"), pa.list_(pa.string())),
+    "size": pa.int64(),
+    "was_latest": pa.bool_(),
+}
+SCHEMA = pa.schema(
+    # Plain text also for UUIDs and JSON: Arrow's own types for them cannot be filtered, or not be read elsewhere.
+    [(name, _TYPES.get(name, pa.string())) for name in ArchivedVersion._fields],
+    metadata={"prefect-artifact-retention": str(SCHEMA_VERSION)},
+)
+LEDGER = tuple(name for name in SCHEMA.names if name not in PAYLOAD)
+
+_LEAVES = {"reasons": "reasons.list.element", "rules": "rules.list.element"}
+_UNLIKE = {"id", "size", "was_latest", *TIMES[:2], *PAYLOAD}
+"""Columns whose values differ from row to row, so that a dictionary of them is a second copy."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def new_writer(file: BinaryIO) -> Any:  # noqa: ANN401 - pyarrow has no types
+    """Begin a part."""
+    return pq.ParquetWriter(
+        file,
+        SCHEMA,
+        compression="zstd",
+        use_dictionary=[_LEAVES.get(name, name) for name in SCHEMA.names if name not in _UNLIKE],
+        write_statistics=[_LEAVES.get(name, name) for name in LEDGER],
+        write_page_checksum=True,
+    )
+
+
+def open_part(source: Any, **options: Any) -> Any:  # noqa: ANN401
+    """Open a part to read it, with its checksums.
+
+    Raises:
+        ArchiveError: Its columns are not those of this format.
+    """
+    file = pq.ParquetFile(source, page_checksum_verification=True, **options)
+    if file.schema_arrow.names != SCHEMA.names:
+        raise ArchiveError("its columns are not those of an archive")
+    return file
+
+
+def to_table(versions: Sequence[ArchivedVersion], *, payloads: bool) -> Any:  # noqa: ANN401
+    """Write versions as a table.
+
+    Raises:
+        ArchiveError: A time has no zone, or a text cannot be written as UTF-8.
+    """
+    columns: dict[str, Sequence[Any]] = dict(zip(SCHEMA.names, zip(*versions, strict=True), strict=True))
+    for name in TIMES:
+        # Beside others with a zone, pyarrow would take it for UTC without a word.
+        if any(each.tzinfo is None for each in columns[name]):
+            raise ArchiveError(f"a version has a time without a zone as {name}")
+    for name in IDS:
+        columns[name] = [None if each is None else str(each) for each in columns[name]]
+    if not payloads:
+        columns |= dict.fromkeys(PAYLOAD, [None] * len(versions))
+    return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+
+
+def to_versions(table: Any) -> list[ArchivedVersion]:  # noqa: ANN401
+    """Read versions from a table."""
+    columns = {name: _values(table, name) for name in SCHEMA.names}
+    return [ArchivedVersion(*row) for row in zip(*columns.values(), strict=True)]
+
+
+def read_uuids(table: Any, name: str = "id") -> list[UUID | None]:  # noqa: ANN401
+    """Read a column of ids."""
+    return read_ids(table[name].to_pylist())
+
+
+def _values(table: Any, name: str) -> list[Any]:  # noqa: ANN401
+    if name in IDS:
+        return read_uuids(table, name)
+    if name in TIMES:
+        # pyarrow's own way takes several times as long, and its zone is another type.
+        return [_EPOCH + timedelta(microseconds=each) for each in table[name].cast(pa.int64()).to_pylist()]
+    values: list[Any] = table[name].to_pylist()
+    return values

@@ -1,0 +1,144 @@
+"""How a part of an archive is written: whole in a staging file, then published, read back, and marked by its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from prefect_artifact_retention.stores.archive.location import Location, staged_name
+from prefect_artifact_retention.stores.archive.manifests import PART_NAME, part_file, publish_manifest
+from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, CollectionRow, PartManifest
+from prefect_artifact_retention.stores.archive.parquet import new_writer, open_part, to_table
+
+
+class StagedPart:
+    """A part that is being written, and does not count before it is published."""
+
+    def __init__(self, location: Location, name: str, path: Path, file: BinaryIO, *, payloads: bool) -> None:
+        self._location = location
+        self._name = name
+        self._path = path
+        self._file = file
+        self._payloads = payloads
+        self._writer = new_writer(file)
+        # What was added, to be compared with what is read back. It is as large as a part at most.
+        self._added: list[Any] = []
+
+    def add(self, versions: Sequence[ArchivedVersion]) -> None:
+        """Write a row group. Whoever reads one version of it later needs memory for all, so it should have 8 MB at most.
+
+        Raises:
+            ArchiveError: It cannot be written.
+        """
+        if versions:
+            with self._location.doing(f"write {self._name}"):
+                self.add_table(to_table(versions, payloads=self._payloads))
+
+    def add_table(self, table: Any) -> None:  # noqa: ANN401 - pyarrow has no types
+        """Write a row group that is a table already; nothing if it is empty."""
+        if table.num_rows:
+            self._writer.write_table(table, row_group_size=table.num_rows)
+            self._added.append(table)
+
+    @property
+    def rows(self) -> int:
+        """The number of versions that were added."""
+        return sum(table.num_rows for table in self._added)
+
+    def publish(
+        self,
+        collections: Sequence[CollectionRow] = (),
+        *,
+        replaces: Sequence[str] = (),
+        written_at: datetime | None = None,
+    ) -> PartManifest:
+        """Publish the part, read back what was published, and only then write the manifest by which it counts.
+
+        Args:
+            collections: The server's rows of keys that go as a whole with it.
+            replaces: Parts whose place it takes.
+            written_at: When the versions were archived, if that was not now.
+
+        Raises:
+            ArchiveError: It does not count: something failed, or what is read back is not what was added.
+            ValueError: Nothing was added.
+        """
+        if not self._added:
+            raise ValueError("a part needs a version")
+        with self._location.doing(f"write {self._name}"):
+            self._writer.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        with self._location.doing(f"read back {self._name}"):
+            self._compare()
+            sha256, size = hash_file(self._path)
+        name = part_file(self._name)
+        self._location.publish(self._path, name)
+        check_hash(self._location, name, sha256)
+        manifest = PartManifest(
+            name=self._name,
+            run_id=self._name.rpartition("-")[0],
+            written_at=written_at or datetime.now(UTC),
+            rows=self.rows,
+            bytes=size,
+            sha256=sha256,
+            first_id=self._added[0]["id"][0].as_py(),
+            last_id=self._added[-1]["id"][-1].as_py(),
+            has_payloads=self._payloads,
+            collections=tuple(collections),
+            replaces=tuple(replaces),
+        )
+        publish_manifest(self._location, self._name, manifest)
+        return manifest
+
+    def _compare(self) -> None:
+        with self._path.open("rb") as source:
+            written = open_part(source)
+            same = written.num_row_groups == len(self._added) and all(
+                written.read_row_group(number, use_threads=False).equals(table) for number, table in enumerate(self._added)
+            )
+        if not same:
+            raise ArchiveError(f"the archive {self._location.url}: {self._name} is not read back as it was written")
+
+
+@contextmanager
+def stage_part(location: Location, name: str, *, payloads: bool) -> Iterator[StagedPart]:
+    """Begin a part. Unless it is published within the context, nothing of it is left.
+
+    Raises:
+        ArchiveError: It cannot be written.
+    """
+    if not PART_NAME.fullmatch(name):
+        raise ValueError(f"a part is called RUN-ID-00001, not {name!r}")
+    with location.staging() as folder:
+        path = folder / staged_name(f"{name}.parquet")
+        with location.doing(f"write {name}"):
+            file = path.open("xb")
+        try:
+            with file:
+                yield StagedPart(location, name, path, file, payloads=payloads)
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def hash_file(path: Path) -> tuple[str, int]:
+    """Return the SHA-256 of a file, in hexadecimal digits, and its size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
+
+
+def check_hash(location: Location, name: str, sha256: str) -> None:
+    """Read a file of an archive and compare its hash.
+
+    Raises:
+        ArchiveError: It is another one.
+    """
+    with location.copied(name) as path, location.doing(f"read {name}"):
+        if hash_file(path)[0] != sha256:
+            raise ArchiveError(f"the archive {location.url}: {name} does not have the SHA-256 that it was written with")

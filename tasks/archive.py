@@ -1,0 +1,231 @@
+"""What a run archives: `RunArchive` knows which versions are safe in the archive, and what became of each.
+
+A version may be deleted only while it has a copy here, and is as it was when it was copied. One that has changed is archived
+anew, or stays. What was archived and not deleted in the end is told by the manifest of the run, so that nobody takes it for
+deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
+from uuid import UUID
+
+from prefect_artifact_retention.policies import RetentionPolicy, StoreError
+from prefect_artifact_retention.policies.evaluation import Reason
+from prefect_artifact_retention.stores.archive.model import ArchivedVersion, CollectionRow, RunManifest
+from prefect_artifact_retention.stores.connection import shielded
+from prefect_artifact_retention.stores.store import Store, StoredVersion
+from prefect_artifact_retention.stores.transactions import LostConnectionError
+from prefect_artifact_retention.tasks.report import ArchiveReport, CleanupReport
+
+if TYPE_CHECKING:
+    # It needs an extra, which is not there without an archive.
+    from prefect_artifact_retention.stores.archive.archive import Archive
+
+MAX_SLICE_BYTES = 8 * 2**20
+"""Bytes of the versions that are in memory at once, and in one row group of a part, unless a single version has more."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Candidate(NamedTuple):
+    """A version that is to be archived.
+
+    Attributes:
+        id: Its id.
+        size: The bytes of its data when it was planned.
+        verdict: Where its reasons are, see `RunArchive.index_of`.
+        policy: The name of its policy.
+        latest_of: The key of which it is the latest version, and which goes as a whole; mostly None.
+    """
+
+    id: UUID
+    size: int
+    verdict: int
+    policy: str
+    latest_of: str | None
+
+
+class RunArchive:
+    """The archive of one run, and what the run has put into it.
+
+    Attributes:
+        archive: The archive.
+        totals: What the report says of it.
+        lock: Held while a part is written: one at a time, while others delete.
+        copies: The archived versions that are still to be deleted, with their states as they were archived.
+        spared: The archived versions that this run has not deleted, and will not on this copy.
+        in_doubt: Those of which it is not known whether they were deleted.
+    """
+
+    def __init__(self, archive: Archive, report: CleanupReport, run_id: str, run_name: str, first_number: int) -> None:
+        """Begin with the parts of a run at a number that is free in the archive."""
+        self.archive = archive
+        self.run_id = run_id
+        self.lock = asyncio.Lock()
+        self.copies: dict[UUID, object] = {}
+        self.spared: set[UUID] = set()
+        self.in_doubt: set[UUID] = set()
+        self.totals = report.archive or ArchiveReport(url=archive.url, payloads=True)
+        self._run_name = run_name
+        self._report = report
+        self._parts: list[str] = []
+        self._next = first_number
+        self._reasons: list[tuple[Reason, ...]] = []
+        self._index: dict[tuple[Reason, ...], int] = {}
+
+    def index_of(self, reasons: tuple[Reason, ...]) -> int:
+        """Return where these reasons are kept, each combination once: a run may have millions of versions."""
+        index = self._index.setdefault(reasons, len(self._reasons))
+        if index == len(self._reasons):
+            self._reasons.append(reasons)
+        return index
+
+    def states(self, ids: Iterable[UUID]) -> dict[UUID, object]:
+        """Return the states of versions as they were archived; None, which is no state, for one that was not."""
+        return {version_id: self.copies.get(version_id) for version_id in ids}
+
+    @property
+    def next_part(self) -> str:
+        """The number of the next part, as its task and its file have it."""
+        return f"{self._next:05}"
+
+    async def write(self, store: Store, candidates: Sequence[Candidate], tell: Callable[[], Awaitable[None]]) -> None:
+        """Write one part with those of the versions that still exist. Only once this returns, they have copies.
+
+        Raises:
+            ArchiveError: The archive cannot be written.
+            StoreError: The versions cannot be read.
+        """
+        name = f"{self.run_id}-{self.next_part}"
+        self._next += 1
+        copied: dict[UUID, object] = {}
+        collections: list[CollectionRow] = []
+        async with _in_threads(self.archive.stage(name, payloads=self.totals.payloads)) as staged:
+            for some in _slices(candidates):
+                await tell()
+                keys = [each.latest_of for each in some if each.latest_of is not None]
+                found = await store.payloads([each.id for each in some], keys, with_data=self.totals.payloads)
+                collections += found.collections
+                stored = {version.id: version for version in found.versions}
+                rows = [self._row(each, stored[each.id]) for each in some if each.id in stored]
+                if rows:
+                    await in_thread(staged.add, rows)
+                copied.update((version.id, version.state) for version in found.versions)
+            if not copied:
+                return
+            again = len(self.spared & copied.keys())
+            # Whoever is stopped from here on cannot know whether the part counts.
+            self.spared.update(copied)
+            self._parts.append(name)
+            manifest = await in_thread(staged.publish, collections)
+        self.spared.difference_update(copied)
+        self.copies.update(copied)
+        self.totals.parts += 1
+        self.totals.versions += len(copied) - again
+        self.totals.bytes += manifest.bytes
+        self.totals.restore = f"artifact-retention restore --run {self._run_name}" if self.totals.payloads else ""
+
+    def _row(self, candidate: Candidate, stored: StoredVersion) -> ArchivedVersion:
+        reasons = self._reasons[candidate.verdict]
+        return ArchivedVersion(
+            *stored[:-1],
+            was_latest=candidate.latest_of is not None,
+            policy=candidate.policy,
+            policy_digest=self._report.policy_digest,
+            reasons=[reason.text for reason in reasons],
+            rules=[reason.rule for reason in reasons],
+            run_id=self.run_id,
+            run_name=self._run_name,
+            decided_at=self._report.now,
+            approved_by=None,
+            server=self._report.server,
+        )
+
+    def add_deleted(self, ids: Iterable[UUID]) -> None:
+        """Record that versions were deleted."""
+        for version_id in ids:
+            self.copies.pop(version_id, None)
+            self.in_doubt.discard(version_id)
+
+    def spare(self, ids: Iterable[UUID]) -> None:
+        """Record that versions are not deleted on the copies that they have."""
+        self._move(ids, self.spared)
+
+    def doubt(self, ids: Iterable[UUID]) -> None:
+        """Record that versions may have been deleted."""
+        self._move(ids, self.in_doubt)
+
+    def _move(self, ids: Iterable[UUID], to: set[UUID]) -> None:
+        for version_id in ids:
+            if self.copies.pop(version_id, None) is not None:
+                to.add(version_id)
+
+    @contextmanager
+    def doubting(self, ids: Collection[UUID]) -> Iterator[None]:
+        """Doubt whether a transaction has deleted versions, if its connection is lost, or the run is stopped meanwhile."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, LostConnectionError) or not isinstance(error, Exception):
+                self.doubt(ids)
+            raise
+
+    async def finish(self, store: Store, policies: Sequence[RetentionPolicy]) -> None:
+        """Write the manifest of the run, if anything was archived.
+
+        Raises:
+            ArchiveError: It cannot be written.
+        """
+        if not self._parts:
+            return
+        # What may have been deleted and is not listed as spared can be restored; restoring what exists does nothing.
+        with suppress(StoreError):
+            self.spared |= await store.existing(list(self.in_doubt)) if self.in_doubt else set()
+        manifest = RunManifest(
+            run_id=self.run_id,
+            run_name=self._run_name,
+            server=self._report.server,
+            ended_at=datetime.now(UTC),
+            outcome=self._report.outcome,
+            parts=self._parts,
+            versions=self.totals.versions,
+            deleted=self._report.deleted,
+            spared=sorted(self.spared | self.copies.keys()),
+            policies=[policy.model_dump(mode="json") for policy in policies],
+        )
+        await in_thread(self.archive.publish_run, manifest)
+
+
+def _slices(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
+    """Split versions into slices of at most `MAX_SLICE_BYTES`; a larger version has a slice of its own."""
+    first = size = 0
+    for number, candidate in enumerate(candidates):
+        size += candidate.size
+        if size > MAX_SLICE_BYTES and number > first:
+            yield candidates[first:number]
+            first, size = number, candidate.size
+    if candidates:
+        yield candidates[first:]
+
+
+async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call what blocks. A thread cannot be cancelled, so it gets a moment to finish."""
+    return await shielded(asyncio.to_thread(function, *args, **kwargs))
+
+
+@asynccontextmanager
+async def _in_threads(manager: AbstractContextManager[R]) -> AsyncIterator[R]:
+    """Enter and leave a context that blocks."""
+    entered = await in_thread(manager.__enter__)
+    try:
+        yield entered
+    except BaseException as error:
+        await in_thread(manager.__exit__, type(error), error, error.__traceback__)
+        raise
+    await in_thread(manager.__exit__, None, None, None)

@@ -1,0 +1,99 @@
+"""Archiving as a step of pruning: what is about to be deleted is written to the archive first, one part at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from prefect_artifact_retention.policies import RetentionError
+from prefect_artifact_retention.policies.formatting import count
+from prefect_artifact_retention.stores.archive.model import ArchiveError
+from prefect_artifact_retention.tasks.archive import Candidate, RunArchive, in_thread
+from prefect_artifact_retention.tasks.rendering import size
+from prefect_artifact_retention.tasks.run import Run, in_flow_run
+
+MAX_PART_VERSIONS = 5_000
+MAX_PART_BYTES = 32 * 2**20
+"""Versions in a part, and bytes of their data, unless a single version has more. With more, fewer parts are written, and more
+is archived in vain by a run that is stopped."""
+
+
+class _Part:
+    """A part that is to be written. No dataclass: Prefect would traverse it."""
+
+    def __init__(self, run: Run, archive: RunArchive, candidates: list[Candidate]) -> None:
+        self.candidates = candidates
+        self.error: RetentionError | None = None
+        self._run = run
+        self._archive = archive
+
+    async def write(self) -> None:
+        try:
+            await self._archive.write(self._run.store, self.candidates, self._run.notify_archiving)
+        except RetentionError as error:
+            self.error = error
+
+
+async def archive(run: Run, candidates: Iterable[Candidate]) -> bool:
+    """Archive those of some versions that have no copy yet, as one part. Return False if the run may delete nothing more.
+
+    Raises:
+        StoreError: A version cannot be read.
+    """
+    if not (archive := run.archive):
+        return True
+    async with archive.lock:
+        missing = [each for each in candidates if each.id not in archive.copies]
+        if not missing or run.is_stalled:
+            return not run.is_stalled
+        part = _Part(run, archive, missing)
+        if in_flow_run():
+            # Prefect types a call of an async task as its result.
+            await archive_task(part, archive.next_part, return_state=True)  # type: ignore[misc]
+        else:
+            await part.write()
+    if isinstance(part.error, ArchiveError):
+        run.give_up(f"nothing more is deleted, because it cannot be archived: {part.error}")
+        return False
+    if part.error:
+        raise part.error
+    return True
+
+
+@task(name="archive", task_run_name="archive {name}", cache_policy=NO_CACHE, persist_result=False, retries=0)
+async def archive_task(part: _Part, name: str) -> State[None]:  # noqa: ARG001 - names the task run
+    """Write a part. Never retried by Prefect: only what the part has written whole may be deleted."""
+    await part.write()
+    if part.error:
+        return Failed(message=str(part.error))
+    return Completed(message=f"{count(len(part.candidates), 'version')} archived")
+
+
+async def finish_archive(run: Run) -> None:
+    """Write the manifest of the run. A failure is an error of the run: its archive does not tell what was not deleted."""
+    if run.archive:
+        try:
+            await run.archive.finish(run.store, run.policies)
+        except ArchiveError as error:
+            run.report.errors.append(f"the archive lacks the manifest of this run: {error}")
+
+
+async def prune_archive(run: Run) -> None:
+    """Remove from the archive what it is no longer to keep. A failure is a warning: the next run tries again."""
+    limits = run.limits
+    if not run.archive or not (limits.archive_keep_days or limits.ledger_keep_days):
+        return
+    keep_days = limits.archive_keep_days, limits.ledger_keep_days
+    try:
+        pruned = await in_thread(run.archive.archive.prune, run.report.now, *keep_days)
+    except ArchiveError as error:
+        run.report.warn(f"nothing was removed from the archive: {error}")
+        return
+    if pruned.runs:
+        run.report.notes.append(
+            f"Of {count(len(pruned.runs), 'run')}, the archive has lost what it was no longer to keep "
+            f"({size(pruned.bytes_freed)})."
+        )

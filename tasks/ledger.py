@@ -1,0 +1,35 @@
+"""The ledger: the log of a run says for each key what was deleted, by which policy and rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prefect_artifact_retention.policies.formatting import count
+from prefect_artifact_retention.tasks.rendering import label
+from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport
+from prefect_artifact_retention.tasks.run import Run
+
+CLOUD_LOG_LINES = 100
+"""Lines on Prefect Cloud, which counts them, unless said otherwise."""
+
+
+def ledger(run: Run) -> Iterator[str]:
+    """Return a line for each key of which anything was deleted, at most `max_log_lines`, and how many keys there are more."""
+    limit = run.limits.max_log_lines or (CLOUD_LOG_LINES if run.server.connection.is_cloud else None)
+    keys = [key for key in _keys(run.report) if key.deleted]
+    yield from map(_line, keys[:limit])
+    if more := len(keys[limit:]) if limit else 0:
+        yield f"Versions of {count(more, 'key')} more were deleted; the report has all"
+
+
+def _keys(report: CleanupReport) -> Iterator[KeyReport]:
+    yield from report.key_reports
+    yield from report.housekeeping
+
+
+def _line(key: KeyReport) -> str:
+    rules = ", ".join(f"{rule} {number}" for rule, number in key.stale_by.items())
+    return (
+        f'{label(key.key)}: {count(key.deleted, "version")} deleted by policy "{key.policy}" (stale: {rules}), '
+        f"first {key.first_deleted}, last {key.last_deleted}"
+    )
