@@ -1,20 +1,22 @@
-"""An archive in memory, and versions taken from a server's database as a run archives them."""
+"""An archive in a folder, and versions taken from a server's database as a run archives them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import pyarrow as pa  # type: ignore[import-untyped]
 from database import Database
-from prefect_artifact_retention.stores.archive.model import ArchivedVersion, CollectionRow, LedgerQuery
+from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
+from prefect_artifact_retention.stores.archive.model import ArchivedVersion, CollectionRow, LedgerQuery, RunManifest
 from servers import Server
 
 EVERYTHING = LedgerQuery()
+RUN_ID = "01939b7e-6c10-7cc0-8f2a-1b1c1d1e1f20"
 RUN_NAME = "careless-cormorant"
+PART_ROWS = 500
+"""Versions in a row group."""
 DECIDED_AT = datetime(2026, 11, 28, 3, tzinfo=UTC)
 
 ARTIFACT_COLUMNS = (
@@ -22,45 +24,22 @@ ARTIFACT_COLUMNS = (
 )
 
 
-@dataclass
-class MemoryArchive:
-    """What a restore reads."""
-
-    rows: list[ArchivedVersion]
-    gone: dict[str, CollectionRow] = field(default_factory=dict)
-    url: str = "memory"
-    slice_rows: int = 1_000
-    has_payloads: bool = True
-
-    def ledger(self, query: LedgerQuery = EVERYTHING) -> Any:  # noqa: ANN401 - pyarrow has no types
-        """The versions that are asked for, without payloads."""
-        names = [name for name in ArchivedVersion._fields if name not in {"data", "metadata", "description"}]
-        rows = self._matching(query)
-        columns: dict[str, list[Any]] = {name: [_plain(getattr(row, name)) for row in rows] for name in names}
-        return pa.table(columns | {"has_payload": [self.has_payloads] * len(rows)})
-
-    def versions(self, query: LedgerQuery) -> Iterator[list[ArchivedVersion]]:
-        """The versions that are asked for."""
-        rows = sorted(self._matching(query), key=lambda row: (row.key is None, row.key or "", row.created, row.id))
-        yield from (rows[start : start + self.slice_rows] for start in range(0, len(rows), self.slice_rows))
-
-    def collections(self, keys: Sequence[str]) -> dict[str, CollectionRow]:
-        """The collections of keys that went as a whole."""
-        return {key: self.gone[key] for key in keys if key in self.gone}
-
-    def _matching(self, query: LedgerQuery) -> list[ArchivedVersion]:
-        ids = set(query.ids)
-        return [
-            row
-            for row in self.rows
-            if (not ids or row.id in ids)
-            and (not query.keys or any(fnmatchcase(row.key or "", glob) for glob in query.keys))
-            and (not query.runs or {row.run_id, row.run_name} & {*query.runs})
-        ]
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, UUID) else value
+def write_archive(
+    folder: Path, versions: Sequence[ArchivedVersion], collections: Iterable[CollectionRow] = (), *, payloads: bool = True
+) -> Archive:
+    """An archive with these versions, or with these besides what it has: a part for each call, and the manifest of a run."""
+    archive = open_archive(str(folder))
+    name = f"{RUN_ID}-{archive.first_free_number(RUN_ID):05}"
+    with archive.stage(name, payloads=payloads) as part:
+        for start in range(0, len(versions), PART_ROWS):
+            part.add(versions[start : start + PART_ROWS])
+        part.publish(list(collections))
+    said: dict[str, Any] = {"ended_at": DECIDED_AT, "outcome": "completed", "deleted": len(versions)}
+    run = RunManifest(
+        run_id=RUN_ID, run_name=RUN_NAME, server=versions[0].server, parts=[name], versions=len(versions), **said
+    )
+    archive.publish_run(run)
+    return archive
 
 
 async def archived(server: Server, address: str, ids: Sequence[UUID] = ()) -> list[ArchivedVersion]:
@@ -96,7 +75,7 @@ def _version(row: Sequence[Any], latest: set[str], address: str) -> ArchivedVers
         policy_digest="d",
         reasons=["superseded"],
         rules=["keep_last"],
-        run_id="0193",
+        run_id=RUN_ID,
         run_name=RUN_NAME,
         decided_at=DECIDED_AT,
         approved_by=None,

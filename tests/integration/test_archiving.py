@@ -1,16 +1,15 @@
 """What a run deletes is in the archive first, as it was; and what is not there stays."""
 
 import json
-from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
 import pytest
-from database import Row, days, series
+from database import series
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.stores.archive.archive import open_archive
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion
-from servers import BY_DATABASE, BY_FAKE, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on, when_planned
+from servers import BY_DATABASE, BY_FAKE, Server, on
 
 KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
 IDLE = RetentionPolicy(name="idle", match_keys=["idle-*"], keep_last=1, drop_idle_keys_after_days=90)

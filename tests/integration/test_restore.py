@@ -1,17 +1,23 @@
 """Restoring: in the database exactly, through the API as new versions; whatever happens in the middle, once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from archives import EVERYTHING, MemoryArchive, archived, collection_rows, snapshot
+from archives import EVERYTHING, archived, collection_rows, snapshot, write_archive
 from database import Row, days
+from fake import FakeServer
 from prefect_artifact_retention.flows.restore import open_restore
 from prefect_artifact_retention.flows.settings import load_settings
+from prefect_artifact_retention.stores.archive.archive import Archive
 from prefect_artifact_retention.stores.archive.model import LedgerQuery
-from prefect_artifact_retention.tasks.restore import ReadsArchive, Selection, plan_restore, restore_all
+from prefect_artifact_retention.tasks.restore import restore_all
+from prefect_artifact_retention.tasks.restore_plan import Selection, plan_restore
 from prefect_artifact_retention.tasks.restore_report import RestoreReport
 from servers import BY_DATABASE, Server, on
+
+AnyServer = Server | FakeServer
 
 TYPES = ("markdown", "table", "link", "image", "progress", "json", "result", None)
 
@@ -35,13 +41,13 @@ TEXTS = (
     '""',
     '"\u00e9\U0001f600 \\u00e9"',
 )
-"""Texts of JSON that do not survive being read and written again."""
+"""Texts of JSON, most of which are not the same once they have been read and written."""
 
 SQLITE_TEXTS = (*TEXTS, "NaN", "1e999", "0.30000000000000004", "9223372036854775807", "9223372036854775808", "-5")
 
 
 async def restore(
-    archive: ReadsArchive,
+    archive: Archive,
     query: LedgerQuery = EVERYTHING,
     *,
     applies: bool = True,
@@ -65,14 +71,29 @@ async def set_text(server: Server, version_id: UUID, column: str, text: str | No
         )
 
 
-async def remove(server: Server, ids: Sequence[UUID]) -> None:
-    """Delete versions as a cleanup in the database does, which leaves the latest of a key that stays."""
-    for version_id in ids:
-        await server.database.delete_version(version_id)
+async def delete(server: Server, folder: Path, rows: Iterable[Row], whole: Sequence[str] = ()) -> Archive:
+    """Archive versions, and delete them as a cleanup in the database does; keys as a whole with their collections."""
+    rows = list(rows)
+    versions = await archived(server, f"{server.local.address}/api", [row.id for row in rows])
+    collections = [row for key, row in (await collection_rows(server.database)).items() if key in whole]
+    archive = write_archive(folder / "archive", versions, collections)
+    for row in rows:
+        await server.database.delete_version(row.id)
+    for key in whole:
+        await server.database.delete_key(key)
+    return archive
+
+
+async def latest(server: Server, key: str) -> UUID:
+    """The latest version of a key."""
+    return (await collection_rows(server.database))[key].latest_id
+
+
+# --- in the database
 
 
 @on(*BY_DATABASE)
-async def test_what_is_restored_in_the_database_is_as_it_was(server: Server) -> None:
+async def test_what_is_restored_in_the_database_is_as_it_was(server: Server, tmp_path: Path) -> None:
     """Every type, every text of JSON, 5 MB, no metadata and odd ones; keys as a whole with their collections, and parts."""
     texts = SQLITE_TEXTS if server.database.is_sqlite else TEXTS
     rows = [Row("texts", days(100 - number), type=TYPES[number % len(TYPES)]) for number in range(len(texts))]
@@ -86,18 +107,14 @@ async def test_what_is_restored_in_the_database_is_as_it_was(server: Server) -> 
     await set_text(server, rows[4].id, "metadata_", "[1, 2]")
     await server.database.run("UPDATE artifact SET description = 'd\u00e9scription' WHERE key = 'part'")
     before = await snapshot(server.database)
+    assert len(before) == len(rows) + 3
     gone = [row for row in rows if row.key != "part" or row.age > days(3)]
+    archive = await delete(server, tmp_path, gone, ["texts", "whole"])
+    assert len(await snapshot(server.database)) == len(rows) - len(gone) + 1
     with server.active():
-        archive = MemoryArchive(
-            await archived(server, f"{server.local.address}/api", [row.id for row in gone]),
-            {key: row for key, row in (await collection_rows(server.database)).items() if key != "part"},
-        )
-        await remove(server, [row.id for row in gone])
-        for key in ("texts", "whole"):
-            await server.database.delete_key(key)
         report = await restore(archive, hold_days=0)
         assert (report.causes(), report.restored, report.present) == ([], len(gone), 0)
         assert await snapshot(server.database) == before
         again = await restore(archive, hold_days=0)
-        assert (again.restored, again.present) == (0, len(gone))
-        assert await snapshot(server.database) == before
+    assert (again.restored, again.present) == (0, len(gone))
+    assert await snapshot(server.database) == before
