@@ -103,7 +103,7 @@ class RetentionSettings(BaseSettings):
     )
     max_log_lines: Number = Field(
         default=0,
-        description="Keys of which the log of a run tells what was deleted, one a line. 0 is 100 on Prefect Cloud, else no limit.",
+        description="Keys of which the log of a run tells what was deleted, one a line. 0 is 100 on Prefect Cloud, else all.",
     )
 
     allow_ephemeral_server: bool = Field(

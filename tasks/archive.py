@@ -60,7 +60,7 @@ class RunArchive:
         lock: Held while a part is written: one at a time, while others delete.
         copies: The archived versions that are still to be deleted, with their states as they were archived.
         spared: The archived versions that this run has not deleted, and will not on this copy.
-        in_doubt: Those of which it is not known whether they were deleted.
+        in_doubt: Those of which it is not known whether they were deleted, likewise.
     """
 
     def __init__(self, archive: Archive, report: CleanupReport, run_id: str, run_name: str, first_number: int) -> None:
@@ -70,7 +70,7 @@ class RunArchive:
         self.lock = asyncio.Lock()
         self.copies: dict[UUID, object] = {}
         self.spared: set[UUID] = set()
-        self.in_doubt: set[UUID] = set()
+        self.in_doubt: dict[UUID, object] = {}
         self.totals = report.archive or ArchiveReport(url=archive.url, payloads=True)
         self._run_name = run_name
         self._report = report
@@ -151,20 +151,26 @@ class RunArchive:
         """Record that versions were deleted."""
         for version_id in ids:
             self.copies.pop(version_id, None)
-            self.in_doubt.discard(version_id)
+            self.in_doubt.pop(version_id, None)
+
+    def settle(self, ids: Iterable[UUID], *, deleted: bool) -> None:
+        """Record what became of versions that were in doubt: this run has deleted them, or somebody else."""
+        if deleted:
+            self.add_deleted(ids)
+        else:
+            self.spared.update(version_id for version_id in ids if self.in_doubt.pop(version_id, None) is not None)
 
     def spare(self, ids: Iterable[UUID]) -> None:
         """Record that versions are not deleted on the copies that they have."""
-        self._move(ids, self.spared)
+        self.spared.update(version_id for version_id in ids if self.copies.pop(version_id, None) is not None)
 
     def doubt(self, ids: Iterable[UUID]) -> None:
         """Record that versions may have been deleted."""
-        self._move(ids, self.in_doubt)
+        _move(ids, self.copies, self.in_doubt)
 
-    def _move(self, ids: Iterable[UUID], to: set[UUID]) -> None:
-        for version_id in ids:
-            if self.copies.pop(version_id, None) is not None:
-                to.add(version_id)
+    def trust(self, ids: Iterable[UUID]) -> None:
+        """Record that versions have not been deleted, which was in doubt."""
+        _move(ids, self.in_doubt, self.copies)
 
     @contextmanager
     def doubting(self, ids: Collection[UUID]) -> Iterator[None]:
@@ -200,6 +206,10 @@ class RunArchive:
             policies=[policy.model_dump(mode="json") for policy in policies],
         )
         await in_thread(self.archive.publish_run, manifest)
+
+
+def _move(ids: Iterable[UUID], source: dict[UUID, object], target: dict[UUID, object]) -> None:
+    target.update((version_id, source.pop(version_id)) for version_id in ids if version_id in source)
 
 
 def _slices(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:

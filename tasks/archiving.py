@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -35,6 +35,19 @@ class _Part:
             await self._archive.write(self._run.store, self.candidates, self._run.notify_archiving)
         except RetentionError as error:
             self.error = error
+
+
+def fitting_a_part(run: Run, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+    """Return the first of some versions that have no copy yet: as many as a part takes, and as the run may still delete."""
+    if not run.archive:
+        return
+    copies = run.archive.copies
+    room, space = min(MAX_PART_VERSIONS, run.room() - len(copies)), MAX_PART_BYTES
+    for number, each in enumerate(candidate for candidate in candidates if candidate.id not in copies):
+        space -= each.size
+        if number >= room or (number and space < 0):
+            return
+        yield each
 
 
 async def archive(run: Run, candidates: Iterable[Candidate]) -> bool:

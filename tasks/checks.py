@@ -15,12 +15,14 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
+from operator import attrgetter
 from uuid import UUID
 
 from prefect_artifact_retention.policies import RetentionPolicy, Version
 from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.policies.loading import select_policy
 from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.rows import state_of
 from prefect_artifact_retention.stores.store import Collection, History
 from prefect_artifact_retention.tasks.holds import refresh_holds
 from prefect_artifact_retention.tasks.plan import Subject, judge_all, subject, unfinished_runs
@@ -81,6 +83,10 @@ class Pruning:
         report.already_gone += len(gone) - len(ours)
         report.spared += len(checked - gone - stale)
         run.return_deletions(len(self.unanswered) - len(ours))
+        if run.archive:
+            run.archive.add_deleted(ours)
+            run.archive.trust(self.unanswered)
+            run.archive.spare(checked - stale)
         self.unanswered.clear()
         for version_id in checked - stale:
             del self.pending[version_id]
@@ -247,8 +253,10 @@ async def _read_again(run: Run, store: ApiStore, check: Check, batch: Sequence[V
     task_runs = {version.task_run_id for version in batch if version.task_run_id}
     if await unfinished_runs(run, flow_runs, task_runs):
         return False
-    metadata = {version.id: version.metadata for version in await store.versions([version.id for version in batch])}
-    return metadata == {version.id: version.metadata for version in batch}
+    # What was archived must still be what is there; what has changed otherwise keeps nothing.
+    compared = state_of if run.archive else attrgetter("metadata")
+    now = {version.id: compared(version) for version in await store.versions([version.id for version in batch])}
+    return now == {version.id: compared(version) for version in batch}
 
 
 async def _is_unchanged(run: Run, store: ApiStore, check: Check, collection: Collection | None) -> bool:

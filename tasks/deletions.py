@@ -53,7 +53,7 @@ async def send(run: Run, store: ApiStore, key: Pruning, versions: Sequence[Versi
         if version.key is not None:
             run.touched.add(version.key)
         try:
-            is_ours = await store.delete(version.id, deadline=deadline)
+            is_ours = await _delete(run, store, version, deadline)
         except OutdatedCheckError as error:
             late.append(error)
             if error.is_sent:
@@ -75,3 +75,18 @@ async def send(run: Run, store: ApiStore, key: Pruning, versions: Sequence[Versi
     for error in (*failures, *late):
         raise error
     return not waiting
+
+
+async def _delete(run: Run, store: ApiStore, version: Version, deadline: float) -> bool:
+    """Delete a version, as the store does, and record in the archive what has become of it, if that is known."""
+    if not run.archive:
+        return await store.delete(version.id, deadline=deadline)
+    run.archive.doubt([version.id])
+    try:
+        is_ours = await store.delete(version.id, deadline=deadline)
+    except OutdatedCheckError as error:
+        if not error.is_sent:
+            run.archive.trust([version.id])
+        raise
+    run.archive.settle([version.id], deleted=is_ours)
+    return is_ours

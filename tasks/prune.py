@@ -7,26 +7,32 @@ it takes more requests than their deletions.
 The oldest versions go first, several at once. The version behind the latest goes last and alone, after one more reading of
 `latest_id`. The latest of an idle key goes last too, and only if it is the only version left. A collection left without its
 latest version, because a person deleted that at the same moment, is found and repaired by `verify`.
+
+With an archive, thousands of versions are archived ahead, of several keys together, and one of them is deleted only if the
+check has read it as it was archived.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
+from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
-from prefect_artifact_retention.policies import RetentionError
+from prefect_artifact_retention.policies import RetentionError, StoreError, Version
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.concurrency import for_each
+from prefect_artifact_retention.stores.rows import state_of
 from prefect_artifact_retention.stores.store import OutdatedCheckError
+from prefect_artifact_retention.tasks.archiving import archive, fitting_a_part
 from prefect_artifact_retention.tasks.checks import (
     Check,
     Pruning,
@@ -106,9 +112,10 @@ class Pruner:
 
     async def prune(self, plans: Sequence[KeyPlan]) -> None:
         """Delete the stale versions of some keys. What fails is recorded in their reports, and not raised."""
-        for batch in batches_of_keys(plans, deletions_per_check(self.run)):
+        batches = list(batches_of_keys(plans, deletions_per_check(self.run)))
+        for number, batch in enumerate(batches):
             # Before the check, too: there may be thousands of batches.
-            if not self.run.check_budgets():
+            if not self.run.check_budgets() or not await self._archive_ahead(batches[number:]):
                 break
             await self._prune_batch([Pruning(plan, plan.collection, dict.fromkeys(plan.stale)) for plan in batch])
 
@@ -128,6 +135,8 @@ class Pruner:
                 key.plan.report.error = f"unexpected {type(error).__name__}"
             finally:
                 key.plan.report.failed += len(key.unanswered)
+                if self.run.archive:
+                    self.run.archive.spare(key.pending)
 
         # One more than requests at once: its answer is dealt with while the server works on the next.
         await for_each(keys, prune, self.run.at_once(self._store.connection.level + 1))
@@ -152,26 +161,80 @@ class Pruner:
         if not batches:
             # Only the latest of an idle key is left, and the key has other versions by now.
             key.settle(self.run, set(key.pending), set(), set())
-        for batch in batches:
+        for planned in batches:
+            archived = await self._archived(key, [version.id for version in planned])
+            batch: Sequence[Version] = [version for version in planned if version.id in archived]
+            if not batch:
+                return self._has_room()
             takes_last = check.takes_last(batch)
             async with self._store.connection.reserve_slot() if takes_last else nullcontext():
                 if not await still_holds(self.run, self._store, check, batch, key):
                     break
+                if not (batch := self._as_archived(key, batch)):
+                    continue
                 self.run.is_unsettled |= batch[0].id == check.successor
                 if not await send(self.run, self._store, key, batch, deadline_of(self.run, check, batch)):
                     return False
         return True
 
+    async def _archive_ahead(self, batches: Sequence[Sequence[KeyPlan]]) -> bool:
+        """Archive what a batch of keys and those after it have, in one part. Return False if no more may be deleted.
+
+        If one of them cannot be read, each is archived apart.
+        """
+        run = self.run
+        first, others = batches[0], chain.from_iterable(batches[1:])
+        next_ones = islice((each.id for plan in first for each in plan.candidates()), deletions_per_check(run))
+        if not run.archive or run.archive.copies.keys() >= {*next_ones}:
+            return True
+        candidates = (each for plan in chain(first, others) for each in plan.candidates())
+        try:
+            return await archive(run, fitting_a_part(run, candidates))
+        except StoreError:
+            return True
+
+    async def _archived(self, key: Pruning, batch: Iterable[UUID]) -> set[UUID]:
+        """Archive a batch, and what comes next. Return what has a copy then: not what is gone, or is too much for the run."""
+        run, ids = self.run, {*batch}
+        if not run.archive:
+            return ids
+        if not run.archive.copies.keys() >= ids:
+            pending = [each for each in key.plan.candidates() if each.id in key.pending]
+            await archive(run, fitting_a_part(run, sorted(pending, key=lambda each: each.id not in ids)))
+        return run.archive.copies.keys() & ids
+
+    def _has_room(self) -> bool:
+        """Return whether the run may delete more than it has archived; if not, it is unfinished."""
+        run = self.run
+        if has_room := run.archive is None or run.room() > len(run.archive.copies):
+            return has_room
+        run.report.outcome = "unfinished"
+        return False
+
+    def _as_archived(self, key: Pruning, batch: Sequence[Version]) -> Sequence[Version]:
+        """Return those of a batch that were read as they were archived; the others are left alone."""
+        if not self.run.archive:
+            return batch
+        states = self.run.archive.states(version.id for version in batch)
+        same = [version for version in batch if states[version.id] == state_of(version)]
+        if len(same) < len(batch):
+            key.settle(self.run, states.keys(), set(), {version.id for version in same})
+        return same
+
     async def _prune_unkeyed(self, key: Pruning) -> bool:
         """Read and judge a batch of artifacts without a key, and delete them. Return False if no more may be deleted."""
         await self.run.notify_deleting()
-        deadline = time.monotonic() + max_check_age(self.run)
         ids = set(islice(key.pending, deletions_per_check(self.run)))
+        archived = await self._archived(key, ids)
+        deadline = time.monotonic() + max_check_age(self.run)
         versions = [version for version in await self._store.versions(ids) if version.key is None]
         judgements = await judge_unkeyed(self.run, versions, key.plan.policy)
-        stale = [each.versions[index] for each in judgements for index in reversed(each.stale)]
+        found = [each.versions[index] for each in judgements for index in reversed(each.stale)]
         gone = ids.difference(version.id for version in versions)
-        key.settle(self.run, ids, gone, {version.id for version in stale})
+        key.settle(self.run, archived | gone, gone, {version.id for version in found} & archived)
+        stale = self._as_archived(key, [version for version in found if version.id in archived])
+        if not (archived or gone):
+            return self._has_room()
         return not stale or await send(self.run, self._store, key, stale, deadline)
 
     def _put_off(self, key: Pruning, patience: Patience, error: OutdatedCheckError) -> None:

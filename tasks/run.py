@@ -99,8 +99,8 @@ class KeyPlan:
         """Stale versions that are still to be deleted."""
         return self.report.remaining
 
-    def candidates(self, number: int) -> Iterator[Candidate]:
-        """Return the first of the stale versions, as they are archived."""
+    def candidates(self, number: int | None = None) -> Iterator[Candidate]:
+        """Return the first of the stale versions, or all of them, as they are archived."""
         latest_id = self.collection.latest_id if self.collection else None
         some = zip(self.stale[:number], self.sizes[:number], self.verdicts[:number], strict=True)
         return (Candidate(*each, self.policy.name, self.key if each[0] == latest_id else None) for each in some)

@@ -13,7 +13,7 @@ from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.flows.cli import app
 from prefect_artifact_retention.flows.settings import ENV_PREFIX, RetentionSettings
 from prefect_artifact_retention.policies import RetentionPolicy
-from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, PolicyReport, RuleCount
+from prefect_artifact_retention.tasks.report import ArchiveReport, CleanupReport, KeyReport, PolicyReport, RuleCount
 from pydantic import BaseModel
 
 Row = tuple[str, ...]
@@ -31,7 +31,7 @@ def renew_tables(page: str) -> str:
 
 def tables() -> dict[str, Iterator[Row]]:
     """The rows of each table by its marker, the head first."""
-    models = (CleanupReport, KeyReport, PolicyReport, RuleCount)
+    models = (CleanupReport, KeyReport, PolicyReport, RuleCount, ArchiveReport)
     return {
         "policy fields": policy_fields(),
         "settings": settings(),
