@@ -19,35 +19,23 @@ MAX_KEYS_SHOWN = 20
 
 
 class RestoredKey(BaseModel):
-    """What is restored of one key, or of the artifacts without a key (None).
+    """What is restored of one key, or of the artifacts without a key (None)."""
 
-    Attributes:
-        key: The key.
-        to_key: The key under which the versions are restored.
-        versions: The versions that were asked for and are in the archive.
-        bytes: The bytes of their data.
-        first_created: When the oldest of them was created.
-        last_created: When the newest of them was created.
-        present: How many exist already, and are left alone.
-        unavailable: How many cannot be restored, because the archive has not their payloads.
-        restored: How many were restored.
-        held_until: The last day (UTC) on which a hold keeps what was restored; None without one, or without an end.
-        held: The hold that keeps it; empty without one.
-        error: Why not all could be restored; empty if all could.
-    """
-
-    key: str | None
-    to_key: str | None
-    versions: int
-    bytes: int
-    first_created: datetime
-    last_created: datetime
-    present: int = 0
-    unavailable: int = 0
-    restored: int = 0
-    held_until: date | None = None
-    held: str = ""
-    error: str = ""
+    key: str | None = Field(description="The key.")
+    to_key: str | None = Field(description="The key under which the versions are restored.")
+    versions: int = Field(description="The versions that were asked for and are in the archive.")
+    bytes: int = Field(description="The bytes of their data.")
+    first_created: datetime = Field(description="When the oldest of them was created.")
+    last_created: datetime = Field(description="When the newest of them was created.")
+    present: int = Field(default=0, description="How many exist already, and are left alone.")
+    unavailable: int = Field(default=0, description="How many cannot be restored, because the archive has not their payloads.")
+    restored: int = Field(default=0, description="How many were restored.")
+    held_until: date | None = Field(
+        default=None,
+        description="The last day (UTC) on which a hold keeps what was restored; None without one, or without an end.",
+    )
+    held: str = Field(default="", description="The hold that keeps it; empty without one.")
+    error: str = Field(default="", description="Why not all could be restored; empty if all could.")
 
     @property
     def missing(self) -> int:
@@ -56,33 +44,24 @@ class RestoredKey(BaseModel):
 
 
 class RestoreReport(BaseModel):
-    """What a restore has done, or would do.
+    """What a restore has done, or would do."""
 
-    Attributes:
-        applied: Whether it restored; else it was a preview.
-        way: Whether versions are restored exactly in the database, or as new versions through the API.
-        server: The address of the server's API.
-        archive: The address of the archive.
-        now: The server's clock.
-        key_reports: What is restored of each key.
-        others: How many of the versions asked for are of other servers, by the address of the server; they are left out.
-        warnings: What else is to be known.
-        errors: Why the whole restore failed.
-        outcome: How it ended.
-        duration_seconds: How long it took.
-    """
-
-    applied: bool
-    way: Literal["database", "api"]
-    server: str
-    archive: str
-    now: datetime
-    key_reports: list[RestoredKey] = Field(default_factory=list)
-    others: dict[str, int] = Field(default_factory=dict)
-    warnings: list[str] = Field(default_factory=list)
-    errors: list[str] = Field(default_factory=list)
-    outcome: Literal["completed", "failed"] = "completed"
-    duration_seconds: float = 0
+    applied: bool = Field(description="Whether it restored; else it was a preview.")
+    way: Literal["database", "api"] = Field(
+        description="Whether versions are restored exactly in the database, or as new versions through the API."
+    )
+    server: str = Field(description="The address of the server's API.")
+    archive: str = Field(description="The address of the archive.")
+    now: datetime = Field(description="The server's clock.")
+    key_reports: list[RestoredKey] = Field(default_factory=list, description="What is restored of each key.")
+    others: dict[str, int] = Field(
+        default_factory=dict,
+        description="Versions asked for that are of other servers, by the address of the server; they are left out.",
+    )
+    warnings: list[str] = Field(default_factory=list, description="What else is to be known.")
+    errors: list[str] = Field(default_factory=list, description="Why the whole restore failed.")
+    outcome: Literal["completed", "failed"] = Field(default="completed", description="How it ended.")
+    duration_seconds: float = Field(default=0, description="How long it took.")
 
     @computed_field  # type: ignore[prop-decorator]
     @property
