@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from database import Database
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
@@ -40,6 +40,36 @@ def write_archive(
     )
     archive.publish_run(run)
     return archive
+
+
+def made(key: str | None, number: int, server: str, **fields: Any) -> ArchivedVersion:  # noqa: ANN401 - any field
+    """The version of a key with this number, the greatest of which is the newest, as a run archives it."""
+    created = datetime(2026, 10, 1, tzinfo=UTC) + timedelta(hours=number, microseconds=number)
+    data = json.dumps(f"{key} {number}")
+    version = ArchivedVersion(
+        id=uuid5(NAMESPACE_URL, f"{key} {number}"),
+        flow_run_id=None,
+        task_run_id=None,
+        key=key,
+        type="markdown",
+        description=f"number {number}",
+        created=created,
+        updated=created,
+        data=data,
+        metadata='{"owner": "ada"}',
+        size=len(data),
+        was_latest=False,
+        policy="short",
+        policy_digest="0123456789ab",
+        reasons=["no rule keeps it"],
+        rules=["unclaimed"],
+        run_id=RUN_ID,
+        run_name=RUN_NAME,
+        decided_at=DECIDED_AT,
+        approved_by=None,
+        server=server,
+    )
+    return version._replace(**fields)
 
 
 async def archived(server: Server, address: str, ids: Sequence[UUID] = ()) -> list[ArchivedVersion]:
