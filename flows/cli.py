@@ -287,6 +287,7 @@ def restore(  # noqa: PLR0913 - the flags of the command
         from_server=from_server,
     )
     selection = request.selection("command line")
+    restoring.refuse_without_archive(settings)
     if not apply:
         report = _run_async(restoring.preview_restore(settings, selection))
     else:

@@ -128,8 +128,8 @@ async def open_restore(
     """
     if applies:
         refuse_ephemeral_server(settings)
-    if not (archive or settings.archive_url or settings.archive_block):
-        raise ConfigurationError(NO_ARCHIVE)
+    if not archive:
+        refuse_without_archive(settings)
     async with connect(settings.max_requests_per_minute) as connection, AsyncExitStack() as stack:
         server = Server(connection)
         now = await server.now()
@@ -141,6 +141,16 @@ async def open_restore(
             database = await stack.enter_async_context(open_database(url))
             await database.check(server, own_runs, deletes=applies)
         yield Restore(archive, connection, database, selection, now)
+
+
+def refuse_without_archive(settings: RetentionSettings) -> None:
+    """Refuse to restore from nowhere.
+
+    Raises:
+        ConfigurationError: No archive is configured.
+    """
+    if not (settings.archive_url or settings.archive_block):
+        raise ConfigurationError(NO_ARCHIVE)
 
 
 async def preview_restore(settings: RetentionSettings, selection: Selection) -> RestoreReport:

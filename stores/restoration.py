@@ -227,9 +227,6 @@ async def _create(
             latest_id = await _newest(changes, key)
         given: dict[str, sa.ColumnElement[Any]] = {"latest_id": ARTIFACT.c.id}
         given |= {name: ARTIFACT.c[name] for name in ("key", "created", "updated", *COPIED)}
-        # Of a version without metadata, Prefect stores a null of JSON, and of its collection NULL.
-        metadata = ARTIFACT.c.metadata_
-        given["metadata_"] = sa.case((sa.cast(metadata, sa.Text) != "null", metadata))
         given["id"] = sa.literal(row.id if row else uuid4(), COLLECTION.c.id.type)
         if row:
             given |= {name: sa.literal(getattr(row, name), COLLECTION.c[name].type) for name in ("created", "updated")}
