@@ -144,7 +144,8 @@ class Queries:
         columns = (c.id, c.flow_run_id, c.task_run_id, c.key, c.type)
         texts = c.description, *map(self._json_text, (c.data, c.metadata_))
         description, data, metadata = texts if with_data else [sa.null()] * len(texts)
-        size = sa.null() if with_data else self._size()
+        # PostgreSQL would decompress large data twice.
+        size = sa.null() if with_data and not self.is_sqlite else self._size()
         query = sa.select(*columns, description, c.created, c.updated, data, metadata, size, self.state)
         rows = await self.all(query.where(self.among(c.id, ids)))
         return Copies([_read_stored(row) for row in rows], await self.collection_rows(keys))

@@ -129,7 +129,9 @@ class RunArchive:
         self.totals.parts += 1
         self.totals.versions += len(copied) - again
         self.totals.bytes += manifest.bytes
-        self.totals.restore = f"artifact-retention restore --run {self._run_name}" if self.totals.payloads else ""
+        if self.totals.payloads:
+            # By its id: a deployment names all its runs alike.
+            self.totals.restore = f"artifact-retention restore --run {self.run_id}"
 
     def _row(self, candidate: Candidate, stored: StoredVersion) -> ArchivedVersion:
         reasons = self._reasons[candidate.verdict]

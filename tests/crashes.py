@@ -53,6 +53,7 @@ class Death:
     """A process kills itself at its n-th request (of one method, if given): before it is sent, once sent, or once answered.
 
     Of the method `SQL`: at its n-th statement that deletes from the database, before it or within its transaction after it.
+    Of the method `FILE`: at the n-th file that appears in its archive, before that or after it.
     """
 
     number: int
@@ -77,13 +78,22 @@ class Forge:
             patch.setenv("PYTHONPATH", str(Path(__file__).parent))
             forkserver.ensure_running()
 
-    def start(self, server: Server, *arguments: str, death: Death | None = None, per_minute: int = 0) -> BaseProcess:
+    def start(
+        self,
+        server: Server,
+        *arguments: str,
+        death: Death | None = None,
+        per_minute: int = 0,
+        archive: Path | None = None,
+    ) -> BaseProcess:
         """Start `artifact-retention delete` by the server's store; it has begun to run when this returns."""
         begun = self._context.Event()
         command = ("delete", "--config", str(self.config), *arguments)
         settings = {"ARTIFACT_RETENTION_MAX_REQUESTS_PER_MINUTE": str(per_minute)}
         if server.store == "database":
             settings["ARTIFACT_RETENTION_DATABASE_URL"] = server.database.url
+        if archive:
+            settings["ARTIFACT_RETENTION_ARCHIVE_URL"] = str(archive)
         process = self._context.Process(
             target=_clean_up,
             args=(f"{server.local.address}/api", command, str(self.log), begun, death, settings),
@@ -147,7 +157,7 @@ def _clean_up(  # noqa: PLR0913, PLR0917 - what a process is started with
 ) -> None:
     _enter(log)
     if death:
-        (_die_in_sql if death.method == "SQL" else _die_at)(death)
+        {"SQL": _die_in_sql, "FILE": _die_in_archive}.get(death.method, _die_at)(death)
     os.environ.update(settings)
     with temporary_settings(updates={PREFECT_API_URL: address}):
         begun.set()
@@ -181,6 +191,22 @@ def _die_in_sql(death: Death) -> None:
         seen += statement.startswith("DELETE")
         if seen == death.number:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_in_archive(death: Death) -> None:
+    link = os.link
+    seen = 0
+
+    def count_down(*arguments: Any, **options: Any) -> None:  # noqa: ANN401 - as the original's
+        nonlocal seen
+        seen += 1
+        if (seen, death.moment) == (death.number, "before"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        link(*arguments, **options)
+        if seen == death.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.link = count_down
 
 
 def _die_at(death: Death) -> None:

@@ -65,6 +65,12 @@ def test_without_any_source_nothing_is_limited_and_no_policy_is_set() -> None:
         "database_block": "",
         "max_deletions_per_second": 0,
         "reclaim": "none",
+        "archive_url": "",
+        "archive_block": "",
+        "archive_payloads": True,
+        "archive_keep_days": 0,
+        "ledger_keep_days": 0,
+        "max_log_lines": 0,
         "allow_ephemeral_server": False,
         "purge_events": False,
     }

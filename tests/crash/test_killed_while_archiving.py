@@ -1,0 +1,91 @@
+"""A cleanup with an archive is killed between any two steps: what is gone is in the archive, and a rerun does the rest."""
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from crashes import Death, Estate, Forge, end
+from prefect_artifact_retention.stores.archive.archive import open_archive
+from servers import BY_API, POSTGRESQL_API, POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, on, thorough
+
+FILES = [
+    Death(number, moment, "FILE")
+    # The check at the start; the first part and its manifest; what comes after; the manifest of the run.
+    for number in (1, 2, 3, 4, 5)
+    for moment in ("before", "answered")
+]
+
+
+def archived(folder: Path) -> set[UUID]:
+    """What can be restored, whatever became of it."""
+    return {version.id for some in open_archive(str(folder)).versions() for version in some}
+
+
+async def kill_each(server: Server, forge: Forge, folder: Path, deaths: Sequence[Death]) -> int:
+    """Let a cleanup die at each of these moments, and run another one; return how many were killed."""
+    estate = Estate.build()
+    killed = 0
+    for death in deaths:
+        archive = folder / str(death).replace(" ", "-")
+        await estate.restore(server.database)
+        process = await asyncio.to_thread(lambda: forge.start(server, death=death, archive=archive))  # noqa: B023
+        killed += await asyncio.to_thread(end, process) == -signal.SIGKILL
+        left, _latest = await estate.left(server.database)
+        gone = {row.id for row in estate.rows} - left
+        assert estate.kept <= left, f"gone after death {death}"
+        assert not gone or gone <= archived(archive), f"not in the archive after death {death}"
+        await server.database.age_progress()
+        process = await asyncio.to_thread(lambda: forge.start(server, archive=archive))  # noqa: B023
+        assert await asyncio.to_thread(end, process) == 0, forge.log.read_text()
+        left, _latest = await estate.left(server.database)
+        assert left == estate.kept, f"after death {death}"
+        assert archived(archive) == {row.id for row in estate.rows} - estate.kept, f"after death {death}"
+    return killed
+
+
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+@pytest.mark.parametrize(
+    "deaths",
+    [[FILES[5], Death(1, "answered", "SQL")], pytest.param(FILES, marks=pytest.mark.long)],
+    ids=["some", "all"],
+)
+async def test_killed_between_archive_and_transaction(
+    server: Server, forge: Forge, tmp_path: Path, deaths: list[Death]
+) -> None:
+    """A version is in the database or in the archive or in both."""
+    assert await kill_each(server, forge, tmp_path, deaths) == len(deaths)
+
+
+@pytest.mark.thorough
+@on(*BY_API)
+@pytest.mark.parametrize(
+    "deaths",
+    [[FILES[4], Death(5, "sent", "DELETE")], pytest.param(FILES, marks=pytest.mark.long)],
+    ids=["some", "all"],
+)
+async def test_killed_between_archive_and_request(server: Server, forge: Forge, tmp_path: Path, deaths: list[Death]) -> None:
+    """The same through the API."""
+    assert await kill_each(server, forge, tmp_path, deaths) == len(deaths)
+
+
+@on(SQLITE_API, thorough(POSTGRESQL_API))
+async def test_a_run_that_is_stopped_tells_what_it_has_archived_in_vain(server: Server, forge: Forge, tmp_path: Path) -> None:
+    """The archive then has as deleted what was deleted."""
+    estate = Estate.build()
+    await estate.restore(server.database)
+    there = len(estate.rows)
+    process = await asyncio.to_thread(lambda: forge.start(server, per_minute=600, archive=tmp_path / "archive"))
+    for _poll in range(1000):
+        if len((await estate.left(server.database))[0]) < there - 3:
+            break
+        await asyncio.sleep(0.05)
+    assert await asyncio.to_thread(end, process, signal.SIGTERM) != 0
+    left, _latest = await estate.left(server.database)
+    (run,) = open_archive(str(tmp_path / "archive")).runs()
+    assert run.outcome == "unfinished"
+    assert len(run.spared) > 0
+    assert left >= set(run.spared)
+    assert archived(tmp_path / "archive") == {row.id for row in estate.rows} - left
