@@ -140,6 +140,8 @@ async def open_restore(
         if url := await database_url(settings, connection.client):
             database = await stack.enter_async_context(open_database(url))
             await database.check(server, own_runs, deletes=applies)
+        if own_runs:
+            await server.detect_concurrency(artifact_restore.name)
         yield Restore(archive, connection, database, selection, now)
 
 
@@ -236,7 +238,8 @@ async def _open_and_restore(settings: RetentionSettings, selection: Selection, *
             get_run_logger().warning(f"Stopped; a rerun restores the rest. {headline(restore.report)}")
             raise
         report = restore.report
-        report.outcome = "failed" if applies and report.causes() else "completed"
+        is_in_vain = bool(report.unavailable) and not (report.restored or report.present)
+        report.outcome = "failed" if applies and (report.causes() or is_in_vain) else "completed"
         report.duration_seconds = restore.seconds
         get_run_logger().info(outcome_message(report))
         await _publish(restore.connection, report)

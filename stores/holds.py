@@ -124,6 +124,13 @@ class Holds(Paging):
         """Put a hold on a key unless there is one that ends no earlier. Return the one that holds it then."""
         name = variable_name(key)
         for _attempt in range(MAX_ATTEMPTS):
+            try:
+                await self.connection.request("POST", "/variables/", {"name": name, "value": hold.value()})
+            except StoreError as error:
+                if error.status != HTTP_CONFLICT:
+                    raise
+            else:
+                return hold
             if (there := await self._variable(name)) and not hold.outlasts(there):
                 return there
             # Somebody may put one on it meanwhile that ends later.

@@ -18,14 +18,17 @@ async def restore_through_api(restore: Restore, each: KeyRestore) -> None:
     hold = restore.hold(each)
     target = restore.target(each.key)
     is_doubtful = False
+    read = 0
     try:
         async with aclosing(read_archived(restore.archive, each.ids)) as reading:
             async for versions in reading:
+                read += len(versions)
                 for version in versions:
                     metadata = _metadata(version, hold)
                     is_doubtful |= not await restore.api.repost(version, target, _description(version), metadata)
                     each.report.restored += 1
                     await restore.notify(1)
+        each.report.unavailable += len(each.ids) - read
     except StoreError as error:
         each.report.error = str(error)
     if is_doubtful:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -16,7 +16,7 @@ from uuid import UUID
 from prefect_artifact_retention.policies import ConfigurationError, StoreError
 from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.holds import Hold, read_metadata
-from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, LedgerQuery
+from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, CollectionRow, LedgerQuery
 from prefect_artifact_retention.stores.connection import Connection
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.holds import Holds
@@ -98,6 +98,7 @@ class Restore:
         self.holds = Holds(connection)
         self.api = Reposting(connection)
         self.keys: list[KeyRestore] = []
+        self.collections: Mapping[str, CollectionRow] = {}
         self.listeners: list[Listener] = []
         self.report = RestoreReport(
             applied=False,

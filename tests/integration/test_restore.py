@@ -284,6 +284,25 @@ async def test_a_key_that_does_not_fit_into_memory_is_restored_in_one_transactio
     assert await snapshot(server.database) == before
 
 
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+async def test_what_a_damaged_part_of_the_archive_has_is_not_restored_and_all_else_is(server: Server, tmp_path: Path) -> None:
+    """The report says which part it is."""
+    await server.database.insert(series("stays", [1]))
+    address = f"{server.local.address}/api"
+    archive = write_archive(tmp_path / "archive", [made("a", 1, address), made("bad", 1, address)])
+    (part,) = (tmp_path / "archive" / "data").iterdir()
+    write_archive(tmp_path / "archive", [made("bad", 2, address), *(made("z", number, address) for number in range(3))])
+    content = bytearray(part.read_bytes())
+    content[content.index(b"number") if b"number" in content else 40] ^= 1
+    part.write_bytes(content)
+    with server.active():
+        report = await restore(archive)
+    assert [(each.key, each.restored) for each in report.key_reports] == [("a", 0), ("bad", 0), ("z", 3)]
+    for each in report.key_reports[:2]:
+        assert f"data/{part.name} is not as it was written" in each.error
+    assert len(await server.database.ids()) == 4
+
+
 class KilledError(BaseException):
     """The process is gone: nothing of it catches this."""
 
