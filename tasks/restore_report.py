@@ -107,7 +107,7 @@ class RestoreFailed(RetentionError):  # noqa: N818 - as CleanupFailed
 
 def headline(report: RestoreReport) -> str:
     """Return the result in one line."""
-    keys = count(sum(each.missing > 0 or each.restored > 0 for each in report.key_reports), "key")
+    keys = count(sum((each.restored if report.applied else each.missing) > 0 for each in report.key_reports), "key")
     if report.applied:
         text = f"{count(report.restored, 'version')} of {keys} restored"
     else:

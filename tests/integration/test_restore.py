@@ -201,8 +201,10 @@ async def test_producers_of_a_key_that_is_restored_lose_nothing(server: Server, 
                 created[key].append(UUID(answer.raise_for_status().json()["id"]))
 
         with server.active():
-            report, *_ = await asyncio.gather(restore(archive, hold_days=0), *(produce(key) for key in keys))
-    assert report.causes() == []
+            async with open_restore(load_settings(), Selection(EVERYTHING, hold_days=0), archive=archive) as opened:
+                await plan_restore(opened)
+                await asyncio.gather(restore_all(opened), *(produce(key) for key in keys))
+    assert opened.report.causes() == []
     assert await server.database.ids() == {*(row.id for row in rows), *(each for ids in created.values() for each in ids)}
     assert {key: row.latest_id for key, row in (await collection_rows(server.database)).items()} == {
         key: ids[-1] for key, ids in created.items()
