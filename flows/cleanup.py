@@ -125,7 +125,7 @@ async def open_run(
         # First, because it also shows whether the server can be reached at all.
         now = await server.now()
         store: Store = ApiStore(connection)
-        if url := await _database_url(settings, connection.client):
+        if url := await database_url(settings, connection.client):
             opening = open_database(url, settings.max_deletions_per_second, purges_events=settings.purge_events)
             store = database = await stack.enter_async_context(opening)
             await database.check(server, own_runs, deletes=mode == "delete")
@@ -171,7 +171,7 @@ async def open_run(
         )
 
 
-async def _database_url(settings: RetentionSettings, client: PrefectClient) -> str:
+async def database_url(settings: RetentionSettings, client: PrefectClient) -> str:
     """Read the address of the server's database from the settings or from a block; empty to use the API.
 
     Raises:
@@ -202,8 +202,10 @@ async def _block_data(client: PrefectClient, name: str, kind: str, source: str) 
     return document.data
 
 
-async def open_archive_of(settings: RetentionSettings, client: PrefectClient) -> Archive | None:
+async def open_archive_of(settings: RetentionSettings, client: PrefectClient | None) -> Archive | None:
     """Open the archive that the settings, or a block that they name, have an address of; None without one.
+
+    Without a client, no block is read.
 
     Raises:
         ConfigurationError: There is no such block, or the address cannot be used.
@@ -211,7 +213,7 @@ async def open_archive_of(settings: RetentionSettings, client: PrefectClient) ->
     """
     url, source = settings.archive_url, settings.source("archive_url")
     options: Mapping[str, Any] = {}
-    if not url and (name := settings.archive_block):
+    if client and not url and (name := settings.archive_block):
         source = settings.source("archive_block")
         data = await _block_data(client, name, "Remote File System", source)
         url, options = str(data.get("basepath") or ""), data.get("settings") or {}

@@ -24,8 +24,11 @@ from pydantic import ValidationError, create_model
 from pydantic_settings import SettingsError
 
 if TYPE_CHECKING:
+    from prefect_artifact_retention.flows.restore import Request
     from prefect_artifact_retention.flows.settings import RetentionSettings
+    from prefect_artifact_retention.stores.archive.model import LedgerQuery
     from prefect_artifact_retention.tasks.report import CleanupReport
+    from prefect_artifact_retention.tasks.restore_report import RestoreReport
 
 T = TypeVar("T")
 
@@ -63,6 +66,12 @@ KeepLast = Annotated[
 KeepWithinDays = Annotated[
     float | None,
     Parameter(name="--keep-within-days", help="For these keys and this call: keep versions of at most this age. Needs --key."),
+]
+Since = Annotated[str, Parameter(help="Only what was deleted from this day or time on: 2026-11-28, 2026-11-28T03:00 (UTC).")]
+Until = Annotated[str, Parameter(help="Only what was deleted up to this day, which is included, or time.")]
+Runs = Annotated[
+    tuple[str, ...],
+    Parameter(name="--run", help="The id or name of the run that deleted them; may be repeated.", negative=()),
 ]
 Config = Annotated[
     Path | None, Parameter(name="--config", help="The configuration file. Default: retention.toml, if there is one.")
@@ -188,14 +197,23 @@ def explain(
     /,
     *,
     unkeyed: Annotated[bool, Parameter(help="In place of KEY: every artifact without a key.", negative=())] = False,
+    was_deleted: Annotated[
+        bool, Parameter(name="--deleted", help="Show the versions that were deleted, from the archive.", negative=())
+    ] = False,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
     """Show every version of one key with its verdict and all the reasons. Writes nothing to the server."""
     if (key is None) != unkeyed:
         raise ConfigurationError("command line: explain takes a KEY, or --unkeyed for the artifacts without a key")
+    if was_deleted and key is None:
+        raise ConfigurationError("command line: --deleted takes a KEY; see the command deleted for all others")
     settings, _ = _configure(config)
     _load_prefect()
+    if was_deleted:
+        from prefect_artifact_retention.flows.ledger import make_query  # noqa: PLC0415
+
+        return _show_ledger(settings, make_query([key or ""]), 0, as_json=as_json)
     from prefect_artifact_retention.flows import explanation  # noqa: PLC0415
 
     explained = _run_async(explanation.explain_unkeyed(settings) if key is None else explanation.explain(settings, key))
@@ -203,6 +221,145 @@ def explain(
         _print_json(explained.model_dump(mode="json"))
     else:
         explanation.show(explained)
+    return DONE
+
+
+@app.command
+def deleted(  # noqa: PLR0913 - the flags of the command
+    *,
+    key: Keys = (),
+    since: Since = "",
+    until: Until = "",
+    rule: Annotated[
+        tuple[str, ...], Parameter(name="--rule", help="A rule, such as keep_last; may be repeated.", negative=())
+    ] = (),
+    run: Runs = (),
+    limit: Annotated[int, Parameter(help="Show the last N of them. 0: all.", converter=_whole_number)] = 1000,
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """List what the archive has of deleted versions: when each was deleted, by which rule and run."""
+    if limit < 0:
+        raise ConfigurationError(f"command line: limit = {limit} is no number of versions")
+    settings, _ = _configure(config)
+    _load_prefect()
+    from prefect_artifact_retention.flows.ledger import make_query  # noqa: PLC0415
+
+    return _show_ledger(settings, make_query(key, runs=run, rules=rule, since=since, until=until), limit, as_json=as_json)
+
+
+@app.command
+def restore(  # noqa: PLR0913 - the flags of the command
+    *,
+    key: Keys = (),
+    version_id: Annotated[
+        tuple[str, ...], Parameter(name="--id", help="The id of a version; may be repeated.", negative=())
+    ] = (),
+    run: Runs = (),
+    since: Since = "",
+    until: Until = "",
+    everything: Annotated[bool, Parameter(name="--all", help="All that the archive has of this server.", negative=())] = False,
+    apply: Annotated[bool, Parameter(help="Restore. Otherwise, only show what would be restored.", negative=())] = False,
+    hold_days: Annotated[
+        int, Parameter(help="Keep what is restored on hold for so many days. 0: no hold.", converter=_whole_number)
+    ] = 7,
+    to: Annotated[str, Parameter(help="Restore as new versions under this key.")] = "",
+    same_key: Annotated[
+        bool, Parameter(help="Through the API: restore under the original key, which must have no versions.", negative=())
+    ] = False,
+    from_server: Annotated[str, Parameter(help="Restore what was deleted on the server with this address.")] = "",
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Restore deleted versions from the archive. Shows what would be restored, unless --apply is given."""
+    if not (key or version_id or run or since or until or everything):
+        raise ConfigurationError("command line: name what is to be restored: --key, --id, --run, --since, --until, or --all")
+    settings, _ = _configure(config)
+    # Prefect's log goes to the server only; on the terminal, this command prints the report.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    _load_prefect()
+    from prefect_artifact_retention.flows import restore as restoring  # noqa: PLC0415
+
+    request = restoring.Request(
+        keys=list(key),
+        ids=list(version_id),
+        runs=list(run),
+        since=since or (restoring.BEGINNING if everything else ""),
+        until=until,
+        hold_days=hold_days,
+        to_key=to,
+        same_key=same_key,
+        from_server=from_server,
+    )
+    selection = request.selection("command line")
+    restoring.refuse_without_archive(settings)
+    if not apply:
+        report = _run_async(restoring.preview_restore(settings, selection))
+    else:
+        report = _restore(settings, request, quiet=as_json)
+    try:
+        if as_json:
+            _print_json(report.model_dump(mode="json"))
+        else:
+            restoring.show(report)
+        sys.stdout.flush()
+    except OSError as error:
+        # The reader has gone, or a disk is full; the versions are restored all the same.
+        _complain(f"the report could not be printed: {error.strerror}")
+    return EXIT_CODES[report.outcome]
+
+
+def _restore(settings: RetentionSettings, request: Request, *, quiet: bool) -> RestoreReport:
+    """Run the flow `artifact-restore`, and return its report, whatever Prefect makes of the run."""
+    from httpx import HTTPError  # noqa: PLC0415
+    from prefect.exceptions import PrefectException  # noqa: PLC0415
+    from prefect_artifact_retention.flows import cleanup, restore  # noqa: PLC0415
+    from prefect_artifact_retention.stores.connection import reason  # noqa: PLC0415
+    from prefect_artifact_retention.tasks.restore_report import RestoreFailed  # noqa: PLC0415
+
+    restored: list[RestoreReport] = []
+
+    async def run() -> RestoreReport:
+        restore.RESTORED.set(restored)
+        await cleanup.reach_server(settings)
+        return await restore.artifact_restore(
+            keys=request.keys,
+            ids=request.ids,
+            runs=request.runs,
+            since=request.since,
+            until=request.until,
+            apply=True,
+            hold_days=request.hold_days,
+            to_key=request.to_key,
+            same_key=request.same_key,
+            from_server=request.from_server,
+        )
+
+    try:
+        return _follow(run, quiet=quiet)
+    except RestoreFailed as error:
+        return error.report
+    except PrefectException as error:
+        # The answer to Prefect's last request was lost, or somebody has cancelled or deleted the flow run: Prefect gives
+        # no result back, and the run has one all the same.
+        if not restored:
+            raise RetentionError(str(error)) from None
+    except HTTPError as error:
+        if not restored:
+            raise StoreError(f"the Prefect server failed during the run: {reason(error)}") from None
+        restored[-1].errors.append(f"the Prefect server failed after the run, whose state it may not show: {reason(error)}")
+        restored[-1].outcome = "failed"
+    return restored[-1]
+
+
+def _show_ledger(settings: RetentionSettings, query: LedgerQuery, limit: int, *, as_json: bool) -> int:
+    from prefect_artifact_retention.flows import ledger  # noqa: PLC0415
+
+    found = _run_async(ledger.read_ledger(settings, query, limit))
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        ledger.show(found)
     return DONE
 
 
@@ -377,7 +534,7 @@ def _run(tokens: Sequence[str]) -> int:
     except RetentionError as error:
         return _fail(error, tokens, FAILED)
     except KeyboardInterrupt:
-        reruns = "; a rerun goes on where this one stopped" if tokens[:1] == ["delete"] else ""
+        reruns = "; a rerun goes on where this one stopped" if tokens[:1] in (["delete"], ["restore"]) else ""
         return _fail(f"interrupted{reruns}", tokens, INTERRUPTED)
     return code if isinstance(code, int) else DONE
 
@@ -477,7 +634,7 @@ def _check_limits(**limits: float) -> None:
         raise ConfigurationError("\n".join(f"command line: {line}" for line in describe_validation_error(error))) from error
 
 
-def _follow(run: Callable[[], Coroutine[Any, Any, CleanupReport]], *, quiet: bool) -> CleanupReport:
+def _follow(run: Callable[[], Coroutine[Any, Any, T]], *, quiet: bool) -> T:
     """Run with a progress bar (plain lines if stderr is no terminal), and turn SIGTERM into KeyboardInterrupt."""
     from prefect.exceptions import TerminationSignal  # noqa: PLC0415
 
@@ -486,7 +643,7 @@ def _follow(run: Callable[[], Coroutine[Any, Any, CleanupReport]], *, quiet: boo
     from prefect_artifact_retention.flows.cleanup import LISTENER  # noqa: PLC0415
     from prefect_artifact_retention.flows.progress import progress_display  # noqa: PLC0415
 
-    async def followed() -> CleanupReport:
+    async def followed() -> T:
         with progress_display(quiet=quiet) as listener:
             LISTENER.set(listener)
             return await run()

@@ -45,13 +45,13 @@ async def _silent(step: Step, done: int, total: int) -> None:
 
 class _PlainLines:
     def __init__(self) -> None:
-        self._shown = {"planning": -1, "deleting": -1}
+        self._shown: dict[Step, int] = {}
 
     async def listen(self, step: Step, done: int, total: int) -> None:
         if step == "archiving":
             return
         tenth = MAX_PLAIN_LINES * done // total if total else MAX_PLAIN_LINES
-        if tenth > self._shown[step] and done:
+        if tenth > self._shown.get(step, -1) and done:
             self._shown[step] = tenth
             noun = "keys" if step == "planning" else "versions"
             sys.stderr.write(f"{step}: {done}/{total} {noun}\n")

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,6 +25,7 @@ import orjson
 from aiolimiter import AsyncLimiter
 from prefect.client.base import ServerType
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.context import SettingsContext, get_settings_context
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from prefect_artifact_retention.policies import StoreError
@@ -363,6 +364,16 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
             yield Connection(client, concurrency, 60 / rate if rate else 0)
     except httpx.RequestError as error:
         raise request_error(error, client.api_url) from None
+
+
+@contextmanager
+def without_retries() -> Iterator[None]:
+    """Let Prefect's client send a request once, in this context only. After a 503, it waits for 2 s all the same."""
+    present = get_settings_context()
+    settings = present.settings
+    once = settings.model_copy(update={"client": settings.client.model_copy(update={"max_retries": 0})})
+    with SettingsContext(profile=present.profile, settings=once):
+        yield
 
 
 async def shielded(request: Coroutine[Any, Any, Answer]) -> Answer:

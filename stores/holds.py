@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +29,10 @@ MAX_ATTEMPTS = 10
 SETTLE_SECONDS = 0.25
 """The time after which what was written is read again: longer than others take between reading and writing. With less, it goes
 unnoticed what they overwrite; with more, each hold takes longer on a version, or in the place of another one."""
+
+
+class LastingHoldError(StoreError):
+    """There is a hold that lasts longer than the one that was to take its place."""
 
 
 class Holds(Paging):
@@ -113,6 +118,25 @@ class Holds(Paging):
             await asyncio.sleep(SETTLE_SECONDS)
             if (there := await self._variable(name)) and not hold.outlasts(there):
                 return replaced
+        raise StoreError(f"the hold on {key!r} is changed by others all the time")
+
+    async def extend_key(self, key: str, hold: Hold) -> Hold:
+        """Put a hold on a key unless there is one that ends no earlier. Return the one that holds it then."""
+        name = variable_name(key)
+        for _attempt in range(MAX_ATTEMPTS):
+            try:
+                await self.connection.request("POST", "/variables/", {"name": name, "value": hold.value()})
+            except StoreError as error:
+                if error.status != HTTP_CONFLICT:
+                    raise
+            else:
+                return hold
+            if (there := await self._variable(name)) and not hold.outlasts(there):
+                return there
+            # Somebody may put one on it meanwhile that ends later.
+            with suppress(LastingHoldError):
+                await self.hold_key(key, hold)
+                return hold
         raise StoreError(f"the hold on {key!r} is changed by others all the time")
 
     async def release_key(self, key: str) -> bool:
@@ -210,7 +234,7 @@ def _read(row: Mapping[str, Any]) -> Hold:
 
 def _refuse_shortening(there: Hold, hold: Hold, what: str) -> None:
     if there.outlasts(hold):
-        raise StoreError(f"{what} is {there.describe()}; to hold it for less long, release it first")
+        raise LastingHoldError(f"{what} is {there.describe()}; to hold it for less long, release it first")
 
 
 def _own(metadata: Mapping[str, str]) -> dict[str, str]:

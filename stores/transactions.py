@@ -117,8 +117,10 @@ class Transactions:
         self.connections = MAX_CONNECTIONS
         self.is_established = False
         self._secrets = opened.secrets
-        writing = {"begin": "IMMEDIATE"} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
-        self._writer = self.engine.execution_options(**writing)
+        self._writer, self._inserter = (
+            self.engine.execution_options(**({"begin": "IMMEDIATE"} if self.is_sqlite else {"isolation_level": level}))
+            for level in ("REPEATABLE READ", "READ COMMITTED")
+        )
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._lost_since: float | None = None
 
@@ -174,13 +176,22 @@ class Transactions:
         """
         return await self._retried(lambda: self._write_once(lambda changes: work(changes, *args, **kwargs)))
 
-    async def _write_once(self, work: Callable[[Changes], Awaitable[T]]) -> T:
+    async def insert(self, work: Callable[Concatenate[Changes, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do some work as `write` does, in a transaction of which each statement sees what others have committed before.
+
+        It may insert for long, and lock what others write to only before it ends.
+        """
+        return await self._retried(
+            lambda: self._write_once(lambda changes: work(changes, *args, **kwargs), engine=self._inserter)
+        )
+
+    async def _write_once(self, work: Callable[[Changes], Awaitable[T]], *, engine: AsyncEngine | None = None) -> T:
         transaction: int | None = None
         done: list[T] = []
         try:
             async with self._slots:
                 with self.translated_errors():
-                    async with self._writer.begin() as connection:
+                    async with (engine or self._writer).begin() as connection:
                         timeouts = {
                             "statement_timeout": WRITE_TIMEOUT_SECONDS * 1000,
                             "lock_timeout": LOCK_TIMEOUT_MILLISECONDS,

@@ -137,7 +137,7 @@ def _problems(report: CleanupReport) -> Iterable[str]:
         ("Doubts about the policies", report.doubts),
     ):
         if lines:
-            yield f"## {title}\n\n" + _bullets(lines)
+            yield f"## {title}\n\n" + bullet_list(lines)
     if report.stopped_at:
         where = escape(label(None if report.stopped_at == UNKEYED else report.stopped_at))
         if report.mode == "delete":
@@ -162,7 +162,7 @@ def _totals(report: CleanupReport) -> str:
         ]
     if report.events_purged is not None:
         rows.append(("Events about them deleted", f"{report.events_purged} ({size(report.event_bytes_purged)})"))
-    table = _table(("Total", "Versions"), rows)
+    table = pipe_table(("Total", "Versions"), rows)
     is_held = report.events_purged is None and (report.planned if report.mode == "preview" else report.deleted)
     return f"{table}\n\n{HELD_BY_EVENTS}" if is_held else table
 
@@ -178,10 +178,10 @@ def _archive(report: CleanupReport) -> str:
 def _policies(report: CleanupReport) -> str:
     rows = [(policy.name, policy.sentence, policy.keys_seen, policy.versions, policy.planned) for policy in report.policies]
     source = f"From {escape(report.policy_source)}, digest {report.policy_digest}."
-    notes = "\n\n" + _bullets(report.notes) if report.notes else ""
+    notes = "\n\n" + bullet_list(report.notes) if report.notes else ""
     own = count(sum(key.deleted for key in report.housekeeping), "version")
     housekeeping = f"\n\nBesides, {own} of this package's own artifacts went." if not own.startswith("0 ") else ""
-    table = _table(("Policy", "Rule", "Keys", "Versions", "Stale"), rows)
+    table = pipe_table(("Policy", "Rule", "Keys", "Versions", "Stale"), rows)
     return f"## Policies\n\n{source}\n\n{table}{notes}{housekeeping}"
 
 
@@ -208,21 +208,21 @@ def _keys(report: CleanupReport) -> str:
     title += f"; the {MAX_STALE_KEYS_LISTED} with the most:" if len(stale) > MAX_STALE_KEYS_LISTED else ":"
     deleted, freed = (["Deleted"], ["Freed"]) if report.mode == "delete" else ([], [])
     header = ("Key", "Policy", "Versions", "Kept", "Stale", *deleted, "Size", "Stale size", *freed)
-    return f"{title}\n\n{_table(header, rows)}"
+    return f"{title}\n\n{pipe_table(header, rows)}"
 
 
 def _holds(report: CleanupReport) -> str:
     lines = report.holds[:MAX_KEYS_LISTED]
     if (more := len(report.holds) - MAX_KEYS_LISTED) > 0:
         lines.append(f"and {count(more, 'key')} more")
-    return "## Keys on hold\n\n" + _bullets(lines) if lines else ""
+    return "## Keys on hold\n\n" + bullet_list(lines) if lines else ""
 
 
 def _rules(title: str, counts: Sequence[RuleCount]) -> str:
     if not counts:
         return ""
     rows = [(each.rule, each.versions, each.example) for each in counts]
-    return f"## {title}\n\n" + _table(("Rule", "Versions", "For example"), rows)
+    return f"## {title}\n\n" + pipe_table(("Rule", "Versions", "For example"), rows)
 
 
 def _unmanaged(report: CleanupReport) -> str:
@@ -231,7 +231,7 @@ def _unmanaged(report: CleanupReport) -> str:
         lines.append(f"and {count(more, 'key')} more")
     if report.unmanaged_unkeyed:
         lines.append(count(report.unmanaged_unkeyed, "artifact") + " without a key")
-    return "## Unmanaged\n\nNo policy is for these; they were left alone.\n\n" + _bullets(lines) if lines else ""
+    return "## Unmanaged\n\nNo policy is for these; they were left alone.\n\n" + bullet_list(lines) if lines else ""
 
 
 def escape(text: str) -> str:
@@ -247,11 +247,13 @@ def _is_number(cell: object) -> bool:
     return isinstance(cell, int) or bool(_SIZE.fullmatch(str(cell)))
 
 
-def _bullets(lines: Iterable[str]) -> str:
+def bullet_list(lines: Iterable[str]) -> str:
+    """Render lines of plain text as a list."""
     return "\n".join(f"- {escape(line.strip())}" for line in lines)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def pipe_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Render cells of plain text as a table; a column of numbers is aligned to the right."""
     rows = list(rows)
     numeric = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(header))]
     lines = [header, ["---:" if right else ":---" for right in numeric]]

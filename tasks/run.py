@@ -31,7 +31,7 @@ from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, Ru
 
 LOGGER = logging.getLogger(__name__)
 
-Step = Literal["planning", "archiving", "deleting"]
+Step = Literal["planning", "archiving", "deleting", "restoring"]
 Listener = Callable[[Step, int, int], Awaitable[None]]
 """Called with the step, how much of it is done, and its total."""
 

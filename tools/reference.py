@@ -8,12 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from cyclopts import App
+from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.flows.cli import app
+from prefect_artifact_retention.flows.restore import artifact_restore
 from prefect_artifact_retention.flows.settings import ENV_PREFIX, RetentionSettings
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.report import ArchiveReport, CleanupReport, KeyReport, PolicyReport, RuleCount
+from prefect_artifact_retention.tasks.restore_report import RestoredKey, RestoreReport
 from pydantic import BaseModel
 
 Row = tuple[str, ...]
@@ -31,11 +34,12 @@ def renew_tables(page: str) -> str:
 
 def tables() -> dict[str, Iterator[Row]]:
     """The rows of each table by its marker, the head first."""
-    models = (CleanupReport, KeyReport, PolicyReport, RuleCount, ArchiveReport)
+    models = (CleanupReport, KeyReport, PolicyReport, RuleCount, ArchiveReport, RestoreReport, RestoredKey)
     return {
         "policy fields": policy_fields(),
         "settings": settings(),
-        "flow parameters": flow_parameters(),
+        "flow parameters": flow_parameters(artifact_cleanup),
+        "restore parameters": flow_parameters(artifact_restore),
         "commands": commands(),
         **{model.__name__: report_fields(model) for model in models},
     }
@@ -59,10 +63,10 @@ def settings() -> Iterator[Row]:
         yield written, variable, kind(field), default(field), field["description"]
 
 
-def flow_parameters() -> Iterator[Row]:
-    """The parameters of the flow, as its run form has them."""
+def flow_parameters(flow: Flow[..., Any]) -> Iterator[Row]:
+    """The parameters of a flow, as its run form has them."""
     yield "parameter", "type", "default", "meaning"
-    for name, field in parameter_schema(artifact_cleanup).properties.items():
+    for name, field in parameter_schema(flow).properties.items():
         yield f"`{name}`", kind(field), default(field), field["description"]
 
 

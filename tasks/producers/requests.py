@@ -23,13 +23,12 @@ import orjson
 from prefect.client.orchestration import PrefectClient, SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.objects import Artifact
-from prefect.context import SettingsContext, get_settings_context
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.formatting import printable
-from prefect_artifact_retention.stores.connection import request_error, shielded
+from prefect_artifact_retention.stores.connection import request_error, shielded, without_retries
 from prefect_artifact_retention.stores.diagnosis import unusable_setting
 
 Client = PrefectClient | SyncPrefectClient
@@ -91,7 +90,7 @@ def run(steps: Steps[Result], what: str, on_error: OnError = "raise", *, retries
         StoreError: The server cannot be reached, or refuses a request.
         ValueError: An argument of the helper is invalid; no request has been sent.
     """
-    with handled(what, on_error), nullcontext() if retries else _without_retries():
+    with handled(what, on_error), nullcontext() if retries else without_retries():
         step = next(steps)
         client = _open(partial(get_client, sync_client=True))
         with _explained(client, what), client:
@@ -111,7 +110,7 @@ def run(steps: Steps[Result], what: str, on_error: OnError = "raise", *, retries
 
 async def arun(steps: Steps[Result], what: str, on_error: OnError = "raise", *, retries: bool = True) -> Result | None:
     """Run the steps in async code; see `run`."""
-    with handled(what, on_error), nullcontext() if retries else _without_retries():
+    with handled(what, on_error), nullcontext() if retries else without_retries():
         step = next(steps)
         client = _open(get_client)
         with _explained(client, what):
@@ -141,16 +140,6 @@ async def take(steps: Steps[Result], client: PrefectClient, step: Callable[[Any]
                 return end.value  # type: ignore[no-any-return]
 
     return await shielded(rest())
-
-
-@contextmanager
-def _without_retries() -> Iterator[None]:
-    """Let Prefect's client send a request once, in this context only. After a 503, it waits for 2 s all the same."""
-    present = get_settings_context()
-    settings = present.settings
-    once = settings.model_copy(update={"client": settings.client.model_copy(update={"max_retries": 0})})
-    with SettingsContext(profile=present.profile, settings=once):
-        yield
 
 
 def _open(make: Callable[..., Any]) -> Any:  # noqa: ANN401 - either kind of client

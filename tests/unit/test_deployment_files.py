@@ -11,9 +11,10 @@ import prefect
 import pytest
 import yaml
 from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel, RawScheduleConfig, WorkPoolConfig
-from prefect.flows import load_flow_from_entrypoint
+from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.flows.deployment import DeploymentSettings
+from prefect_artifact_retention.flows.restore import artifact_restore
 from prefect_artifact_retention.flows.settings import DEPLOY_PREFIX
 from pydantic import BaseModel, TypeAdapter
 
@@ -52,7 +53,7 @@ def test_a_file_has_only_fields_that_prefect_knows(file: Path) -> None:
     """At every level, and of the right types."""
     content = read(file)
     assert unknown(content, PrefectYamlModel) == set()
-    assert len(PrefectYamlModel.model_validate(content).deployments) == 2
+    assert len(PrefectYamlModel.model_validate(content).deployments) == 3
     for deployment in content["deployments"]:
         assert unknown(deployment, DeploymentConfig) == set()
         assert unknown(deployment["work_pool"], WorkPoolConfig) == set()
@@ -62,20 +63,23 @@ def test_a_file_has_only_fields_that_prefect_knows(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_a_file_deploys_a_flow_that_exists_with_parameters_that_it_takes(file: Path) -> None:
-    """Nightly deletes, and refuses to delete more than half; on demand previews, and has no schedule.
+    """Nightly deletes, and refuses to delete more than half; on demand previews, as a restore does; both have no schedule.
 
-    That it has none is said as null: of an empty list, Prefect 3.9 warns at each deployment, and of nothing, it asks.
+    That they have none is said as null: of an empty list, Prefect 3.9 warns at each deployment, and of nothing, it asks.
     """
-    nightly, on_demand = read(file)["deployments"]
-    assert (nightly["name"], on_demand["name"]) == ("nightly", "on-demand")
+    nightly, on_demand, restore = read(file)["deployments"]
+    assert (nightly["name"], on_demand["name"], restore["name"]) == ("nightly", "on-demand", "restore")
     assert nightly["parameters"] == {"mode": "delete", "refuse_above_percent": 50}
     assert on_demand["parameters"] == {"mode": "preview"}
-    assert ([each["slug"] for each in nightly["schedules"]], on_demand["schedules"]) == (["nightly"], None)
-    assert "schedules" in on_demand
-    for deployment in (nightly, on_demand):
+    assert restore["parameters"] == {"apply": False}
+    assert [each["slug"] for each in nightly["schedules"]] == ["nightly"]
+    for deployment in (on_demand, restore):
+        assert "schedules" in deployment
+        assert deployment["schedules"] is None
+    for deployment, flow in ((nightly, artifact_cleanup), (on_demand, artifact_cleanup), (restore, artifact_restore)):
         assert deployment["enforce_parameter_schema"] is True
-        assert load_flow_from_entrypoint(deployment["entrypoint"]).name == artifact_cleanup.name
-        assert artifact_cleanup.validate_parameters(deployment["parameters"])
+        assert load_flow_from_entrypoint(deployment["entrypoint"]).name == flow.name
+        assert flow.validate_parameters(deployment["parameters"])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -93,7 +97,7 @@ def test_every_step_and_every_placeholder_of_a_file_exists(file: Path) -> None:
         assert re.sub(r"{{ [\w-]+\.\w+ }}", "", text).count("{{") == 0
 
 
-def test_all_files_deploy_the_same_two_deployments() -> None:
+def test_all_files_deploy_the_same_deployments() -> None:
     """They differ in their work pools, so deploying another one moves the nightly run and never doubles it."""
     contents = [read(file) for file in FILES]
     pools = {deployment["work_pool"]["name"] for content in contents for deployment in content["deployments"]}
@@ -115,14 +119,15 @@ def test_the_job_variables_of_a_file_exist_in_its_kind_of_work_pool(file: Path) 
         assert set(deployment["work_pool"].get("job_variables", {})) <= set(known)
 
 
-def test_numbers_of_the_run_form_have_bounds_and_every_field_is_described() -> None:
+@pytest.mark.parametrize("flow", [artifact_cleanup, artifact_restore], ids=lambda flow: flow.name)
+def test_numbers_of_the_run_form_have_bounds_and_every_field_is_described(flow: Flow[..., Any]) -> None:
     """The form refuses what is out of them, and says what each field is for."""
-    schema = TypeAdapter(dict[str, Any]).validate_python(artifact_cleanup.parameters.model_dump())
+    schema = TypeAdapter(dict[str, Any]).validate_python(flow.parameters.model_dump())
     for name, field in schema["properties"].items():
         assert field["description"], name
         if field.get("type") in ("integer", "number"):
             assert {"minimum", "maximum"} <= set(field), name
-    policy = schema["definitions"]["RetentionPolicy"]["properties"]
+    policy = schema["definitions"].get("RetentionPolicy", {}).get("properties", {})
     for name, field in policy.items():
         assert field["description"], name
         assert field["title"], name

@@ -1,0 +1,137 @@
+"""Creates archived versions anew through the Prefect API, where neither an id nor a date can be given.
+
+Each names in its metadata the version that it restores, so that a restore that is repeated knows what it has created.
+Prefect's client would send a request again whose answer was lost, and the version would be there twice: so each is sent once,
+and before it is sent again, the newest versions are read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import orjson
+from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.archive.model import ArchivedVersion
+from prefect_artifact_retention.stores.connection import HTTP_TOO_MANY_REQUESTS, without_retries
+from prefect_artifact_retention.stores.paging import HTTP_SERVER_ERROR, any_of
+from prefect_artifact_retention.stores.rows import row_metadata
+
+RESTORED_FROM = "artifact-retention-restored-from"
+"""Metadata entry of a restored version: the id of the version that it restores."""
+
+RESTORED_CREATED = "artifact-retention-restored-created"
+"""Metadata entry of a restored version: when the version was created that it restores."""
+
+HTTP_REQUEST_TIMEOUT = 408
+
+ATTEMPT_PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0)
+"""The pauses before a version is looked for whose creation was not answered, and created again if it is not there. With more
+or longer ones, a server that is out of reach is waited for longer."""
+
+NEWEST_ROWS = 20
+"""The newest versions that are read to look for one. With fewer, others that write to the same key may hide it."""
+
+
+class Reposting(ApiStore):
+    """Creates archived versions anew.
+
+    Every method raises `StoreError` if the server cannot be reached or sends an unexpected answer.
+    """
+
+    async def existing(self, ids: Iterable[UUID]) -> set[UUID]:
+        """Return those of the versions that exist."""
+
+        async def find(part: Sequence[UUID]) -> Collection[UUID]:
+            number = await self._count("/artifacts", any_of(part))
+            if number in {0, len(part)}:
+                return part if number else ()
+            return [version.id for version in await self.versions(part)]
+
+        return {version_id for part in await self._in_parts(sorted(set(ids)), find) for version_id in part}
+
+    async def has_collection(self, key: str) -> bool:
+        """Return whether a key has any version."""
+        return bool(await self._count("/artifacts/latest", {"key": {"any_": [key]}}))
+
+    async def count_versions(self, key: str) -> int:
+        """Count the versions of a key."""
+        return await self._count("/artifacts", {"key": {"any_": [key]}})
+
+    async def restored(self, key: str | None) -> dict[UUID, list[UUID]]:
+        """Return the versions of a key that restore others, by the id of the version restored, the newest first."""
+        found: dict[UUID, list[UUID]] = {}
+        async for page in self._pages("/artifacts/filter", _only(key), "CREATED_DESC"):
+            for row in page:
+                if (source := _source(row)) and (version_id := UUID(row["id"])) not in found.setdefault(source, []):
+                    found[source].append(version_id)
+            page.clear()
+        return found
+
+    async def repost(self, version: ArchivedVersion, key: str | None, description: str, metadata: Mapping[str, str]) -> bool:
+        """Create a version anew. Return whether it took a single request, so that it cannot be there twice.
+
+        Args:
+            version: The version, with its payload.
+            key: The key of the new version.
+            description: Its description.
+            metadata: Its metadata, with the id of the version that it restores.
+        """
+        given = {"key": key, "type": version.type, "description": description, "metadata_": metadata}
+        body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        body |= {"flow_run_id": version.flow_run_id, "task_run_id": version.task_run_id}
+        if version.data is not None:
+            # The text itself: numbers stay as they are written.
+            body["data"] = orjson.Fragment(version.data)
+        attempts: list[float] = []
+        for pause in (*ATTEMPT_PAUSES, None):
+            try:
+                with without_retries():
+                    await self.connection.request("POST", "/artifacts/", body, attempts=attempts)
+            except StoreError as error:
+                if pause is None or not _may_be_lost(error):
+                    raise
+                await asyncio.sleep(pause)
+                if await self._is_there(version.id, key):
+                    break
+            else:
+                break
+        return len(attempts) == 1
+
+    async def remove_duplicates(self, key: str | None) -> None:
+        """Delete all but the first of the versions that restore the same one: the server was slow to create the others."""
+        for version_ids in (await self.restored(key)).values():
+            for version_id in version_ids[:-1]:
+                await self.delete(version_id)
+
+    async def _is_there(self, source: UUID, key: str | None) -> bool:
+        body = {"artifacts": _only(key), "sort": "CREATED_DESC", "limit": NEWEST_ROWS}
+        return any(_source(row) == source for row in await self.connection.ask("/artifacts/filter", body))
+
+
+def _may_be_lost(error: StoreError) -> bool:
+    """Whether the server may have acted all the same, or may act on the next attempt."""
+    return (
+        error.status is None
+        or error.status >= HTTP_SERVER_ERROR
+        or error.status
+        in {
+            HTTP_REQUEST_TIMEOUT,
+            HTTP_TOO_MANY_REQUESTS,
+        }
+    )
+
+
+def _only(key: str | None) -> Mapping[str, Any]:
+    return {"key": {"exists_": False} if key is None else {"any_": [key]}}
+
+
+def _source(row: Mapping[str, Any]) -> UUID | None:
+    metadata = row_metadata(row)
+    try:
+        return UUID(metadata[RESTORED_FROM])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None

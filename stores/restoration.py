@@ -1,0 +1,260 @@
+"""What a restore writes to a Prefect server's database in one transaction: versions as they were, and their collections.
+
+A version that exists is left alone. The versions are inserted first, which nobody waits for, and the collections are locked
+only then: a producer of the same key waits for a moment, however much is restored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import sqlalchemy as sa
+from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.stores.archive.model import ArchivedVersion, CollectionRow
+from prefect_artifact_retention.stores.changes import Changes
+from prefect_artifact_retention.stores.queries import Queries
+from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, COPIED
+from sqlalchemy.dialects import postgresql, sqlite
+
+Slices = Callable[[], AsyncIterator[Sequence[ArchivedVersion]]]
+"""Gives the versions of a transaction, some at a time, and gives them again if the transaction is repeated."""
+
+MAX_ROUNDS = 10
+"""How often a collection is read again that others create or delete meanwhile. With more, it takes longer to give up."""
+
+_COLUMNS = ("id", "key", "type", "description", "created", "updated", "data", "metadata_", "flow_run_id", "task_run_id")
+_KINDS = ("uuid", "text", "text", "text", "timestamptz", "timestamptz", "text", "text", "uuid", "uuid")
+_INTO = f"INSERT INTO artifact ({', '.join(_COLUMNS)})"
+
+_INSERT_ARRAYS = " ".join(
+    (
+        _INTO,
+        "SELECT",
+        ", ".join(f"{name}::json" if name in {"data", "metadata_"} else name for name in _COLUMNS),
+        f"FROM unnest({', '.join(f'${number}::{kind}[]' for number, kind in enumerate(_KINDS, 1))})",
+        f"AS given ({', '.join(_COLUMNS)})",
+        "ON CONFLICT (id) DO NOTHING RETURNING id",
+    )
+)
+"""Inserts any number of rows of which each column is one parameter. The text of JSON is stored as it is given."""
+
+_INSERT_ROW = f"{_INTO} VALUES ({', '.join('?' for _name in _COLUMNS)}) ON CONFLICT (id) DO NOTHING"
+
+_INTEGER = re.compile(r"-?[0-9]+")
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_MAX_INTEGER = 2**63 - 1
+
+_Rank = tuple[datetime, UUID]
+"""By what the versions of a key are ordered."""
+
+
+@dataclass(slots=True)
+class _Inserted:
+    """What was inserted of one key.
+
+    Attributes:
+        versions: How many versions.
+        newest: The newest of them.
+        latest: The newest of those that were the latest of their key when they were deleted.
+    """
+
+    versions: int
+    newest: _Rank
+    latest: _Rank | None
+
+    def add(self, version: ArchivedVersion) -> None:
+        """Add a version."""
+        rank = version.created, version.id
+        self.versions += 1
+        self.newest = max(self.newest, rank)
+        if version.was_latest:
+            self.latest = max(self.latest or rank, rank)
+
+
+async def restore_versions(changes: Changes, slices: Slices, archived: Mapping[str, CollectionRow]) -> dict[str | None, int]:
+    """Insert those of the versions that do not exist, all versions of a key in the same transaction.
+
+    Args:
+        changes: The transaction, of which each statement must see what others have committed.
+        slices: The versions.
+        archived: The collections of keys that went as a whole.
+
+    Returns:
+        How many versions were inserted of each key.
+    """
+    inserted: dict[str | None, _Inserted] = {}
+    async for versions in slices():
+        missing = await _insert(changes, versions)
+        for version in versions:
+            if version.id not in missing:
+                continue
+            missing.remove(version.id)
+            if version.key in inserted:
+                inserted[version.key].add(version)
+            else:
+                rank = version.created, version.id
+                inserted[version.key] = _Inserted(1, rank, rank if version.was_latest else None)
+    await _settle({key: each for key, each in inserted.items() if key is not None}, archived, changes)
+    return {key: each.versions for key, each in inserted.items()}
+
+
+async def _insert(changes: Changes, versions: Sequence[ArchivedVersion]) -> set[UUID]:
+    """Insert those of the versions that do not exist. Return their ids."""
+    if not versions:
+        return set()
+    if not changes.is_sqlite:
+        columns = tuple([getattr(version, name.rstrip("_")) for version in versions] for name in _COLUMNS)
+        return {row[0] for row in await changes.connection.exec_driver_sql(_INSERT_ARRAYS, columns)}
+    # In SQLite, nobody else writes meanwhile.
+    ids = {version.id for version in versions}
+    missing = ids - await changes.present(ARTIFACT.c.id, ids)
+    rows = [_sqlite_row(version) for version in versions if version.id in missing]
+    if rows:
+        await changes.connection.exec_driver_sql(_INSERT_ROW, rows)
+    return missing
+
+
+def _sqlite_row(version: ArchivedVersion) -> tuple[object, ...]:
+    values = (getattr(version, name.rstrip("_")) for name in _COLUMNS)
+    return tuple(_stored(name, value) for name, value in zip(_COLUMNS, values, strict=True))
+
+
+def _stored(name: str, value: Any) -> object:  # noqa: ANN401 - of any column
+    """Return a value as Prefect writes it to SQLite, where a document of JSON that is only a number is stored as a number."""
+    if value is None:
+        return None
+    if name in {"data", "metadata_"}:
+        if _INTEGER.fullmatch(value):
+            # More digits than Python reads are more than SQLite keeps.
+            number = int(value) if len(value) < 25 else float(value)  # noqa: PLR2004
+            return number if abs(number) <= _MAX_INTEGER else float(value)
+        return float(value) if _NUMBER.fullmatch(value) else value
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+    return str(value)
+
+
+async def _settle(inserted: Mapping[str, _Inserted], archived: Mapping[str, CollectionRow], changes: Changes) -> None:
+    """Make the collections of these keys name the latest version, and create those that have gone.
+
+    Raises:
+        StoreError: Others create and delete a collection all the time.
+    """
+    unsettled = sorted(inserted)
+    for _round in range(MAX_ROUNDS):
+        if not unsettled:
+            return
+        found = {row[0]: _Found(*row[1:]) for row in await changes.all(_locked(changes, unsettled))}
+        await _move(found, inserted, archived, changes)
+        # A producer may create one of them first: then there is one, whose latest version may be older.
+        gone = [key for key in unsettled if key not in found]
+        created = await _create(gone, inserted, archived, changes)
+        unsettled = [key for key in gone if key not in created]
+    raise StoreError(f"the collection of {unsettled[0]!r} is created and deleted by others all the time")
+
+
+class _Found(NamedTuple):
+    """A collection that exists."""
+
+    id: UUID
+    latest_id: UUID
+
+
+def _locked(changes: Queries, keys: Sequence[str]) -> sa.Select[tuple[str, UUID, UUID]]:
+    """Lock collections in the order of their keys."""
+    query = sa.select(COLLECTION.c.key, COLLECTION.c.id, COLLECTION.c.latest_id)
+    return query.where(changes.among(COLLECTION.c.key, keys)).order_by(COLLECTION.c.key).with_for_update(key_share=True)
+
+
+async def _move(
+    found: Mapping[str, _Found],
+    inserted: Mapping[str, _Inserted],
+    archived: Mapping[str, CollectionRow],
+    changes: Changes,
+) -> None:
+    """Make a restored version the latest of its key, if it is newer than the latest.
+
+    On a busy server, the latest version is not always the newest. One that was deleted beside it does not become the latest by
+    being restored: it must have been the latest itself, unless all of its key had gone and is restored bit by bit.
+    """
+    ids = [each.latest_id for each in found.values()]
+    known = await changes.all(sa.select(ARTIFACT.c.id, ARTIFACT.c.created).where(changes.among(ARTIFACT.c.id, ids)))
+    latest: dict[UUID, _Rank] = {row[0]: (row[1], row[0]) for row in known}
+    for key, collection in found.items():
+        row = archived.get(key)
+        is_same = row is not None and row.id == collection.id
+        rank = inserted[key].latest or (inserted[key].newest if is_same else None)
+        if collection.latest_id not in latest:
+            # It has vanished: as for a repair, the newest version takes its place.
+            latest_id = await _newest(changes, key)
+        elif rank and rank > latest[collection.latest_id]:
+            latest_id = rank[1]
+        else:
+            continue
+        version = ARTIFACT.c.id == latest_id
+        values: dict[str, Any] = {
+            name: sa.select(ARTIFACT.c[name]).where(version).scalar_subquery() for name in ("created", "updated", *COPIED)
+        }
+        if row and is_same and row.latest_id == latest_id:
+            values |= {"created": row.created, "updated": row.updated}
+        await changes.connection.execute(
+            sa.update(COLLECTION).where(COLLECTION.c.key == key).values(latest_id=latest_id, **values)
+        )
+
+
+async def _create(
+    keys: Sequence[str], inserted: Mapping[str, _Inserted], archived: Mapping[str, CollectionRow], changes: Changes
+) -> set[str]:
+    """Create the collections of keys that had gone, as they were. Return those that nobody has created first."""
+    if not keys:
+        return set()
+    counts = await changes.counts(keys)
+    known = await changes.present(ARTIFACT.c.id, [archived[key].latest_id for key in keys if key in archived])
+    created: set[str] = set()
+    for key in keys:
+        row = archived.get(key)
+        if row and row.latest_id in known:
+            latest_id = row.latest_id
+        elif counts[key] == inserted[key].versions:
+            latest_id = (inserted[key].latest or inserted[key].newest)[1]
+        else:
+            latest_id = await _newest(changes, key)
+        given: dict[str, sa.ColumnElement[Any]] = {"latest_id": ARTIFACT.c.id}
+        given |= {name: ARTIFACT.c[name] for name in ("key", "created", "updated", *COPIED)}
+        given["id"] = sa.literal(row.id if row else uuid4(), COLLECTION.c.id.type)
+        if row:
+            given |= {name: sa.literal(getattr(row, name), COLLECTION.c[name].type) for name in ("created", "updated")}
+        values = sa.select(*(column.label(f"given_{name}") for name, column in given.items())).where(
+            ARTIFACT.c.id == latest_id
+        )
+        insert = sqlite.insert if changes.is_sqlite else postgresql.insert
+        inserting = insert(COLLECTION).from_select(list(given), values).on_conflict_do_nothing(index_elements=["key"])
+        if await changes.scalar(inserting.returning(COLLECTION.c.key)) is not None:
+            created.add(key)
+    return created
+
+
+async def _newest(changes: Queries, key: str) -> UUID:
+    ranked = sa.select(ARTIFACT.c.id).order_by(ARTIFACT.c.created.desc(), ARTIFACT.c.id.desc())
+    version_id: UUID = await changes.scalar(ranked.where(ARTIFACT.c.key == key).limit(1))
+    return version_id
+
+
+def unfit_for_postgresql(versions: Iterable[ArchivedVersion]) -> Iterator[UUID]:
+    """Find the versions whose data or metadata PostgreSQL refuses: a NaN of SQLite is no JSON."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    for version in versions:
+        try:
+            for text in (version.data, version.metadata):
+                json.loads(text or "null", parse_constant=refuse)
+        except (ValueError, RecursionError):
+            yield version.id

@@ -1,0 +1,265 @@
+"""What a restore is asked for, what the archive has of it, and what of that exists already."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from prefect_artifact_retention.policies import ConfigurationError, StoreError
+from prefect_artifact_retention.policies.formatting import count, printable
+from prefect_artifact_retention.policies.holds import Hold, read_metadata
+from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, CollectionRow, LedgerQuery
+from prefect_artifact_retention.stores.connection import Connection
+from prefect_artifact_retention.stores.database import DatabaseStore
+from prefect_artifact_retention.stores.holds import Holds
+from prefect_artifact_retention.stores.queries import Queries
+from prefect_artifact_retention.stores.reposting import Reposting
+from prefect_artifact_retention.stores.schema import ARTIFACT
+from prefect_artifact_retention.tasks.producers.artifacts import MAX_METADATA_CHARS
+from prefect_artifact_retention.tasks.restore_report import RestoredKey, RestoreReport
+from prefect_artifact_retention.tasks.run import Listener
+
+if TYPE_CHECKING:
+    from prefect_artifact_retention.stores.archive.archive import Archive
+
+IDS_PER_QUERY = 10_000
+
+RESTORED_SUFFIX = "-restored"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is to be restored, and how.
+
+    Attributes:
+        query: The versions.
+        from_server: The address of the server that they are of; empty for the one that they are restored to.
+        to_key: The key of new versions; empty for the original key and `-restored`.
+        same_key: Whether new versions get the original key, which must have none.
+        hold_days: How long restored versions are held; 0 is not at all.
+    """
+
+    query: LedgerQuery
+    from_server: str = ""
+    to_key: str = ""
+    same_key: bool = False
+    hold_days: int = 7
+
+
+@dataclass(slots=True)
+class KeyRestore:
+    """What is to be restored of one key, or of the artifacts without a key.
+
+    Attributes:
+        report: Its place in the report.
+        ids: The versions that are to be restored, in the order in which they were created.
+        sizes: The bytes of their data.
+        runs: The names of the flow runs that deleted them.
+    """
+
+    report: RestoredKey
+    ids: list[UUID] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str | None:
+        """The key."""
+        return self.report.key
+
+
+class Restore:
+    """One restore: what it reads and writes, and its report so far.
+
+    Deliberately no dataclass and no pydantic model: Prefect traverses those whenever one is passed to a task.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        connection: Connection,
+        database: DatabaseStore | None,
+        selection: Selection,
+        now: datetime,
+    ) -> None:
+        self.archive = archive
+        self.connection = connection
+        # Under another key, nothing is restored exactly.
+        self.database = None if selection.to_key else database
+        self.selection = selection
+        self.holds = Holds(connection)
+        self.api = Reposting(connection)
+        self.keys: list[KeyRestore] = []
+        self.collections: Mapping[str, CollectionRow] = {}
+        self.listeners: list[Listener] = []
+        self.report = RestoreReport(
+            applied=False,
+            way="database" if self.database else "api",
+            server=connection.address,
+            archive=archive.url,
+            now=now,
+        )
+        self._done = 0
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the restore began."""
+        return time.monotonic() - self._began
+
+    async def notify(self, settled: int) -> None:
+        """Tell every listener that so many versions more are restored, or were found there. One that fails changes nothing."""
+        self._done += settled
+        for listener in self.listeners:
+            with suppress(Exception):
+                await listener("restoring", self._done, sum(len(each.ids) for each in self.keys))
+
+    @property
+    def until(self) -> date | None:
+        """The last day of the holds; None without one."""
+        days = self.selection.hold_days
+        return (self.report.now.astimezone(UTC) + timedelta(days=days)).date() if days else None
+
+    def hold(self, each: KeyRestore) -> Hold | None:
+        """Return the hold that protects what is restored of a key; None without one."""
+        if self.until is None:
+            return None
+        names = list(dict.fromkeys(each.runs))
+        by = f"restore of {names[0] if len(names) == 1 else count(len(names), 'run')}"
+        since = self.report.now.replace(microsecond=0)
+        return Hold(key=each.key, until=self.until, by=printable(by)[:MAX_METADATA_CHARS], since=since)
+
+    def target(self, key: str | None) -> str | None:
+        """Return the key under which the versions of a key are restored."""
+        if key is None or self.database or self.selection.same_key:
+            return key
+        return self.selection.to_key or f"{key}{RESTORED_SUFFIX}"
+
+
+class _Row(NamedTuple):
+    """A row of the ledger; rows sort by creation."""
+
+    created: datetime
+    id: UUID
+    size: int
+    run: str
+    has_payload: bool
+
+
+async def plan_restore(restore: Restore) -> None:
+    """Read what is asked for and archived, and what of it exists already.
+
+    Raises:
+        ArchiveError: The archive cannot be read, or has nothing that is asked for.
+        ConfigurationError: The versions of several keys are to go under one.
+        StoreError: The server or the database cannot be reached.
+    """
+    ledger = await asyncio.to_thread(restore.archive.ledger, restore.selection.query)
+    names = ("id", "key", "size", "created", "server", "run_name", "has_payload")
+    columns = [ledger.column(name).to_pylist() for name in names]
+    own = restore.selection.from_server or restore.report.server
+    others: Counter[str] = Counter()
+    found: dict[str | None, list[_Row]] = {}
+    for version_id, key, size, created, server, run, has_payload in zip(*columns, strict=True):
+        if server == own:
+            found.setdefault(key, []).append(_Row(created, UUID(version_id), size, run, has_payload))
+        else:
+            others[server] += 1
+    restore.report.others = dict(others)
+    if not found:
+        raise ArchiveError(_nothing_found(restore, others))
+    if restore.selection.to_key and len(found) > 1:
+        raise ConfigurationError(f"the versions of {len(found)} keys are to go under one: name a single key with --key")
+    existing = await _existing(restore, [row.id for rows in found.values() for row in rows])
+    for key in sorted(found, key=lambda key: (key is None, key)):
+        restore.keys.append(await _plan_key(restore, key, sorted(found[key]), existing))
+    restore.report.key_reports = [each.report for each in restore.keys]
+
+
+def _nothing_found(restore: Restore, others: Counter[str]) -> str:
+    if others:
+        listed = ", ".join(f"{server} ({count(number, 'version')})" for server, number in others.items())
+        return f"nothing that is asked for was deleted on {restore.report.server}, but on {listed}: give --from-server"
+    return f"the archive {restore.report.archive} has nothing that is asked for"
+
+
+async def _existing(restore: Restore, ids: Sequence[UUID]) -> set[UUID]:
+    if restore.database is None:
+        return await restore.api.existing(ids)
+    parts = [ids[start : start + IDS_PER_QUERY] for start in range(0, len(ids), IDS_PER_QUERY)]
+    found = [await restore.database.transactions.read(Queries.present, ARTIFACT.c.id, part) for part in parts]
+    return {version_id for part in found for version_id in part}
+
+
+async def _plan_key(restore: Restore, key: str | None, rows: Sequence[_Row], existing: set[UUID]) -> KeyRestore:
+    """Plan one key, from the oldest to the newest version."""
+    target = restore.target(key)
+    report = RestoredKey(
+        key=key,
+        to_key=target,
+        versions=len(rows),
+        bytes=sum(row.size for row in rows),
+        first_created=rows[0].created,
+        last_created=rows[-1].created,
+    )
+    planned = KeyRestore(report)
+    done = existing
+    if restore.database is None:
+        try:
+            restored = await restore.api.restored(target)
+            if restore.selection.same_key and key is not None:
+                await _check_is_gone(restore, key, sum(map(len, restored.values())))
+            done = existing | restored.keys()
+        except StoreError as error:
+            report.error = str(error)
+            return planned
+    missing = [row for row in rows if row.id not in done]
+    archived = [row for row in missing if row.has_payload]
+    planned.ids = [row.id for row in archived]
+    planned.sizes = [row.size for row in archived]
+    planned.runs = [row.run for row in archived]
+    report.present = len(rows) - len(missing)
+    report.unavailable = len(missing) - len(archived)
+    return planned
+
+
+async def _check_is_gone(restore: Restore, key: str, restored: int) -> None:
+    """Check that a key has no versions but those that a restore has created anew.
+
+    Raises:
+        StoreError: It has.
+    """
+    if await restore.api.has_collection(key) and await restore.api.count_versions(key) != restored:
+        raise StoreError("the key has versions, and nothing is restored beside them through the API: leave same_key out")
+
+
+def read_entries(version: ArchivedVersion) -> dict[str, Any] | None:
+    """Read the metadata of a version; None if they are no object."""
+    try:
+        metadata = json.loads(version.metadata or "null")
+    except (ValueError, RecursionError):
+        return None
+    return {} if metadata is None else metadata if isinstance(metadata, dict) else None
+
+
+def missing_entries(version: ArchivedVersion, metadata: dict[str, Any], hold: Hold) -> dict[str, str]:
+    """Return the entries that hold a version; none if it has a hold that ends no earlier."""
+    there = read_metadata(version.id, version.key, metadata)
+    return {} if there and not hold.outlasts(there) else hold.entries()
+
+
+async def read_archived(archive: Archive, ids: Sequence[UUID]) -> AsyncGenerator[list[ArchivedVersion]]:
+    """Read versions with their payloads, by key, then from old to new."""
+    if not ids:
+        return
+    reading = await asyncio.to_thread(archive.versions, LedgerQuery(ids=tuple(ids)))
+    while (versions := await asyncio.to_thread(next, reading, None)) is not None:
+        yield versions

@@ -1,0 +1,191 @@
+"""From a wrong deletion to everything back: the commands `deleted`, `explain --deleted` and `restore`, and the flow."""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from archives import RUN_NAME, made, snapshot, write_archive
+from database import series
+from fake import FakeServer
+from prefect_artifact_retention.flows.cli import main
+from prefect_artifact_retention.flows.restore import artifact_restore
+from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
+from prefect_artifact_retention.tasks.restore_report import RestoreFailed
+from servers import POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, on, thorough
+
+AnyServer = Server | FakeServer
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory, and an archive in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("ARTIFACT_RETENTION_ARCHIVE_URL", str(tmp_path / "archive"))
+    monkeypatch.setenv("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    return tmp_path
+
+
+class Call:
+    """Calls the command line, which has an event loop of its own."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    async def __call__(self, server: AnyServer, *arguments: str) -> tuple[int, str]:
+        """Return the exit code and what it prints."""
+        self._capsys.readouterr()
+        with server.active():
+            code = await asyncio.to_thread(main, arguments)
+        captured = self._capsys.readouterr()
+        return code, captured.out or captured.err
+
+    async def json(self, server: AnyServer, *arguments: str, code: int = 0) -> Any:  # noqa: ANN401 - JSON
+        """Return the JSON that it prints."""
+        ended, out = await self(server, *arguments, "--json")
+        assert ended == code, out
+        return json.loads(out)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """The command line."""
+    return Call(capsys)
+
+
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+async def test_what_the_wrong_policy_deleted_is_found_previewed_and_restored(server: Server, call: Call) -> None:
+    """The preview writes nothing; the restore leaves its report; the next one finds everything there."""
+    rows = [*series("audit-export", range(1, 8)), *series("report", range(1, 4))]
+    await server.database.insert(rows)
+    before = await snapshot(server.database)
+    await server.cleanup([RetentionPolicy(name="wrong", keep_last=2)], mode="delete")
+    after = await snapshot(server.database)
+
+    listed = await call.json(server, "deleted", "--rule", "unclaimed")
+    assert (listed["total"], {each["policy"] for each in listed["versions"]}) == (6, {"wrong"})
+    explained = await call.json(server, "explain", "audit-export", "--deleted")
+    assert [each["key"] for each in explained["versions"]] == ["audit-export"] * 5
+    run = listed["versions"][0]["run_name"]
+
+    code, text = await call(server, "restore", "--run", run)
+    assert code == 0
+    assert "6 versions of 2 keys to restore" in text
+    assert "Add --apply to restore" in text
+    assert await snapshot(server.database) == after
+
+    applied = await call.json(server, "restore", "--run", run, "--apply")
+    assert (applied["outcome"], applied["restored"], applied["way"]) == ("completed", 6, "database")
+    assert await snapshot(server.database) == before
+    (report,) = await server.database.versions("artifact-retention-restored")
+    assert report["data"].startswith("# 6 versions of 2 keys restored")
+    assert "audit\\-export" in report["data"]
+    assert (await call.json(server, "restore", "--run", run, "--apply"))["present"] == 6
+
+
+@on(SQLITE_API)
+async def test_a_restore_that_fails_is_a_failed_flow_run_with_its_report(server: Server, call: Call, folder: Path) -> None:
+    """As `RestoreFailed`, and exit code 1; other keys are restored all the same."""
+    address = f"{server.local.address}/api"
+    await server.database.insert(series("there", [1]))
+    write_archive(folder / "archive", [made("gone", 1, address), made("there", 1, address)])
+    with server.active():
+        with pytest.raises(RestoreFailed, match=r"1 version of 1 key restored, 1 key failed\. there: the key has") as failed:
+            await artifact_restore(runs=[RUN_NAME], apply=True, same_key=True)
+        assert [each.restored for each in failed.value.report.key_reports] == [1, 0]
+        with pytest.raises(ConfigurationError, match="parameters: name what is to be restored"):
+            await artifact_restore(apply=True)
+        preview = await artifact_restore()
+        assert (preview.applied, preview.present, preview.missing) == (False, 1, 1)
+    report = await call.json(server, "restore", "--key", "there", "--same-key", "--apply", code=1)
+    assert report["outcome"] == "failed"
+
+
+@on(SQLITE_API)
+async def test_a_preview_of_a_restore_needs_no_more_than_to_read(server: Server, call: Call, folder: Path) -> None:
+    """And says under which key versions would come back through the API."""
+    write_archive(folder / "archive", [made("report", number, f"{server.local.address}/api") for number in range(3)])
+    rows = await server.database.count_all_rows()
+    code, text = await call(server, "restore", "--all")
+    assert code == 0
+    assert "as new versions of report-restored" in text
+    assert await server.database.count_all_rows() == rows
+
+
+# --- without a server
+
+
+NOWHERE = "http://127.0.0.1:9/api"
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that cannot be reached."""
+    monkeypatch.setitem(os.environ, "PREFECT_API_URL", NOWHERE)
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_ledger_is_listed_without_a_server_the_last_deletions_first(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By key, time, rule and run; no more than asked for."""
+    write_archive(folder / "archive", [made("a", number, NOWHERE) for number in range(3)])
+    write_archive(folder / "archive", [made("b", 1, NOWHERE, rules=["expired"])], payloads=False)
+
+    def listed(*arguments: str) -> list[tuple[str, str, bool]]:
+        assert main(["deleted", *arguments, "--json"]) == 0
+        versions = json.loads(capsys.readouterr().out)["versions"]
+        return [(each["key"], each["id"], each["has_payload"]) for each in versions]
+
+    a = [("a", str(made("a", number, NOWHERE).id), True) for number in (2, 1, 0)]
+    b = ("b", str(made("b", 1, NOWHERE).id), False)
+    assert listed() == [b, *a]
+    assert listed("--key", "a*", "--limit", "2") == a[:2]
+    assert listed("--rule", "expired") == [b]
+    assert listed("--run", RUN_NAME, "--since", "2026-11-28", "--until", "2026-11-28") == [b, *a]
+    assert listed("--until", "2026-11-28T02:59") == []
+    assert listed("--since", "2026-11-28T04:00:00.000001+01:00") == []
+    assert listed("--run", "nobody") == []
+    assert main(["explain", "b", "--deleted"]) == 0
+    text = capsys.readouterr().out
+    assert "1 deleted version in the archive" in text
+    assert f"{b[1]}" in text
+    assert "(without its data in the archive)" in text
+
+
+BAD_USAGE = [
+    (["restore"], "name what is to be restored: --key, --id, --run, --since, --until, or --all"),
+    (["restore", "--key", "x", "--since", "yesterday"], "since = 'yesterday' is neither a day nor a time such as"),
+    (["restore", "--until", "2026-13-01"], "until = '2026-13-01' is neither a day nor a time such as"),
+    (["restore", "--id", "x"], "id = 'x' is no id of a version"),
+    (["restore", "--key", "X*"], "keys: "),
+    (["restore", "--key", "x", "--hold-days", "-1"], "hold_days = -1 is not between 0 and 36525"),
+    (["restore", "--key", "x", "--to", "X Y"], "to_key = 'X Y' is no key"),
+    (["restore", "--key", "x", "--to", "y", "--same-key"], "to_key and same_key contradict each other"),
+    (["deleted", "--limit", "-1"], "limit = -1 is no number of versions"),
+    (["explain", "--unkeyed", "--deleted"], "--deleted takes a KEY"),
+]
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(("arguments", "message"), BAD_USAGE, ids=[" ".join(arguments) for arguments, _ in BAD_USAGE])
+def test_bad_usage_of_a_restore_is_exit_code_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One message on stderr, before any request."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("arguments", [["restore", "--all"], ["restore", "--all", "--apply"], ["deleted"]], ids=" ".join)
+def test_without_an_archive_nothing_comes_back(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing is known of what was deleted."""
+    monkeypatch.delenv("ARTIFACT_RETENTION_ARCHIVE_URL")
+    assert main(arguments) == 2
+    assert "no archive is configured" in capsys.readouterr().err
