@@ -23,6 +23,7 @@ from prefect_artifact_retention.stores.holds import Holds
 from prefect_artifact_retention.stores.queries import Queries
 from prefect_artifact_retention.stores.reposting import Reposting
 from prefect_artifact_retention.stores.schema import ARTIFACT
+from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.tasks.producers.artifacts import MAX_METADATA_CHARS
 from prefect_artifact_retention.tasks.restore_report import RestoredKey, RestoreReport
 from prefect_artifact_retention.tasks.run import Listener
@@ -41,7 +42,8 @@ class Selection:
 
     Attributes:
         query: The versions.
-        from_server: The address of the server that they are of; empty for the one that they are restored to.
+        from_server: The address of the server that they are of; empty for the one that they are restored to, whatever address
+            that had when they were deleted.
         to_key: The key of new versions; empty for the original key and `-restored`.
         same_key: Whether new versions get the original key, which must have none.
         hold_days: How long restored versions are held; 0 is not at all.
@@ -165,11 +167,11 @@ async def plan_restore(restore: Restore) -> None:
     ledger = await asyncio.to_thread(restore.archive.ledger, restore.selection.query)
     names = ("id", "key", "size", "created", "server", "run_name", "has_payload")
     columns = [ledger.column(name).to_pylist() for name in names]
-    own = restore.selection.from_server or restore.report.server
+    addresses = await _own_addresses(restore, ledger)
     others: Counter[str] = Counter()
     found: dict[str | None, list[_Row]] = {}
     for version_id, key, size, created, server, run, has_payload in zip(*columns, strict=True):
-        if server == own:
+        if server in addresses:
             found.setdefault(key, []).append(_Row(created, UUID(version_id), size, run, has_payload))
         else:
             others[server] += 1
@@ -182,6 +184,21 @@ async def plan_restore(restore: Restore) -> None:
     for key in sorted(found, key=lambda key: (key is None, key)):
         restore.keys.append(await _plan_key(restore, key, sorted(found[key]), existing))
     restore.report.key_reports = [each.report for each in restore.keys]
+
+
+async def _own_addresses(restore: Restore, ledger: Any) -> set[str]:  # noqa: ANN401 - a table of pyarrow
+    """Return the addresses of the server whose versions are restored.
+
+    A worker may reach a server by another address than a person does: it is the same one if it knows the run that deleted.
+    """
+    if given := restore.selection.from_server:
+        return {given}
+    own = restore.report.server
+    pairs = ledger.group_by(["server", "run_id"]).aggregate([])
+    runs = {UUID(run): server for server, run in zip(*(pairs[name].to_pylist() for name in ("server", "run_id")), strict=True)}
+    foreign = [run for run, server in runs.items() if server != own]
+    known = await Server(restore.connection).flow_runs(foreign) if foreign else []
+    return {own, *(runs[run.id] for run in known)}
 
 
 def _nothing_found(restore: Restore, others: Counter[str]) -> str:

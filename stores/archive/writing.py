@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow.compute as pc  # type: ignore[import-untyped]
-from prefect_artifact_retention.stores.archive.location import Location, staged_name
+from prefect_artifact_retention.stores.archive.location import Location
 from prefect_artifact_retention.stores.archive.manifests import PART_NAME, part_file, publish_manifest
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, CollectionRow, PartManifest
 from prefect_artifact_retention.stores.archive.parquet import new_writer, open_part, to_table
@@ -105,6 +105,12 @@ class StagedPart:
         publish_manifest(self._location, self._name, manifest)
         return manifest
 
+    def end(self) -> None:
+        """Let go of the file, whatever became of it: pyarrow would write to it once more, some time later."""
+        with suppress(Exception):
+            self._writer.close()
+        self._writer.is_open = False
+
     def _compare(self) -> None:
         with self._path.open("rb") as source:
             written = open_part(source)
@@ -124,15 +130,15 @@ def stage_part(location: Location, name: str, *, payloads: bool) -> Iterator[Sta
     """
     if not PART_NAME.fullmatch(name):
         raise ValueError(f"a part is called RUN-ID-00001, not {name!r}")
-    with location.staging() as folder:
-        path = folder / staged_name(f"{name}.parquet")
+    with location.staged(f"{name}.parquet") as path:
         with location.doing(f"write {name}"):
             file = path.open("xb")
-        try:
-            with file:
-                yield StagedPart(location, name, path, file, payloads=payloads)
-        finally:
-            path.unlink(missing_ok=True)
+        with file:
+            part = StagedPart(location, name, path, file, payloads=payloads)
+            try:
+                yield part
+            finally:
+                part.end()
 
 
 def hash_file(path: Path) -> tuple[str, int]:
