@@ -99,7 +99,7 @@ async def test_a_restore_that_fails_is_a_failed_flow_run_with_its_report(server:
         with pytest.raises(ConfigurationError, match="parameters: name what is to be restored"):
             await artifact_restore(apply=True)
         preview = await artifact_restore()
-        assert (preview.applied, preview.present, preview.missing) == (False, 1, 1)
+        assert (preview.applied, preview.present, preview.missing) == (False, 0, 2)
     report = await call.json(server, "restore", "--key", "there", "--same-key", "--apply", code=1)
     assert report["outcome"] == "failed"
 
