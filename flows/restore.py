@@ -201,7 +201,7 @@ async def artifact_restore(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         hold_days: What is restored is on hold for so many days, in which no cleanup deletes it again. 0: no hold.
         to_key: Restore as new versions under this key. Empty: under the original key, through the API under KEY-restored.
         same_key: Through the API, restore under the original key, which must have no versions.
-        from_server: Restore what was deleted on the server with this address. Empty: on this server.
+        from_server: Restore what was deleted on the server with this address. Empty: on this server, whatever address it had.
 
     Returns:
         The report, also published as the artifact `artifact-retention-restored`.

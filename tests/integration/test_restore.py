@@ -15,7 +15,9 @@ import sqlalchemy as sa
 from archives import EVERYTHING, RUN_NAME, archived, collection_rows, made, snapshot, write_archive
 from database import Row, days, series
 from fake import FakeServer
-from prefect_artifact_retention.flows.restore import open_restore
+from prefect.client.orchestration import get_client
+from prefect.states import Completed
+from prefect_artifact_retention.flows.restore import artifact_restore, open_restore
 from prefect_artifact_retention.flows.settings import load_settings
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
 from prefect_artifact_retention.stores import reposting
@@ -440,6 +442,20 @@ async def test_what_cannot_be_restored_is_named(server: AnyServer, tmp_path: Pat
         with pytest.raises(ArchiveError, match="has nothing that is asked for"):
             await restore(archive, LedgerQuery(keys=("nobodys",)))
         assert (await restore(archive, from_server=other)).restored == 1
+
+
+@on(*BY_FAKE)
+async def test_what_was_deleted_here_is_restored_whatever_address_the_server_had(server: AnyServer, tmp_path: Path) -> None:
+    """A worker in the cluster has another address for it than a person at a desk. It is the one that knows the run."""
+    with server.active():
+        async with get_client() as client:
+            known = (await client.create_flow_run(artifact_restore, state=Completed())).id
+        inside = "http://prefect-server:4200/api"
+        archive = write_archive(tmp_path / "archive", [made("mine", 1, inside)._replace(run_id=str(known))])
+        write_archive(tmp_path / "archive", [made("theirs", 1, "https://elsewhere.example/api")])
+        report = await restore(archive)
+        assert [(each.key, each.restored) for each in report.key_reports] == [("mine", 1)]
+        assert list(report.others) == ["https://elsewhere.example/api"]
 
 
 Act = Callable[[httpx.Request, Callable[[], Awaitable[httpx.Response]]], Awaitable[httpx.Response]]
