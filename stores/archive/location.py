@@ -12,12 +12,12 @@ import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import quote, quote_plus
 from uuid import uuid4
 
@@ -85,6 +85,18 @@ class Location(ABC):
                 if self.read(name) != staged.read_bytes():
                     raise ArchiveError(f"the archive {self.url}: there is another {name} already") from None
 
+    @contextmanager
+    def staged(self, name: str) -> Iterator[Path]:
+        """Return where to write a file that is to be published, under a name of its own, and remove it in the end."""
+        with self.staging() as folder:
+            path = folder / f"{name}.{uuid4().hex[:8]}"
+            try:
+                yield path
+            finally:
+                # Left over, it is in nobody's way.
+                with suppress(OSError):
+                    path.unlink()
+
     @abstractmethod
     def names(self, folder: str) -> dict[str, int]:
         """The files of one of its folders, with their sizes. Never from a cache."""
@@ -98,7 +110,7 @@ class Location(ABC):
         """Make what must be there before anything is written."""
 
     @abstractmethod
-    def staging(self) -> Any:  # noqa: ANN401
+    def staging(self) -> AbstractContextManager[Path]:
         """Return a context with a folder for files that are to be published."""
 
     @abstractmethod
@@ -106,11 +118,11 @@ class Location(ABC):
         """Read a small file."""
 
     @abstractmethod
-    def open(self, name: str, size: int) -> Any:  # noqa: ANN401
-        """Open a file of which parts are to be read."""
+    def open(self, name: str, size: int) -> AbstractContextManager[Any]:
+        """Return a context with a file, or its path, of which pyarrow is to read parts."""
 
     @abstractmethod
-    def copied(self, name: str) -> Any:  # noqa: ANN401
+    def copied(self, name: str) -> AbstractContextManager[Path]:
         """Return a context with the path of the file, or of a copy of it."""
 
     @abstractmethod
@@ -170,9 +182,9 @@ class Folder(Location):
         with self.doing(f"read {name}"):
             return (self._path / name).read_bytes()
 
-    def open(self, name: str, size: int) -> BinaryIO:  # noqa: ARG002 - an object store needs it
-        """See `Location`."""
-        return (self._path / name).open("rb")
+    def open(self, name: str, size: int) -> AbstractContextManager[Path]:  # noqa: ARG002 - an object store needs it
+        """See `Location`: the path, because pyarrow reads files faster than Python does."""
+        return nullcontext(self._path / name)
 
     @contextmanager
     def copied(self, name: str) -> Iterator[Path]:
@@ -258,8 +270,10 @@ class ObjectStore(Location):
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """Return a temporary folder."""
-        with tempfile.TemporaryDirectory(prefix="artifact-retention-") as folder:
-            yield Path(folder)
+        with self.doing("make a temporary folder"):
+            folder = tempfile.TemporaryDirectory(prefix="artifact-retention-", ignore_cleanup_errors=True)
+        with folder as path:
+            yield Path(path)
 
     def read(self, name: str) -> bytes:
         """See `Location`."""
@@ -322,11 +336,6 @@ def open_location(url: str, options: Mapping[str, Any]) -> Location:
             f"an archive at {protocol}:// needs {driver}: pip install 'prefect-artifact-retention[{extra}]' ({error})"
         ) from None
     return ObjectStore(url.rstrip("/"), protocol, options)
-
-
-def staged_name(name: str) -> str:
-    """A name in the staging folder that nothing else uses, not even what a killed run left."""
-    return f"{name}.{uuid4().hex[:8]}"
 
 
 def write_synced(path: Path, content: bytes) -> None:

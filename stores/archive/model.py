@@ -107,6 +107,8 @@ class PartManifest(_Manifest):
         sha256: The hash of the file, in hexadecimal digits.
         first_id: The id of its first row.
         last_id: The id of its last row.
+        first_key: The first of its keys by the alphabet, so that a reader can pass over the part; None without any.
+        last_key: The last of them.
         has_payloads: Whether it has data, metadata and descriptions; without, it is a ledger only.
         collections: The rows of the keys that go as a whole with this part.
         replaces: The parts whose place it takes.
@@ -120,6 +122,8 @@ class PartManifest(_Manifest):
     sha256: str
     first_id: UUID
     last_id: UUID
+    first_key: str | None = None
+    last_key: str | None = None
     has_payloads: bool = True
     collections: Sequence[CollectionRow] = ()
     replaces: Sequence[str] = ()

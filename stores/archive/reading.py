@@ -7,20 +7,21 @@ other columns of groups in which some were found. Payloads are read of parts in 
 from __future__ import annotations
 
 import pickle
+import re
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
+from contextlib import contextmanager
+from fnmatch import translate
 from functools import reduce
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
-from prefect_artifact_retention.policies.globs import WILDCARDS
 from prefect_artifact_retention.stores.archive.location import Location
 from prefect_artifact_retention.stores.archive.manifests import Catalog, at_once, manifest_file, part_file
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, LedgerQuery, PartManifest
-from prefect_artifact_retention.stores.archive.parquet import LEDGER, SCHEMA, open_part, to_versions
+from prefect_artifact_retention.stores.archive.parquet import ALIKE, LEDGER, SCHEMA, open_part, to_versions
 from prefect_artifact_retention.stores.archive.writing import hash_file
 
 BATCH_BYTES = 8_000_000
@@ -29,13 +30,21 @@ BATCH_BYTES = 8_000_000
 HAS_PAYLOAD = "has_payload"
 """The column of a ledger that says whether a version can be restored."""
 
+_KEY = SCHEMA.names.index("key")
+_WILDCARD = re.compile(r"[*?[]")
 _PART, _ROW, _ORDER = "part", "row", "order"
-_TO_FIND = ("id", "key", "created", "rules", "run_id", "run_name", "decided_at", "server")
 
 
 def read_ledger(catalog: Catalog, query: LedgerQuery) -> Any:  # noqa: ANN401 - pyarrow has no types
     """Read a row for each version, without its payload, in the order of deletion."""
-    rows = _find(catalog, query, LEDGER).sort_by([(name, "ascending") for name in ("decided_at", "key", "created", "id")])
+    if query.keys or query.ids:
+        rows = _find(catalog, query, LEDGER)
+    else:
+        # How little is asked for shows only when a few columns of all parts are read.
+        rows = _find(catalog, query, ())
+        chosen = [(number, rows.filter(pc.equal(rows[_PART], number))[_ROW]) for number in pc.unique(rows[_PART]).to_pylist()]
+        rows = _concat(at_once(lambda each: _complete(catalog, *each), chosen), LEDGER)
+    rows = rows.sort_by([(name, "ascending") for name in ("decided_at", "key", "created", "id")])
     with_payload = [number for number, part in enumerate(catalog.parts) if part.has_payloads]
     has_payload = pc.is_in(rows[_PART], pa.array(with_payload, pa.int32()))
     return rows.select(LEDGER).append_column(HAS_PAYLOAD, has_payload)
@@ -49,8 +58,9 @@ def read_versions(catalog: Catalog, query: LedgerQuery) -> Iterator[list[Archive
     Raises:
         ArchiveError: A part is not as it was written.
     """
-    order = [(name, "ascending") for name in ("key", "created", "id")]
-    rows = _find(catalog, query, _TO_FIND).sort_by(order).select([_PART, _ROW])
+    order_by = ("key", "created", "id")
+    rows = _find(catalog, query, order_by).sort_by([(name, "ascending") for name in order_by])
+    rows = rows.select([_PART, _ROW])
     batch: list[ArchivedVersion] = []
     size, due = 0, 0
     with catalog.location.doing("keep versions in a temporary file"), _Waiting(len(rows)) as waiting:
@@ -102,9 +112,8 @@ def _payloads(catalog: Catalog, rows: Any) -> Iterator[tuple[int, ArchivedVersio
     """Yield the versions of some rows, with their place among them."""
     ranked = rows.append_column(_ORDER, pa.array(range(len(rows)), pa.int64()))
     for number in pc.unique(rows[_PART]).to_pylist():
-        part = catalog.parts[number]
         mine = ranked.filter(pc.equal(ranked[_PART], number)).sort_by(_ROW)
-        yield from _payloads_of_part(catalog.location, part, mine[_ROW], mine[_ORDER])
+        yield from _payloads_of_part(catalog.location, catalog.parts[number], mine[_ROW], mine[_ORDER])
 
 
 def _payloads_of_part(
@@ -120,81 +129,136 @@ def _payloads_of_part(
                 f"the archive {location.url}: {name} is not as it was written: "
                 f"its SHA-256 is not that of {manifest_file(part.name)}"
             )
-        with path.open("rb") as source:
-            file = open_part(source)
-            first = 0
-            for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                mask = pc.and_(pc.greater_equal(rows, first), pc.less(rows, first + count))
-                places = pc.subtract(rows.filter(mask), first)
+        with open_part(path) as file:
+            for group in _groups(file):
+                mask = group.has(rows)
+                places = pc.subtract(rows.filter(mask), group.first)
                 if len(places):
-                    table = file.read_row_group(group, use_threads=False).take(places)
+                    table = file.read_row_group(group.number, use_threads=False).take(places)
                     yield from zip(ranks.filter(mask).to_pylist(), to_versions(table), strict=True)
-                first += count
 
 
 def _find(catalog: Catalog, query: LedgerQuery, columns: Sequence[str]) -> Any:  # noqa: ANN401
     """Find the rows of the versions that are asked for, each once, with the number of its part and its place in there."""
-    parts = catalog.parts
-    none = pa.table({name: pa.array([], SCHEMA.field(name).type) for name in columns})
-    none = none.append_column(_PART, pa.array([], pa.int32())).append_column(_ROW, pa.array([], pa.int64()))
-    found = at_once(lambda number: _scan(catalog.location, parts[number], number, query, columns), range(len(parts)))
-    rows = pa.concat_tables([none, *(table for tables in found for table in tables)])
-    # Only a key and an id are the same in each row of a version: whatever else is asked for, its last row decides.
-    return _asked(_last_of_each(_without_spared(rows, catalog)), query)
+    columns = [*dict.fromkeys((*columns, "id", "decided_at", *_filtered_columns(query)))]
+    found = at_once(lambda number: _scan(catalog, number, query, columns), range(len(catalog.parts)))
+    rows = _without_spared(_concat(found, columns), catalog)
+    # Only key and id are the same in each row of a version. Whether all else that is asked for applies, its last row decides.
+    if _filtered_columns(query):
+        rows = rows.filter(pc.is_in(rows["id"], pc.unique(_asked(rows, query)["id"])))
+    return _asked(_last_of_each(rows), query)
 
 
-def _scan(location: Location, part: PartManifest, number: int, query: LedgerQuery, columns: Sequence[str]) -> list[Any]:
+def _scan(catalog: Catalog, number: int, query: LedgerQuery, columns: list[str]) -> list[Any]:
+    """Read the rows of a part of which key and id are asked for."""
+    part = catalog.parts[number]
+    if query.keys and not _may_have(part.first_key, part.last_key, query.keys):
+        return []
+    with _opened(catalog, number) as file:
+        chosen = ((group, _places(file, group, query)) for group in _groups(file))
+        return [_read(file, number, group, places, columns) for group, places in chosen if len(places)]
+
+
+def _complete(catalog: Catalog, number: int, rows: Any) -> list[Any]:  # noqa: ANN401
+    """Read some rows of a part again, with all columns but the payloads."""
+    with _opened(catalog, number) as file:
+        chosen = ((group, pc.subtract(rows.filter(group.has(rows)), group.first)) for group in _groups(file))
+        return [_read(file, number, group, places, LEDGER) for group, places in chosen if len(places)]
+
+
+@contextmanager
+def _opened(catalog: Catalog, number: int) -> Iterator[Any]:
+    location, part = catalog.location, catalog.parts[number]
     name = part_file(part.name)
-    tables = []
-    with location.doing(f"read {name}"), location.open(name, part.bytes) as source:
-        file = open_part(source)
+    with location.doing(f"read {name}"), location.open(name, part.bytes) as source, open_part(source, ALIKE) as file:
         if file.metadata.num_rows != part.rows:
             raise ArchiveError(f"the archive {location.url}: {name} has {file.metadata.num_rows} rows instead of {part.rows}")
-        first = 0
-        for group in range(file.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
-            places = _places(file, group, query)
-            if places is None or len(places):
-                table = file.read_row_group(group, columns=[*columns], use_threads=False).select([*columns])
-                table = table if places is None else table.take(places)
-                places = pa.array(range(count), pa.int64()) if places is None else places.cast(pa.int64())
-                table = table.append_column(_PART, pa.array([number] * len(table), pa.int32()))
-                tables.append(table.append_column(_ROW, pc.add(places, first)))
-            first += count
-    return tables
+        yield file
 
 
-def _places(file: Any, group: int, query: LedgerQuery) -> Any:  # noqa: ANN401
-    """Find the rows of a group whose key and id are asked for; None is all."""
-    masks = []
+class _Group(NamedTuple):
+    """A row group: its number, that of its first row in the part, and that of the first row behind it."""
+
+    number: int
+    first: int
+    end: int
+
+    def has(self, rows: Any) -> Any:  # noqa: ANN401
+        """Which rows of the part are in it."""
+        return pc.and_(pc.greater_equal(rows, self.first), pc.less(rows, self.end))
+
+
+def _groups(file: Any) -> Iterator[_Group]:  # noqa: ANN401
+    first = 0
+    for number in range(file.num_row_groups):
+        end = first + file.metadata.row_group(number).num_rows
+        yield _Group(number, first, end)
+        first = end
+
+
+def _read(file: Any, part: int, group: _Group, places: Any, columns: Sequence[str]) -> Any:  # noqa: ANN401
+    """Read some rows of a group, with the number of their part and their places in there."""
+    table = file.read_row_group(group.number, columns=[*columns], use_threads=False).select([*columns])
+    if len(places) < len(table):
+        table = table.take(places)
+    table = table.cast(pa.schema([SCHEMA.field(name) for name in columns]))
+    table = table.append_column(_PART, pa.array([part] * len(table), pa.int32()))
+    return table.append_column(_ROW, pc.add(places, group.first))
+
+
+def _concat(found: Sequence[Sequence[Any]], columns: Sequence[str]) -> Any:  # noqa: ANN401
+    fields = [*(SCHEMA.field(name) for name in columns), pa.field(_PART, pa.int32()), pa.field(_ROW, pa.int64())]
+    return pa.concat_tables([pa.schema(fields).empty_table(), *(table for tables in found for table in tables)])
+
+
+def _filtered_columns(query: LedgerQuery) -> list[str]:
+    """The columns by which a query chooses, besides key and id."""
+    filters = {
+        "run_id": query.runs,
+        "run_name": query.runs,
+        "rules": query.rules,
+        "server": query.servers,
+        "decided_at": query.since or query.until,
+    }
+    return [name for name, asked in filters.items() if asked]
+
+
+def _places(file: Any, group: _Group, query: LedgerQuery) -> Any:  # noqa: ANN401
+    """Find the rows of a group whose key and id are asked for."""
     if query.keys:
-        if not _may_have(file.metadata.row_group(group).column(SCHEMA.names.index("key")), query.keys):
+        known = file.metadata.row_group(group.number).column(_KEY).statistics
+        if known is not None and not _may_have(known.min, known.max, query.keys):
             return ()
-        keys = file.read_row_group(group, columns=["key"], use_threads=False)["key"]
-        masks.append(pc.is_in(keys, pa.array(_matching(pc.unique(keys).to_pylist(), query.keys), pa.string())))
-    if query.ids:
-        ids = file.read_row_group(group, columns=["id"], use_threads=False)["id"]
-        masks.append(pc.is_in(ids, pa.array([str(each) for each in query.ids], pa.string())))
-    if not masks:
-        return None
-    return pc.indices_nonzero(masks[0] if len(masks) == 1 else pc.and_(*masks))
+    places = pa.array(range(group.end - group.first), pa.int64())
+    if query.keys:
+        keys = file.read_row_group(group.number, columns=["key"], use_threads=False)["key"]
+        keys = keys.cast(pa.string())
+        places = places.filter(pc.is_in(keys, pa.array(_matching(keys, query.keys), pa.string())).combine_chunks())
+    if query.ids and len(places):
+        ids = file.read_row_group(group.number, columns=["id"], use_threads=False)["id"].take(places)
+        places = places.filter(pc.is_in(ids, pa.array([str(each) for each in query.ids], pa.string())).combine_chunks())
+    return places
 
 
-def _may_have(column: Any, globs: Sequence[str]) -> bool:  # noqa: ANN401
-    """Whether a key of a row group may match, by the least and the greatest one."""
-    known = column.statistics
-    if known is None or not known.has_min_max:
+def _may_have(first: str | None, last: str | None, globs: Sequence[str]) -> bool:
+    """Whether a key may match that is not before the first one and not behind the last one; None is not known."""
+    if first is None or last is None:
         return True
     for glob in globs:
-        fixed = glob[: next((index for index, character in enumerate(glob) if character in WILDCARDS), len(glob))]
-        if known.min[: len(fixed)] <= fixed <= known.max[: len(fixed)] and (fixed != glob or known.min <= glob <= known.max):
+        fixed = _WILDCARD.split(glob, maxsplit=1)[0]
+        if first[: len(fixed)] <= fixed <= last[: len(fixed)] and (fixed != glob or first <= glob <= last):
             return True
     return False
 
 
-def _matching(keys: Sequence[str | None], globs: Sequence[str]) -> list[str]:
-    return [key for key in keys if key is not None and any(fnmatchcase(key, glob) for glob in globs)]
+def _matching(keys: Any, globs: Sequence[str]) -> list[str]:  # noqa: ANN401
+    """Return the keys that match, of those that are there."""
+    patterns = [glob for glob in globs if _WILDCARD.search(glob)]
+    found = [glob for glob in globs if glob not in patterns]
+    if patterns:
+        matches = re.compile("|".join(map(translate, patterns))).match
+        found += [key for key in pc.unique(keys).to_pylist() if key is not None and matches(key)]
+    return found
 
 
 def _without_spared(rows: Any, catalog: Catalog) -> Any:  # noqa: ANN401

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from prefect_artifact_retention.stores.archive.location import Location, staged_name
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+from prefect_artifact_retention.stores.archive.location import Location
 from prefect_artifact_retention.stores.archive.manifests import PART_NAME, part_file, publish_manifest
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, CollectionRow, PartManifest
 from prefect_artifact_retention.stores.archive.parquet import new_writer, open_part, to_table
+
+MAX_GROUP_ROWS = 2_500
+"""Rows of a row group. More make files a little smaller; less let a reader who looks for a key skip more of them."""
 
 
 class StagedPart:
@@ -41,9 +45,10 @@ class StagedPart:
 
     def add_table(self, table: Any) -> None:  # noqa: ANN401 - pyarrow has no types
         """Write a row group that is a table already; nothing if it is empty."""
-        if table.num_rows:
-            self._writer.write_table(table, row_group_size=table.num_rows)
-            self._added.append(table)
+        for first in range(0, table.num_rows, MAX_GROUP_ROWS):
+            group = table.slice(first, MAX_GROUP_ROWS)
+            self._writer.write_table(group)
+            self._added.append(group)
 
     @property
     def rows(self) -> int:
@@ -81,6 +86,7 @@ class StagedPart:
         name = part_file(self._name)
         self._location.publish(self._path, name)
         check_hash(self._location, name, sha256)
+        keys = [key for table in self._added for key in pc.unique(table["key"]).to_pylist() if key is not None]
         manifest = PartManifest(
             name=self._name,
             run_id=self._name.rpartition("-")[0],
@@ -90,12 +96,20 @@ class StagedPart:
             sha256=sha256,
             first_id=self._added[0]["id"][0].as_py(),
             last_id=self._added[-1]["id"][-1].as_py(),
+            first_key=min(keys, default=None),
+            last_key=max(keys, default=None),
             has_payloads=self._payloads,
             collections=tuple(collections),
             replaces=tuple(replaces),
         )
         publish_manifest(self._location, self._name, manifest)
         return manifest
+
+    def end(self) -> None:
+        """Let go of the file, whatever became of it: pyarrow would write to it once more, some time later."""
+        with suppress(Exception):
+            self._writer.close()
+        self._writer.is_open = False
 
     def _compare(self) -> None:
         with self._path.open("rb") as source:
@@ -116,15 +130,15 @@ def stage_part(location: Location, name: str, *, payloads: bool) -> Iterator[Sta
     """
     if not PART_NAME.fullmatch(name):
         raise ValueError(f"a part is called RUN-ID-00001, not {name!r}")
-    with location.staging() as folder:
-        path = folder / staged_name(f"{name}.parquet")
+    with location.staged(f"{name}.parquet") as path:
         with location.doing(f"write {name}"):
             file = path.open("xb")
-        try:
-            with file:
-                yield StagedPart(location, name, path, file, payloads=payloads)
-        finally:
-            path.unlink(missing_ok=True)
+        with file:
+            part = StagedPart(location, name, path, file, payloads=payloads)
+            try:
+                yield part
+            finally:
+                part.end()
 
 
 def hash_file(path: Path) -> tuple[str, int]:

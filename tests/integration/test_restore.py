@@ -12,7 +12,7 @@ import httpx
 import prefect_artifact_retention as retention
 import pytest
 import sqlalchemy as sa
-from archives import EVERYTHING, RUN_NAME, archived, collection_rows, made, snapshot, write_archive
+from restoring import EVERYTHING, RUN_NAME, archived, collection_rows, made, snapshot, write_archive
 from database import Row, days, series
 from fake import FakeServer
 from prefect_artifact_retention.flows.restore import open_restore

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from archives import RUN_NAME, made, snapshot, write_archive
+from restoring import RUN_NAME, made, snapshot, write_archive
 from database import series
 from fake import FakeServer
 from prefect_artifact_retention.flows.cli import main
