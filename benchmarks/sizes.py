@@ -22,6 +22,8 @@ class Sizes:
         reading: The artifacts that a run without work reads through the API; ten times as many each.
         api_pruning: The artifacts of which a run through the API keeps one version a key.
         database_pruning: The artifacts of which a run through the database, and a batched DELETE, keep a tenth.
+        database_archiving: The artifacts of which a run through the database keeps one version a key, and archives the others.
+        api_archiving: The same of a run through the API.
         scale: The artifacts of a run without work through the database; of the last, another run keeps a tenth. On PostgreSQL,
             a run without work reads the last through the API, too.
         keys: Numbers of keys for the cost of a key.
@@ -41,6 +43,8 @@ class Sizes:
     reading: tuple[Size, Size]
     api_pruning: Size
     database_pruning: Size
+    database_archiving: Size
+    api_archiving: Size
     scale: tuple[Size, ...]
     keys: tuple[int, ...]
     versions: tuple[int, ...]
@@ -62,6 +66,8 @@ FULL = Sizes(
     reading=(TEN_THOUSAND, HUNDRED_THOUSAND),
     api_pruning=Size(keys=40, versions=61),
     database_pruning=HUNDRED_THOUSAND,
+    database_archiving=Size(keys=1_000, versions=101),
+    api_archiving=Size(keys=100, versions=101),
     scale=(TEN_THOUSAND, HUNDRED_THOUSAND, MILLION),
     keys=(10, 100, 1_000),
     versions=(10, 100, 1_000),
@@ -81,6 +87,8 @@ SMALL = Sizes(
     reading=(Size(keys=2, versions=20), Size(keys=20, versions=20)),
     api_pruning=Size(keys=3, versions=11),
     database_pruning=Size(keys=5, versions=20),
+    database_archiving=Size(keys=5, versions=20),
+    api_archiving=Size(keys=3, versions=11),
     scale=(Size(keys=10, versions=20), Size(keys=40, versions=20)),
     keys=(2,),
     versions=(10,),

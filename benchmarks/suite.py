@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import median
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
 from uuid import UUID
 
 from appenders import appender, go, told
@@ -227,6 +230,48 @@ async def database_pruning(bench: Bench) -> None:
     )
 
 
+async def archiving(bench: Bench) -> None:
+    """Measure deletions with an archive in a local folder against deletions without one."""
+    sizes = bench.sizes
+    cases: dict[Store, tuple[Size, float]] = {
+        "database": (sizes.database_archiving, 1.6),
+        "api": (sizes.api_archiving, 1.25),
+    }
+    for store, (size, at_most) in cases.items():
+        archived: list[float] = []
+        plain: list[float] = []
+        parts = stored = 0
+        for _round in range(sizes.delete_rounds):
+            await _fill_at_random(bench, size)
+            plain.append((await clean_up(bench.server, store, 1)).prune_seconds)
+            await _fill_at_random(bench, size)
+            with TemporaryDirectory() as folder, patch.dict(os.environ, ARTIFACT_RETENTION_ARCHIVE_URL=folder):
+                observed = await clean_up(bench.server, store, 1)
+            archived.append(observed.prune_seconds)
+            if not (archive := observed.report.archive):
+                raise ValueError("nothing was archived")
+            _check(observed.report.deleted, archive.versions)
+            parts, stored = archive.parts, archive.bytes
+        bench.figure(
+            f"{STORES[store]}: seconds of deletions with an archive in a local folder against without",
+            _median_ratio(archived, plain),
+            at_most=at_most,
+            detail=f"{median(archived):.1f} of {median(plain):.1f} s; {size}; {parts} files, {stored / 1e6:.1f} MB",
+        )
+
+
+async def _fill_at_random(bench: Bench, size: Size) -> None:
+    """Replace all artifacts by some of which no two have the same data, or they would take nothing in an archive."""
+    await bench.fill(size)
+    if bench.is_sqlite:
+        await bench.server.database.run(f"UPDATE artifact SET data = '\"' || hex(randomblob({size.bytes // 2 - 1})) || '\"'")
+        return
+    numbers = f"generate_series(1, {size.bytes // 32}) n"
+    digits = f"(SELECT string_agg(md5(random()::text || artifact.id::text || n), '') FROM {numbers})"
+    await bench.server.database.run(f"UPDATE artifact SET data = to_json({digits})")
+    await bench.server.database.vacuum()
+
+
 async def database_scale(bench: Bench) -> None:
     """Measure runs through the database up to a million versions: time without work, and memory of one that deletes most."""
     *smaller, size = bench.sizes.scale
@@ -353,7 +398,7 @@ def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 BENCHMARKS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     each.__name__: each
-    for each in (api_pruning, far_api_pruning, database_pruning, growth, appending, api_reading, database_scale)
+    for each in (api_pruning, far_api_pruning, database_pruning, archiving, growth, appending, api_reading, database_scale)
 }
 """Those that fill in most come last: what they leave to the database to tidy up must not show in the others."""
 

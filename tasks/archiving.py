@@ -22,11 +22,16 @@ is archived in vain by a run that is stopped."""
 
 
 class _Part:
-    """A part that is to be written. No dataclass: Prefect would traverse it."""
+    """A part that is to be written. No dataclass: Prefect would traverse it.
+
+    Attributes:
+        candidates: The versions.
+        error: Why it is not written; None once it is.
+    """
 
     def __init__(self, run: Run, archive: RunArchive, candidates: list[Candidate]) -> None:
         self.candidates = candidates
-        self.error: RetentionError | None = None
+        self.error: RetentionError | None = ArchiveError("it was interrupted")
         self._run = run
         self._archive = archive
 
@@ -35,6 +40,11 @@ class _Part:
             await self._archive.write(self._run.store, self.candidates, self._run.notify_archiving)
         except RetentionError as error:
             self.error = error
+        except Exception as error:
+            self.error = ArchiveError(f"unexpected {type(error).__name__}")
+            raise
+        else:
+            self.error = None
 
 
 def fitting_a_part(run: Run, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
@@ -87,11 +97,15 @@ async def archive_task(part: _Part, name: str) -> State[None]:  # noqa: ARG001 -
 
 async def finish_archive(run: Run) -> None:
     """Write the manifest of the run. A failure is an error of the run: its archive does not tell what was not deleted."""
-    if run.archive:
-        try:
-            await run.archive.finish(run.store, run.policies)
-        except ArchiveError as error:
-            run.report.errors.append(f"the archive lacks the manifest of this run: {error}")
+    if not run.archive:
+        return
+    what = "the archive lacks the manifest of this run"
+    try:
+        await run.archive.finish(run.store, run.policies)
+    except ArchiveError as error:
+        run.report.errors.append(f"{what}: {error}")
+    except Exception as error:  # noqa: BLE001 - versions are gone for good, and the report must say so
+        run.report.errors.append(f"{what}: unexpected {type(error).__name__}")
 
 
 async def prune_archive(run: Run) -> None:

@@ -122,6 +122,14 @@ async def test_what_is_filled_in_already_is_not_filled_in_again(bench: Bench) ->
 
 
 @on_one_database
+async def test_archiving(bench: Bench) -> None:
+    """A ratio for each store; what should have gone has gone."""
+    await BENCHMARKS["archiving"](bench)
+    assert all(ratio.measured > 0 for ratio in figures(bench, 2))
+    assert await bench.left() == SMALL.api_archiving.keys
+
+
+@on_one_database
 async def test_growth(bench: Bench) -> None:
     """A line for each store in each plot."""
     await BENCHMARKS["growth"](bench)
