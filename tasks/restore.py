@@ -14,25 +14,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.policies.formatting import printable
-from prefect_artifact_retention.stores.concurrency import for_each
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.restore_api import restore_through_api
-from prefect_artifact_retention.tasks.restore_database import batches, restore_in_database
-from prefect_artifact_retention.tasks.restore_plan import KeyRestore, Restore
+from prefect_artifact_retention.tasks.restore_database import restore_in_database
+from prefect_artifact_retention.tasks.restore_plan import ArchivedStream, KeyRestore, Restore, batches
 from prefect_artifact_retention.tasks.run import in_flow_run
 
 MAX_TASK_RUNS = 25
 """Task runs of a restore, at most. Each costs the server some 20 rows."""
-
-MAX_CONCURRENT_KEYS = 4
-"""Keys that are restored at once through the API. More make no server faster."""
 
 MAX_CAUSES = 5
 """Causes in the message of a task run that failed, at most."""
@@ -48,14 +43,22 @@ async def restore_all(restore: Restore) -> None:
     if restore.database:
         named = [each.key for each in restore.keys if each.key is not None]
         restore.collections = await asyncio.to_thread(restore.archive.collections, named)
+    stream = ArchivedStream(restore)
+    try:
+        await _restore_groups(restore, stream)
+    finally:
+        await stream.close()
+
+
+async def _restore_groups(restore: Restore, stream: ArchivedStream) -> None:
     for group in task_batches(restore.keys):
         if not in_flow_run():
-            await _restore_group(restore, group)
+            await _restore_group(restore, group, stream)
             continue
         keys = [each for batch in group for each in batch]
         name = label(keys[0].key) if len(keys) == 1 else f"{len(keys)} keys from {label(keys[0].key)}"
         # Prefect types a call of an async task as its result.
-        state: State[None] = await restore_task(restore, group, name, return_state=True)  # type: ignore[misc]
+        state: State[None] = await restore_task(restore, group, stream, name, return_state=True)  # type: ignore[misc]
         if not state.is_completed() and not any(each.report.error for each in keys):
             # Most likely, the database is out of reach, and so it will be for the others.
             restore.report.errors.append(printable(f"restore {name}: {state.message}"))
@@ -63,21 +66,26 @@ async def restore_all(restore: Restore) -> None:
 
 
 @task(name="restore", task_run_name="restore {name}", cache_policy=NO_CACHE, persist_result=False, retries=0)
-async def restore_task(restore: Restore, group: Sequence[Sequence[KeyRestore]], name: str) -> State[None]:  # noqa: ARG001 - names the task run
+async def restore_task(
+    restore: Restore,
+    group: Sequence[Sequence[KeyRestore]],
+    stream: ArchivedStream,
+    name: str,  # noqa: ARG001 - names the task run
+) -> State[None]:
     """Restore some batches of keys. The task run fails if any key failed."""
-    await _restore_group(restore, group)
+    await _restore_group(restore, group, stream)
     reports = [each.report for batch in group for each in batch]
     if failed := [each for each in reports if each.error]:
         return Failed(message="; ".join(f"{label(each.key)}: {each.error}" for each in failed[:MAX_CAUSES]))
     return Completed(message=f"{sum(each.restored for each in reports)} restored")
 
 
-async def _restore_group(restore: Restore, group: Sequence[Sequence[KeyRestore]]) -> None:
-    if restore.database:
-        await restore_in_database(restore, restore.database, group)
-        return
-    keys = [each for batch in group for each in batch]
-    await for_each(keys, partial(restore_through_api, restore), MAX_CONCURRENT_KEYS)
+async def _restore_group(restore: Restore, group: Sequence[Sequence[KeyRestore]], stream: ArchivedStream) -> None:
+    for batch in group:
+        if restore.database:
+            await restore_in_database(restore, restore.database, batch, stream)
+        else:
+            await restore_through_api(restore, batch, stream)
 
 
 def task_batches(keys: Sequence[KeyRestore]) -> list[list[list[KeyRestore]]]:

@@ -3,31 +3,74 @@
 from __future__ import annotations
 
 import json
-from contextlib import aclosing
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC
 
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.holds import Hold
-from prefect_artifact_retention.stores.archive.model import ArchivedVersion
+from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError
+from prefect_artifact_retention.stores.concurrency import for_each
 from prefect_artifact_retention.stores.reposting import RESTORED_CREATED, RESTORED_FROM
-from prefect_artifact_retention.tasks.restore_plan import KeyRestore, Restore, missing_entries, read_archived, read_entries
+from prefect_artifact_retention.tasks.restore_plan import (
+    ArchivedStream,
+    KeyRestore,
+    Restore,
+    fits,
+    missing_entries,
+    read_entries,
+    read_key,
+)
+
+LOGGER = logging.getLogger(__name__)
+
+MAX_CONCURRENT_KEYS = 4
+"""Keys that are restored at once. More make no server faster."""
 
 
-async def restore_through_api(restore: Restore, each: KeyRestore) -> None:
+async def restore_through_api(restore: Restore, batch: Sequence[KeyRestore], stream: ArchivedStream) -> None:
+    """Restore a batch of keys, several at once. What fails is in their reports, and not raised."""
+    if not fits(batch) and not stream.is_broken:
+        for each in batch:
+            await _repost(restore, each, stream.slices([each]))
+        return
+    read: defaultdict[str | None, list[ArchivedVersion]] = defaultdict(list)
+    try:
+        if stream.is_broken:
+            raise ArchiveError("a part of the archive is damaged")  # noqa: TRY301 - as when it is found out
+        async for versions in stream.slices(batch):
+            for version in versions:
+                read[version.key].append(version)
+    except ArchiveError:
+        LOGGER.debug("A batch of %d keys could not be read together", len(batch), exc_info=True)
+        read.clear()
+
+    async def repost(each: KeyRestore) -> None:
+        is_read = len(read[each.key]) == len(each.ids)
+        await _repost(restore, each, _one(read[each.key]) if is_read else read_key(restore, each))
+
+    await for_each(batch, repost, MAX_CONCURRENT_KEYS)
+
+
+async def _one(versions: list[ArchivedVersion]) -> AsyncIterator[list[ArchivedVersion]]:
+    yield versions
+
+
+async def _repost(restore: Restore, each: KeyRestore, slices: AsyncIterator[Sequence[ArchivedVersion]]) -> None:
     """Create the versions of a key anew, from the oldest to the newest."""
     hold = restore.hold(each)
     target = restore.target(each.key)
     is_doubtful = False
     read = 0
     try:
-        async with aclosing(read_archived(restore.archive, each.ids)) as reading:
-            async for versions in reading:
-                read += len(versions)
-                for version in versions:
-                    metadata = _metadata(version, hold)
-                    is_doubtful |= not await restore.api.repost(version, target, _description(version), metadata)
-                    each.report.restored += 1
-                    await restore.notify(1)
+        async for versions in slices:
+            read += len(versions)
+            for version in versions:
+                metadata = _metadata(version, hold)
+                is_doubtful |= not await restore.api.repost(version, target, _description(version), metadata)
+                each.report.restored += 1
+                await restore.notify(1)
         each.report.unavailable += len(each.ids) - read
     except StoreError as error:
         each.report.error = str(error)

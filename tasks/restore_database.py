@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -18,14 +17,17 @@ from prefect_artifact_retention.stores.connection import shielded
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.restoration import restore_versions, unfit_for_postgresql
 from prefect_artifact_retention.stores.transactions import LostConnectionError
-from prefect_artifact_retention.tasks.restore_plan import KeyRestore, Restore, missing_entries, read_archived, read_entries
+from prefect_artifact_retention.tasks.restore_plan import (
+    ArchivedStream,
+    KeyRestore,
+    Restore,
+    fits,
+    missing_entries,
+    read_entries,
+    read_key,
+)
 
 LOGGER = logging.getLogger(__name__)
-
-MAX_BATCH_VERSIONS = 5_000
-MAX_BATCH_BYTES = 16 * 2**20
-"""Versions, and their bytes, that are in memory and go into one transaction, unless a single key has more: that is read while
-it is inserted. With more, a restore takes more memory; with less, there are more transactions."""
 
 MAX_CONCURRENT_REQUESTS = 4
 """Keys that are put on hold at once. More make no server faster."""
@@ -34,59 +36,15 @@ MAX_LISTED = 5
 """Ids in one message, at most."""
 
 
-def batches(keys: Sequence[KeyRestore]) -> list[list[KeyRestore]]:
-    """Group keys whose versions are restored together; one that has more than a batch has its own."""
-    grouped: list[list[KeyRestore]] = []
-    versions = size = 0
-    for each in keys:
-        if not each.ids:
-            continue
-        versions += len(each.ids)
-        size += sum(each.sizes)
-        if not grouped or versions > MAX_BATCH_VERSIONS or size > MAX_BATCH_BYTES:
-            grouped.append([])
-            versions, size = len(each.ids), sum(each.sizes)
-        grouped[-1].append(each)
-    return grouped
-
-
-async def restore_in_database(restore: Restore, database: DatabaseStore, group: Sequence[Sequence[KeyRestore]]) -> None:
-    """Restore some batches of keys. What fails is in their reports, and not raised.
+async def restore_in_database(
+    restore: Restore, database: DatabaseStore, batch: Sequence[KeyRestore], stream: ArchivedStream
+) -> None:
+    """Restore a batch of keys. What fails is in their reports, and not raised.
 
     Raises:
         LostConnectionError: The database is out of reach.
     """
-    inserter = _Inserter(restore, database)
-    ids = [version_id for batch in group if _fits(batch) for each in batch for version_id in each.ids]
-    async with aclosing(read_archived(restore.archive, ids)) as reading:
-        stream = _Stream(reading)
-        for batch in group:
-            await inserter.insert(batch, stream)
-
-
-def _fits(batch: Sequence[KeyRestore]) -> bool:
-    """Whether the versions of a batch fit into memory."""
-    return sum(sum(each.sizes) for each in batch) <= MAX_BATCH_BYTES
-
-
-class _Stream:
-    """Reads the versions of batches one after the other, in the order of their keys."""
-
-    def __init__(self, reading: AsyncGenerator[list[ArchivedVersion]]) -> None:
-        self._reading = reading
-        self._waiting: list[ArchivedVersion] = []
-
-    async def take(self, batch: Sequence[KeyRestore]) -> list[ArchivedVersion]:
-        """Read the versions of a batch, or fewer if the archive has not all of them."""
-        keys = {each.key for each in batch}
-        taken: list[ArchivedVersion] = []
-        while True:
-            number = next((index for index, each in enumerate(self._waiting) if each.key not in keys), len(self._waiting))
-            taken += self._waiting[:number]
-            self._waiting = self._waiting[number:]
-            if self._waiting or (following := await anext(self._reading, None)) is None:
-                return taken
-            self._waiting = following
+    await _Inserter(restore, database).insert(batch, stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,55 +54,51 @@ class _Inserter:
     restore: Restore
     database: DatabaseStore
 
-    async def insert(self, batch: Sequence[KeyRestore], stream: _Stream) -> None:
+    async def insert(self, batch: Sequence[KeyRestore], stream: ArchivedStream) -> None:
         """Restore a batch of keys in one transaction; or, if that fails, each in its own."""
-        held = await self._hold(batch)
-        try:
-            if _fits(batch):
-                versions = await stream.take(batch)
-                is_whole = len(versions) == sum(len(each.ids) for each in batch)
-                if is_whole:
-                    await self._insert_together(held, versions)
+        if not (held := await self._hold(batch)):
+            return
+        if not stream.is_broken:
+            try:
+                if not fits(batch):
+                    await self._insert_together(held, _once(stream.slices(held)))
                     return
-        except LostConnectionError:
-            raise
-        except StoreError:
-            # A part of the archive is damaged, or one of the versions is refused: each key finds out for itself.
-            LOGGER.debug("A batch of %d keys could not be restored together", len(batch), exc_info=True)
+                versions = [version async for some in stream.slices(held) for version in some]
+                if len(versions) == sum(len(each.ids) for each in held):
+                    await self._insert_together(held, _kept(versions))
+                    return
+            except LostConnectionError:
+                raise
+            except StoreError:
+                # A part of the archive is damaged, or one of the versions is refused: each key finds out for itself.
+                LOGGER.debug("A batch of %d keys could not be restored together", len(batch), exc_info=True)
         for each in held:
             await self._insert_alone(each)
 
     async def _insert_alone(self, each: KeyRestore) -> None:
-        """Restore a key in a transaction of its own, with versions that are read in it if they are too many."""
+        """Restore a key in a transaction of its own, in which its versions are read."""
         try:
-            versions = None
-            if _fits([each]):
-                versions = [version async for some in read_archived(self.restore.archive, each.ids) for version in some]
-            await self._insert_together([each], versions)
+            await self._insert_together([each], lambda: read_key(self.restore, each))
         except LostConnectionError:
             raise
         except StoreError as error:
             each.report.error = await self._explain(each, error)
 
-    async def _insert_together(self, batch: Sequence[KeyRestore], versions: list[ArchivedVersion] | None) -> None:
-        """Restore keys in one transaction, with versions that have been read; None if they are read in the transaction."""
+    async def _insert_together(
+        self, batch: Sequence[KeyRestore], given: Callable[[], AsyncIterator[Sequence[ArchivedVersion]]]
+    ) -> None:
+        """Restore keys in one transaction, with versions that are given as often as it is repeated."""
         unkeyed = next((each for each in batch if each.key is None), None)
         hold = self.restore.hold(unkeyed) if unkeyed else None
-        keys = {each.key for each in batch}
         read: Counter[str | None] = Counter()
         unheld: list[UUID] = []
 
         async def slices() -> AsyncIterator[Sequence[ArchivedVersion]]:
             unheld.clear()
             read.clear()
-            if versions is not None:
-                given = [version for version in versions if version.key in keys]
-                read.update(version.key for version in given)
-                yield [_held(version, hold, unheld) for version in given]
-                return
-            async for some in read_archived(self.restore.archive, [version_id for each in batch for version_id in each.ids]):
+            async for some in given():
                 read.update(version.key for version in some)
-                yield [_held(version, hold, unheld) for version in some]
+                yield [_held(version, hold, unheld) for version in some] if hold else some
 
         async def insert() -> None:
             collections = self.restore.collections
@@ -185,7 +139,7 @@ class _Inserter:
             return str(error)
         unfit: list[UUID] = []
         try:
-            async for versions in read_archived(self.restore.archive, each.ids):
+            async for versions in read_key(self.restore, each):
                 unfit += unfit_for_postgresql(versions)
         except StoreError:
             return str(error)
@@ -196,9 +150,32 @@ class _Inserter:
         return f"PostgreSQL takes no NaN and nothing else that is no JSON, as in version {named}: {error}"
 
 
-def _held(version: ArchivedVersion, hold: Hold | None, unheld: list[UUID]) -> ArchivedVersion:
+def _kept(versions: Sequence[ArchivedVersion]) -> Callable[[], AsyncIterator[Sequence[ArchivedVersion]]]:
+    """Give versions that are in memory, any number of times."""
+
+    async def slices() -> AsyncIterator[Sequence[ArchivedVersion]]:
+        yield versions
+
+    return slices
+
+
+def _once(slices: AsyncIterator[Sequence[ArchivedVersion]]) -> Callable[[], AsyncIterator[Sequence[ArchivedVersion]]]:
+    """Give what can be read once."""
+    given = False
+
+    def give() -> AsyncIterator[Sequence[ArchivedVersion]]:
+        nonlocal given
+        if given:
+            raise ArchiveError("the versions have to be read again")
+        given = True
+        return slices
+
+    return give
+
+
+def _held(version: ArchivedVersion, hold: Hold, unheld: list[UUID]) -> ArchivedVersion:
     """Put a hold into the metadata of an artifact without a key."""
-    if version.key is not None or hold is None:
+    if version.key is not None:
         return version
     metadata = read_entries(version)
     if metadata is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import json
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
     from prefect_artifact_retention.stores.archive.archive import Archive
 
 IDS_PER_QUERY = 10_000
+
+MAX_BATCH_VERSIONS = 5_000
+MAX_BATCH_BYTES = 16 * 2**20
+"""Versions, and their bytes, that are in memory and go into one transaction, unless a single key has more: that is read while
+it is inserted. With more, a restore takes more memory; with less, there are more transactions."""
 
 RESTORED_SUFFIX = "-restored"
 
@@ -113,6 +119,11 @@ class Restore:
         self._began = time.monotonic()
 
     @property
+    def query(self) -> LedgerQuery:
+        """What is asked for, of the one server."""
+        return replace(self.selection.query, servers=(self.selection.from_server or self.report.server,))
+
+    @property
     def seconds(self) -> float:
         """Seconds since the restore began."""
         return time.monotonic() - self._began
@@ -181,7 +192,7 @@ async def plan_restore(restore: Restore) -> None:
     if restore.selection.to_key and len(found) > 1:
         raise ConfigurationError(f"the versions of {len(found)} keys are to go under one: name a single key with --key")
     existing = await _existing(restore, [row.id for rows in found.values() for row in rows])
-    for key in sorted(found, key=lambda key: (key is None, key)):
+    for key in sorted(found, key=key_order):
         restore.keys.append(await _plan_key(restore, key, sorted(found[key]), existing))
     restore.report.key_reports = [each.report for each in restore.keys]
 
@@ -273,10 +284,87 @@ def missing_entries(version: ArchivedVersion, metadata: dict[str, Any], hold: Ho
     return {} if there and not hold.outlasts(there) else hold.entries()
 
 
-async def read_archived(archive: Archive, ids: Sequence[UUID]) -> AsyncGenerator[list[ArchivedVersion]]:
-    """Read versions with their payloads, by key, then from old to new."""
-    if not ids:
-        return
-    reading = await asyncio.to_thread(archive.versions, LedgerQuery(ids=tuple(ids)))
+def batches(keys: Sequence[KeyRestore]) -> list[list[KeyRestore]]:
+    """Group keys whose versions are restored together; one that has more than a batch has its own."""
+    grouped: list[list[KeyRestore]] = []
+    versions = size = 0
+    for each in keys:
+        if not each.ids:
+            continue
+        versions += len(each.ids)
+        size += sum(each.sizes)
+        if not grouped or versions > MAX_BATCH_VERSIONS or size > MAX_BATCH_BYTES:
+            grouped.append([])
+            versions, size = len(each.ids), sum(each.sizes)
+        grouped[-1].append(each)
+    return grouped
+
+
+def fits(batch: Sequence[KeyRestore]) -> bool:
+    """Whether the versions of a batch fit into memory."""
+    return sum(sum(each.sizes) for each in batch) <= MAX_BATCH_BYTES
+
+
+async def read_archived(archive: Archive, query: LedgerQuery) -> AsyncGenerator[list[ArchivedVersion]]:
+    """Read versions with their payloads, by key, then from old to new; those without a key come last."""
+    reading = await asyncio.to_thread(archive.versions, query)
     while (versions := await asyncio.to_thread(next, reading, None)) is not None:
         yield versions
+
+
+class ArchivedStream:
+    """Reads the versions of batches one after the other, in the order of their keys, so that the archive is read once.
+
+    Attributes:
+        is_broken: Whether a part of the archive is damaged; what comes after it must be read key by key.
+    """
+
+    def __init__(self, restore: Restore) -> None:
+        self.is_broken = False
+        self._reading = read_archived(restore.archive, restore.query)
+        self._waiting: list[ArchivedVersion] = []
+
+    async def slices(self, batch: Sequence[KeyRestore]) -> AsyncGenerator[list[ArchivedVersion]]:
+        """Read the versions of a batch, some at a time.
+
+        Raises:
+            ArchiveError: The archive is damaged.
+        """
+        ids = {version_id for each in batch for version_id in each.ids}
+        last = key_order(batch[-1].key)
+        while True:
+            if some := [version for version in self._waiting if version.id in ids]:
+                yield some
+            self._waiting = [version for version in self._waiting if key_order(version.key) > last]
+            if self._waiting:
+                return
+            try:
+                following = await anext(self._reading, None)
+            except ArchiveError:
+                self.is_broken = True
+                raise
+            if following is None:
+                return
+            self._waiting = following
+
+    async def close(self) -> None:
+        """Read no more."""
+        await self._reading.aclose()
+
+
+async def read_key(restore: Restore, each: KeyRestore) -> AsyncGenerator[list[ArchivedVersion]]:
+    """Read the versions of one key, some at a time.
+
+    Raises:
+        ArchiveError: The archive is damaged.
+    """
+    ids = set(each.ids)
+    query = restore.query if each.key is None else replace(restore.query, keys=(glob.escape(each.key),))
+    async for versions in read_archived(restore.archive, query):
+        if some := [version for version in versions if version.id in ids]:
+            yield some
+
+
+def key_order(key: str | None) -> tuple[bool, str]:
+    """Return by what keys are sorted, as the archive sorts them."""
+    return key is None, key or ""

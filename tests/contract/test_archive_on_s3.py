@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
+from archives import NIGHT, archived, by, end, ledger_ids, plain, read, write
 from moto.server import ThreadedMotoServer
-from parts import NIGHT, archived, by, end, ledger_ids, plain, read, write
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.model import ArchiveError, LedgerQuery, RunManifest
 

@@ -12,7 +12,6 @@ import httpx
 import prefect_artifact_retention as retention
 import pytest
 import sqlalchemy as sa
-from archives import EVERYTHING, RUN_NAME, archived, collection_rows, made, snapshot, write_archive
 from database import Row, days, series
 from fake import FakeServer
 from prefect.client.orchestration import get_client
@@ -23,10 +22,11 @@ from prefect_artifact_retention.policies import ConfigurationError, RetentionPol
 from prefect_artifact_retention.stores import reposting
 from prefect_artifact_retention.stores.archive.archive import Archive
 from prefect_artifact_retention.stores.archive.model import ArchiveError, LedgerQuery
-from prefect_artifact_retention.tasks import restore_database
+from prefect_artifact_retention.tasks import restore_plan
 from prefect_artifact_retention.tasks.restore import restore_all
 from prefect_artifact_retention.tasks.restore_plan import Selection, plan_restore
 from prefect_artifact_retention.tasks.restore_report import RestoreReport
+from restoring import EVERYTHING, RUN_NAME, archived, collection_rows, made, snapshot, write_archive
 from servers import BY_DATABASE, BY_FAKE, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on, thorough
 
 AnyServer = Server | FakeServer
@@ -272,8 +272,8 @@ async def test_a_key_that_does_not_fit_into_memory_is_restored_in_one_transactio
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And keys beside it, in batches of their own."""
-    monkeypatch.setattr(restore_database, "MAX_BATCH_BYTES", 20_000)
-    monkeypatch.setattr(restore_database, "MAX_BATCH_VERSIONS", 8)
+    monkeypatch.setattr(restore_plan, "MAX_BATCH_BYTES", 20_000)
+    monkeypatch.setattr(restore_plan, "MAX_BATCH_VERSIONS", 8)
     rows = [
         Row(key, days(number), data="x" * 1_000) for key in ("a", "big", "c") for number in range(1, 40 if key == "big" else 9)
     ]

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from archives import RUN_NAME, made, snapshot, write_archive
 from database import series
 from fake import FakeServer
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.flows.restore import artifact_restore
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
 from prefect_artifact_retention.tasks.restore_report import RestoreFailed
+from restoring import RUN_NAME, made, snapshot, write_archive
 from servers import POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, on, thorough
 
 AnyServer = Server | FakeServer

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from parts import archived, by, end, ledger_ids, plain, read, write
+from archives import archived, by, end, ledger_ids, plain, read, write
 from prefect_artifact_retention.policies import ConfigurationError
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.model import SCHEMA_VERSION, ArchiveError, LedgerQuery
@@ -154,7 +154,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     """The limit of a process for the size of its files stands for the disk."""
     code = """
     import resource, sys
-    from parts import archived, write
+    from archives import archived, write
     from prefect_artifact_retention.stores.archive.archive import open_archive
     from prefect_artifact_retention.stores.archive.model import ArchiveError
     archive = open_archive(sys.argv[1])

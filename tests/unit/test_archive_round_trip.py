@@ -10,8 +10,8 @@ import duckdb
 import pandas as pd
 import polars as pl
 import pytest
+from archives import JSON_TEXTS, NIGHT, archived, by, end, ledger_ids, plain, read, write
 from chance import SEED
-from parts import JSON_TEXTS, NIGHT, archived, by, end, ledger_ids, plain, read, write
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, CollectionRow, LedgerQuery
 from prefect_artifact_retention.stores.archive.reading import BATCH_BYTES

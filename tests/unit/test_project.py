@@ -60,6 +60,7 @@ def test_what_the_package_imports_is_declared_and_nothing_else() -> None:
 def test_what_tests_and_benchmarks_import_is_declared() -> None:
     """By the package, or by the group of its developers."""
     known = declared(METADATA["dependencies"]) | declared(PROJECT["dependency-groups"]["dev"])
+    known |= declared(METADATA["optional-dependencies"]["archive"])
     assert imported("tests", "benchmarks") - known == set()
 
 
