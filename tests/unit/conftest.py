@@ -21,5 +21,5 @@ def memory(tmp_path: Path) -> Iterator[Path]:
     if not os.access("/dev/shm", os.W_OK):  # noqa: S108 - a file system that is in memory
         yield tmp_path
         return
-    with TemporaryDirectory(dir="/dev/shm") as folder:  # noqa: S108
+    with TemporaryDirectory(dir="/dev/shm") as folder:
         yield Path(folder)
