@@ -48,6 +48,7 @@ def new_writer(file: BinaryIO) -> Any:  # noqa: ANN401 - pyarrow has no types
         file,
         SCHEMA,
         compression="zstd",
+        compression_level=3,  # that of zstd itself; pyarrow takes 1
         use_dictionary=[_LEAVES.get(name, name) for name in SCHEMA.names if name not in _UNLIKE],
         write_statistics=[_LEAVES.get(name, name) for name in LEDGER],
         write_page_checksum=True,

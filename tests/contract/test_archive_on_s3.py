@@ -165,17 +165,17 @@ def check_fault(proxy: Proxy, number: int) -> None:
     assert [*read(archive)] == [plain(each) for each in VERSIONS]
 
 
-@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("lost", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_a_fault_of_a_write_leaves_nothing_half(proxy: Proxy, *, lost: bool) -> None:
     """Credentials that expire, and stay so for the rest of the run: what counts is whole, and the next run completes."""
     archive_all(at(proxy, "s3://bucket/undisturbed"))
     writes = [number for number, request in enumerate(proxy.seen, 1) if request.startswith("PUT")]
     proxy.lost = lost
-    for number in writes[:: 2 if lost else 3]:
+    for number in writes[:: 1 if lost else 4]:
         check_fault(proxy, number)
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_fault_of_any_request_leaves_nothing_half(proxy: Proxy, *, lost: bool) -> None:
     """As of a write: also of what lists and reads."""
@@ -186,6 +186,7 @@ def test_a_fault_of_any_request_leaves_nothing_half(proxy: Proxy, *, lost: bool)
         check_fault(proxy, number)
 
 
+@pytest.mark.thorough
 def test_a_write_whose_answer_is_lost_is_found_by_the_next_attempt(proxy: Proxy) -> None:
     """The driver tries again, finds what it wrote the first time, and that is what was meant."""
     archive = at(proxy)
