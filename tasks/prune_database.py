@@ -308,7 +308,7 @@ def _next_batch(run: Run, pending: list[KeyPlan], room: int) -> Batch:
         pending.pop()
         if plan.collection is None or plan.mark is None:
             raise TypeError("the plan of a key in a database has a collection and a mark")
-        deletion = KeyDeletion(plan.collection, plan.mark, plan.stale[:number], is_last=number == len(plan.stale))
+        deletion = KeyDeletion(plan.collection, plan.mark, [*plan.stale[:number]], is_last=number == len(plan.stale))
         batch[deletion.key] = plan, deletion
         room -= number
         space -= sum(plan.sizes[:number])
