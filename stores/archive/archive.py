@@ -71,14 +71,10 @@ class Archive:
         """
         check_place(self._location)
         name = f"{STAGING}/check-{uuid4().hex}"
-        with self._location.staging() as folder:
-            staged = folder / f"check-{uuid4().hex}"
-            try:
-                with self._location.doing(f"write {name}"):
-                    write_synced(staged, name.encode())
-                self._location.publish(staged, name)
-            finally:
-                staged.unlink(missing_ok=True)
+        with self._location.staged("check") as staged:
+            with self._location.doing(f"write {name}"):
+                write_synced(staged, name.encode())
+            self._location.publish(staged, name)
         read = self._location.read(name)
         self._location.remove(name)
         if read != name.encode():

@@ -85,6 +85,18 @@ class Location(ABC):
                 if self.read(name) != staged.read_bytes():
                     raise ArchiveError(f"the archive {self.url}: there is another {name} already") from None
 
+    @contextmanager
+    def staged(self, name: str) -> Iterator[Path]:
+        """Return where to write a file that is to be published, under a name of its own, and remove it in the end."""
+        with self.staging() as folder:
+            path = folder / f"{name}.{uuid4().hex[:8]}"
+            try:
+                yield path
+            finally:
+                # Left over, it is in nobody's way.
+                with suppress(OSError):
+                    path.unlink()
+
     @abstractmethod
     def names(self, folder: str) -> dict[str, int]:
         """The files of one of its folders, with their sizes. Never from a cache."""
@@ -258,8 +270,10 @@ class ObjectStore(Location):
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """Return a temporary folder."""
-        with tempfile.TemporaryDirectory(prefix="artifact-retention-") as folder:
-            yield Path(folder)
+        with self.doing("make a temporary folder"):
+            folder = tempfile.TemporaryDirectory(prefix="artifact-retention-", ignore_cleanup_errors=True)
+        with folder as path:
+            yield Path(path)
 
     def read(self, name: str) -> bytes:
         """See `Location`."""
@@ -322,11 +336,6 @@ def open_location(url: str, options: Mapping[str, Any]) -> Location:
             f"an archive at {protocol}:// needs {driver}: pip install 'prefect-artifact-retention[{extra}]' ({error})"
         ) from None
     return ObjectStore(url.rstrip("/"), protocol, options)
-
-
-def staged_name(name: str) -> str:
-    """A name in the staging folder that nothing else uses, not even what a killed run left."""
-    return f"{name}.{uuid4().hex[:8]}"
 
 
 def write_synced(path: Path, content: bytes) -> None:

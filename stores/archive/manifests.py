@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-from prefect_artifact_retention.stores.archive.location import DATA, MANIFESTS, STAGING, Location, staged_name, write_synced
+from prefect_artifact_retention.stores.archive.location import DATA, MANIFESTS, STAGING, Location, write_synced
 from prefect_artifact_retention.stores.archive.model import FORMAT, SCHEMA_VERSION, ArchiveError, PartManifest, RunManifest
 from pydantic import ValidationError
 
@@ -59,14 +59,10 @@ def at_once(function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
 def publish_manifest(location: Location, name: str, manifest: PartManifest | RunManifest) -> None:
     """Write a manifest, and see that it is there."""
     content = manifest.model_dump_json(indent=1).encode()
-    with location.staging() as folder:
-        staged = folder / staged_name(f"{name}.json")
-        try:
-            with location.doing(f"write {manifest_file(name)}"):
-                write_synced(staged, content)
-            location.publish(staged, manifest_file(name))
-        finally:
-            staged.unlink(missing_ok=True)
+    with location.staged(f"{name}.json") as staged:
+        with location.doing(f"write {manifest_file(name)}"):
+            write_synced(staged, content)
+        location.publish(staged, manifest_file(name))
     if location.read(manifest_file(name)) != content:
         raise ArchiveError(f"the archive {location.url}: {manifest_file(name)} is not read back as it was written")
 
