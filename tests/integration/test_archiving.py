@@ -452,7 +452,7 @@ async def test_old_runs_go_from_the_archive(server: Server, folder: Path, monkey
     rows = await server.database.insert(series("report", [1, 2, 3]))
     await server.cleanup([KEEP_1], mode="delete")
     await asyncio.sleep(1)
-    await server.database.insert([Row("report", days(0))])
+    await server.database.insert([Row("report", days(0.5))])
     report = await server.cleanup([KEEP_1], mode="delete")
     assert report.warnings == []
     assert {version_id for version_id, version in archived(folder).items() if version.data} <= {rows[0].id}
