@@ -459,8 +459,8 @@ async def test_a_block_has_the_address(server: Server, monkeypatch: pytest.Monke
     options = {
         "key": "somebody",
         "secret": "hunter2",
-        "client_kwargs": nobody,
-        "config_kwargs": {"retries": {"max_attempts": 0}},
+        "client_kwargs": there,
+        "config_kwargs": once,
     }
     with server.active():
         await RemoteFileSystem(basepath="s3://bucket/archive", settings=options).save("retention-archive")
