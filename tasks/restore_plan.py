@@ -21,6 +21,7 @@ from prefect_artifact_retention.stores.archive.model import ArchivedVersion, Arc
 from prefect_artifact_retention.stores.connection import Connection
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.holds import Holds
+from prefect_artifact_retention.stores.ids import read_ids
 from prefect_artifact_retention.stores.queries import Queries
 from prefect_artifact_retention.stores.reposting import Reposting
 from prefect_artifact_retention.stores.schema import ARTIFACT
@@ -175,13 +176,13 @@ async def plan_restore(restore: Restore) -> None:
     """
     ledger = await asyncio.to_thread(restore.archive.ledger, restore.selection.query)
     names = ("id", "key", "size", "created", "server", "run_name", "has_payload")
-    columns = [ledger.column(name).to_pylist() for name in names]
+    ids, *columns = (ledger.column(name).to_pylist() for name in names)
     own = restore.selection.from_server or restore.report.server
     others: Counter[str] = Counter()
     found: dict[str | None, list[_Row]] = {}
-    for version_id, key, size, created, server, run, has_payload in zip(*columns, strict=True):
+    for version_id, key, size, created, server, run, has_payload in zip(read_ids(ids), *columns, strict=True):
         if server == own:
-            found.setdefault(key, []).append(_Row(created, UUID(version_id), size, run, has_payload))
+            found.setdefault(key, []).append(_Row(created, version_id, size, run, has_payload))
         else:
             others[server] += 1
     restore.report.others = dict(others)
@@ -305,6 +306,7 @@ class ArchivedStream:
     def __init__(self, restore: Restore) -> None:
         self.is_broken = False
         self._reading = read_archived(restore.archive, restore.query)
+        self._ahead: asyncio.Task[list[ArchivedVersion] | None] | None = None
         self._waiting: list[ArchivedVersion] = []
 
     async def slices(self, batch: Sequence[KeyRestore]) -> AsyncGenerator[list[ArchivedVersion]]:
@@ -322,16 +324,29 @@ class ArchivedStream:
             if self._waiting:
                 return
             try:
-                following = await anext(self._reading, None)
+                following = await (self._ahead or self._read_on())
             except ArchiveError:
-                self.is_broken = True
+                self._ahead, self.is_broken = None, True
                 raise
             if following is None:
+                self._ahead = None
                 return
-            self._waiting = following
+            self._waiting, self._ahead = following, self._read_on()
+
+    def _read_on(self) -> asyncio.Task[list[ArchivedVersion] | None]:
+        """Read some versions more, while those before are restored."""
+
+        async def read() -> list[ArchivedVersion] | None:
+            return await anext(self._reading, None)
+
+        return asyncio.ensure_future(read())
 
     async def close(self) -> None:
         """Read no more."""
+        if self._ahead:
+            await asyncio.wait([self._ahead])
+            if not self._ahead.cancelled():
+                self._ahead.exception()
         await self._reading.aclose()
 
 
