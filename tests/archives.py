@@ -1,8 +1,13 @@
-"""Archives for tests: versions as a run archives them, parts of them, and the JSON texts that other formats do not keep."""
+"""Archives for tests: versions as a run archives them, parts of them, JSON texts that are hard to keep, and failing disks."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -113,3 +118,42 @@ def plain(version: ArchivedVersion) -> ArchivedVersion:
 def ledger_ids(archive: Archive, *query: Any) -> list[UUID]:  # noqa: ANN401
     """The ids of a ledger, in its order."""
     return [UUID(each) for each in archive.ledger(*query)["id"].to_pylist()]
+
+
+class Calls:
+    """Counts the calls to the file system below a folder, as Python's audit events tell them, and acts at one of them."""
+
+    folder = ""
+    """The folder, while calls are counted."""
+    seen = 0
+    act: Callable[[], None] | None = None
+    at = 0
+
+    def hook(self, event: str, arguments: tuple[object, ...]) -> None:
+        """See `sys.addaudithook`."""
+        if not self.folder or event not in {"open", "os.link", "os.remove", "os.mkdir", "os.scandir", "os.listdir"}:
+            return
+        if not any(isinstance(each, str | os.PathLike) and str(each).startswith(self.folder) for each in arguments):
+            return
+        self.seen += 1
+        if self.act and self.seen == self.at:
+            self.act()
+
+
+CALLS = Calls()
+sys.addaudithook(CALLS.hook)
+
+
+@contextmanager
+def counted(folder: Path, at: int = 0, act: Callable[[], None] | None = None) -> Iterator[Calls]:
+    """Count the calls below a folder, and do something at one of them."""
+    CALLS.seen, CALLS.at, CALLS.act, CALLS.folder = 0, at, act, str(folder)
+    try:
+        yield CALLS
+    finally:
+        CALLS.folder = ""
+
+
+def fail() -> None:
+    """Let a call fail as a bad disk does."""
+    raise OSError(errno.EIO, "Input/output error")

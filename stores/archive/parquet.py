@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
 from uuid import UUID
 
 import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from prefect_artifact_retention.stores.archive.model import SCHEMA_VERSION, ArchivedVersion, ArchiveError
 from prefect_artifact_retention.stores.ids import read_ids
@@ -46,6 +48,7 @@ def new_writer(file: BinaryIO) -> Any:  # noqa: ANN401 - pyarrow has no types
         file,
         SCHEMA,
         compression="zstd",
+        compression_level=3,  # that of zstd itself; pyarrow takes 1
         use_dictionary=[_LEAVES.get(name, name) for name in SCHEMA.names if name not in _UNLIKE],
         write_statistics=[_LEAVES.get(name, name) for name in LEDGER],
         write_page_checksum=True,
@@ -80,6 +83,20 @@ def to_table(versions: Sequence[ArchivedVersion], *, payloads: bool) -> Any:  # 
     if not payloads:
         columns |= dict.fromkeys(PAYLOAD, [None] * len(versions))
     return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+
+
+def hash_payloads(table: Any) -> bytes:  # noqa: ANN401
+    """Return a hash of the payloads of some rows: of how long each is, or that it is null, and of the texts."""
+    digest = hashlib.blake2b()
+    for name in PAYLOAD:
+        column = table[name].combine_chunks()
+        lengths = pc.fill_null(pc.binary_length(column), -1)
+        digest.update(memoryview(lengths.buffers()[1]).cast("i")[lengths.offset : lengths.offset + len(lengths)])
+        _nulls, offsets, texts = column.buffers()
+        if texts is not None:
+            places = memoryview(offsets).cast("i")
+            digest.update(memoryview(texts)[places[column.offset] : places[column.offset + len(column)]])
+    return digest.digest()
 
 
 def to_versions(table: Any) -> list[ArchivedVersion]:  # noqa: ANN401

@@ -14,7 +14,7 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 from prefect_artifact_retention.stores.archive.location import Location
 from prefect_artifact_retention.stores.archive.manifests import PART_NAME, part_file, publish_manifest
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, CollectionRow, PartManifest
-from prefect_artifact_retention.stores.archive.parquet import new_writer, open_part, to_table
+from prefect_artifact_retention.stores.archive.parquet import LEDGER, hash_payloads, new_writer, open_part, to_table
 
 MAX_GROUP_ROWS = 2_500
 """Rows of a row group. More make files a little smaller; less let a reader who looks for a key skip more of them."""
@@ -30,8 +30,9 @@ class StagedPart:
         self._file = file
         self._payloads = payloads
         self._writer = new_writer(file)
-        # What was added, to be compared with what is read back. It is as large as a part at most.
+        # What was added, to be compared with what is read back: of payloads, a hash.
         self._added: list[Any] = []
+        self._payload_hashes: list[bytes] = []
 
     def add(self, versions: Sequence[ArchivedVersion]) -> None:
         """Write a row group. Whoever reads one version of it later needs memory for all, so it should have 8 MB at most.
@@ -48,7 +49,8 @@ class StagedPart:
         for first in range(0, table.num_rows, MAX_GROUP_ROWS):
             group = table.slice(first, MAX_GROUP_ROWS)
             self._writer.write_table(group)
-            self._added.append(group)
+            self._added.append(group.select(LEDGER))
+            self._payload_hashes.append(hash_payloads(group))
 
     @property
     def rows(self) -> int:
@@ -114,8 +116,10 @@ class StagedPart:
     def _compare(self) -> None:
         with self._path.open("rb") as source:
             written = open_part(source)
+            groups = (written.read_row_group(number, use_threads=False) for number in range(written.num_row_groups))
             same = written.num_row_groups == len(self._added) and all(
-                written.read_row_group(number, use_threads=False).equals(table) for number, table in enumerate(self._added)
+                group.select(LEDGER).equals(added) and hash_payloads(group) == payloads
+                for group, added, payloads in zip(groups, self._added, self._payload_hashes, strict=True)
             )
         if not same:
             raise ArchiveError(f"the archive {self._location.url}: {self._name} is not read back as it was written")

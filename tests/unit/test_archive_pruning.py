@@ -1,0 +1,150 @@
+"""An archive loses what is too old: payloads first, run by run, and whatever interrupts that, nothing else."""
+
+import os
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from archives import NIGHT, archived, by, counted, end, fail, ledger_ids, plain, read, write
+from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
+from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, LedgerQuery
+from prefect_artifact_retention.stores.archive.pruning import ABANDONED_DAYS
+
+DAY = timedelta(days=1)
+FIRST = [archived(data='"old"', description="old") for _ in range(5)]
+SECOND = by(2, [archived() for _ in range(3)])
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    """An archive of two runs, one of which did not delete all that it archived."""
+    made = open_archive(str(tmp_path / "archive"))
+    fill(made)
+    return made
+
+
+def fill(archive: Archive) -> None:
+    """Let two runs archive something."""
+    write(archive, FIRST[:2], FIRST[2:3])
+    write(archive, FIRST[3:])
+    end(archive, 1, spared=[FIRST[4].id])
+    write(archive, SECOND)
+    end(archive, 2)
+
+
+def written(archive: Archive, run: int) -> datetime:
+    """When the last part of a run was written."""
+    return max(part.written_at for part in archive.manifests() if part.run_id == f"run-{run}")
+
+
+def bare(version: ArchivedVersion) -> ArchivedVersion:
+    """What the ledger keeps of a version."""
+    return plain(version)._replace(data=None, metadata=None, description=None)
+
+
+def between(archive: Archive) -> datetime:
+    """A time at which the first run is over 30 days old, and the second is not."""
+    return written(archive, 2) + 30 * DAY
+
+
+def test_payloads_go_by_whole_runs_and_the_ledger_stays(archive: Archive, tmp_path: Path) -> None:
+    """The first run is a little older than 30 days, the second is exactly that; what was not deleted is not in the ledger."""
+    before = archive.ledger()
+    pruned = archive.prune(between(archive), 30, 0)
+    assert (pruned.runs, pruned.forgotten) == (("run-1",), ())
+    assert [*read(archive)] == [*map(bare, FIRST[:4]), *map(plain, SECOND)]
+    assert archive.ledger().drop_columns(["has_payload"]).equals(before.drop_columns(["has_payload"]))
+    assert archive.ledger()["has_payload"].to_pylist() == [False] * 4 + [True] * 3
+    assert [part.name for part in archive.manifests()] == ["run-1-00003", "run-2-00001"]
+    assert sorted(path.name for path in (tmp_path / "archive/data").iterdir()) == [
+        "run-1-00003.parquet",
+        "run-2-00001.parquet",
+    ]
+    assert b"old" not in (tmp_path / "archive/data/run-1-00003.parquet").read_bytes()
+    assert archive.problems() == []
+    assert archive.prune(between(archive), 30, 0).runs == ()
+
+
+def test_the_ledger_goes_with_all_of_a_run(archive: Archive, tmp_path: Path) -> None:
+    """Its age is that of the run, also after the payloads have gone."""
+    now = between(archive)
+    archive.prune(now, 30, 60)
+    assert len(ledger_ids(archive)) == 7
+    pruned = archive.prune(now + 30 * DAY, 30, 60)
+    assert (pruned.runs, pruned.forgotten) == (("run-1", "run-2"), ("run-1",))
+    assert ledger_ids(archive) == [each.id for each in SECOND]
+    assert sorted(path.name for path in (tmp_path / "archive/manifests").iterdir()) == ["run-2-00002.json", "run-2.json"]
+    assert pruned.bytes_freed > 0
+
+
+@pytest.mark.parametrize(("keep_days", "ledger_keep_days"), [(0, 0), (0, 10), (100, 10), (100, 0)])
+def test_what_is_kept_for_longer_stays(archive: Archive, keep_days: float, ledger_keep_days: float) -> None:
+    """0 is for ever; and payloads are in the rows of the ledger, which therefore stay with them."""
+    assert archive.prune(between(archive), keep_days, ledger_keep_days).runs == ()
+    assert [*read(archive)] == [*map(plain, FIRST[:4]), *map(plain, SECOND)]
+
+
+def test_a_ledger_without_payloads_goes_by_its_own_limit(archive: Archive) -> None:
+    """There is nothing else to wait for."""
+    write(archive, by(3, [archived()]), payloads=False)
+    now = written(archive, 3) + 11 * DAY
+    assert archive.prune(now, 0, 10).forgotten == ("run-3",)
+    assert archive.prune(now, 0, 10).runs == ()
+
+
+def test_a_run_that_deleted_nothing_of_what_it_archived_leaves_no_ledger(archive: Archive) -> None:
+    """There is no row to keep."""
+    version = by(3, [archived()])
+    write(archive, version)
+    end(archive, 3, spared=[version[0].id])
+    archive.prune(written(archive, 3) + 31 * DAY, 30, 0)
+    assert [part.run_id for part in archive.manifests()] == ["run-1", "run-2"]
+    assert archive.problems() == []
+
+
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.thorough)])
+def test_a_pruning_that_fails_at_any_call_loses_nothing_of_the_ledger(memory: Path, step: int) -> None:
+    """And no payload that is to stay; the next pruning completes it, and removes what the first left."""
+    archive = open_archive(str(memory / "undisturbed"))
+    fill(archive)
+    with counted(memory) as calls:
+        archive.prune(between(archive), 30, 0)
+    total = calls.seen
+    assert total > 20
+    for number in range(1, total + 1, step):
+        archive = open_archive(str(memory / str(number)))
+        fill(archive)
+        now = between(archive)
+        with counted(memory, number, fail):
+            try:
+                archive.prune(now, 30, 0)
+            except ArchiveError as error:
+                failure = str(error)
+                assert "Input/output error" in failure
+        assert {*ledger_ids(archive)} == {each.id for each in (*FIRST[:4], *SECOND)}
+        assert [*read(archive, LedgerQuery(runs=["run-2"]))] == [*map(plain, SECOND)]
+        archive.prune(now, 30, 0)
+        assert [*read(archive)] == [*map(bare, FIRST[:4]), *map(plain, SECOND)]
+        archive.prune(datetime.now(tz=NIGHT.tzinfo) + (ABANDONED_DAYS + 1) * DAY, 30, 0)
+        assert archive.problems() == []
+
+
+def test_what_never_counted_is_removed_when_no_run_can_be_at_it_any_more(archive: Archive, tmp_path: Path) -> None:
+    """A part without its manifest may be that of a run that is reading it back at the moment."""
+    folder = tmp_path / "archive"
+    unmarked, staged = folder / "data/run-3-00001.parquet", folder / "staging/run-3-00002.parquet.0a"
+    foreign = folder / "data/somebody's.parquet"
+    for file in (unmarked, staged, foreign):
+        file.write_bytes(b"half")
+    now = datetime.now(tz=NIGHT.tzinfo)
+    archive.prune(now, 0, 0)
+    assert unmarked.exists()
+    assert staged.exists()
+    old = (now - (ABANDONED_DAYS + 1) * DAY).timestamp()
+    for file in (unmarked, staged, foreign):
+        os.utime(file, (old, old))
+    archive.prune(now, 0, 0)
+    assert not unmarked.exists()
+    assert not staged.exists()
+    assert foreign.exists()
+    assert [*read(archive)] == [*map(plain, FIRST[:4]), *map(plain, SECOND)]
