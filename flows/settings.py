@@ -22,7 +22,7 @@ from prefect_artifact_retention.policies.loading import (
     check_policies,
     describe_validation_error,
 )
-from prefect_artifact_retention.policies.model import Days, refuse_bool
+from prefect_artifact_retention.policies.model import MAX_DAYS, refuse_bool
 from prefect_artifact_retention.tasks.report import GIVEN_POLICIES, Mode
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -48,6 +48,7 @@ ARCHIVE_ONLY = ("archive_payloads", "archive_keep_days", "ledger_keep_days")
 
 Number = Annotated[int, Field(ge=0, le=10_000_000), BeforeValidator(refuse_bool)]
 Minutes = Annotated[float, Field(ge=0, le=10_080, allow_inf_nan=False), BeforeValidator(refuse_bool)]
+Days = Annotated[float, Field(ge=0, le=MAX_DAYS, allow_inf_nan=False), BeforeValidator(refuse_bool)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), BeforeValidator(refuse_bool)]
 
 

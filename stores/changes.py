@@ -42,14 +42,14 @@ class KeyDeletion:
         mark: The state of its versions when they were judged.
         ids: The versions to delete; the latest among them only if they are all versions of the key.
         is_last: Whether no further deletion of the same key follows.
-        states: The states of the versions as they were archived; None if they need not be.
+        archived: The sum of the states of the versions as they were archived; None if they need not be.
     """
 
     collection: ArtifactCollection
     mark: Mark
     ids: Sequence[UUID]
     is_last: bool
-    states: Mapping[UUID, object] | None = None
+    archived: int | None = None
 
     @property
     def key(self) -> str:
@@ -99,8 +99,9 @@ class Changes(Queries):
         )
         unchanged = {key: state.mark for key, state in states.items() if running.keys().isdisjoint(state.runs)}
         going = [each for each in deletions if each.collection in locked and unchanged.get(each.key) == each.mark]
-        archived = await self.states([version_id for each in going if each.states is not None for version_id in each.ids])
-        going = [each for each in going if each.states is None or each.states.items() <= archived.items()]
+        compared = [version_id for each in going if each.archived is not None for version_id in each.ids]
+        sums = await self.sums_of_states(compared)
+        going = [each for each in going if each.archived in {None, sums.get(each.key)}]
         emptied = [each.key for each in going if len(each.ids) == each.mark[0]]
         await self.delete([version_id for each in going for version_id in each.ids], [each.key for each in going], emptied)
         left = await self._states([each.key for each in going if not each.is_last])

@@ -24,9 +24,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 METADATA_ROWS_PER_FETCH = 1_000
 """Rows with metadata read at a time; more take more memory, as metadata may be large."""
 
-NULL_BYTES = 4
-"""The size of data that is NULL: that of a null as JSON."""
-
 METADATA_WORD = "retention"
 """What the names of all metadata entries that control retention contain, in lower or upper case."""
 
@@ -57,16 +54,11 @@ _CONTENT: sa.ColumnElement[int] = sa.literal_column(
 one, and its metadata, which somebody may change by hand and leave the dates as they are. A VACUUM may number the rows anew:
 then a key passes for changed."""
 
-_STATES: Mapping[bool, sa.ColumnElement[Any]] = {
-    False: sa.literal_column("artifact.xmin::text", sa.String),
-    True: sa.literal_column(
-        f"({_CONTENT}) || ' ' || python_hash(ifnull(artifact.data, '') || '') "
-        "|| ' ' || python_hash(ifnull(artifact.description, ''))",
-        sa.String,
-    ),
-}
-"""What differs once a row has changed, in PostgreSQL and, where the key is true, in SQLite. Unlike a fingerprint, it is not
-summed over many rows, and it is for few of them: so in SQLite, it covers the data, too."""
+_WHOLE_CONTENT: sa.ColumnElement[int] = sa.literal_column(
+    f"({_CONTENT}) + python_hash(ifnull(artifact.data, '') || '') + python_hash(ifnull(artifact.description, ''))",
+    sa.BigInteger,
+)
+"""The same with the data, which a mark of millions of rows has no time for, and an archive has."""
 
 _FEWER_BITS = 24
 """Bits dropped from a hash: the sum over a million versions must fit into 64 bits, or SQLite fails."""
@@ -81,7 +73,7 @@ class Queries:
         self.connection = connection
         self.is_sqlite = connection.dialect.name == "sqlite"
         self.fingerprint = _CONTENT if self.is_sqlite else _WRITER
-        self.state = _STATES[self.is_sqlite]
+        self.state = _WHOLE_CONTENT if self.is_sqlite else _WRITER
 
     async def scalar(self, query: sa.Executable) -> Any:  # noqa: ANN401 - whatever is asked for
         """Return the first value of the first row."""
@@ -141,14 +133,13 @@ class Queries:
     async def payloads(self, ids: Collection[UUID], keys: Collection[str], *, with_data: bool) -> Copies:
         """Read those of the versions that exist, with the texts of their JSON as the database has them, and collections."""
         c = ARTIFACT.c
-        columns = (c.id, c.flow_run_id, c.task_run_id, c.key, c.type)
+        columns = (*map(self._plain_id, (c.id, c.flow_run_id, c.task_run_id)), c.key, c.type)
         texts = c.description, *map(self._json_text, (c.data, c.metadata_))
         description, data, metadata = texts if with_data else [sa.null()] * len(texts)
-        # PostgreSQL would decompress large data twice.
-        size = sa.null() if with_data and not self.is_sqlite else self._size()
-        query = sa.select(*columns, description, c.created, c.updated, data, metadata, size, self.state)
+        query = sa.select(*columns, description, c.created, c.updated, data, metadata, self._size(), self.state)
         rows = await self.all(query.where(self.among(c.id, ids)))
-        return Copies([_read_stored(row) for row in rows], await self.collection_rows(keys))
+        read = _read_stored if self.is_sqlite else StoredVersion._make
+        return Copies([*map(read, rows)], await self.collection_rows(keys))
 
     async def collection_rows(self, keys: Collection[str]) -> list[CollectionRow]:
         """Read what collections have that is no copy of their latest version."""
@@ -158,10 +149,15 @@ class Queries:
         rows = await self.all(sa.select(*(COLLECTION.c[name] for name in names)).where(self.among(COLLECTION.c.key, keys)))
         return [CollectionRow(**dict(zip(names, row, strict=True))) for row in rows]
 
-    async def states(self, ids: Collection[UUID]) -> Mapping[UUID, object]:
+    async def states(self, ids: Collection[UUID]) -> Mapping[UUID, int]:
         """Read what tells whether versions were changed since they were read by `payloads`."""
         rows = await self.all(sa.select(ARTIFACT.c.id, self.state).where(self.among(ARTIFACT.c.id, ids))) if ids else ()
         return {row[0]: row[1] for row in rows}
+
+    async def sums_of_states(self, ids: Collection[UUID]) -> Mapping[str, int]:
+        """Read the same of many versions, summed by key."""
+        sums = sa.select(ARTIFACT.c.key, sa.func.sum(self.state)).where(self.among(ARTIFACT.c.id, ids))
+        return {row[0]: int(row[1]) for row in (await self.all(sums.group_by(ARTIFACT.c.key)) if ids else ())}
 
     async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
         """Return those of the runs that exist and are not in a terminal state, with the times of their creation."""
@@ -205,7 +201,7 @@ class Queries:
     def bytes(self, column: sa.Column[Any]) -> sa.ColumnElement[int]:
         """The length of a column of JSON; without a value, that of a null."""
         length = sa.func.length(sa.cast(column, sa.BLOB)) if self.is_sqlite else sa.func.octet_length(sa.cast(column, sa.Text))
-        return sa.func.coalesce(length, NULL_BYTES)
+        return sa.func.coalesce(length, 4)
 
     def listed(self, column: sa.ColumnElement[Any]) -> sa.Function[Any]:
         """Aggregate the values of a column into a list, in the same order as the other columns."""
@@ -228,6 +224,10 @@ class Queries:
             # SQLite stores a bare number as a number, and prints fractions differently from Python.
             size = sa.case((sa.func.typeof(ARTIFACT.c.data) == "real", sa.func.python_length(ARTIFACT.c.data)), else_=size)
         return sa.type_coerce(size, sa.types.NullType())
+
+    def _plain_id(self, column: sa.Column[UUID]) -> sa.ColumnElement[Any]:
+        """A column of ids as the driver has them; that of PostgreSQL makes ids of them by itself."""
+        return column if self.is_sqlite else sa.type_coerce(column, sa.types.NullType())
 
     def _json_text(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
         """The text of a column of JSON; in SQLite the value, which may be a number, and prints differently there."""
@@ -282,11 +282,9 @@ def _read_version(row: Sequence[Any]) -> Version:
 
 
 def _read_stored(row: Sequence[Any]) -> StoredVersion:
-    """Read a row of `Queries.payloads`."""
-    stored = StoredVersion(*row)
-    text = _text(stored.data)
-    size = stored.size or (NULL_BYTES if text is None else len(text.encode()))
-    return stored._replace(data=text, metadata=_text(stored.metadata), size=size)
+    """Read a row of `Queries.payloads` as SQLite has it."""
+    stored = StoredVersion._make(row)
+    return stored._replace(data=_text(stored.data), metadata=_text(stored.metadata))
 
 
 def _text(value: str | float | None) -> str | None:

@@ -76,19 +76,29 @@ class RunArchive:
         self._report = report
         self._parts: list[str] = []
         self._next = first_number
-        self._reasons: list[tuple[Reason, ...]] = []
+        # The texts and the rules of each.
+        self._reasons: list[tuple[list[str], list[str]]] = []
         self._index: dict[tuple[Reason, ...], int] = {}
 
     def index_of(self, reasons: tuple[Reason, ...]) -> int:
         """Return where these reasons are kept, each combination once: a run may have millions of versions."""
         index = self._index.setdefault(reasons, len(self._reasons))
         if index == len(self._reasons):
-            self._reasons.append(reasons)
+            self._reasons.append(([reason.text for reason in reasons], [reason.rule for reason in reasons]))
         return index
 
     def states(self, ids: Iterable[UUID]) -> dict[UUID, object]:
         """Return the states of versions as they were archived; None, which is no state, for one that was not."""
         return {version_id: self.copies.get(version_id) for version_id in ids}
+
+    def sum_of_states(self, ids: Iterable[UUID]) -> int | None:
+        """Return the sum of these states, which are numbers in a database; None if a version has no copy."""
+        total = 0
+        for version_id in ids:
+            if not isinstance(state := self.copies.get(version_id), int):
+                return None
+            total += state
+        return total
 
     @property
     def next_part(self) -> str:
@@ -134,20 +144,11 @@ class RunArchive:
             self.totals.restore = f"artifact-retention restore --run {self.run_id}"
 
     def _row(self, candidate: Candidate, stored: StoredVersion) -> ArchivedVersion:
-        reasons = self._reasons[candidate.verdict]
-        return ArchivedVersion(
-            *stored[:-1],
-            was_latest=candidate.latest_of is not None,
-            policy=candidate.policy,
-            policy_digest=self._report.policy_digest,
-            reasons=[reason.text for reason in reasons],
-            rules=[reason.rule for reason in reasons],
-            run_id=self.run_id,
-            run_name=self._run_name,
-            decided_at=self._report.now,
-            approved_by=None,
-            server=self._report.server,
-        )
+        reasons, rules = self._reasons[candidate.verdict]
+        # In the order of the columns, because there may be millions.
+        verdict = candidate.latest_of is not None, candidate.policy, self._report.policy_digest, reasons, rules
+        deleted_by = self.run_id, self._run_name, self._report.now, None, self._report.server
+        return ArchivedVersion._make((*stored[:-1], *verdict, *deleted_by))
 
     def add_deleted(self, ids: Iterable[UUID]) -> None:
         """Record that versions were deleted."""

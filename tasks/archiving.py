@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -115,7 +116,8 @@ async def prune_archive(run: Run) -> None:
         return
     keep_days = limits.archive_keep_days, limits.ledger_keep_days
     try:
-        pruned = await in_thread(run.archive.archive.prune, run.report.now, *keep_days)
+        # By the clock of this machine, which has dated the parts.
+        pruned = await in_thread(run.archive.archive.prune, datetime.now(UTC), *keep_days)
     except ArchiveError as error:
         run.report.warn(f"nothing was removed from the archive: {error}")
         return

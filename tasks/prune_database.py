@@ -114,6 +114,7 @@ class _Pruner:
         most: The versions that a transaction may delete: fewer after one that took too long.
         limit: How many the next one may delete: far fewer after one that failed, then twice as many each time.
         failures: How often in a row a lock was not granted in time, or a transaction of a single version took too long.
+        writers: The transactions that may delete at once; those who archive are more.
     """
 
     run: Run
@@ -121,14 +122,18 @@ class _Pruner:
     most: int = field(init=False)
     limit: int = field(init=False)
     failures: int = field(default=0, init=False)
+    writers: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
+        self.writers = asyncio.Semaphore(self.store.writers)
         self.most = self.limit = min(MAX_TRANSACTION_VERSIONS, self.store.max_per_second or MAX_TRANSACTION_VERSIONS)
 
     async def prune(self, plans: Sequence[KeyPlan]) -> None:
         """Prune some keys."""
         # With a limit on deletions, one transaction at a time: concurrent ones could exceed it together.
-        at_once = 1 if self.run.limits.max_deletions or self.store.max_per_second else self.store.writers
+        at_once = (
+            1 if self.run.limits.max_deletions or self.store.max_per_second else self.store.writers + bool(self.run.archive)
+        )
         pending = list(plans)[::-1]
         for error in await asyncio.gather(*(self._prune_pending(pending) for _ in range(at_once)), return_exceptions=True):
             if error:
@@ -166,12 +171,17 @@ class _Pruner:
                 self._shrink_if_slow(error, len(candidates))
                 return [plan for plan, _deletion in batch.values()]
             # It took a while, in which keys may have been put on hold.
-            deletions = [replace(each, states=run.archive.states(each.ids)) for each in deletions if not run.hold_on(each.key)]
+            deletions = [
+                replace(each, archived=archived)
+                for each in deletions
+                if not run.hold_on(each.key) and (archived := run.archive.sum_of_states(each.ids)) is not None
+            ]
         run.is_unsettled |= any(plan.takes_successor and deletion.is_last for plan, deletion in batch.values())
         ids = [version_id for each in deletions for version_id in each.ids]
 
         async def delete() -> Mapping[str, Mark | None]:
-            marks = await store.transactions.write(Changes.delete_unchanged, deletions)
+            async with self.writers:
+                marks = await store.transactions.write(Changes.delete_unchanged, deletions)
             for key, mark in marks.items():
                 plan, deletion = batch[key]
                 number = len(deletion.ids)
@@ -210,7 +220,8 @@ class _Pruner:
         settle = _settle_unkeyed if plan.key is None else _settle_key
 
         async def delete() -> _Settled:
-            settled = await self.store.transactions.write(settle, run, plan, number)
+            async with self.writers:
+                settled = await self.store.transactions.write(settle, run, plan, number)
             _record(run, plan, settled)
             return settled
 
@@ -297,7 +308,7 @@ def _next_batch(run: Run, pending: list[KeyPlan], room: int) -> Batch:
         pending.pop()
         if plan.collection is None or plan.mark is None:
             raise TypeError("the plan of a key in a database has a collection and a mark")
-        deletion = KeyDeletion(plan.collection, plan.mark, plan.stale[:number], is_last=number == len(plan.stale))
+        deletion = KeyDeletion(plan.collection, plan.mark, [*plan.stale[:number]], is_last=number == len(plan.stale))
         batch[deletion.key] = plan, deletion
         room -= number
         space -= sum(plan.sizes[:number])
