@@ -32,6 +32,7 @@ from prefect_artifact_retention.tasks.run import Listener
 if TYPE_CHECKING:
     from prefect_artifact_retention.stores.archive.archive import Archive
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 IDS_PER_QUERY = 10_000
 
 MAX_BATCH_VERSIONS = 5_000
@@ -157,9 +158,9 @@ class Restore:
 
 
 class _Row(NamedTuple):
-    """A row of the ledger; rows sort by creation."""
+    """A row of the ledger; rows sort by creation, in microseconds."""
 
-    created: datetime
+    created: int
     id: UUID
     size: int
     run: str
@@ -175,12 +176,15 @@ async def plan_restore(restore: Restore) -> None:
         StoreError: The server or the database cannot be reached.
     """
     ledger = await asyncio.to_thread(restore.archive.ledger, restore.selection.query)
-    names = ("id", "key", "size", "created", "server", "run_name", "has_payload")
-    ids, *columns = (ledger.column(name).to_pylist() for name in names)
+    names = ("key", "size", "server", "run_name", "has_payload")
+    columns = (ledger.column(name).to_pylist() for name in names)
+    ids = read_ids(ledger.column("id").to_pylist())
+    # As numbers, which takes a tenth of the time.
+    times = ledger.column("created").cast("int64").to_pylist()
     own = restore.selection.from_server or restore.report.server
     others: Counter[str] = Counter()
     found: dict[str | None, list[_Row]] = {}
-    for version_id, key, size, created, server, run, has_payload in zip(read_ids(ids), *columns, strict=True):
+    for version_id, created, key, size, server, run, has_payload in zip(ids, times, *columns, strict=True):
         if server == own:
             found.setdefault(key, []).append(_Row(created, version_id, size, run, has_payload))
         else:
@@ -219,8 +223,8 @@ async def _plan_key(restore: Restore, key: str | None, rows: Sequence[_Row], exi
         to_key=target,
         versions=len(rows),
         bytes=sum(row.size for row in rows),
-        first_created=rows[0].created,
-        last_created=rows[-1].created,
+        first_created=EPOCH + timedelta(microseconds=rows[0].created),
+        last_created=EPOCH + timedelta(microseconds=rows[-1].created),
     )
     planned = KeyRestore(report)
     done = existing
