@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 from database import Row, days, series
 from fake import FakeServer
+from prefect.filesystems import RemoteFileSystem
 from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
 from prefect_artifact_retention.stores.archive.archive import open_archive
@@ -445,6 +446,30 @@ async def test_a_url_with_a_password_is_a_mistake(server: Server, monkeypatch: p
     assert "hunter2" not in str(caught.value)
 
 
+@on(POSTGRESQL_DATABASE)
+@pytest.mark.thorough
+async def test_a_block_has_the_address(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the driver needs; one that is not there is a mistake that names the setting."""
+    monkeypatch.setenv("ARTIFACT_RETENTION_ARCHIVE_BLOCK", "retention-archive")
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    with pytest.raises(ConfigurationError, match=r"^ARTIFACT_RETENTION_ARCHIVE_BLOCK: the server has no Remote File System"):
+        await server.cleanup([KEEP_1], mode="delete")
+    there = {"endpoint_url": "http://127.0.0.1:1"}
+    once = {"retries": {"max_attempts": 0}}
+    options = {
+        "key": "somebody",
+        "secret": "hunter2",
+        "client_kwargs": there,
+        "config_kwargs": once,
+    }
+    with server.active():
+        await RemoteFileSystem(basepath="s3://bucket/archive", settings=options).save("retention-archive")
+    with pytest.raises(StoreError, match="s3://bucket/archive") as caught:
+        await server.cleanup([KEEP_1], mode="delete")
+    assert "hunter2" not in str(caught.value)
+    assert set(await server.database.keys()) == {row.id for row in rows}
+
+
 @on(FAKE)
 async def test_old_runs_go_from_the_archive(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their data after so many days, and all else later."""
@@ -452,7 +477,7 @@ async def test_old_runs_go_from_the_archive(server: Server, folder: Path, monkey
     rows = await server.database.insert(series("report", [1, 2, 3]))
     await server.cleanup([KEEP_1], mode="delete")
     await asyncio.sleep(1)
-    await server.database.insert([Row("report", days(0))])
+    await server.database.insert([Row("report", days(0.5))])
     report = await server.cleanup([KEEP_1], mode="delete")
     assert report.warnings == []
     assert {version_id for version_id, version in archived(folder).items() if version.data} <= {rows[0].id}

@@ -446,3 +446,18 @@ def test_other_parameters_override_the_settings() -> None:
     write("max_deletions = 5\nmax_task_runs = 4\n")
     settings = load_settings().with_parameters(max_deletions=9, max_task_runs=0)
     assert (settings.max_deletions, settings.max_task_runs) == (9, 4)
+
+
+def test_what_is_for_an_archive_has_no_effect_without_one() -> None:
+    """And of two that name one, the address counts."""
+    write("archive_keep_days = 30\nledger_keep_days = 0.5\n")
+    why = "is ignored: it applies to an archive, and neither archive_url nor archive_block is set"
+    assert list(load_settings().without_effect()) == [
+        f"retention.toml: archive_keep_days = 30.0 {why}",
+        f"retention.toml: ledger_keep_days = 0.5 {why}",
+    ]
+    write('archive_keep_days = 30\narchive_block = "archive"\n')
+    assert not list(load_settings().without_effect())
+    write('archive_url = "old"\narchive_block = "archive"\n')
+    told = list(load_settings().without_effect())
+    assert told == ["retention.toml: archive_block is ignored, because archive_url is set"]
