@@ -41,9 +41,9 @@ JSON_TEXTS = {
 _numbers = count(1)
 
 
-def archived(key: str | None = "report", **changes: Any) -> ArchivedVersion:  # noqa: ANN401
-    """A version as a run archives it, each another one, a second younger than the one before."""
-    number = next(_numbers)
+def archived(key: str | None = "report", number: int = 0, **changes: Any) -> ArchivedVersion:  # noqa: ANN401
+    """A version as a run archives it, each another one, a second younger than the one before; of a number, always the same."""
+    number = number or next(_numbers)
     data = f'"text {number}"'
     plain = ArchivedVersion(
         id=UUID(int=number << 64 | 0x4000_8000_0000_0000),

@@ -16,7 +16,7 @@ from prefect_artifact_retention.stores.archive.manifests import PART_NAME, part_
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, CollectionRow, PartManifest
 from prefect_artifact_retention.stores.archive.parquet import LEDGER, hash_payloads, new_writer, open_part, to_table
 
-MAX_GROUP_ROWS = 2_500
+MAX_GROUP_ROWS = 1_000
 """Rows of a row group. More make files a little smaller; less let a reader who looks for a key skip more of them."""
 
 

@@ -175,7 +175,7 @@ def test_a_fault_of_a_write_leaves_nothing_half(proxy: Proxy, *, lost: bool) -> 
         check_fault(proxy, number)
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_fault_of_any_request_leaves_nothing_half(proxy: Proxy, *, lost: bool) -> None:
     """As of a write: also of what lists and reads."""

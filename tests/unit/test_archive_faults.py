@@ -30,7 +30,8 @@ def archive_all(archive: Archive) -> None:
     end(archive, 1)
 
 
-VERSIONS = [archived() for _ in range(5)]
+# Those of another process are the same.
+VERSIONS = [archived(number=number) for number in range(1, 6)]
 
 
 def check_whole(archive: Archive) -> None:
