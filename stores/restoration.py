@@ -30,19 +30,23 @@ MAX_ROUNDS = 10
 
 _COLUMNS = ("id", "key", "type", "description", "created", "updated", "data", "metadata_", "flow_run_id", "task_run_id")
 _KINDS = ("uuid", "text", "text", "text", "timestamptz", "timestamptz", "text", "text", "uuid", "uuid")
+_PLACES = tuple(ArchivedVersion._fields.index(name.rstrip("_")) for name in _COLUMNS)
 _INTO = f"INSERT INTO artifact ({', '.join(_COLUMNS)})"
 
 _INSERT_ARRAYS = " ".join(
     (
+        "WITH inserted AS (",
         _INTO,
         "SELECT",
         ", ".join(f"{name}::json" if name in {"data", "metadata_"} else name for name in _COLUMNS),
         f"FROM unnest({', '.join(f'${number}::{kind}[]' for number, kind in enumerate(_KINDS, 1))})",
         f"AS given ({', '.join(_COLUMNS)})",
-        "ON CONFLICT (id) DO NOTHING RETURNING id",
+        "ON CONFLICT (id) DO NOTHING RETURNING id)",
+        "SELECT coalesce(array_agg(id), '{}') FROM inserted",
     )
 )
-"""Inserts any number of rows of which each column is one parameter. The text of JSON is stored as it is given."""
+"""Inserts any number of rows of which each column is one parameter. The text of JSON is stored as it is given. The ids of the
+rows inserted come back as one value, which is faster than a row each."""
 
 _INSERT_ROW = f"{_INTO} VALUES ({', '.join('?' for _name in _COLUMNS)}) ON CONFLICT (id) DO NOTHING"
 
@@ -109,8 +113,9 @@ async def _insert(changes: Changes, versions: Sequence[ArchivedVersion]) -> set[
     if not versions:
         return set()
     if not changes.is_sqlite:
-        columns = tuple([getattr(version, name.rstrip("_")) for version in versions] for name in _COLUMNS)
-        return {row[0] for row in await changes.connection.exec_driver_sql(_INSERT_ARRAYS, columns)}
+        columns = [*zip(*versions, strict=True)]
+        arrays = tuple([*columns[place]] for place in _PLACES)
+        return {*(await changes.connection.exec_driver_sql(_INSERT_ARRAYS, arrays)).scalar_one()}
     # In SQLite, nobody else writes meanwhile.
     ids = {version.id for version in versions}
     missing = ids - await changes.present(ARTIFACT.c.id, ids)
@@ -121,8 +126,7 @@ async def _insert(changes: Changes, versions: Sequence[ArchivedVersion]) -> set[
 
 
 def _sqlite_row(version: ArchivedVersion) -> tuple[object, ...]:
-    values = (getattr(version, name.rstrip("_")) for name in _COLUMNS)
-    return tuple(_stored(name, value) for name, value in zip(_COLUMNS, values, strict=True))
+    return tuple(_stored(name, version[place]) for name, place in zip(_COLUMNS, _PLACES, strict=True))
 
 
 def _stored(name: str, value: Any) -> object:  # noqa: ANN401 - of any column

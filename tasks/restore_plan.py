@@ -21,6 +21,7 @@ from prefect_artifact_retention.stores.archive.model import ArchivedVersion, Arc
 from prefect_artifact_retention.stores.connection import Connection
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.holds import Holds
+from prefect_artifact_retention.stores.ids import read_ids
 from prefect_artifact_retention.stores.queries import Queries
 from prefect_artifact_retention.stores.reposting import Reposting
 from prefect_artifact_retention.stores.schema import ARTIFACT
@@ -32,6 +33,7 @@ from prefect_artifact_retention.tasks.run import Listener
 if TYPE_CHECKING:
     from prefect_artifact_retention.stores.archive.archive import Archive
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 IDS_PER_QUERY = 10_000
 
 MAX_BATCH_VERSIONS = 5_000
@@ -158,9 +160,9 @@ class Restore:
 
 
 class _Row(NamedTuple):
-    """A row of the ledger; rows sort by creation."""
+    """A row of the ledger; rows sort by creation, in microseconds."""
 
-    created: datetime
+    created: int
     id: UUID
     size: int
     run: str
@@ -176,14 +178,17 @@ async def plan_restore(restore: Restore) -> None:
         StoreError: The server or the database cannot be reached.
     """
     ledger = await asyncio.to_thread(restore.archive.ledger, restore.selection.query)
-    names = ("id", "key", "size", "created", "server", "run_name", "has_payload")
-    columns = [ledger.column(name).to_pylist() for name in names]
+    names = ("key", "size", "server", "run_name", "has_payload")
+    columns = (ledger.column(name).to_pylist() for name in names)
+    ids = read_ids(ledger.column("id").to_pylist())
+    # As numbers, which takes a tenth of the time.
+    times = ledger.column("created").cast("int64").to_pylist()
     addresses = await _own_addresses(restore, ledger)
     others: Counter[str] = Counter()
     found: dict[str | None, list[_Row]] = {}
-    for version_id, key, size, created, server, run, has_payload in zip(*columns, strict=True):
+    for version_id, created, key, size, server, run, has_payload in zip(ids, times, *columns, strict=True):
         if server in addresses:
-            found.setdefault(key, []).append(_Row(created, UUID(version_id), size, run, has_payload))
+            found.setdefault(key, []).append(_Row(created, version_id, size, run, has_payload))
         else:
             others[server] += 1
     restore.report.others = dict(others)
@@ -235,8 +240,8 @@ async def _plan_key(restore: Restore, key: str | None, rows: Sequence[_Row], exi
         to_key=target,
         versions=len(rows),
         bytes=sum(row.size for row in rows),
-        first_created=rows[0].created,
-        last_created=rows[-1].created,
+        first_created=EPOCH + timedelta(microseconds=rows[0].created),
+        last_created=EPOCH + timedelta(microseconds=rows[-1].created),
     )
     planned = KeyRestore(report)
     done = existing
@@ -322,6 +327,7 @@ class ArchivedStream:
     def __init__(self, restore: Restore) -> None:
         self.is_broken = False
         self._reading = read_archived(restore.archive, restore.query)
+        self._ahead: asyncio.Task[list[ArchivedVersion] | None] | None = None
         self._waiting: list[ArchivedVersion] = []
 
     async def slices(self, batch: Sequence[KeyRestore]) -> AsyncGenerator[list[ArchivedVersion]]:
@@ -339,16 +345,29 @@ class ArchivedStream:
             if self._waiting:
                 return
             try:
-                following = await anext(self._reading, None)
+                following = await (self._ahead or self._read_on())
             except ArchiveError:
-                self.is_broken = True
+                self._ahead, self.is_broken = None, True
                 raise
             if following is None:
+                self._ahead = None
                 return
-            self._waiting = following
+            self._waiting, self._ahead = following, self._read_on()
+
+    def _read_on(self) -> asyncio.Task[list[ArchivedVersion] | None]:
+        """Read some versions more, while those before are restored."""
+
+        async def read() -> list[ArchivedVersion] | None:
+            return await anext(self._reading, None)
+
+        return asyncio.ensure_future(read())
 
     async def close(self) -> None:
         """Read no more."""
+        if self._ahead:
+            await asyncio.wait([self._ahead])
+            if not self._ahead.cancelled():
+                self._ahead.exception()
         await self._reading.aclose()
 
 
