@@ -160,6 +160,10 @@ def _totals(report: CleanupReport) -> str:
             ("Kept on re-check", report.spared),
             ("Failed", report.failed),
         ]
+    if report.to_offload:
+        rows.append(("Data to move to the archive", f"{report.to_offload} ({size(report.bytes_to_offload)})"))
+        if report.mode != "preview":
+            rows.append(("Moved", f"{report.offloaded} ({size(report.bytes_offloaded)})"))
     if report.events_purged is not None:
         rows.append(("Events about them deleted", f"{report.events_purged} ({size(report.event_bytes_purged)})"))
     table = pipe_table(("Total", "Versions"), rows)
@@ -168,11 +172,19 @@ def _totals(report: CleanupReport) -> str:
 
 
 def _archive(report: CleanupReport) -> str:
-    if not (archive := report.archive) or not archive.versions:
+    if not (archive := report.archive):
         return ""
+    if not archive.versions:
+        return _offloaded(report, title="## Archive\n\n")
     files = f"{count(archive.parts, 'file')} ({size(archive.bytes)}) of {escape(archive.url)}"
     text = f"## Archive\n\n{count(archive.versions, 'version')} archived in {files} before they were deleted."
-    return f"{text} `{archive.restore}` brings them back." if archive.restore else text
+    return f"{text} `{archive.restore}` brings them back.{_offloaded(report)}" if archive.restore else text
+
+
+def _offloaded(report: CleanupReport, title: str = " ") -> str:
+    if not report.offloaded:
+        return ""
+    return f"{title}The data of {count(report.offloaded, 'version')} were moved there; each says how they come back."
 
 
 def _policies(report: CleanupReport) -> str:
