@@ -129,7 +129,8 @@ async def open_run(
         if url := await database_url(settings, connection.client):
             opening = open_database(url, settings.max_deletions_per_second, purges_events=settings.purge_events)
             store = database = await stack.enter_async_context(opening)
-            await database.check(server, own_runs, deletes=mode == "delete")
+            replaces = settings.archives_payloads and any(policy.offload_larger_than_kb for policy in all_policies)
+            await database.check(server, own_runs, deletes=mode == "delete", replaces=replaces)
         archive = await open_archive_of(settings, connection.client)
         report = CleanupReport(
             mode=mode,

@@ -147,7 +147,7 @@ async def open_restore(
         database = None
         if url := await database_url(settings, connection.client):
             database = await stack.enter_async_context(open_database(url))
-            await database.check(server, own_runs, deletes=applies)
+            await database.check(server, own_runs, deletes=applies, replaces=selection.query.offloaded)
         if own_runs:
             await server.detect_concurrency(artifact_restore.name)
         yield Restore(archive, connection, database, selection, now)

@@ -96,7 +96,7 @@ class ArchiveReport(BaseModel):
 
     url: str = Field(description="The address of the archive, without credentials.")
     payloads: bool = Field(description="Whether versions can be restored from it; without, it is a ledger.")
-    parts: int = Field(default=0, description="Files that this run has written there.")
+    parts: int = Field(default=0, description="Files that this run has written there, without those of data that were moved.")
     versions: int = Field(default=0, description="Versions in them.")
     bytes: int = Field(default=0, description="The size of these files.")
     restore: str = Field(default="", description="The command that brings back what this run has deleted.")

@@ -7,9 +7,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
+import prefect_artifact_retention as retention
 import pytest
 from database import Row, days
 from fake import FakeServer
+from prefect import flow, get_client
+from prefect.states import Completed, Running
 from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.flows.restore import Request, open_restore, plan
 from prefect_artifact_retention.flows.settings import load_settings
@@ -23,7 +26,7 @@ from prefect_artifact_retention.tasks.restore import restore_all
 from prefect_artifact_retention.tasks.restore_report import RestoreReport
 from prefect_artifact_retention.tasks.run import Step
 from restoring import snapshot
-from servers import BY_DATABASE, BY_FAKE, FAKE, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on, thorough
+from servers import BY_DATABASE, BY_FAKE, FAKE, POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, on, thorough
 
 AnyServer = Server | FakeServer
 
@@ -33,6 +36,11 @@ LARGE = "x" * 20_000
 
 EVERYWHERE = on(*BY_FAKE, POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
 ANYWHERE = on(FAKE, POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+
+
+@flow(name="producer")
+def producer() -> None:
+    """Writes versions."""
 
 
 class KilledError(BaseException):
@@ -211,6 +219,38 @@ async def test_what_has_become_the_latest_keeps_its_data(server: AnyServer, fold
         report = await server.cleanup([OFFLOAD], mode="delete")
     assert (await data_of(server))[row.id] == LARGE
     assert report.offloaded == 0
+
+
+@ANYWHERE
+async def test_a_hold_on_the_key_keeps_the_data(server: AnyServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that comes while they are being archived."""
+    monkeypatch.setattr(offloading, "MAX_HOLDS_AGE_SECONDS", 0)
+    row = Row("report", days(2), LARGE)
+    await server.database.insert([Row("report", days(1)), row])
+    with when_archived(folder, lambda: retention.ahold("report")):
+        report = await server.cleanup([OFFLOAD], mode="delete")
+    assert (report.to_offload, report.offloaded) == (1, 0)
+    assert (await data_of(server))[row.id] == LARGE
+    assert (await server.cleanup([OFFLOAD], mode="delete")).to_offload == 0
+
+
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE), thorough(SQLITE_API))
+async def test_what_a_run_has_written_that_goes_on_again_keeps_its_data(server: Server, folder: Path) -> None:
+    """A retry may read it."""
+    with server.active():
+        async with get_client() as client:
+            run_id = (await client.create_flow_run(producer, state=Completed())).id
+    row = Row("report", days(2), LARGE, flow_run_id=run_id)
+    await server.database.insert([Row("report", days(1)), row])
+
+    async def go_on() -> None:
+        async with get_client() as client:
+            await client.set_flow_run_state(run_id, Running(), force=True)
+
+    with when_archived(folder, go_on):
+        report = await server.cleanup([OFFLOAD], mode="delete")
+    assert (report.to_offload, report.offloaded) == (1, 0)
+    assert (await data_of(server))[row.id] == LARGE
 
 
 @ANYWHERE
