@@ -38,10 +38,12 @@ def headline(report: CleanupReport) -> str:
     stale = f"{report.planned} of {count(report.versions_seen, 'version')} stale"
     where = f"in {count(len(report.key_reports), 'key')}"
     if report.mode == "preview" and not _is_unplanned(report):
-        return f"Would delete {count(report.planned, 'version')} ({size(report.bytes_planned)}): {stale} {where}"
+        return (
+            f"Would delete {count(report.planned, 'version')} ({size(report.bytes_planned)}): {stale} {where}{_moved(report)}"
+        )
     if report.outcome == "skipped":
         return "Skipped, nothing deleted: another cleanup is deleting some of the same keys"
-    text = f"Deleted {count(report.deleted, 'version')} ({size(report.bytes_freed)}): {stale} {where}"
+    text = f"Deleted {count(report.deleted, 'version')} ({size(report.bytes_freed)}): {stale} {where}{_moved(report)}"
     if _is_unplanned(report):
         text = "Deleted nothing, because no version was evaluated"
     if report.outcome == "refused":
@@ -52,6 +54,13 @@ def headline(report: CleanupReport) -> str:
     if report.outcome == "failed":
         return f"{text}; failed, {count(sum(1 for _ in report.failures()) + len(report.errors), 'error')}"
     return text
+
+
+def _moved(report: CleanupReport) -> str:
+    is_preview = report.mode == "preview"
+    number, amount = (report.to_offload, report.bytes_to_offload) if is_preview else (report.offloaded, report.bytes_offloaded)
+    done = "would move" if is_preview else "moved"
+    return f"; {done} the data of {count(number, 'version')} to the archive ({size(amount)})" if number else ""
 
 
 def _is_unplanned(report: CleanupReport) -> bool:

@@ -20,7 +20,7 @@ from prefect_artifact_retention.policies import ConfigurationError, RetentionPol
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.model import LedgerQuery
 from prefect_artifact_retention.tasks import offload as offloading
-from prefect_artifact_retention.tasks.rendering import markdown
+from prefect_artifact_retention.tasks.rendering import headline, markdown
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from prefect_artifact_retention.tasks.restore import restore_all
 from prefect_artifact_retention.tasks.restore_report import RestoreReport
@@ -138,6 +138,8 @@ async def test_data_of_large_versions_move_to_the_archive(server: AnyServer, fol
     assert is_stub(line, rows.id)
     assert (report.outcome, report.deleted, report.offloaded) == ("completed", 1, 2)
     assert report.bytes_offloaded == preview.bytes_to_offload
+    assert headline(preview).endswith("; would move the data of 2 versions to the archive (40.0 kB)")
+    assert headline(report).endswith("; moved the data of 2 versions to the archive (40.0 kB)")
     assert "| Moved | 2" in markdown(report)
     assert set(offloaded_ids(folder)) == {old.id, rows.id}
     # They were not deleted.
