@@ -45,6 +45,7 @@ from prefect_artifact_retention.tasks.archive import RunArchive
 from prefect_artifact_retention.tasks.archiving import finish_archive, prune_archive
 from prefect_artifact_retention.tasks.discover import check_scope, discover, discover_task
 from prefect_artifact_retention.tasks.ledger import ledger
+from prefect_artifact_retention.tasks.offload import offload
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, other_run
 from prefect_artifact_retention.tasks.prune import prune_through_api
@@ -128,7 +129,8 @@ async def open_run(
         if url := await database_url(settings, connection.client):
             opening = open_database(url, settings.max_deletions_per_second, purges_events=settings.purge_events)
             store = database = await stack.enter_async_context(opening)
-            await database.check(server, own_runs, deletes=mode == "delete")
+            replaces = settings.archives_payloads and any(policy.offload_larger_than_kb for policy in all_policies)
+            await database.check(server, own_runs, deletes=mode == "delete", replaces=replaces)
         archive = await open_archive_of(settings, connection.client)
         report = CleanupReport(
             mode=mode,
@@ -478,7 +480,7 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     guard(run)
     if run.report.mode != "delete":
         return
-    if not (run.plans or run.dangling):
+    if not (run.plans or run.dangling or run.offloads):
         # What the guard refuses must not keep the next run from the keys that this one had no time for.
         if run.is_partial or not run.report.refusals:
             run.next_start = run.report.stopped_at
@@ -502,6 +504,7 @@ async def _delete(run: Run, *, vacuum: bool) -> None:
         elif isinstance(run.store, ApiStore):
             await run.server.detect_concurrency(runtime.flow_run.flow_name or artifact_cleanup.name)
             await prune_through_api(run, run.store)
+        await offload(run)
     except RetentionError as error:
         run.report.errors.append(str(error))
     finally:

@@ -258,6 +258,9 @@ def restore(  # noqa: PLR0913 - the flags of the command
     run: Runs = (),
     since: Since = "",
     until: Until = "",
+    data: Annotated[
+        bool, Parameter(help="Restore no deleted versions, but the data that policies moved to the archive.", negative=())
+    ] = False,
     everything: Annotated[bool, Parameter(name="--all", help="All that the archive has of this server.", negative=())] = False,
     apply: Annotated[bool, Parameter(help="Restore. Otherwise, only show what would be restored.", negative=())] = False,
     hold_days: Annotated[
@@ -290,6 +293,7 @@ def restore(  # noqa: PLR0913 - the flags of the command
         to_key=to,
         same_key=same_key,
         from_server=from_server,
+        data=data,
     )
     selection = request.selection("command line")
     restoring.refuse_without_archive(settings)
@@ -333,6 +337,7 @@ def _restore(settings: RetentionSettings, request: Request, *, quiet: bool) -> R
             to_key=request.to_key,
             same_key=request.same_key,
             from_server=request.from_server,
+            data=request.data,
         )
 
     try:
@@ -454,7 +459,8 @@ def check(*, config: Config = None, as_json: Json = False) -> int:
     from prefect_artifact_retention.policies.doubts import find_doubts  # noqa: PLC0415
 
     with_own, source = resolve_policies((), settings, "delete")
-    policies, doubts, warnings = with_own[1:], find_doubts(with_own), list(settings.without_effect())
+    policies, doubts = with_own[1:], find_doubts(with_own, offloads=settings.archives_payloads)
+    warnings = list(settings.without_effect())
     if as_json:
         described = [policy.model_dump() | {"sentence": policy.describe()} for policy in policies]
         _print_json(

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import UTC
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 from uuid import UUID
@@ -35,6 +36,7 @@ from prefect_artifact_retention.tasks.producers.requests import take
 from prefect_artifact_retention.tasks.publish import create_first_accepted
 from prefect_artifact_retention.tasks.rendering import NO_BREAK, label, scope_label, size
 from prefect_artifact_retention.tasks.restore import restore_all
+from prefect_artifact_retention.tasks.restore_data import plan_data
 from prefect_artifact_retention.tasks.restore_plan import Restore, Selection, plan_restore
 from prefect_artifact_retention.tasks.restore_report import (
     RestoredKey,
@@ -84,6 +86,7 @@ class Request(NamedTuple):
     to_key: str
     same_key: bool
     from_server: str
+    data: bool = False
 
     def selection(self, source: str) -> Selection:
         """Read it.
@@ -101,6 +104,11 @@ class Request(NamedTuple):
                 raise ConfigurationError(f"{source}: to_{error}") from None
         if self.to_key and self.same_key:
             raise ConfigurationError(f"{source}: to_key and same_key contradict each other")
+        if self.data and (self.to_key or self.same_key or self.from_server):
+            raise ConfigurationError(
+                f"{source}: to_key, same_key and from_server have no meaning for data, which come back in place"
+            )
+        query = replace(query, offloaded=self.data)
         return Selection(query, self.from_server.rstrip("/"), self.to_key, self.same_key, self.hold_days)
 
 
@@ -139,7 +147,7 @@ async def open_restore(
         database = None
         if url := await database_url(settings, connection.client):
             database = await stack.enter_async_context(open_database(url))
-            await database.check(server, own_runs, deletes=applies)
+            await database.check(server, own_runs, deletes=applies, replaces=selection.query.offloaded)
         if own_runs:
             await server.detect_concurrency(artifact_restore.name)
         yield Restore(archive, connection, database, selection, now)
@@ -155,6 +163,16 @@ def refuse_without_archive(settings: RetentionSettings) -> None:
         raise ConfigurationError(NO_ARCHIVE)
 
 
+async def plan(restore: Restore) -> None:
+    """Plan to restore versions, or the data of versions that exist.
+
+    Raises:
+        ConfigurationError: What is asked for cannot be meant.
+        StoreError: The archive, the server or the database cannot be read.
+    """
+    await (plan_data if restore.report.data else plan_restore)(restore)
+
+
 async def preview_restore(settings: RetentionSettings, selection: Selection) -> RestoreReport:
     """Say what would be restored, without a flow run, so that nothing at all is written to the server.
 
@@ -163,7 +181,7 @@ async def preview_restore(settings: RetentionSettings, selection: Selection) -> 
         StoreError: The archive, the server or the database cannot be read.
     """
     async with open_restore(settings, selection) as restore:
-        await plan_restore(restore)
+        await plan(restore)
         restore.report.duration_seconds = restore.seconds
         return restore.report
 
@@ -185,6 +203,7 @@ async def artifact_restore(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     to_key: str = "",
     same_key: bool = False,  # noqa: FBT001, FBT002
     from_server: str = "",
+    data: bool = False,  # noqa: FBT001, FBT002
 ) -> RestoreReport:
     """Restore deleted artifact versions from the archive, and report what came back and what cannot.
 
@@ -202,6 +221,7 @@ async def artifact_restore(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         to_key: Restore as new versions under this key. Empty: under the original key, through the API under KEY-restored.
         same_key: Through the API, restore under the original key, which must have no versions.
         from_server: Restore what was deleted on the server with this address. Empty: on this server, whatever address it had.
+        data: Restore no deleted versions, but the data that were moved to the archive of versions that exist.
 
     Returns:
         The report, also published as the artifact `artifact-retention-restored`.
@@ -212,10 +232,10 @@ async def artifact_restore(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         StoreError: The archive, the server or the database cannot be reached.
     """
     try:
-        query = make_query(keys, ids=ids, runs=runs, since=since, until=until, source="parameters")
+        request = Request(keys, ids, runs, since, until, hold_days, to_key, same_key, from_server, data)
         if apply and not (keys or ids or runs or since or until):
             raise ConfigurationError(f"parameters: {NOTHING_NAMED}")
-        selection = Selection(query, from_server, to_key, same_key, hold_days)
+        selection = request.selection("parameters")
         report = await _open_and_restore(load_settings(), selection, applies=apply)
     except RetentionError as error:
         # The caller raises the error that is the data of the state. Raised here, it would be logged with a traceback.
@@ -230,7 +250,7 @@ async def _open_and_restore(settings: RetentionSettings, selection: Selection, *
     async with open_restore(settings, selection, {UUID(runtime.flow_run.id)}, applies=applies) as restore:
         if listener := LISTENER.get():
             restore.listeners.append(listener)
-        await plan_restore(restore)
+        await plan(restore)
         try:
             if applies:
                 await cancel_on_sigterm(_restore(restore))

@@ -125,6 +125,11 @@ class RetentionSettings(BaseSettings):
         given = {name: value for name, value in parameters.items() if value}
         return self.model_copy(update={**given, "refuse_above_percent": 0 if ignore_guard else strictest})
 
+    @property
+    def archives_payloads(self) -> bool:
+        """Whether an archive is configured that keeps data."""
+        return bool(self.archive_url or self.archive_block) and self.archive_payloads
+
     def without_effect(self) -> Iterator[str]:
         """Describe the settings that have no effect beside the others."""
         if self.database_url.get_secret_value() and self.database_block:

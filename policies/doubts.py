@@ -11,13 +11,23 @@ from prefect_artifact_retention.policies.model import LINK, RESULT, TYPES, Reten
 from prefect_artifact_retention.policies.periods import CALENDAR
 
 
-def find_doubts(policies: Sequence[RetentionPolicy]) -> list[str]:
-    """Return what is doubtful in valid policies, in their order and one line each; no server is needed to know it."""
+def find_doubts(policies: Sequence[RetentionPolicy], *, offloads: bool = True) -> list[str]:
+    """Return what is doubtful in valid policies, in their order and one line each; no server is needed to know it.
+
+    Args:
+        policies: The policies.
+        offloads: Whether there is an archive to which data can be moved.
+    """
     return [
         f'policy "{policy.name}": {doubt}'
         for number, policy in enumerate(policies)
         if policy is not OWN_POLICY
-        for doubt in (*_superfluous_globs(policies[:number], policy), *_types(policy), *_limited_rules(policy))
+        for doubt in (
+            *_superfluous_globs(policies[:number], policy),
+            *_types(policy),
+            *_limited_rules(policy),
+            *([] if offloads else _offload(policy)),
+        )
     ]
 
 
@@ -35,6 +45,11 @@ def _types(policy: RetentionPolicy) -> Iterator[str]:
             yield f"match_types has {kind!r}, but results of runs have no key, and are never deleted"
         elif kind not in TYPES and (close := difflib.get_close_matches(kind, TYPES, n=1, cutoff=0.8)):
             yield f"match_types has {kind!r}, but the type that Prefect has is {close[0]!r}"
+
+
+def _offload(policy: RetentionPolicy) -> Iterator[str]:
+    if limit := policy.offload_larger_than_kb:
+        yield f"offload_larger_than_kb = {limit} does nothing, because no archive is configured that keeps data"
 
 
 def _limited_rules(policy: RetentionPolicy) -> Iterator[str]:

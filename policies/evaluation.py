@@ -37,6 +37,9 @@ class Reason(NamedTuple):
     text: str
 
 
+PROTECTIONS = frozenset({"latest", "hold", "unreadable", "running", "future", "result", "dangling", "mixed_types"})
+"""The rules for which a version stays whatever its policy says."""
+
 Decision = tuple[bool, tuple[Reason, ...]]
 """Whether a version is kept, and the reasons."""
 
@@ -123,6 +126,12 @@ class Judgement(Sequence[Verdict]):
         """Iterate over the indexes of the versions that are kept, in the order of the verdicts."""
         stale = set(self.stale)
         return (index for index in self._order if index not in stale)
+
+    def unprotected(self, larger_than: int) -> list[int]:
+        """Return the indexes of the versions that are kept by their policy or TTL alone, and have more bytes than that."""
+        large = [index for index, size in enumerate(self.versions.sizes) if size > larger_than]
+        kept = {*large}.difference(self.stale) if large else ()
+        return [index for index in large if index in kept and PROTECTIONS.isdisjoint(why.rule for why in self.why(index))]
 
     def waiting(self) -> int:
         """Count the versions that only unfinished runs or holds keep, or that stay because they cannot be judged."""

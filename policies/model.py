@@ -242,6 +242,12 @@ class RetentionPolicy(BaseModel):
         description="Delete the whole key, its latest included, when it has had no new version for longer than this, and no "
         "update of its latest one. 0 is off.",
     )
+    offload_larger_than_kb: Count = Field(
+        default=0,
+        title="Offload larger than kB",
+        description="Move the data of markdown and table versions that stay and have more kB (1,000 bytes) than this to the "
+        "archive; the version keeps a note of where they are. Never of the latest. 0 is off.",
+    )
 
     @field_validator("name")
     @classmethod
@@ -355,6 +361,8 @@ class RetentionPolicy(BaseModel):
             sentence += f"; nothing{'' if self.unkeyed else ' but the latest'} beyond {days(self.expire_after_days)}"
         if self.drop_idle_keys_after_days:
             sentence += f"; drop a key that is idle for more than {days(self.drop_idle_keys_after_days)}"
+        if self.offload_larger_than_kb:
+            sentence += f"; move data of more than {self.offload_larger_than_kb} kB to the archive, but for the latest"
         return sentence
 
 

@@ -17,10 +17,11 @@ from datetime import datetime
 from math import inf
 from uuid import UUID
 
+import orjson
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.model import RESULT, Versions
 from prefect_artifact_retention.stores.archive.model import CollectionRow
-from prefect_artifact_retention.stores.connection import READS_AHEAD, Connection, ListingTimedOutError
+from prefect_artifact_retention.stores.connection import READS_AHEAD, Connection, ListingTimedOutError, without_retries
 from prefect_artifact_retention.stores.paging import (
     HTTP_CONTENT_TOO_LARGE,
     HTTP_SERVER_ERROR,
@@ -327,6 +328,24 @@ class ApiStore(Paging):
                 raise
             # A 404 for a second attempt means that the first succeeded, and its answer was lost.
             return len(attempts) > 1
+        return True
+
+    async def replace_data(self, version_id: UUID, data: str, *, deadline: float) -> bool:
+        """Replace the data of a version by those that a text of JSON has. Return False if it does not exist.
+
+        It is sent once: sent again after its answer was lost, it might overwrite what somebody has written since.
+
+        Raises:
+            OutdatedCheckError: The deadline, by the monotonic clock, has passed before it was sent.
+        """
+        try:
+            with without_retries():
+                body = {"data": orjson.Fragment(data)}
+                await self.connection.request("PATCH", f"/artifacts/{version_id}", body, deadline=deadline)
+        except StoreError as error:
+            if error.status == HTTP_NOT_FOUND:
+                return False
+            raise
         return True
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:

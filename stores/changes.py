@@ -33,6 +33,35 @@ MAX_PURGED_BYTES = 32 * 2**20
 """Events deleted in one transaction, and the bytes of what they hold, unless a single one holds more."""
 
 
+_UPDATE_ARRAYS = (
+    "UPDATE artifact SET data = given.data::json FROM unnest($1::uuid[], $2::text[]) AS given (id, data) "
+    "WHERE artifact.id = given.id"
+)
+_UPDATE_ROW = "UPDATE artifact SET data = ? WHERE id = ?"
+
+
+class Replacement(NamedTuple):
+    """Other data for a version that stays, provided that it is as it was archived.
+
+    Attributes:
+        id: Its id.
+        key: Its key.
+        latest_type: The type of the latest version of the key when it was judged.
+        state: The state of the version when it was archived.
+        flow_run_id: The flow run that wrote it.
+        task_run_id: The task run that wrote it.
+        data: The text of the JSON of its new data, which is no bare number.
+    """
+
+    id: UUID
+    key: str
+    latest_type: str | None
+    state: object
+    flow_run_id: UUID | None
+    task_run_id: UUID | None
+    data: str
+
+
 @dataclass(frozen=True, slots=True)
 class KeyDeletion:
     """Versions of one key to delete in a transaction, provided that nothing of the key has changed since it was judged.
@@ -127,6 +156,33 @@ class Changes(Queries):
         if (await self.connection.execute(sa.delete(ARTIFACT).where(*these))).rowcount != len(ids):
             # The caller's transaction is rolled back; a savepoint here would cost SQLite a copy of each page.
             raise StoreError("a version that was to be deleted is the latest of its key, or does not exist")
+
+    async def replace_data(self, replacements: Sequence[Replacement]) -> set[UUID]:
+        """Replace the data of versions, and nothing else of them. Return their ids.
+
+        A version is passed over if it has changed since it was archived; if it is the latest by now, or the latest is of
+        another type, which may have another policy; or if a run that wrote it has not finished.
+        """
+        collections = {each.key: each for each in await self.lock({each.key for each in replacements})}
+        states = await self.states([each.id for each in replacements])
+        running = await self.unfinished(
+            {each.flow_run_id for each in replacements if each.flow_run_id},
+            {each.task_run_id for each in replacements if each.task_run_id},
+        )
+        going = {
+            each.id: each.data
+            for each in replacements
+            if states.get(each.id) == each.state
+            and (collection := collections.get(each.key))
+            and (collection.latest_id != each.id and collection.type == each.latest_type)
+            and running.keys().isdisjoint({each.flow_run_id, each.task_run_id})
+        }
+        if going and self.is_sqlite:
+            rows = [(data, str(version_id)) for version_id, data in going.items()]
+            await self.connection.exec_driver_sql(_UPDATE_ROW, rows)
+        elif going:
+            await self.connection.exec_driver_sql(_UPDATE_ARRAYS, (list(going), list(going.values())))
+        return set(going)
 
     async def delete_unkeyed(self, ids: Collection[UUID]) -> None:
         """Delete artifacts without a key."""

@@ -97,14 +97,15 @@ class DatabaseStore:
         """The number of transactions that may delete at the same time."""
         return 1 if self.is_sqlite else min(self.transactions.connections, MAX_WRITERS)
 
-    async def check(self, server: Server, own_runs: Collection[UUID], *, deletes: bool) -> None:
+    async def check(self, server: Server, own_runs: Collection[UUID], *, deletes: bool, replaces: bool = False) -> None:
         """Check that this is the database of the server, and that it has the declared tables.
 
         In a delete run, the database must contain the current flow run, which a copy lacks. In a preview, the collections that
         changed last must agree. Of several schemas with such tables, the one that fits is used from then on.
 
         Raises:
-            StoreError: It is another database or has other tables; or it cannot be written to, and the run deletes.
+            StoreError: It is another database or has other tables; or it cannot be written to, and the run deletes, or
+                replaces data, too.
         """
         with_events = self.purge is not None
         try:
@@ -115,7 +116,7 @@ class DatabaseStore:
             reason = self.transactions.reason(error)
             raise StoreError(f"cannot connect to {self.transactions.address}: {reason}") from None
         if deletes:
-            await check_writable(self.transactions, with_events=with_events)
+            await check_writable(self.transactions, with_events=with_events, with_data=replaces)
         self.transactions.is_established = True
 
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[ArtifactCollection]:  # noqa: ARG002

@@ -99,8 +99,8 @@ async def _check_schema(queries: Queries, *, with_events: bool) -> None:
     await queries.connection.run_sync(check_schema, with_events=with_events)
 
 
-async def check_writable(database: Transactions, *, with_events: bool) -> None:
-    """Check that versions can be deleted, before a plan is made in vain.
+async def check_writable(database: Transactions, *, with_events: bool, with_data: bool) -> None:
+    """Check that versions can be deleted, before a plan is made in vain; or events, and the data of versions replaced, too.
 
     Raises:
         StoreError: They cannot.
@@ -116,6 +116,7 @@ async def check_writable(database: Transactions, *, with_events: bool) -> None:
         return
     if await database.read(Queries.scalar, sa.text(_IS_READ_ONLY)):
         raise StoreError(f"{database.address} is read-only, as a replica is; {WAY_OUT}")
-    for table, privilege in [*_NEEDED, *(_NEEDED_FOR_EVENTS if with_events else ())]:
+    needed = *_NEEDED, *(_NEEDED_FOR_EVENTS if with_events else ()), *([("artifact", "UPDATE")] if with_data else [])
+    for table, privilege in needed:
         if not await database.read(Queries.scalar, sa.select(sa.func.has_table_privilege(table, privilege))):
             raise StoreError(f"{database.address}: permission denied: the role may not {privilege} on {table}; {WAY_OUT}")

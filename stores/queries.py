@@ -141,6 +141,12 @@ class Queries:
         read = _read_stored if self.is_sqlite else StoredVersion._make
         return Copies([*map(read, rows)], await self.collection_rows(keys))
 
+    async def short_data(self, ids: Collection[UUID], below: int) -> dict[UUID, str | None]:
+        """Read the text of the data of those of the versions that exist; None for those that have as many bytes, or more."""
+        text = sa.case((self.bytes(ARTIFACT.c.data) < below, self._json_text(ARTIFACT.c.data)))
+        rows = await self.all(sa.select(ARTIFACT.c.id, text).where(self.among(ARTIFACT.c.id, ids)))
+        return {row[0]: _text(row[1]) for row in rows}
+
     async def collection_rows(self, keys: Collection[str]) -> list[CollectionRow]:
         """Read what collections have that is no copy of their latest version."""
         if not keys:

@@ -17,6 +17,7 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, CollectionRow
+from prefect_artifact_retention.stores.archive.stubs import STUB_BYTES
 from prefect_artifact_retention.stores.changes import Changes
 from prefect_artifact_retention.stores.queries import Queries
 from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, COPIED
@@ -49,6 +50,12 @@ _INSERT_ARRAYS = " ".join(
 rows inserted come back as one value, which is faster than a row each."""
 
 _INSERT_ROW = f"{_INTO} VALUES ({', '.join('?' for _name in _COLUMNS)}) ON CONFLICT (id) DO NOTHING"
+
+_UPDATE_ARRAYS = (
+    "UPDATE {table} SET data = given.data::json FROM unnest($1::uuid[], $2::text[], $3::text[]) AS given (id, stub, data) "
+    "WHERE {table}.{column} = given.id AND {table}.data::text = given.stub"
+)
+_UPDATE_ROW = "UPDATE {table} SET data = ? WHERE {column} = ? AND data = ?"
 
 _INTEGER = re.compile(r"-?[0-9]+")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -123,6 +130,22 @@ async def _insert(changes: Changes, versions: Sequence[ArchivedVersion]) -> set[
     if rows:
         await changes.connection.exec_driver_sql(_INSERT_ROW, rows)
     return missing
+
+
+async def put_back(changes: Changes, versions: Sequence[ArchivedVersion]) -> set[str]:
+    """Give versions their data back, if what was put in place of these stands there still. Return what stood there."""
+    await changes.lock({version.key for version in versions if version.key is not None})
+    found = await changes.short_data({version.id for version in versions}, STUB_BYTES)
+    going = [version for version in versions if found.get(version.id) == version.stub]
+    # The latest version of a key has a copy in its collection.
+    for table, column in (("artifact", "id"), ("artifact_collection", "latest_id")):
+        if going and changes.is_sqlite:
+            rows = [(_stored("data", each.data), str(each.id), each.stub) for each in going]
+            await changes.connection.exec_driver_sql(_UPDATE_ROW.format(table=table, column=column), rows)
+        elif going:
+            columns = tuple([getattr(each, name) for each in going] for name in ("id", "stub", "data"))
+            await changes.connection.exec_driver_sql(_UPDATE_ARRAYS.format(table=table, column=column), columns)
+    return {version.stub for version in going}
 
 
 def _sqlite_row(version: ArchivedVersion) -> tuple[object, ...]:

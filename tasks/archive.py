@@ -8,7 +8,7 @@ deleted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
@@ -18,7 +18,7 @@ from prefect_artifact_retention.policies import RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.evaluation import Reason
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, CollectionRow, RunManifest
 from prefect_artifact_retention.stores.connection import shielded
-from prefect_artifact_retention.stores.store import Store, StoredVersion
+from prefect_artifact_retention.stores.store import Copies, Store, StoredVersion
 from prefect_artifact_retention.stores.transactions import LostConnectionError
 from prefect_artifact_retention.tasks.report import ArchiveReport, CleanupReport
 
@@ -49,6 +49,18 @@ class Candidate(NamedTuple):
     verdict: int
     policy: str
     latest_of: str | None
+
+
+class Offloaded(NamedTuple):
+    """A version whose data are in the archive, and may be replaced.
+
+    Attributes:
+        version: The version as it was archived, without the data.
+        state: Its state then.
+    """
+
+    version: ArchivedVersion
+    state: object
 
 
 class RunArchive:
@@ -112,20 +124,13 @@ class RunArchive:
             ArchiveError: The archive cannot be written.
             StoreError: The versions cannot be read.
         """
-        name = f"{self.run_id}-{self.next_part}"
-        self._next += 1
+        name = self._take_name()
         copied: dict[UUID, object] = {}
         collections: list[CollectionRow] = []
         async with _in_threads(self.archive.stage(name, payloads=self.totals.payloads)) as staged:
-            for some in _slices(candidates):
-                await tell()
-                keys = [each.latest_of for each in some if each.latest_of is not None]
-                found = await store.payloads([each.id for each in some], keys, with_data=self.totals.payloads)
+            async for found, rows in self._read(store, candidates, tell):
                 collections += found.collections
-                stored = {version.id: version for version in found.versions}
-                rows = [self._row(each, stored[each.id]) for each in some if each.id in stored]
-                if rows:
-                    await in_thread(staged.add, rows)
+                await in_thread(staged.add, rows)
                 copied.update((version.id, version.state) for version in found.versions)
             if not copied:
                 return
@@ -142,6 +147,43 @@ class RunArchive:
         if self.totals.payloads:
             # By its id: a deployment names all its runs alike.
             self.totals.restore = f"artifact-retention restore --run {self.run_id}"
+
+    async def offload(
+        self, store: Store, candidates: Sequence[Candidate], tell: Callable[[], Awaitable[None]]
+    ) -> list[Offloaded]:
+        """Write one part with those of the versions that still exist. Only once this returns, their data may be replaced.
+
+        Raises:
+            ArchiveError: The archive cannot be written.
+            StoreError: The versions cannot be read.
+        """
+        name = self._take_name()
+        offloaded: list[Offloaded] = []
+        async with _in_threads(self.archive.stage(name)) as staged:
+            async for found, rows in self._read(store, candidates, tell):
+                await in_thread(staged.add, rows)
+                states = {version.id: version.state for version in found.versions}
+                offloaded += (Offloaded(row._replace(data=None, metadata=None), states[row.id]) for row in rows)
+            if offloaded:
+                self._parts.append(name)
+                await in_thread(staged.publish, offloaded=True)
+        return offloaded
+
+    def _take_name(self) -> str:
+        name = f"{self.run_id}-{self.next_part}"
+        self._next += 1
+        return name
+
+    async def _read(
+        self, store: Store, candidates: Sequence[Candidate], tell: Callable[[], Awaitable[None]]
+    ) -> AsyncGenerator[tuple[Copies, list[ArchivedVersion]]]:
+        """Read those of the versions that still exist, some at a time, as rows of a part."""
+        for some in _slices(candidates):
+            await tell()
+            keys = [each.latest_of for each in some if each.latest_of is not None]
+            found = await store.payloads([each.id for each in some], keys, with_data=self.totals.payloads)
+            stored = {version.id: version for version in found.versions}
+            yield found, [self._row(each, stored[each.id]) for each in some if each.id in stored]
 
     def _row(self, candidate: Candidate, stored: StoredVersion) -> ArchivedVersion:
         reasons, rules = self._reasons[candidate.verdict]

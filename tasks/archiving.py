@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -12,7 +13,7 @@ from prefect.states import Completed, Failed
 from prefect_artifact_retention.policies import RetentionError
 from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.stores.archive.model import ArchiveError
-from prefect_artifact_retention.tasks.archive import Candidate, RunArchive, in_thread
+from prefect_artifact_retention.tasks.archive import Candidate, Offloaded, RunArchive, in_thread
 from prefect_artifact_retention.tasks.rendering import size
 from prefect_artifact_retention.tasks.run import Run, in_flow_run
 
@@ -26,19 +27,18 @@ class _Part:
     """A part that is to be written. No dataclass: Prefect would traverse it.
 
     Attributes:
-        candidates: The versions.
+        number: How many versions it gets at most.
         error: Why it is not written; None once it is.
     """
 
-    def __init__(self, run: Run, archive: RunArchive, candidates: list[Candidate]) -> None:
-        self.candidates = candidates
+    def __init__(self, number: int, write: Callable[[], Awaitable[object]]) -> None:
+        self.number = number
         self.error: RetentionError | None = ArchiveError("it was interrupted")
-        self._run = run
-        self._archive = archive
+        self._write = write
 
     async def write(self) -> None:
         try:
-            await self._archive.write(self._run.store, self.candidates, self._run.notify_archiving)
+            await self._write()
         except RetentionError as error:
             self.error = error
         except Exception as error:
@@ -73,12 +73,8 @@ async def archive(run: Run, candidates: Iterable[Candidate]) -> bool:
         missing = [each for each in candidates if each.id not in archive.copies]
         if not missing or run.is_stalled:
             return not run.is_stalled
-        part = _Part(run, archive, missing)
-        if in_flow_run():
-            # Prefect types a call of an async task as its result.
-            await archive_task(part, archive.next_part, return_state=True)  # type: ignore[misc]
-        else:
-            await part.write()
+        part = _Part(len(missing), partial(archive.write, run.store, missing, run.notify_archiving))
+        await _write(part, archive)
     if isinstance(part.error, ArchiveError):
         run.give_up(f"nothing more is deleted, because it cannot be archived: {part.error}")
         return False
@@ -87,13 +83,40 @@ async def archive(run: Run, candidates: Iterable[Candidate]) -> bool:
     return True
 
 
+async def archive_offloaded(run: Run, archive: RunArchive, candidates: Sequence[Candidate]) -> list[Offloaded]:
+    """Archive some versions whose data are to be replaced, as one part. Return those that may be replaced.
+
+    Raises:
+        StoreError: A version cannot be read, or the archive cannot be written.
+    """
+    offloaded: list[Offloaded] = []
+
+    async def write() -> None:
+        offloaded.extend(await archive.offload(run.store, candidates, run.notify_archiving))
+
+    async with archive.lock:
+        part = _Part(len(candidates), write)
+        await _write(part, archive)
+    if part.error:
+        raise part.error
+    return offloaded
+
+
+async def _write(part: _Part, archive: RunArchive) -> None:
+    if in_flow_run():
+        # Prefect types a call of an async task as its result.
+        await archive_task(part, archive.next_part, return_state=True)  # type: ignore[misc]
+    else:
+        await part.write()
+
+
 @task(name="archive", task_run_name="archive {name}", cache_policy=NO_CACHE, persist_result=False, retries=0)
 async def archive_task(part: _Part, name: str) -> State[None]:  # noqa: ARG001 - names the task run
     """Write a part. Never retried by Prefect: only what the part has written whole may be deleted."""
     await part.write()
     if part.error:
         return Failed(message=str(part.error))
-    return Completed(message=f"{count(len(part.candidates), 'version')} archived")
+    return Completed(message=f"{count(part.number, 'version')} archived")
 
 
 async def finish_archive(run: Run) -> None:

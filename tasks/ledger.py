@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prefect_artifact_retention.policies.formatting import count
-from prefect_artifact_retention.tasks.rendering import label
+from prefect_artifact_retention.tasks.rendering import label, size
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport
 from prefect_artifact_retention.tasks.run import Run
 
@@ -14,12 +14,15 @@ CLOUD_LOG_LINES = 100
 
 
 def ledger(run: Run) -> Iterator[str]:
-    """Return a line for each key of which anything was deleted, at most `max_log_lines`, and how many keys there are more."""
+    """Return a line for each key of which anything was deleted or moved to the archive, and how many keys there are more.
+
+    There are `max_log_lines` at most.
+    """
     limit = run.limits.max_log_lines or (CLOUD_LOG_LINES if run.server.connection.is_cloud else None)
-    keys = [key for key in _keys(run.report) if key.deleted]
+    keys = [key for key in _keys(run.report) if key.deleted or key.offloaded]
     yield from map(_line, keys[:limit])
     if more := len(keys[limit:]) if limit else 0:
-        yield f"Versions of {count(more, 'key')} more were deleted; the report has all"
+        yield f"Versions of {count(more, 'key')} more were deleted or moved; the report has all"
 
 
 def _keys(report: CleanupReport) -> Iterator[KeyReport]:
@@ -28,8 +31,13 @@ def _keys(report: CleanupReport) -> Iterator[KeyReport]:
 
 
 def _line(key: KeyReport) -> str:
-    rules = ", ".join(f"{rule} {number}" for rule, number in key.stale_by.items())
-    return (
-        f'{label(key.key)}: {count(key.deleted, "version")} deleted by policy "{key.policy}" (stale: {rules}), '
-        f"first {key.first_deleted}, last {key.last_deleted}"
-    )
+    facts = []
+    if key.deleted:
+        rules = ", ".join(f"{rule} {number}" for rule, number in key.stale_by.items())
+        facts.append(
+            f'{count(key.deleted, "version")} deleted by policy "{key.policy}" (stale: {rules}), '
+            f"first {key.first_deleted}, last {key.last_deleted}"
+        )
+    if key.offloaded:
+        facts.append(f"data of {count(key.offloaded, 'version')} ({size(key.bytes_offloaded)}) moved to the archive")
+    return f"{label(key.key)}: {'; '.join(facts)}"

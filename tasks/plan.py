@@ -20,13 +20,14 @@ from prefect_artifact_retention.policies.expectation import Expectations
 from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.policies.loading import OWN_KEYS, OWN_POLICY, select_policy, type_conflict
 from prefect_artifact_retention.policies.model import Versions
+from prefect_artifact_retention.stores.archive.stubs import OFFLOADED_TYPES
 from prefect_artifact_retention.stores.ids import Ids
 from prefect_artifact_retention.stores.store import Collection, History, RunReader
 from prefect_artifact_retention.tasks.history import read_past_runs
 from prefect_artifact_retention.tasks.holds import read_holds
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.report import KeyReport, PolicyReport
-from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
+from prefect_artifact_retention.tasks.run import KeyPlan, OffloadPlan, Run, as_task
 
 MANY_SINGLE_VERSIONS = 50
 """The number of keys with a single version from which the report doubts that their policy is of use."""
@@ -56,7 +57,7 @@ async def make_plan(run: Run) -> None:
             run.report.unmanaged.append(collection.key)
     run.report.doubts = [
         *_without_keys(run, {policy.name for _collection, policy in managed.values()}),
-        *find_doubts(run.policies),
+        *find_doubts(run.policies, offloads=_offloads(run)),
     ]
     await _expect(run)
     unkeyed_policy = None if run.report.scope else select_policy(run.policies, None, None)
@@ -153,9 +154,40 @@ def _stop_before(run: Run, key: str) -> None:
 async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, RetentionPolicy]]) -> None:
     subjects = [subject(run, history, collection, policy) for history, collection, policy in batch]
     judgements = await judge_all(run, subjects)
+    large: list[tuple[Collection, RetentionPolicy, KeyReport, list[Version]]] = []
     for (history, collection, policy), each, judgement in zip(batch, subjects, judgements, strict=True):
         each.warn_of_conflict(run)
-        _add(run, history, collection, policy, judgement)
+        report = _add(run, history, collection, policy, judgement)
+        if history.complete and _offloads(run) and (found := _large(judgement, policy)):
+            large.append((collection, policy, report, found))
+    if large:
+        await _plan_offloads(run, large)
+
+
+def _offloads(run: Run) -> bool:
+    """Whether there is an archive to which data can be moved."""
+    return run.report.archive is not None and run.report.archive.payloads
+
+
+def _large(judgement: Judgement, policy: RetentionPolicy) -> list[Version]:
+    """Return the versions of a key, the oldest first, whose data are to be moved to the archive."""
+    if not (limit := policy.offload_larger_than_kb):
+        return []
+    versions = (judgement.versions[index] for index in reversed(judgement.unprotected(larger_than=1000 * limit)))
+    return [version for version in versions if version.type in OFFLOADED_TYPES]
+
+
+async def _plan_offloads(run: Run, large: Sequence[tuple[Collection, RetentionPolicy, KeyReport, list[Version]]]) -> None:
+    """Plan to move the data of large versions, but for those whose runs have not finished."""
+    versions = [version for *_key, some in large for version in some]
+    flow_runs = {version.flow_run_id for version in versions if version.flow_run_id}
+    task_runs = {version.task_run_id for version in versions if version.task_run_id}
+    running = await unfinished_runs(run, flow_runs, task_runs)
+    for collection, policy, report, some in large:
+        sizes = {each.id: each.size for each in some if running.isdisjoint({each.flow_run_id, each.task_run_id})}
+        if sizes:
+            report.to_offload, report.bytes_to_offload = len(sizes), sum(sizes.values())
+            run.offloads.append(OffloadPlan(collection, policy, sizes, report))
 
 
 class Subject(NamedTuple):
@@ -326,8 +358,8 @@ def guard(run: Run) -> None:
     run.drop_plans({policy.name for policy in run.report.policies if policy.refused})
 
 
-def _add(run: Run, history: History, collection: Collection, policy: RetentionPolicy, judgement: Judgement) -> None:
-    """Add the verdicts of one key to the report, and its stale versions to the plan."""
+def _add(run: Run, history: History, collection: Collection, policy: RetentionPolicy, judgement: Judgement) -> KeyReport:
+    """Add the verdicts of one key to the report, which is returned, and its stale versions to the plan."""
     report = KeyReport(key=history.key, policy=policy.name)
     (run.report.housekeeping if policy is OWN_POLICY else run.report.key_reports).append(report)
     versions = judgement.versions
@@ -339,7 +371,7 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
             report.error = f"nothing deleted, because its versions cannot be read: {history.error}"
         else:
             run.report.warn(f"{label(history.key)}: nothing deleted, because its versions changed while they were read")
-        return
+        return report
     if not versions:
         if not run.server_deletes:
             # Otherwise, the server may be about to delete the collection, too.
@@ -363,6 +395,7 @@ def _add(run: Run, history: History, collection: Collection, policy: RetentionPo
     if judgement.is_dangling:
         run.dangling.add(history.key)
         run.report.warn(f"{label(history.key)}: nothing deleted, because {judgement[0].reasons[0]}")
+    return report
 
 
 def _verdicts(run: Run, policy: RetentionPolicy, judgement: Judgement, stale: Iterable[int]) -> array[int]:

@@ -38,10 +38,12 @@ def headline(report: CleanupReport) -> str:
     stale = f"{report.planned} of {count(report.versions_seen, 'version')} stale"
     where = f"in {count(len(report.key_reports), 'key')}"
     if report.mode == "preview" and not _is_unplanned(report):
-        return f"Would delete {count(report.planned, 'version')} ({size(report.bytes_planned)}): {stale} {where}"
+        return (
+            f"Would delete {count(report.planned, 'version')} ({size(report.bytes_planned)}): {stale} {where}{_moved(report)}"
+        )
     if report.outcome == "skipped":
         return "Skipped, nothing deleted: another cleanup is deleting some of the same keys"
-    text = f"Deleted {count(report.deleted, 'version')} ({size(report.bytes_freed)}): {stale} {where}"
+    text = f"Deleted {count(report.deleted, 'version')} ({size(report.bytes_freed)}): {stale} {where}{_moved(report)}"
     if _is_unplanned(report):
         text = "Deleted nothing, because no version was evaluated"
     if report.outcome == "refused":
@@ -52,6 +54,13 @@ def headline(report: CleanupReport) -> str:
     if report.outcome == "failed":
         return f"{text}; failed, {count(sum(1 for _ in report.failures()) + len(report.errors), 'error')}"
     return text
+
+
+def _moved(report: CleanupReport) -> str:
+    is_preview = report.mode == "preview"
+    number, amount = (report.to_offload, report.bytes_to_offload) if is_preview else (report.offloaded, report.bytes_offloaded)
+    done = "would move" if is_preview else "moved"
+    return f"; {done} the data of {count(number, 'version')} to the archive ({size(amount)})" if number else ""
 
 
 def _is_unplanned(report: CleanupReport) -> bool:
@@ -160,6 +169,10 @@ def _totals(report: CleanupReport) -> str:
             ("Kept on re-check", report.spared),
             ("Failed", report.failed),
         ]
+    if report.to_offload:
+        rows.append(("Data to move to the archive", f"{report.to_offload} ({size(report.bytes_to_offload)})"))
+        if report.mode != "preview":
+            rows.append(("Moved", f"{report.offloaded} ({size(report.bytes_offloaded)})"))
     if report.events_purged is not None:
         rows.append(("Events about them deleted", f"{report.events_purged} ({size(report.event_bytes_purged)})"))
     table = pipe_table(("Total", "Versions"), rows)
@@ -168,11 +181,19 @@ def _totals(report: CleanupReport) -> str:
 
 
 def _archive(report: CleanupReport) -> str:
-    if not (archive := report.archive) or not archive.versions:
+    if not (archive := report.archive):
         return ""
+    if not archive.versions:
+        return _offloaded(report, title="## Archive\n\n")
     files = f"{count(archive.parts, 'file')} ({size(archive.bytes)}) of {escape(archive.url)}"
     text = f"## Archive\n\n{count(archive.versions, 'version')} archived in {files} before they were deleted."
-    return f"{text} `{archive.restore}` brings them back." if archive.restore else text
+    return f"{text} `{archive.restore}` brings them back.{_offloaded(report)}" if archive.restore else text
+
+
+def _offloaded(report: CleanupReport, title: str = " ") -> str:
+    if not report.offloaded:
+        return ""
+    return f"{title}The data of {count(report.offloaded, 'version')} were moved there; each says how they come back."
 
 
 def _policies(report: CleanupReport) -> str:

@@ -40,6 +40,10 @@ class KeyReport(BaseModel):
     bytes: int = Field(default=0, description="Bytes of the stale versions' data.")
     bytes_freed: int = Field(default=0, description="Bytes of the deleted versions' data.")
     stale_by: dict[str, int] = Field(default={}, description="How many stale versions there are by each rule.")
+    to_offload: int = Field(default=0, description="Kept versions whose data are to be moved to the archive.")
+    bytes_to_offload: int = Field(default=0, description="Bytes of these data.")
+    offloaded: int = Field(default=0, description="Versions whose data this run has moved to the archive.")
+    bytes_offloaded: int = Field(default=0, description="Bytes of these data.")
     first_deleted: UUID | None = Field(default=None, description="The version that was deleted first.")
     last_deleted: UUID | None = Field(default=None, description="The version that was deleted last.")
     error: str = Field(default="", description="What went wrong with this key.")
@@ -92,7 +96,7 @@ class ArchiveReport(BaseModel):
 
     url: str = Field(description="The address of the archive, without credentials.")
     payloads: bool = Field(description="Whether versions can be restored from it; without, it is a ledger.")
-    parts: int = Field(default=0, description="Files that this run has written there.")
+    parts: int = Field(default=0, description="Files that this run has written there, without those of data that were moved.")
     versions: int = Field(default=0, description="Versions in them.")
     bytes: int = Field(default=0, description="The size of these files.")
     restore: str = Field(default="", description="The command that brings back what this run has deleted.")
@@ -204,6 +208,30 @@ class CleanupReport(BaseModel):
     def bytes_freed(self) -> int:
         """Bytes of the deleted versions' data."""
         return self._total("bytes_freed")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def to_offload(self) -> int:
+        """Kept versions whose data are to be moved to the archive."""
+        return self._total("to_offload")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def bytes_to_offload(self) -> int:
+        """Bytes of these data."""
+        return self._total("bytes_to_offload")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def offloaded(self) -> int:
+        """Versions whose data this run has moved to the archive."""
+        return self._total("offloaded")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def bytes_offloaded(self) -> int:
+        """Bytes of these data."""
+        return self._total("bytes_offloaded")
 
     @property
     def remaining(self) -> int:

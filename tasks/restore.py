@@ -22,6 +22,7 @@ from prefect.states import Completed, Failed
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.restore_api import restore_through_api
+from prefect_artifact_retention.tasks.restore_data import restore_data
 from prefect_artifact_retention.tasks.restore_database import restore_in_database
 from prefect_artifact_retention.tasks.restore_plan import ArchivedStream, KeyRestore, Restore, batches
 from prefect_artifact_retention.tasks.run import in_flow_run
@@ -40,7 +41,7 @@ async def restore_all(restore: Restore) -> None:
         LostConnectionError: The database is out of reach.
     """
     restore.report.applied = True
-    if restore.database:
+    if restore.database and not restore.report.data:
         named = [each.key for each in restore.keys if each.key is not None]
         restore.collections = await asyncio.to_thread(restore.archive.collections, named)
     stream = ArchivedStream(restore)
@@ -82,7 +83,9 @@ async def restore_task(
 
 async def _restore_group(restore: Restore, group: Sequence[Sequence[KeyRestore]], stream: ArchivedStream) -> None:
     for batch in group:
-        if restore.database:
+        if restore.report.data:
+            await restore_data(restore, batch, stream)
+        elif restore.database:
             await restore_in_database(restore, restore.database, batch, stream)
         else:
             await restore_through_api(restore, batch, stream)

@@ -56,7 +56,7 @@ class _Inserter:
 
     async def insert(self, batch: Sequence[KeyRestore], stream: ArchivedStream) -> None:
         """Restore a batch of keys in one transaction; or, if that fails, each in its own."""
-        if not (held := await self._hold(batch)):
+        if not (held := await hold_keys(self.restore, batch)):
             return
         if not stream.is_broken:
             try:
@@ -117,22 +117,6 @@ class _Inserter:
             listed = ", ".join(map(str, unheld[:MAX_LISTED]))
             self.restore.report.warnings.append(f"not on hold, because their metadata are no object: {listed}")
 
-    async def _hold(self, batch: Sequence[KeyRestore]) -> list[KeyRestore]:
-        """Put keys on hold before anything of them is restored. Return those for which that succeeded."""
-
-        async def hold(each: KeyRestore) -> None:
-            if each.key is None or not (wanted := self.restore.hold(each)):
-                return
-            try:
-                placed = await self.restore.holds.extend_key(each.key, wanted)
-            except StoreError as error:
-                each.report.error = f"nothing is restored, because it could not be held: {error}"
-            else:
-                each.report.held, each.report.held_until = placed.describe(), placed.until
-
-        await for_each(batch, hold, MAX_CONCURRENT_REQUESTS)
-        return [each for each in batch if not each.report.error]
-
     async def _explain(self, each: KeyRestore, error: StoreError) -> str:
         """Describe why a key could not be restored, with the versions that PostgreSQL refuses."""
         if self.database.is_sqlite or isinstance(error, ArchiveError):
@@ -148,6 +132,23 @@ class _Inserter:
         more = f" and {len(unfit) - MAX_LISTED} more" if len(unfit) > MAX_LISTED else ""
         named = ", ".join(map(str, unfit[:MAX_LISTED])) + more
         return f"PostgreSQL takes no NaN and nothing else that is no JSON, as in version {named}: {error}"
+
+
+async def hold_keys(restore: Restore, batch: Sequence[KeyRestore]) -> list[KeyRestore]:
+    """Put keys on hold before anything of them is restored. Return those for which that succeeded."""
+
+    async def hold(each: KeyRestore) -> None:
+        if each.key is None or not (wanted := restore.hold(each)):
+            return
+        try:
+            placed = await restore.holds.extend_key(each.key, wanted)
+        except StoreError as error:
+            each.report.error = f"nothing is restored, because it could not be held: {error}"
+        else:
+            each.report.held, each.report.held_until = placed.describe(), placed.until
+
+    await for_each(batch, hold, MAX_CONCURRENT_REQUESTS)
+    return [each for each in batch if not each.report.error]
 
 
 def _kept(versions: Sequence[ArchivedVersion]) -> Callable[[], AsyncIterator[Sequence[ArchivedVersion]]]:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
@@ -115,6 +116,7 @@ class Restore:
             way="database" if self.database else "api",
             server=connection.address,
             archive=archive.url,
+            data=selection.query.offloaded,
             now=now,
         )
         self._done = 0
@@ -122,7 +124,9 @@ class Restore:
 
     @property
     def query(self) -> LedgerQuery:
-        """What is asked for, of the one server."""
+        """What is asked for, of the one server; of data, any: what stands in their place tells which they are."""
+        if self.selection.query.offloaded:
+            return self.selection.query
         return replace(self.selection.query, servers=(self.selection.from_server or self.report.server,))
 
     @property
@@ -193,7 +197,7 @@ async def plan_restore(restore: Restore) -> None:
             others[server] += 1
     restore.report.others = dict(others)
     if not found:
-        raise ArchiveError(_nothing_found(restore, others))
+        raise ArchiveError(nothing_found(restore, others))
     if restore.selection.to_key and len(found) > 1:
         raise ConfigurationError(f"the versions of {len(found)} keys are to go under one: name a single key with --key")
     existing = await _existing(restore, [row.id for rows in found.values() for row in rows])
@@ -217,7 +221,8 @@ async def _own_addresses(restore: Restore, ledger: Any) -> set[str]:  # noqa: AN
     return {own, *(runs[run.id] for run in known)}
 
 
-def _nothing_found(restore: Restore, others: Counter[str]) -> str:
+def nothing_found(restore: Restore, others: Mapping[str, int] = MappingProxyType({})) -> str:
+    """Describe that the archive has nothing that is asked for, but of other servers."""
     if others:
         listed = ", ".join(f"{server} ({count(number, 'version')})" for server, number in others.items())
         return f"nothing that is asked for was deleted on {restore.report.server}, but on {listed}: give --from-server"

@@ -58,6 +58,7 @@ class RestoreReport(BaseModel):
         default_factory=dict,
         description="Versions asked for that are of other servers, by the address of the server; they are left out.",
     )
+    data: bool = Field(default=False, description="Whether only data come back, into versions that exist.")
     warnings: list[str] = Field(default_factory=list, description="What else is to be known.")
     errors: list[str] = Field(default_factory=list, description="Why the whole restore failed.")
     outcome: Literal["completed", "failed"] = Field(default="completed", description="How it ended.")
@@ -112,6 +113,8 @@ def headline(report: RestoreReport) -> str:
         text = f"{count(report.restored, 'version')} of {keys} restored"
     else:
         text = f"{count(report.missing, 'version')} of {keys} to restore"
+    if report.data:
+        text = f"data of {text}"
     if report.present:
         text += f", {report.present} present already"
     if report.unavailable:
@@ -176,7 +179,7 @@ def markdown(report: RestoreReport, *, links: Mapping[str, str] = NO_LINKS) -> s
         " · ".join(
             (
                 report.outcome.capitalize(),
-                f"{'restored' if report.applied else 'preview'} {ways[report.way]}",
+                f"{'restored' if report.applied else 'preview'} {'in place' if report.data else ways[report.way]}",
                 f"as of {report.now:%Y-%m-%d %H:%M:%S} UTC",
                 f"{report.duration_seconds:.0f} s",
                 f"server {escape(report.server)}",

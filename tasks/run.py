@@ -123,6 +123,23 @@ class KeyPlan:
         return self.report.remaining < self.report.planned
 
 
+@dataclass(frozen=True, slots=True)
+class OffloadPlan:
+    """The versions of one key that stay, and whose data are to be moved to the archive.
+
+    Attributes:
+        collection: The collection when it was judged.
+        policy: Its policy.
+        sizes: The sizes of the data, by the id of the version.
+        report: The result of the key.
+    """
+
+    collection: ArtifactCollection
+    policy: RetentionPolicy
+    sizes: Mapping[UUID, int]
+    report: KeyReport
+
+
 @dataclass(slots=True)
 class RuleTally:
     """Counts reasons by rule, with the first of each as an example."""
@@ -161,6 +178,7 @@ class Run:
         holds: The holds on keys that are in force, by key.
         holds_read_at: When their reading began, by the monotonic clock.
         holds_reader: What reads them.
+        offloads: What is to be moved to the archive.
         touched: The keys of which a version was deleted, or may have been.
         dangling: The keys whose latest version was not found.
         server_deletes: Whether the server deletes artifacts by itself, too.
@@ -195,6 +213,7 @@ class Run:
         self.first_round = 0
         self.next_start: str | None = None
         self.plans: list[KeyPlan] = []
+        self.offloads: list[OffloadPlan] = []
         self.holds: Mapping[str, Hold] = {}
         self.holds_read_at = float("-inf")
         self.holds_reader = Holds(server.connection)
@@ -335,6 +354,7 @@ class Run:
     def drop_plans(self, policies: AbstractSet[str]) -> None:
         """Leave alone the keys of some policies, which are given by name."""
         self.plans = [plan for plan in self.plans if plan.policy.name not in policies]
+        self.offloads = [plan for plan in self.offloads if plan.policy.name not in policies]
         self.planned = sum(len(plan.stale) for plan in self.plans)
 
     def listen(self, listener: Listener) -> None:

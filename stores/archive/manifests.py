@@ -94,11 +94,12 @@ class Catalog:
 
     @cached_property
     def spared(self) -> dict[str, frozenset[str]]:
-        """The ids of what was archived in each part, and then not deleted."""
+        """The ids of what was archived in each part, and then not deleted; what is offloaded is not to be deleted."""
         found: defaultdict[str, set[str]] = defaultdict(set)
         for run in self.runs:
             for name in run.parts if run.spared else ():
-                found[name].update(map(str, run.spared))
+                if name in self.written and not self.written[name].offloaded:
+                    found[name].update(map(str, run.spared))
         return {name: frozenset(ids) for name, ids in found.items()}
 
 

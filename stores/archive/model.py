@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.stores.archive.stubs import Stub
 from pydantic import BaseModel, ConfigDict
 
 SCHEMA_VERSION = 1
@@ -72,6 +73,11 @@ class ArchivedVersion(NamedTuple):
     approved_by: str | None
     server: str
 
+    @property
+    def stub(self) -> str:
+        """The JSON that stands in place of the data where they were moved to the archive."""
+        return Stub(self.id, self.type, self.size, self.decided_at, self.run_id).text()
+
 
 class _Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -112,6 +118,7 @@ class PartManifest(_Manifest):
         has_payloads: Whether it has data, metadata and descriptions; without, it is a ledger only.
         collections: The rows of the keys that go as a whole with this part.
         replaces: The parts whose place it takes.
+        offloaded: Whether its versions were not deleted: it has their data, which nobody else has.
     """
 
     name: str
@@ -127,6 +134,7 @@ class PartManifest(_Manifest):
     has_payloads: bool = True
     collections: Sequence[CollectionRow] = ()
     replaces: Sequence[str] = ()
+    offloaded: bool = False
 
 
 class RunManifest(_Manifest):
@@ -169,6 +177,7 @@ class LedgerQuery:
         since: Deleted by a run that began at this time or later.
         until: Deleted by a run that began at this time or earlier.
         servers: The addresses of servers.
+        offloaded: Asks for versions whose data were moved here, each as often as that was; otherwise for deleted ones.
     """
 
     keys: Sequence[str] = ()
@@ -178,3 +187,4 @@ class LedgerQuery:
     since: datetime | None = None
     until: datetime | None = None
     servers: Sequence[str] = ()
+    offloaded: bool = False

@@ -61,7 +61,9 @@ def prune_archive(
     catalog = read_catalog(location)
     runs: defaultdict[str, list[PartManifest]] = defaultdict(list)
     for part in catalog.parts:
-        runs[part.run_id].append(part)
+        # What is offloaded is nowhere else, however old it is.
+        if not part.offloaded:
+            runs[part.run_id].append(part)
     pruned, forgotten, freed = [], [], 0
     for run_id, parts in sorted(runs.items(), key=lambda each: each[1][-1].written_at):
         age = now - parts[-1].written_at

@@ -140,18 +140,22 @@ def _payloads_of_part(
 
 def _find(catalog: Catalog, query: LedgerQuery, columns: Sequence[str]) -> Any:  # noqa: ANN401
     """Find the rows of the versions that are asked for, each once, with the number of its part and its place in there."""
-    columns = [*dict.fromkeys((*columns, "id", "decided_at", *_filtered_columns(query)))]
+    # A version may have been offloaded again, with other data: what stands in their place names the run.
+    same = ("id", "run_id") if query.offloaded else ("id",)
+    columns = [*dict.fromkeys((*columns, *same, "decided_at", *_filtered_columns(query)))]
     found = at_once(lambda number: _scan(catalog, number, query, columns), range(len(catalog.parts)))
     rows = _without_spared(_concat(found, columns), catalog)
     # Only key and id are the same in each row of a version. Whether all else that is asked for applies, its last row decides.
     if _filtered_columns(query):
         rows = rows.filter(pc.is_in(rows["id"], pc.unique(_asked(rows, query)["id"])))
-    return _asked(_last_of_each(rows), query)
+    return _asked(_last_of_each(rows, same), query)
 
 
 def _scan(catalog: Catalog, number: int, query: LedgerQuery, columns: list[str]) -> list[Any]:
     """Read the rows of a part of which key and id are asked for."""
     part = catalog.parts[number]
+    if part.offloaded != query.offloaded:
+        return []
     if query.keys and not _may_have(part.first_key, part.last_key, query.keys):
         return []
     with _opened(catalog, number) as file:
@@ -276,13 +280,13 @@ def _without_spared(rows: Any, catalog: Catalog) -> Any:  # noqa: ANN401
     return rows.filter(pc.invert(pc.is_in(pa.array(range(len(rows)), pa.int64()), pa.array(gone, pa.int64()))))
 
 
-def _last_of_each(rows: Any) -> Any:  # noqa: ANN401
-    """Leave the last row of each version: parts are numbered in the order in which they were written."""
+def _last_of_each(rows: Any, same: Sequence[str]) -> Any:  # noqa: ANN401
+    """Leave the last row of those that are the same by some columns: parts are numbered in the order of their writing."""
     if pc.count_distinct(rows["id"]).as_py() == len(rows):
         return rows
     rows = rows.sort_by([(name, "ascending") for name in ("decided_at", _PART, _ROW)])
     rows = rows.append_column(_ORDER, pa.array(range(len(rows)), pa.int64()))
-    last = rows.group_by("id").aggregate([(_ORDER, "max")])[f"{_ORDER}_max"]
+    last = rows.group_by([*same]).aggregate([(_ORDER, "max")])[f"{_ORDER}_max"]
     return rows.take(last).drop_columns([_ORDER])
 
 

@@ -63,6 +63,7 @@ class StagedPart:
         *,
         replaces: Sequence[str] = (),
         written_at: datetime | None = None,
+        offloaded: bool = False,
     ) -> PartManifest:
         """Publish the part, read back what was published, and only then write the manifest by which it counts.
 
@@ -70,6 +71,7 @@ class StagedPart:
             collections: The server's rows of keys that go as a whole with it.
             replaces: Parts whose place it takes.
             written_at: When the versions were archived, if that was not now.
+            offloaded: Whether its versions stay, and only their data go.
 
         Raises:
             ArchiveError: It does not count: something failed, or what is read back is not what was added.
@@ -103,6 +105,7 @@ class StagedPart:
             has_payloads=self._payloads,
             collections=tuple(collections),
             replaces=tuple(replaces),
+            offloaded=offloaded,
         )
         publish_manifest(self._location, self._name, manifest)
         return manifest

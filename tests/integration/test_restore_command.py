@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from database import series
+from database import Row, days, series
 from fake import FakeServer
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.flows.restore import artifact_restore
@@ -84,6 +84,25 @@ async def test_what_the_wrong_policy_deleted_is_found_previewed_and_restored(ser
     assert report["data"].startswith("# 6 versions of 2 keys restored")
     assert "audit\\-export" in report["data"]
     assert (await call.json(server, "restore", "--run", run, "--apply"))["present"] == 6
+
+
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_API))
+async def test_data_that_a_run_has_moved_come_back_by_the_command_that_stands_in_their_place(
+    server: Server, call: Call
+) -> None:
+    """The line of the version itself is the way back; `deleted` does not list it, and the log of the run does."""
+    large = Row("report", days(2), "x" * 20_000)
+    await server.database.insert([*series("report", [1]), large])
+    report = await server.run_flow([RetentionPolicy(name="large", keep_last=5, offload_larger_than_kb=10)], mode="delete")
+    assert (report.outcome, report.offloaded, report.bytes_offloaded) == ("completed", 1, 20_002)
+    (line,) = [each["data"] for each in await server.database.versions("report") if each["id"] == large.id]
+    command = line.rpartition("`artifact-retention ")[2].rstrip("`")
+    assert (await call.json(server, "deleted"))["total"] == 0
+    assert "data of 1 version of 1 key to restore" in (await call(server, *command.removesuffix(" --apply").split()))[1]
+    applied = await call.json(server, *command.split())
+    assert (applied["outcome"], applied["restored"], applied["data"]) == ("completed", 1, True)
+    assert {each["data"] for each in await server.database.versions("report")} == {"x", large.data}
+    assert (await call.json(server, *command.split()))["present"] == 1
 
 
 @on(SQLITE_API)

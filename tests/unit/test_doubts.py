@@ -116,3 +116,13 @@ def test_a_glob_that_an_earlier_policy_takes_is_told() -> None:
 def test_the_built_in_policies_are_no_doubt() -> None:
     """Nobody could change them."""
     assert find_doubts([OWN_POLICY, PREVIEW_POLICY]) == []
+
+
+def test_data_that_are_to_move_nowhere_are_doubtful() -> None:
+    """Where no archive is configured that keeps data."""
+    policies = load_policies([models(keep_last=3, offload_larger_than_kb=100)], source="retention.toml")
+    assert find_doubts(policies) == []
+    (doubt,) = find_doubts(policies, offloads=False)
+    assert doubt == (
+        'policy "models": offload_larger_than_kb = 100 does nothing, because no archive is configured that keeps data'
+    )

@@ -198,6 +198,7 @@ OFF_SWITCH: dict[str, object] = {
     **dict.fromkeys(COUNTS, 1),
     **dict.fromkeys(DAYS, 1),
     "keep_oldest": True,
+    "offload_larger_than_kb": 100,
     "timezone": "Europe/Zurich",
 }
 
@@ -630,6 +631,7 @@ OTHER: Table = {
     "match_types": ["table"],
     "keep_last": 11,
     "keep_oldest": True,
+    "offload_larger_than_kb": 100,
     "timezone": "Europe/Zurich",
     **{name: 3 for name in COUNTS if name != "keep_last"},
     **dict.fromkeys(DAYS, 1.5),
