@@ -12,11 +12,12 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.holds import Hold
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError
 from prefect_artifact_retention.stores.concurrency import for_each
-from prefect_artifact_retention.stores.reposting import RESTORED_CREATED, RESTORED_FROM
+from prefect_artifact_retention.stores.reposting import RESTORED_CREATED, RESTORED_FROM, is_refusal
 from prefect_artifact_retention.tasks.restore_plan import (
     ArchivedStream,
     KeyRestore,
     Restore,
+    check_is_gone,
     fits,
     missing_entries,
     read_entries,
@@ -24,6 +25,9 @@ from prefect_artifact_retention.tasks.restore_plan import (
 )
 
 LOGGER = logging.getLogger(__name__)
+
+MAX_REFUSED = 5
+"""Versions in the error of a key that the server refuses, at most. With more, nobody reads them."""
 
 MAX_CONCURRENT_KEYS = 4
 """Keys that are restored at once. More make no server faster."""
@@ -63,17 +67,30 @@ async def _repost(restore: Restore, each: KeyRestore, slices: AsyncIterator[Sequ
     target = restore.target(each.key)
     is_doubtful = False
     read = 0
+    refused: list[str] = []
     try:
+        if target is not None and target == each.key:
+            # A producer may have written since the plan: its versions stay the latest ones.
+            await check_is_gone(restore, target, await restore.api.restored(target))
         async for versions in slices:
             read += len(versions)
             for version in versions:
                 metadata = _metadata(version, hold)
-                is_doubtful |= not await restore.api.repost(version, target, _description(version), metadata)
+                try:
+                    is_doubtful |= not await restore.api.repost(version, target, _description(version), metadata)
+                except StoreError as error:
+                    if not is_refusal(error):
+                        raise
+                    refused.append(f"version {version.id} is not restored: {error}")
+                    continue
                 each.report.restored += 1
                 await restore.notify(1)
         each.report.unavailable += len(each.ids) - read
     except StoreError as error:
         each.report.error = str(error)
+    if refused:
+        more = [f"and {len(refused) - MAX_REFUSED} more"] if len(refused) > MAX_REFUSED else []
+        each.report.error = "; ".join(filter(None, [*refused[:MAX_REFUSED], *more, each.report.error]))
     if is_doubtful:
         try:
             await restore.api.remove_duplicates(target)
