@@ -75,22 +75,19 @@ async def _repost(restore: Restore, each: KeyRestore, slices: AsyncIterator[Sequ
         async for versions in slices:
             read += len(versions)
             for version in versions:
-                metadata = _metadata(version, hold)
                 try:
-                    is_doubtful |= not await restore.api.repost(version, target, _description(version), metadata)
+                    is_doubtful |= not await restore.api.repost(
+                        version, target, _description(version), _metadata(version, hold)
+                    )
+                    each.report.restored += 1
                 except StoreError as error:
-                    if not is_refusal(error):
-                        raise
-                    refused.append(f"version {version.id} is not restored: {error}")
-                    continue
-                each.report.restored += 1
+                    refused.append(_refusal(version, error))
                 await restore.notify(1)
         each.report.unavailable += len(each.ids) - read
     except StoreError as error:
         each.report.error = str(error)
     if refused:
-        more = [f"and {len(refused) - MAX_REFUSED} more"] if len(refused) > MAX_REFUSED else []
-        each.report.error = "; ".join(filter(None, [*refused[:MAX_REFUSED], *more, each.report.error]))
+        each.report.error = "; ".join(filter(None, [*_some(refused), each.report.error]))
     if is_doubtful:
         try:
             await restore.api.remove_duplicates(target)
@@ -98,6 +95,18 @@ async def _repost(restore: Restore, each: KeyRestore, slices: AsyncIterator[Sequ
             each.report.error = each.report.error or f"some versions may be there twice: {error}"
     if hold and each.report.restored:
         each.report.held, each.report.held_until = hold.describe(), hold.until
+
+
+def _refusal(version: ArchivedVersion, error: StoreError) -> str:
+    """Describe that the server refuses a version. Raises the error if it is none of this version."""
+    if not is_refusal(error):
+        raise error
+    return f"version {version.id} is not restored: {error}"
+
+
+def _some(refused: Sequence[str]) -> list[str]:
+    more = [f"and {len(refused) - MAX_REFUSED} more"] if len(refused) > MAX_REFUSED else []
+    return [*refused[:MAX_REFUSED], *more]
 
 
 def _description(version: ArchivedVersion) -> str:

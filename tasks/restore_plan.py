@@ -278,7 +278,7 @@ async def check_is_gone(restore: Restore, key: str, restored: Mapping[UUID, Sequ
     """
     number = sum(map(len, restored.values()))
     if await restore.api.has_collection(key) and await restore.api.count_versions(key) != number:
-        raise StoreError("the key has versions, and nothing is restored beside them through the API: leave same_key out, or name another key")
+        raise StoreError("the key has versions, and nothing is restored beside them through the API: name another key")
 
 
 async def read_collections(restore: Restore) -> dict[str, CollectionRow]:

@@ -221,8 +221,9 @@ def test_a_part_that_is_gone_is_in_nobodys_way_who_asks_for_something_else(archi
     assert archive.ledger(LedgerQuery(runs=["run-1", "run-3"]), unreadable)["key"].to_pylist() == ["report"]
     assert [*unreadable] == ["run-1-00001"]
     assert "cannot read data/run-1-00001.parquet" in unreadable["run-1-00001"]
-    assert ": its 2 versions cannot be read. Put it back, or remove manifests/run-1-00001.json to do without them" in (
-        unreadable["run-1-00001"]
+    assert (
+        ": its 2 versions cannot be read. Put it back, or remove manifests/run-1-00001.json to do without them"
+        in (unreadable["run-1-00001"])
     )
     assert [*archive.versions(without=unreadable)] == [[plain(report)]]
     with pytest.raises(ArchiveError, match=r"data/run-1-00001.parquet"):
