@@ -207,8 +207,8 @@ def test_a_part_that_is_gone_is_in_nobodys_way_who_asks_for_something_else(archi
     """By its keys, its run, its server and its time; else it is named beside what the others have."""
     write(archive, [archived("audit"), archived("billing")])
     end(archive, 1)
-    report = archived("report")
-    write(archive, by(3, [report]))
+    (report,) = by(3, [archived("report")])
+    write(archive, [report])
     (tmp_path / "archive/data/run-1-00001.parquet").unlink()
     for query in (
         LedgerQuery(keys=["report"]),
@@ -221,10 +221,8 @@ def test_a_part_that_is_gone_is_in_nobodys_way_who_asks_for_something_else(archi
     assert archive.ledger(LedgerQuery(runs=["run-1", "run-3"]), unreadable)["key"].to_pylist() == ["report"]
     assert [*unreadable] == ["run-1-00001"]
     assert "cannot read data/run-1-00001.parquet" in unreadable["run-1-00001"]
-    assert (
-        ": its 2 versions cannot be read. Put it back, or remove manifests/run-1-00001.json to do without them"
-        in (unreadable["run-1-00001"])
-    )
+    advice = "its 2 versions cannot be read. Put it back, or remove manifests/run-1-00001.json to do without them"
+    assert unreadable["run-1-00001"].endswith(advice)
     assert [*archive.versions(without=unreadable)] == [[plain(report)]]
     with pytest.raises(ArchiveError, match=r"data/run-1-00001.parquet"):
         [*read(archive)]
