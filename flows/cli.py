@@ -365,7 +365,9 @@ def _show_ledger(settings: RetentionSettings, query: LedgerQuery, limit: int, *,
         _print_json(found.model_dump(mode="json"))
     else:
         ledger.show(found)
-    return DONE
+    for error in found.errors:
+        _complain(error)
+    return EXIT_CODES["failed" if found.errors else "completed"]
 
 
 @app.command

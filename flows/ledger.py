@@ -82,11 +82,13 @@ class Ledger(BaseModel):
         archive: The address of the archive.
         total: How many were found.
         versions: The last of them, as many as were asked for.
+        errors: The parts of the archive that cannot be read and may have more of what was asked for, and what to do.
     """
 
     archive: str
     total: int
     versions: list[DeletedVersion]
+    errors: list[str] = []
 
 
 def make_query(  # noqa: PLR0913 - what can be asked for
@@ -181,11 +183,13 @@ async def read_ledger(settings: RetentionSettings, query: LedgerQuery, limit: in
         ConfigurationError: No archive is configured.
         StoreError: The archive cannot be read.
     """
+    unreadable: dict[str, str] = {}
     async with open_ledger(settings) as archive:
-        table = await asyncio.to_thread(archive.ledger, query)
+        table = await asyncio.to_thread(archive.ledger, query, unreadable)
     total = len(table)
     rows: list[dict[str, Any]] = table.slice(max(0, total - limit) if limit else 0).to_pylist()
-    return Ledger(archive=archive.url, total=total, versions=[DeletedVersion(**row) for row in reversed(rows)])
+    versions = [DeletedVersion(**row) for row in reversed(rows)]
+    return Ledger(archive=archive.url, total=total, versions=versions, errors=list(unreadable.values()))
 
 
 def show(ledger: Ledger) -> None:

@@ -182,8 +182,10 @@ async def preview_restore(settings: RetentionSettings, selection: Selection) -> 
     """
     async with open_restore(settings, selection) as restore:
         await plan(restore)
-        restore.report.duration_seconds = restore.seconds
-        return restore.report
+        report = restore.report
+        report.outcome = "failed" if report.errors else "completed"
+        report.duration_seconds = restore.seconds
+        return report
 
 
 def _flow_run_name() -> str:
@@ -233,9 +235,9 @@ async def artifact_restore(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     """
     try:
         request = Request(keys, ids, runs, since, until, hold_days, to_key, same_key, from_server, data)
+        selection = request.selection("parameters")
         if apply and not (keys or ids or runs or since or until):
             raise ConfigurationError(f"parameters: {NOTHING_NAMED}")
-        selection = request.selection("parameters")
         report = await _open_and_restore(load_settings(), selection, applies=apply)
     except RetentionError as error:
         # The caller raises the error that is the data of the state. Raised here, it would be logged with a traceback.
@@ -259,7 +261,8 @@ async def _open_and_restore(settings: RetentionSettings, selection: Selection, *
             raise
         report = restore.report
         is_in_vain = bool(report.unavailable) and not (report.restored or report.present)
-        report.outcome = "failed" if applies and (report.causes() or is_in_vain) else "completed"
+        is_failed = report.errors or (applies and (report.causes() or is_in_vain))
+        report.outcome = "failed" if is_failed else "completed"
         report.duration_seconds = restore.seconds
         get_run_logger().info(outcome_message(report))
         await _publish(restore.connection, report)

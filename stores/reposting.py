@@ -16,7 +16,7 @@ import orjson
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion
-from prefect_artifact_retention.stores.connection import HTTP_TOO_MANY_REQUESTS, without_retries
+from prefect_artifact_retention.stores.connection import HTTP_CREDENTIALS_REFUSED, HTTP_TOO_MANY_REQUESTS, without_retries
 from prefect_artifact_retention.stores.paging import HTTP_SERVER_ERROR, any_of
 from prefect_artifact_retention.stores.rows import row_metadata
 
@@ -26,6 +26,7 @@ RESTORED_FROM = "artifact-retention-restored-from"
 RESTORED_CREATED = "artifact-retention-restored-created"
 """Metadata entry of a restored version: when the version was created that it restores."""
 
+HTTP_CLIENT_ERROR = 400
 HTTP_REQUEST_TIMEOUT = 408
 
 ATTEMPT_PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0)
@@ -110,6 +111,13 @@ class Reposting(ApiStore):
     async def _is_there(self, source: UUID, key: str | None) -> bool:
         body = {"artifacts": _only(key), "sort": "CREATED_DESC", "limit": NEWEST_ROWS}
         return any(_source(row) == source for row in await self.connection.ask("/artifacts/filter", body))
+
+
+def is_refusal(error: StoreError) -> bool:
+    """Whether the server refuses a version, and may take the next one."""
+    status = error.status
+    is_of_client = status is not None and HTTP_CLIENT_ERROR <= status < HTTP_SERVER_ERROR
+    return is_of_client and status not in HTTP_CREDENTIALS_REFUSED and not _may_be_lost(error)
 
 
 def _may_be_lost(error: StoreError) -> bool:

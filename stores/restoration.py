@@ -160,7 +160,7 @@ def _stored(name: str, value: Any) -> object:  # noqa: ANN401 - of any column
         if _INTEGER.fullmatch(value):
             # More digits than Python reads are more than SQLite keeps.
             number = int(value) if len(value) < 25 else float(value)  # noqa: PLR2004
-            return number if abs(number) <= _MAX_INTEGER else float(value)
+            return number if -_MAX_INTEGER - 1 <= number <= _MAX_INTEGER else float(value)
         return float(value) if _NUMBER.fullmatch(value) else value
     if isinstance(value, datetime):
         return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")

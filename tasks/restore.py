@@ -12,7 +12,6 @@ be run again. A key that fails stops no other.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from prefect import task
@@ -24,7 +23,7 @@ from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.restore_api import restore_through_api
 from prefect_artifact_retention.tasks.restore_data import restore_data
 from prefect_artifact_retention.tasks.restore_database import restore_in_database
-from prefect_artifact_retention.tasks.restore_plan import ArchivedStream, KeyRestore, Restore, batches
+from prefect_artifact_retention.tasks.restore_plan import ArchivedStream, KeyRestore, Restore, batches, read_collections
 from prefect_artifact_retention.tasks.run import in_flow_run
 
 MAX_TASK_RUNS = 25
@@ -42,8 +41,7 @@ async def restore_all(restore: Restore) -> None:
     """
     restore.report.applied = True
     if restore.database and not restore.report.data:
-        named = [each.key for each in restore.keys if each.key is not None]
-        restore.collections = await asyncio.to_thread(restore.archive.collections, named)
+        restore.collections = await read_collections(restore)
     stream = ArchivedStream(restore)
     try:
         await _restore_groups(restore, stream)

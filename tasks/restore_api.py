@@ -12,11 +12,12 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.holds import Hold
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError
 from prefect_artifact_retention.stores.concurrency import for_each
-from prefect_artifact_retention.stores.reposting import RESTORED_CREATED, RESTORED_FROM
+from prefect_artifact_retention.stores.reposting import RESTORED_CREATED, RESTORED_FROM, is_refusal
 from prefect_artifact_retention.tasks.restore_plan import (
     ArchivedStream,
     KeyRestore,
     Restore,
+    check_is_gone,
     fits,
     missing_entries,
     read_entries,
@@ -24,6 +25,9 @@ from prefect_artifact_retention.tasks.restore_plan import (
 )
 
 LOGGER = logging.getLogger(__name__)
+
+MAX_REFUSED = 5
+"""Versions in the error of a key that the server refuses, at most. With more, nobody reads them."""
 
 MAX_CONCURRENT_KEYS = 4
 """Keys that are restored at once. More make no server faster."""
@@ -63,17 +67,27 @@ async def _repost(restore: Restore, each: KeyRestore, slices: AsyncIterator[Sequ
     target = restore.target(each.key)
     is_doubtful = False
     read = 0
+    refused: list[str] = []
     try:
+        if target is not None and target == each.key:
+            # A producer may have written since the plan: its versions stay the latest ones.
+            await check_is_gone(restore, target, await restore.api.restored(target))
         async for versions in slices:
             read += len(versions)
             for version in versions:
-                metadata = _metadata(version, hold)
-                is_doubtful |= not await restore.api.repost(version, target, _description(version), metadata)
-                each.report.restored += 1
+                try:
+                    is_doubtful |= not await restore.api.repost(
+                        version, target, _description(version), _metadata(version, hold)
+                    )
+                    each.report.restored += 1
+                except StoreError as error:
+                    refused.append(_refusal(version, error))
                 await restore.notify(1)
         each.report.unavailable += len(each.ids) - read
     except StoreError as error:
         each.report.error = str(error)
+    if refused:
+        each.report.error = "; ".join(filter(None, [*_some(refused), each.report.error]))
     if is_doubtful:
         try:
             await restore.api.remove_duplicates(target)
@@ -81,6 +95,18 @@ async def _repost(restore: Restore, each: KeyRestore, slices: AsyncIterator[Sequ
             each.report.error = each.report.error or f"some versions may be there twice: {error}"
     if hold and each.report.restored:
         each.report.held, each.report.held_until = hold.describe(), hold.until
+
+
+def _refusal(version: ArchivedVersion, error: StoreError) -> str:
+    """Describe that the server refuses a version. Raises the error if it is none of this version."""
+    if not is_refusal(error):
+        raise error
+    return f"version {version.id} is not restored: {error}"
+
+
+def _some(refused: Sequence[str]) -> list[str]:
+    more = [f"and {len(refused) - MAX_REFUSED} more"] if len(refused) > MAX_REFUSED else []
+    return [*refused[:MAX_REFUSED], *more]
 
 
 def _description(version: ArchivedVersion) -> str:

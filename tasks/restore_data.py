@@ -55,14 +55,15 @@ async def plan_data(restore: Restore) -> None:
         ArchiveError: The archive cannot be read, or has nothing that is asked for.
         StoreError: The server or the database cannot be reached.
     """
-    ledger = await asyncio.to_thread(restore.archive.ledger, restore.query)
+    ledger = await asyncio.to_thread(restore.archive.ledger, restore.query, restore.unreadable)
+    restore.report.errors += restore.unreadable.values()
     columns = [ledger.column(name).to_pylist() for name in ("key", "created", "run_name", *Stub._fields)]
     found: defaultdict[str, dict[UUID, list[_Row]]] = defaultdict(dict)
     for key, created, run_name, version_id, *others in zip(*columns, strict=True):
         row = _Row(created, run_name, Stub(UUID(version_id), *others))
         found[key].setdefault(row.stub.id, []).append(row)
     if not found:
-        raise ArchiveError(nothing_found(restore))
+        raise ArchiveError("; ".join([nothing_found(restore), *restore.report.errors]))
     present = await _short_data(restore, [version_id for rows in found.values() for version_id in rows])
     for key in sorted(found):
         if rows := {version_id: rows for version_id, rows in found[key].items() if version_id in present}:
@@ -86,6 +87,7 @@ def _plan_key(key: str, rows: Mapping[UUID, Sequence[_Row]], present: Mapping[UU
     )
     return KeyRestore(
         report,
+        max(row.stub.decided_at for some in rows.values() for row in some),
         ids=[row.stub.id for row in missing],
         sizes=[row.stub.size for row in missing],
         runs=[row.run_name for row in missing],

@@ -74,9 +74,11 @@ class KeyRestore:
         ids: The versions that are to be restored, in the order in which they were created.
         sizes: The bytes of their data.
         runs: The names of the flow runs that deleted them.
+        deleted_at: When the last of those that are asked for was deleted, or its data moved.
     """
 
     report: RestoredKey
+    deleted_at: datetime
     ids: list[UUID] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
@@ -110,6 +112,8 @@ class Restore:
         self.api = Reposting(connection)
         self.keys: list[KeyRestore] = []
         self.collections: Mapping[str, CollectionRow] = {}
+        self.addresses = {selection.from_server or connection.address}
+        self.unreadable: dict[str, str] = {}
         self.listeners: list[Listener] = []
         self.report = RestoreReport(
             applied=False,
@@ -127,7 +131,7 @@ class Restore:
         """What is asked for, of the one server; of data, any: what stands in their place tells which they are."""
         if self.selection.query.offloaded:
             return self.selection.query
-        return replace(self.selection.query, servers=(self.selection.from_server or self.report.server,))
+        return replace(self.selection.query, servers=(*self.addresses,))
 
     @property
     def seconds(self) -> float:
@@ -170,6 +174,7 @@ class _Row(NamedTuple):
     id: UUID
     size: int
     run: str
+    decided_at: datetime
     has_payload: bool
 
 
@@ -181,23 +186,24 @@ async def plan_restore(restore: Restore) -> None:
         ConfigurationError: The versions of several keys are to go under one.
         StoreError: The server or the database cannot be reached.
     """
-    ledger = await asyncio.to_thread(restore.archive.ledger, restore.selection.query)
-    names = ("key", "size", "server", "run_name", "has_payload")
+    ledger = await asyncio.to_thread(restore.archive.ledger, restore.selection.query, restore.unreadable)
+    restore.report.errors += restore.unreadable.values()
+    names = ("key", "size", "server", "run_name", "decided_at", "has_payload")
     columns = (ledger.column(name).to_pylist() for name in names)
     ids = read_ids(ledger.column("id").to_pylist())
     # As numbers, which takes a tenth of the time.
     times = ledger.column("created").cast("int64").to_pylist()
-    addresses = await _own_addresses(restore, ledger)
+    restore.addresses = await _own_addresses(restore, ledger)
     others: Counter[str] = Counter()
     found: dict[str | None, list[_Row]] = {}
-    for version_id, created, key, size, server, run, has_payload in zip(ids, times, *columns, strict=True):
-        if server in addresses:
-            found.setdefault(key, []).append(_Row(created, version_id, size, run, has_payload))
+    for version_id, created, key, size, server, run, decided_at, has_payload in zip(ids, times, *columns, strict=True):
+        if server in restore.addresses:
+            found.setdefault(key, []).append(_Row(created, version_id, size, run, decided_at, has_payload))
         else:
             others[server] += 1
     restore.report.others = dict(others)
     if not found:
-        raise ArchiveError(nothing_found(restore, others))
+        raise ArchiveError("; ".join([nothing_found(restore, others), *restore.report.errors]))
     if restore.selection.to_key and len(found) > 1:
         raise ConfigurationError(f"the versions of {len(found)} keys are to go under one: name a single key with --key")
     existing = await _existing(restore, [row.id for rows in found.values() for row in rows])
@@ -248,13 +254,13 @@ async def _plan_key(restore: Restore, key: str | None, rows: Sequence[_Row], exi
         first_created=EPOCH + timedelta(microseconds=rows[0].created),
         last_created=EPOCH + timedelta(microseconds=rows[-1].created),
     )
-    planned = KeyRestore(report)
+    planned = KeyRestore(report, max(row.decided_at for row in rows))
     done = existing
     if restore.database is None:
         try:
             restored = await restore.api.restored(target)
-            if restore.selection.same_key and key is not None:
-                await _check_is_gone(restore, key, sum(map(len, restored.values())))
+            if key is not None and target == key:
+                await check_is_gone(restore, key, restored)
             done = existing | restored.keys()
         except StoreError as error:
             report.error = str(error)
@@ -269,14 +275,33 @@ async def _plan_key(restore: Restore, key: str | None, rows: Sequence[_Row], exi
     return planned
 
 
-async def _check_is_gone(restore: Restore, key: str, restored: int) -> None:
+async def check_is_gone(restore: Restore, key: str, restored: Mapping[UUID, Sequence[UUID]]) -> None:
     """Check that a key has no versions but those that a restore has created anew.
 
     Raises:
         StoreError: It has.
     """
-    if await restore.api.has_collection(key) and await restore.api.count_versions(key) != restored:
-        raise StoreError("the key has versions, and nothing is restored beside them through the API: leave same_key out")
+    number = sum(map(len, restored.values()))
+    if await restore.api.has_collection(key) and await restore.api.count_versions(key) != number:
+        raise StoreError("the key has versions, and nothing is restored beside them through the API: name another key")
+
+
+async def read_collections(restore: Restore) -> dict[str, CollectionRow]:
+    """Read the rows of the keys that have gone as a whole, to create the same ones again.
+
+    A row is that of a key of this server if its latest version is, and the last one if nothing was deleted of the key later.
+    """
+    deleted_at = {each.key: each.deleted_at for each in restore.keys if each.key is not None}
+    found = await asyncio.to_thread(restore.archive.collections, deleted_at)
+    rows = [row for some in found.values() for row in some]
+    if not rows:
+        return {}
+    query = LedgerQuery(
+        keys=tuple(map(glob.escape, found)), ids=tuple(row.latest_id for row in rows), servers=(*restore.addresses,)
+    )
+    ledger = await asyncio.to_thread(restore.archive.ledger, query, dict(restore.unreadable))
+    gone_at = dict(zip(read_ids(ledger.column("id").to_pylist()), ledger.column("decided_at").to_pylist(), strict=True))
+    return {row.key: row for row in rows if row.latest_id in gone_at and gone_at[row.latest_id] >= deleted_at[row.key]}
 
 
 def read_entries(version: ArchivedVersion) -> dict[str, Any] | None:
@@ -315,9 +340,9 @@ def fits(batch: Sequence[KeyRestore]) -> bool:
     return sum(sum(each.sizes) for each in batch) <= MAX_BATCH_BYTES
 
 
-async def read_archived(archive: Archive, query: LedgerQuery) -> AsyncGenerator[list[ArchivedVersion]]:
+async def read_archived(restore: Restore, query: LedgerQuery) -> AsyncGenerator[list[ArchivedVersion]]:
     """Read versions with their payloads, by key, then from old to new; those without a key come last."""
-    reading = await asyncio.to_thread(archive.versions, query)
+    reading = await asyncio.to_thread(restore.archive.versions, query, restore.unreadable)
     while (versions := await asyncio.to_thread(next, reading, None)) is not None:
         yield versions
 
@@ -331,7 +356,7 @@ class ArchivedStream:
 
     def __init__(self, restore: Restore) -> None:
         self.is_broken = False
-        self._reading = read_archived(restore.archive, restore.query)
+        self._reading = read_archived(restore, restore.query)
         self._ahead: asyncio.Task[list[ArchivedVersion] | None] | None = None
         self._waiting: list[ArchivedVersion] = []
 
@@ -384,7 +409,7 @@ async def read_key(restore: Restore, each: KeyRestore) -> AsyncGenerator[list[Ar
     """
     ids = set(each.ids)
     query = restore.query if each.key is None else replace(restore.query, keys=(glob.escape(each.key),))
-    async for versions in read_archived(restore.archive, query):
+    async for versions in read_archived(restore, query):
         if some := [version for version in versions if version.id in ids]:
             yield some
 

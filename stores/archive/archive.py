@@ -120,27 +120,43 @@ class Archive:
         """Return in words what is not as it should be: missing, damaged, left over, foreign."""
         return find_problems(self._location)
 
-    def ledger(self, query: LedgerQuery = EVERYTHING) -> Any:  # noqa: ANN401 - a table of pyarrow, which has no types
-        """Read which versions were deleted, when and why: a row for each, of the last part that has it, oldest deletion first.
+    def ledger(self, query: LedgerQuery = EVERYTHING, unreadable: dict[str, str] | None = None) -> Any:  # noqa: ANN401
+        """Read which versions were deleted, when and why: the last deletion of each that is asked for, the oldest first.
 
         The columns are those of `ArchivedVersion` but for data, metadata and description, and `has_payload`, which says
-        whether these are in the archive. What a run archived and then did not delete is not among them.
-        """
-        return read_ledger(read_catalog(self._location), query)
+        whether the archive has these of any deletion. What a run archived and then did not delete is not among them.
 
-    def versions(self, query: LedgerQuery = EVERYTHING) -> Iterator[list[ArchivedVersion]]:
+        Args:
+            query: What is asked for.
+            unreadable: Gets the names of the parts that cannot be read and may have something of it, and what to do. By
+                default, the first one is raised.
+
+        Raises:
+            ArchiveError: The archive cannot be read.
+        """
+        return read_ledger(read_catalog(self._location), query, unreadable)
+
+    def versions(self, query: LedgerQuery = EVERYTHING, without: Collection[str] = ()) -> Iterator[list[ArchivedVersion]]:
         """Read versions with their payloads, about 8 MB at a time, by key, creation and id; those without a key come last.
+
+        Each is read once, as the last run that archived its payload has it; of which, the query need not be true.
+
+        Args:
+            query: Which versions.
+            without: The names of parts that are passed over.
 
         Raises:
             ArchiveError: A part is not as it was written. What was yielded before is.
         """
-        return read_versions(read_catalog(self._location), query)
+        return read_versions(read_catalog(self._location), query, without)
 
-    def collections(self, keys: Collection[str]) -> dict[str, CollectionRow]:
-        """Return the server's rows of keys that went as a whole: the last one of each."""
-        wanted = frozenset(keys)
-        rows = (row for part in self.manifests() for row in part.collections)
-        return {row.key: row for row in rows if row.key in wanted}
+    def collections(self, keys: Collection[str]) -> dict[str, list[CollectionRow]]:
+        """Return the rows of keys that went as a whole, on whatever server: those of each key, the oldest first."""
+        found: dict[str, list[CollectionRow]] = {key: [] for key in keys}
+        for row in (row for part in self.manifests() for row in part.collections):
+            if row.key in found:
+                found[row.key].append(row)
+        return {key: rows for key, rows in found.items() if rows}
 
     def prune(self, now: datetime, keep_days: float, ledger_keep_days: float) -> PruneResult:
         """Remove the payloads of runs older than `keep_days`, and runs older than `ledger_keep_days` whole; 0 is never."""

@@ -10,8 +10,9 @@ import pickle
 import re
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from fnmatch import translate
 from functools import reduce
 from typing import Any, NamedTuple, Self
@@ -30,27 +31,30 @@ BATCH_BYTES = 8_000_000
 HAS_PAYLOAD = "has_payload"
 """The column of a ledger that says whether a version can be restored."""
 
+CLOCK_SKEW = timedelta(days=1)
+"""How far the clock of a machine may be behind that of a server. With less, a part that cannot be read may be passed over."""
+
 _KEY = SCHEMA.names.index("key")
 _WILDCARD = re.compile(r"[*?[]")
 _PART, _ROW, _ORDER = "part", "row", "order"
 
 
-def read_ledger(catalog: Catalog, query: LedgerQuery) -> Any:  # noqa: ANN401 - pyarrow has no types
+def read_ledger(catalog: Catalog, query: LedgerQuery, unreadable: dict[str, str] | None) -> Any:  # noqa: ANN401 - pyarrow
     """Read a row for each version, without its payload, in the order of deletion."""
-    if query.keys or query.ids:
-        rows = _find(catalog, query, LEDGER)
-    else:
-        # How little is asked for shows only when a few columns of all parts are read.
-        rows = _find(catalog, query, ())
-        chosen = [(number, rows.filter(pc.equal(rows[_PART], number))[_ROW]) for number in pc.unique(rows[_PART]).to_pylist()]
-        rows = _concat(at_once(lambda each: _complete(catalog, *each), chosen), LEDGER)
+    # How little is asked for without keys and ids shows only when a few columns of all parts are read.
+    is_narrow = bool(query.keys or query.ids)
+    copies = _find(catalog, query, LEDGER if is_narrow else (), unreadable)
+    rows = _last_of_each(_asked(copies, query), _same(query))
+    if not is_narrow:
+        chosen = {number: rows.filter(pc.equal(rows[_PART], number))[_ROW] for number in pc.unique(rows[_PART]).to_pylist()}
+        found = _each_part(lambda number: _complete(catalog, number, chosen[number]), catalog, chosen, query, unreadable)
+        rows = _concat(found, LEDGER)
     rows = rows.sort_by([(name, "ascending") for name in ("decided_at", "key", "created", "id")])
-    with_payload = [number for number, part in enumerate(catalog.parts) if part.has_payloads]
-    has_payload = pc.is_in(rows[_PART], pa.array(with_payload, pa.int32()))
-    return rows.select(LEDGER).append_column(HAS_PAYLOAD, has_payload)
+    with_payload = copies.filter(_has_payload(copies, catalog))["id"]
+    return rows.select(LEDGER).append_column(HAS_PAYLOAD, pc.is_in(rows["id"], pc.unique(with_payload)))
 
 
-def read_versions(catalog: Catalog, query: LedgerQuery) -> Iterator[list[ArchivedVersion]]:
+def read_versions(catalog: Catalog, query: LedgerQuery, without: Collection[str]) -> Iterator[list[ArchivedVersion]]:
     """Read versions with their payloads, about 8 MB at a time, by key, then from old to new.
 
     Each row group is read once, in whatever order that is; versions that come before their turn wait in a temporary file.
@@ -59,8 +63,13 @@ def read_versions(catalog: Catalog, query: LedgerQuery) -> Iterator[list[Archive
         ArchiveError: A part is not as it was written.
     """
     order_by = ("key", "created", "id")
-    rows = _find(catalog, query, order_by).sort_by([(name, "ascending") for name in order_by])
-    rows = rows.select([_PART, _ROW])
+    copies = _find(catalog, query, order_by, without=without)
+    if _filtered_columns(query):
+        copies = copies.filter(pc.is_in(copies["id"], pc.unique(_asked(copies, query)["id"])))
+    # What was deleted again may be in the ledger only.
+    copies = copies.append_column(HAS_PAYLOAD, _has_payload(copies, catalog))
+    rows = _last_of_each(copies.sort_by([(name, "ascending") for name in (HAS_PAYLOAD, _PART, _ROW)]), _same(query))
+    rows = rows.sort_by([(name, "ascending") for name in order_by]).select([_PART, _ROW])
     batch: list[ArchivedVersion] = []
     size, due = 0, 0
     with catalog.location.doing("keep versions in a temporary file"), _Waiting(len(rows)) as waiting:
@@ -138,17 +147,65 @@ def _payloads_of_part(
                     yield from zip(ranks.filter(mask).to_pylist(), to_versions(table), strict=True)
 
 
-def _find(catalog: Catalog, query: LedgerQuery, columns: Sequence[str]) -> Any:  # noqa: ANN401
-    """Find the rows of the versions that are asked for, each once, with the number of its part and its place in there."""
-    # A version may have been offloaded again, with other data: what stands in their place names the run.
-    same = ("id", "run_id") if query.offloaded else ("id",)
-    columns = [*dict.fromkeys((*columns, *same, "decided_at", *_filtered_columns(query)))]
-    found = at_once(lambda number: _scan(catalog, number, query, columns), range(len(catalog.parts)))
+def _find(
+    catalog: Catalog,
+    query: LedgerQuery,
+    columns: Sequence[str],
+    unreadable: dict[str, str] | None = None,
+    without: Collection[str] = (),
+) -> Any:  # noqa: ANN401
+    """Find the rows whose key, id and server are asked for, with the number of their part and their place in there.
+
+    A version has several if it was restored and deleted again; they are in the order in which they were written.
+    """
+    same = _same(query)
+    columns = [*dict.fromkeys((*columns, *same, *_filtered_columns(query)))]
+    numbers = [number for number, part in enumerate(catalog.parts) if part.name not in without]
+    found = _each_part(lambda number: _scan(catalog, number, query, columns), catalog, numbers, query, unreadable)
     rows = _without_spared(_concat(found, columns), catalog)
-    # Only key and id are the same in each row of a version. Whether all else that is asked for applies, its last row decides.
-    if _filtered_columns(query):
-        rows = rows.filter(pc.is_in(rows["id"], pc.unique(_asked(rows, query)["id"])))
-    return _asked(_last_of_each(rows, same), query)
+    return _without_superseded(_asked(rows, LedgerQuery(servers=query.servers)), same, catalog)
+
+
+def _same(query: LedgerQuery) -> tuple[str, ...]:
+    """The columns by which rows are of the same version, so that the last one counts."""
+    # A version may have been offloaded again, with other data: what stands in their place names the run.
+    return ("id", "run_id") if query.offloaded else ("id",)
+
+
+def _each_part(
+    read: Callable[[int], list[Any]],
+    catalog: Catalog,
+    numbers: Iterable[int],
+    query: LedgerQuery,
+    unreadable: dict[str, str] | None,
+) -> list[list[Any]]:
+    """Read some parts, several at once. One that cannot be read is named, or raised, if it may have what is asked for."""
+
+    def attempt(number: int) -> list[Any]:
+        try:
+            return read(number)
+        except ArchiveError as error:
+            part = catalog.parts[number]
+            if _may_be_in(part, catalog, query):
+                if unreadable is None:
+                    raise
+                unreadable[part.name] = (
+                    f"{error}: its {part.rows} versions cannot be read. "
+                    f"Put it back, or remove {manifest_file(part.name)} to do without them"
+                )
+            return []
+
+    return at_once(attempt, numbers)
+
+
+def _may_be_in(part: PartManifest, catalog: Catalog, query: LedgerQuery) -> bool:
+    """Whether a part may have what is asked for, as far as the manifests tell."""
+    runs = [run for run in catalog.runs if run.run_id == part.run_id]
+    if runs and query.runs and not {part.run_id, *(run.run_name for run in runs)} & {*query.runs}:
+        return False
+    if runs and query.servers and not {run.server for run in runs} & {*query.servers}:
+        return False
+    return query.since is None or part.written_at >= query.since - CLOCK_SKEW
 
 
 def _scan(catalog: Catalog, number: int, query: LedgerQuery, columns: list[str]) -> list[Any]:
@@ -280,14 +337,32 @@ def _without_spared(rows: Any, catalog: Catalog) -> Any:  # noqa: ANN401
     return rows.filter(pc.invert(pc.is_in(pa.array(range(len(rows)), pa.int64()), pa.array(gone, pa.int64()))))
 
 
+def _without_superseded(rows: Any, same: Sequence[str], catalog: Catalog) -> Any:  # noqa: ANN401
+    """Leave out what a killed run archived and a later one archived again: only that one has deleted it."""
+    is_last = _is_last(rows, same)
+    ended = {run.run_id for run in catalog.runs}
+    of_ended = [number for number, part in enumerate(catalog.parts) if part.run_id in ended]
+    return rows.filter(pc.or_(is_last, pc.is_in(rows[_PART], pa.array(of_ended, pa.int32()))))
+
+
 def _last_of_each(rows: Any, same: Sequence[str]) -> Any:  # noqa: ANN401
-    """Leave the last row of those that are the same by some columns: parts are numbered in the order of their writing."""
+    """Leave the last row of each version."""
+    return rows.filter(_is_last(rows, same))
+
+
+def _is_last(rows: Any, same: Sequence[str]) -> Any:  # noqa: ANN401
+    """Which rows are the last of their version. Parts are numbered in the order in which they were written."""
+    places = pa.array(range(len(rows)), pa.int64())
     if pc.count_distinct(rows["id"]).as_py() == len(rows):
-        return rows
-    rows = rows.sort_by([(name, "ascending") for name in ("decided_at", _PART, _ROW)])
-    rows = rows.append_column(_ORDER, pa.array(range(len(rows)), pa.int64()))
-    last = rows.group_by([*same]).aggregate([(_ORDER, "max")])[f"{_ORDER}_max"]
-    return rows.take(last).drop_columns([_ORDER])
+        return pc.is_valid(places)
+    last = rows.select(same).append_column(_ORDER, places).group_by([*same]).aggregate([(_ORDER, "max")])[f"{_ORDER}_max"]
+    return pc.is_in(places, last)
+
+
+def _has_payload(rows: Any, catalog: Catalog) -> Any:  # noqa: ANN401
+    """Which rows are of parts with payloads."""
+    with_payload = [number for number, part in enumerate(catalog.parts) if part.has_payloads]
+    return pc.is_in(rows[_PART], pa.array(with_payload, pa.int32()))
 
 
 def _asked(rows: Any, query: LedgerQuery) -> Any:  # noqa: ANN401

@@ -114,7 +114,7 @@ async def test_what_is_deleted_is_in_the_archive(server: Server, folder: Path) -
     assert (report.outcome, report.deleted, report.archive.versions) == ("completed", 5, 5)
     latest = [version for version in found.values() if version.was_latest]
     assert [version.key for version in latest] == ["idle-key"]
-    assert open_archive(str(folder)).collections(["idle-key", "report"])["idle-key"].latest_id == latest[0].id
+    assert open_archive(str(folder)).collections(["idle-key", "report"])["idle-key"][-1].latest_id == latest[0].id
     assert {(version.key, *version.rules, version.policy) for version in found.values()} == {
         ("report", "unclaimed", "keep one"),
         ("idle-key", "drop_idle_keys_after_days", "idle"),

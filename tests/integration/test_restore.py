@@ -21,12 +21,12 @@ from prefect_artifact_retention.flows.settings import load_settings
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
 from prefect_artifact_retention.stores import reposting
 from prefect_artifact_retention.stores.archive.archive import Archive
-from prefect_artifact_retention.stores.archive.model import ArchiveError, LedgerQuery
+from prefect_artifact_retention.stores.archive.model import ArchiveError, CollectionRow, LedgerQuery
 from prefect_artifact_retention.tasks import restore_plan
 from prefect_artifact_retention.tasks.restore import restore_all
 from prefect_artifact_retention.tasks.restore_plan import Selection, plan_restore
 from prefect_artifact_retention.tasks.restore_report import RestoreReport
-from restoring import EVERYTHING, RUN_NAME, archived, collection_rows, made, snapshot, write_archive
+from restoring import DECIDED_AT, EVERYTHING, RUN_NAME, archived, collection_rows, made, snapshot, write_archive
 from servers import BY_DATABASE, BY_FAKE, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on, thorough
 
 AnyServer = Server | FakeServer
@@ -55,7 +55,16 @@ TEXTS = (
 )
 """Texts of JSON, most of which are not the same once they have been read and written."""
 
-SQLITE_TEXTS = (*TEXTS, "NaN", "1e999", "0.30000000000000004", "9223372036854775807", "9223372036854775808", "-5")
+SQLITE_TEXTS = (
+    *TEXTS,
+    "NaN",
+    "1e999",
+    "0.30000000000000004",
+    "9223372036854775807",
+    "9223372036854775808",
+    "-9223372036854775808",
+    "-5",
+)
 
 
 async def restore(
@@ -164,6 +173,42 @@ async def test_what_a_cleanup_has_deleted_comes_back_from_its_archive_as_the_ser
             await restore_all(opened)
     assert (opened.report.causes(), opened.report.restored) == ([], 10)
     assert await snapshot(server.database) == before
+
+
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+async def test_the_collection_of_another_server_is_none_of_this_one(server: Server, tmp_path: Path) -> None:
+    """One archive serves several, which have keys of the same name."""
+    rows = series("report", [1, 2, 3])
+    await server.database.insert(rows)
+    await server.database.run("UPDATE artifact_collection SET metadata_ = 'null'")
+    before = await snapshot(server.database)
+    archive = await delete(server, tmp_path, rows, ["report"])
+    theirs = made("report", 7, "https://elsewhere.example/api")
+    row = CollectionRow(key="report", id=theirs.id, created=theirs.created, updated=theirs.created, latest_id=theirs.id)
+    write_archive(tmp_path / "archive", [theirs], [row])
+    with server.active():
+        await restore(archive, hold_days=0)
+    assert await snapshot(server.database) == before
+
+
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+async def test_the_collection_of_an_earlier_deletion_is_none_of_the_key_that_came_after_it(
+    server: Server, tmp_path: Path
+) -> None:
+    """The key went as a whole, came again, went in parts, and the rest by hand: its newest version is the latest again."""
+    old, new = series("report", [30, 31]), series("report", [1, 2])
+    await server.database.insert(old)
+    await delete(server, tmp_path, old, ["report"])
+    await server.database.insert(new)
+    second = await archived(server, f"{server.local.address}/api", [row.id for row in new])
+    later = DECIDED_AT + timedelta(days=1)
+    archive = write_archive(tmp_path / "archive", [each._replace(decided_at=later, was_latest=False) for each in second])
+    for row in new:
+        await server.database.delete_version(row.id)
+    await server.database.delete_key("report")
+    with server.active():
+        assert (await restore(archive, hold_days=0)).restored == 4
+    assert await latest(server, "report") == new[0].id
 
 
 @on(*BY_DATABASE)
@@ -412,6 +457,78 @@ async def test_the_same_key_is_restored_through_the_api_only_if_it_has_gone(serv
         await restore(archive, LedgerQuery(keys=("there",)), to_key="elsewhere", hold_days=0)
     assert [each["data"] for each in await server.database.versions("elsewhere")] == ["there 2", "there 1"]
     assert len(await server.database.versions("there")) == 1
+
+
+@on(*BY_FAKE, SQLITE_DATABASE)
+async def test_the_original_key_is_no_key_to_restore_to_while_it_has_versions(server: AnyServer, tmp_path: Path) -> None:
+    """Old versions would become its latest ones, also where a database is set: under another key, nothing is exact."""
+    archive = write_archive(tmp_path / "archive", [made("report", number, f"{server.local.address}/api") for number in (1, 2)])
+    (there,) = await server.database.insert(series("report", [1]))
+    with server.active():
+        report = await restore(archive, to_key="report")
+        assert "nothing is restored beside them through the API" in report.key_reports[0].error
+        assert await server.database.ids() == {there.id}
+        await server.database.delete_version(there.id)
+        await server.database.delete_key("report")
+        assert (await restore(archive, to_key="report")).restored == 2
+
+
+@on(*BY_FAKE)
+async def test_a_key_that_is_written_again_before_its_restore_keeps_its_latest_version(
+    server: AnyServer, tmp_path: Path
+) -> None:
+    """When the restore was planned, it had no versions."""
+    archive = write_archive(tmp_path / "archive", [made("gone", number, f"{server.local.address}/api") for number in (1, 2)])
+    with server.active():
+        async with open_restore(load_settings(), Selection(EVERYTHING, same_key=True), archive=archive) as opened:
+            await plan_restore(opened)
+            assert opened.report.causes() == []
+            (new,) = await server.database.insert(series("gone", [1]))
+            await restore_all(opened)
+    assert "nothing is restored beside them through the API" in opened.report.key_reports[0].error
+    assert await server.database.ids() == {new.id}
+
+
+async def test_a_version_that_the_server_refuses_costs_itself_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key is one that failed, with the version's id; the newer versions of it are restored."""
+    with FakeServer().listening() as server:
+        versions = [made("report", number, f"{server.address}/api") for number in range(5)]
+        archive = write_archive(tmp_path / "archive", versions)
+        answer = server.answer
+
+        async def refusing(request: httpx.Request) -> httpx.Response:
+            if request.method == "POST" and request.url.path.endswith("/artifacts/") and b"number 1" in request.content:
+                return httpx.Response(422, json={"detail": "too odd"}, request=request)
+            return await answer(request)
+
+        monkeypatch.setattr(server, "answer", refusing)
+        with server.active():
+            report = await restore(archive)
+        (key,) = report.key_reports
+        assert key.restored == 4
+        assert f"version {versions[1].id} is not restored" in key.error
+        assert "422" in key.error
+        restored = await server.database.versions("report-restored")
+        assert [each["data"] for each in restored] == [f"report {number}" for number in (4, 3, 2, 0)]
+
+
+@on(*BY_FAKE)
+async def test_a_part_of_the_archive_that_is_missing_costs_its_own_versions_only(server: AnyServer, tmp_path: Path) -> None:
+    """The restore fails, and says which part it is, and how to do without it."""
+    address = f"{server.local.address}/api"
+    archive = write_archive(tmp_path / "archive", [made("a", number, address) for number in range(3)])
+    (part,) = (tmp_path / "archive/data").iterdir()
+    write_archive(tmp_path / "archive", [made(key, number, address) for number in range(3, 5) for key in ("a", "b")])
+    part.unlink()
+    with server.active():
+        preview = await restore(archive, applies=False)
+        report = await restore(archive)
+        assert (await restore(archive, LedgerQuery(keys=("b",)))).causes() == []
+    assert [(each.key, each.restored, each.error) for each in report.key_reports] == [("a", 2, ""), ("b", 2, "")]
+    (error,) = report.causes()
+    assert preview.causes() == [error]
+    assert f"cannot read data/{part.name}" in error
+    assert f"Put it back, or remove manifests/{part.stem}.json to do without them" in error
 
 
 @on(*BY_FAKE)

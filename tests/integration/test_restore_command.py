@@ -117,6 +117,13 @@ async def test_a_restore_that_fails_is_a_failed_flow_run_with_its_report(server:
         assert [each.restored for each in failed.value.report.key_reports] == [1, 0]
         with pytest.raises(ConfigurationError, match="parameters: name what is to be restored"):
             await artifact_restore(apply=True)
+        for given, message in (
+            ({"to_key": "X Y"}, "to_key = 'X Y' is no key"),
+            ({"to_key": "y", "same_key": True}, "contradict"),
+        ):
+            with pytest.raises(ConfigurationError, match=f"parameters: .*{message}"):
+                await artifact_restore(keys=["there"], **given)
+        assert (await artifact_restore(from_server=f"{address}/")).missing == 2
         preview = await artifact_restore()
         assert (preview.applied, preview.present, preview.missing) == (False, 0, 2)
     report = await call.json(server, "restore", "--key", "there", "--same-key", "--apply", code=1)
@@ -173,6 +180,22 @@ def test_the_ledger_is_listed_without_a_server_the_last_deletions_first(
     assert "1 deleted version in the archive" in text
     assert f"{b[1]}" in text
     assert "(without its data in the archive)" in text
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_part_that_is_missing_is_told_beside_what_the_others_have(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The list may not be all there is: exit code 1, unless the part cannot have what is asked for."""
+    write_archive(folder / "archive", [made("a", 1, NOWHERE)])
+    (part,) = (folder / "archive/data").iterdir()
+    write_archive(folder / "archive", [made("b", 1, NOWHERE)])
+    part.unlink()
+    assert main(["deleted", "--json"]) == 1
+    captured = capsys.readouterr()
+    listed = json.loads(captured.out)
+    assert [each["key"] for each in listed["versions"]] == ["b"]
+    assert f"remove manifests/{part.stem}.json to do without them" in listed["errors"][0]
+    assert f"cannot read data/{part.name}" in captured.err
+    assert main(["deleted", "--key", "b"]) == 0
 
 
 BAD_USAGE = [

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,31 @@ def test_a_part_that_is_cut_or_gone_is_told(archive: Archive, tmp_path: Path) ->
         archive.ledger()
     (tmp_path / "archive/manifests/run-1-00001.json").unlink()
     assert len(ledger_ids(archive)) == 1
+
+
+def test_a_part_that_is_gone_is_in_nobodys_way_who_asks_for_something_else(archive: Archive, tmp_path: Path) -> None:
+    """By its keys, its run, its server and its time; else it is named beside what the others have."""
+    write(archive, [archived("audit"), archived("billing")])
+    end(archive, 1)
+    (report,) = by(3, [archived("report")])
+    write(archive, [report])
+    (tmp_path / "archive/data/run-1-00001.parquet").unlink()
+    for query in (
+        LedgerQuery(keys=["report"]),
+        LedgerQuery(runs=["fox-3"]),
+        LedgerQuery(servers=["http://other.example/api"]),
+        LedgerQuery(since=datetime.now(UTC) + timedelta(days=2)),
+    ):
+        archive.ledger(query)
+    unreadable: dict[str, str] = {}
+    assert archive.ledger(LedgerQuery(runs=["run-1", "run-3"]), unreadable)["key"].to_pylist() == ["report"]
+    assert [*unreadable] == ["run-1-00001"]
+    assert "cannot read data/run-1-00001.parquet" in unreadable["run-1-00001"]
+    advice = "its 2 versions cannot be read. Put it back, or remove manifests/run-1-00001.json to do without them"
+    assert unreadable["run-1-00001"].endswith(advice)
+    assert [*archive.versions(without=unreadable)] == [[plain(report)]]
+    with pytest.raises(ArchiveError, match=r"data/run-1-00001.parquet"):
+        [*read(archive)]
 
 
 def test_a_half_written_part_does_not_count_though_it_can_be_read(archive: Archive, tmp_path: Path) -> None:

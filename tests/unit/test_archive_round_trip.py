@@ -112,6 +112,39 @@ def test_the_last_part_that_has_a_version_is_right_about_it(archive: Archive) ->
     assert ledger_ids(archive, LedgerQuery(since=NIGHT + timedelta(seconds=1))) == [second.id]
 
 
+def test_what_was_deleted_again_is_a_deletion_of_both_runs(archive: Archive) -> None:
+    """It was restored between them. The last run has kept the ledger only, and the payload is still that of the first."""
+    version = archived()
+    write(archive, [version])
+    end(archive, 1)
+    write(archive, by(2, [version]), payloads=False)
+    end(archive, 2)
+    for run, query in enumerate((LedgerQuery(runs=["run-1"]), LedgerQuery(runs=["run-2"])), 1):
+        (row,) = archive.ledger(query).to_pylist()
+        assert (row["run_id"], row["has_payload"]) == (f"run-{run}", True)
+        assert [*read(archive, query)] == [plain(version)]
+    assert ledger_ids(archive, LedgerQuery(until=NIGHT)) == ledger_ids(archive) == [version.id]
+
+
+def test_the_part_that_was_written_last_is_right_also_if_its_run_began_earlier(archive: Archive) -> None:
+    """A run that began later archived the version, and was killed; then it was changed, archived anew and deleted."""
+    version = archived()
+    write(archive, by(2, [version._replace(data='"as it was"')]))
+    write(archive, [version])
+    end(archive, 1)
+    assert [*read(archive)] == [plain(version)]
+    assert archive.ledger().column("run_id").to_pylist() == ["run-1"]
+
+
+def test_the_copy_of_another_server_is_never_that_of_the_one_asked_for(archive: Archive) -> None:
+    """A clone of a server has versions with the same ids."""
+    version = archived()
+    write(archive, [version])
+    end(archive, 1)
+    write(archive, by(2, [version._replace(data='"of the clone"')], server="http://clone.example/api"))
+    assert [*read(archive, LedgerQuery(servers=[version.server]))] == [plain(version)]
+
+
 def test_what_a_run_did_not_delete_after_all_is_not_in_its_ledger(archive: Archive) -> None:
     """It is in that of the run that did, later or earlier."""
     kept, twice, gone = archived(), archived(), archived()
@@ -206,14 +239,14 @@ def test_payloads_come_a_few_megabytes_at_a_time(archive: Archive) -> None:
     ]
 
 
-def test_the_last_row_of_a_collection_is_the_one_that_counts(archive: Archive) -> None:
+def test_the_rows_of_a_collection_are_read_with_the_last_one_at_the_end(archive: Archive) -> None:
     """A key that goes as a whole, is written again, and goes again."""
     rows = [CollectionRow(key="report", id=UUID(int=n), created=NIGHT, updated=NIGHT, latest_id=UUID(int=n)) for n in (1, 2)]
     for number, row in enumerate(rows, 1):
         with archive.stage(f"run-{number}-00001") as part:
             part.add(by(number, [archived()]))
             part.publish([row])
-    assert archive.collections(["report", "other"]) == {"report": rows[1]}
+    assert archive.collections(["report", "other"]) == {"report": rows}
 
 
 @pytest.mark.parametrize(
