@@ -82,11 +82,13 @@ class Ledger(BaseModel):
         archive: The address of the archive.
         total: How many were found.
         versions: The last of them, as many as were asked for.
+        unended_runs: The runs that deleted them, if they said nothing in the end: some of their versions may still be there.
     """
 
     archive: str
     total: int
     versions: list[DeletedVersion]
+    unended_runs: list[str] = []
 
 
 def make_query(  # noqa: PLR0913 - what can be asked for
@@ -182,10 +184,17 @@ async def read_ledger(settings: RetentionSettings, query: LedgerQuery, limit: in
         StoreError: The archive cannot be read.
     """
     async with open_ledger(settings) as archive:
+        # First, because a run may end meanwhile.
+        unended = await asyncio.to_thread(archive.unended_runs)
         table = await asyncio.to_thread(archive.ledger, query)
     total = len(table)
     rows: list[dict[str, Any]] = table.slice(max(0, total - limit) if limit else 0).to_pylist()
-    return Ledger(archive=archive.url, total=total, versions=[DeletedVersion(**row) for row in reversed(rows)])
+    return Ledger(
+        archive=archive.url,
+        total=total,
+        versions=[DeletedVersion(**row) for row in reversed(rows)],
+        unended_runs=sorted(unended.intersection(table["run_id"].unique().to_pylist())),
+    )
 
 
 def show(ledger: Ledger) -> None:
@@ -200,7 +209,9 @@ def show(ledger: Ledger) -> None:
     several = len({version.server for version in ledger.versions}) > 1
     header = [*HEADER, *(["Server"] if several else [])]
     rows = [_cells(version, several=several) for version in ledger.versions]
-    terminal.show(title, terminal.WholeTable([Text(name) for name in header], rows))
+    last_word = "ended without its last word: some of its versions may still be there"
+    warnings = (Text(f"Run {printable(run_id)} {last_word}", style="yellow") for run_id in ledger.unended_runs)
+    terminal.show(title, *warnings, terminal.WholeTable([Text(name) for name in header], rows))
 
 
 def _cells(version: DeletedVersion, *, several: bool) -> list[Text]:

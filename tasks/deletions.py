@@ -85,8 +85,13 @@ async def _delete(run: Run, store: ApiStore, version: Version, deadline: float) 
     try:
         is_ours = await store.delete(version.id, deadline=deadline)
     except OutdatedCheckError as error:
-        if not error.is_sent:
+        if error.is_sent:
+            run.archive.unanswered.add(version.id)
+        else:
             run.archive.trust([version.id])
+        raise
+    except BaseException:  # also a cancellation
+        run.archive.unanswered.add(version.id)
         raise
     run.archive.settle([version.id], deleted=is_ours)
     return is_ours

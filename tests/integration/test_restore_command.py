@@ -13,7 +13,7 @@ from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.flows.restore import artifact_restore
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
 from prefect_artifact_retention.tasks.restore_report import RestoreFailed
-from restoring import RUN_NAME, made, snapshot, write_archive
+from restoring import RUN_ID, RUN_NAME, made, snapshot, write_archive
 from servers import POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, on, thorough
 
 AnyServer = Server | FakeServer
@@ -154,6 +154,23 @@ def test_the_ledger_is_listed_without_a_server_the_last_deletions_first(
     assert "1 deleted version in the archive" in text
     assert f"{b[1]}" in text
     assert "(without its data in the archive)" in text
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_ledger_names_a_run_that_was_killed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some of what it archived may still be there; of one that has ended, that is known."""
+    write_archive(folder / "archive", [made("a", 1, NOWHERE)])
+    warning = f"Run {RUN_ID} ended without its last word: some of its versions may still be there"
+
+    def told() -> tuple[bool, list[str]]:
+        assert main(["deleted"]) == 0
+        is_shown = warning in capsys.readouterr().out
+        assert main(["deleted", "--json"]) == 0
+        return is_shown, json.loads(capsys.readouterr().out)["unended_runs"]
+
+    assert told() == (False, [])
+    (folder / f"archive/manifests/{RUN_ID}.json").unlink()
+    assert told() == (True, [RUN_ID])
 
 
 BAD_USAGE = [
