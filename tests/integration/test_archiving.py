@@ -422,14 +422,17 @@ async def test_a_version_that_is_deleted_before_it_is_asked_for_again_counts_as_
 
 
 @on(FAKE)
-async def test_a_version_that_is_deleted_after_the_run_counts_as_deleted(server: FakeServer, folder: Path) -> None:
-    """The server has not answered, and the version is still there when the run ends; a restore does nothing then."""
+async def test_a_version_that_is_deleted_after_the_run_counts_as_deleted(
+    server: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server was always too late, and the version is still there when the run ends; a restore does nothing then."""
+    monkeypatch.setattr(checks, "MAX_CHECK_AGE_SECONDS", 0.4)
     rows = await server.database.insert(series("report", [1, 2, 3, 4]))
 
-    async def time_out(_number: int, request: httpx.Request) -> httpx.Response:
-        raise httpx.ReadTimeout("injected", request=request)
+    async def wait(_number: int, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(429, headers={"Retry-After": "0.5"}, json={}, request=request)
 
-    with deletions_of(server, rows[2], time_out), pytest.raises(CleanupFailed):
+    with deletions_of(server, rows[2], wait), pytest.raises(CleanupFailed):
         await server.cleanup([KEEP_1], mode="delete")
     assert rows[2].id in await server.database.keys()
     assert rows[2].id in archived(folder)
