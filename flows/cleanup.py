@@ -219,6 +219,8 @@ async def open_archive_of(settings: RetentionSettings, client: PrefectClient | N
         source = settings.source("archive_block")
         data = await _block_data(client, name, "Remote File System", source)
         url, options = str(data.get("basepath") or ""), data.get("settings") or {}
+        if not url.strip():
+            raise ConfigurationError(f"{source}: the Remote File System block {name} has no base path")
     if not url:
         return None
     try:

@@ -83,12 +83,14 @@ class Ledger(BaseModel):
         total: How many were found.
         versions: The last of them, as many as were asked for.
         errors: The parts of the archive that cannot be read and may have more of what was asked for, and what to do.
+        unended_runs: The runs that deleted them, if they said nothing in the end: some of their versions may still be there.
     """
 
     archive: str
     total: int
     versions: list[DeletedVersion]
     errors: list[str] = []
+    unended_runs: list[str] = []
 
 
 def make_query(  # noqa: PLR0913 - what can be asked for
@@ -185,11 +187,18 @@ async def read_ledger(settings: RetentionSettings, query: LedgerQuery, limit: in
     """
     unreadable: dict[str, str] = {}
     async with open_ledger(settings) as archive:
+        # First, because a run may end meanwhile.
+        unended = await asyncio.to_thread(archive.unended_runs)
         table = await asyncio.to_thread(archive.ledger, query, unreadable)
     total = len(table)
     rows: list[dict[str, Any]] = table.slice(max(0, total - limit) if limit else 0).to_pylist()
-    versions = [DeletedVersion(**row) for row in reversed(rows)]
-    return Ledger(archive=archive.url, total=total, versions=versions, errors=list(unreadable.values()))
+    return Ledger(
+        archive=archive.url,
+        total=total,
+        versions=[DeletedVersion(**row) for row in reversed(rows)],
+        errors=list(unreadable.values()),
+        unended_runs=sorted(unended.intersection(table["run_id"].unique().to_pylist())),
+    )
 
 
 def show(ledger: Ledger) -> None:
@@ -204,7 +213,9 @@ def show(ledger: Ledger) -> None:
     several = len({version.server for version in ledger.versions}) > 1
     header = [*HEADER, *(["Server"] if several else [])]
     rows = [_cells(version, several=several) for version in ledger.versions]
-    terminal.show(title, terminal.WholeTable([Text(name) for name in header], rows))
+    last_word = "ended without its last word: some of its versions may still be there"
+    warnings = (Text(f"Run {printable(run_id)} {last_word}", style="yellow") for run_id in ledger.unended_runs)
+    terminal.show(title, *warnings, terminal.WholeTable([Text(name) for name in header], rows))
 
 
 def _cells(version: DeletedVersion, *, several: bool) -> list[Text]:

@@ -312,15 +312,16 @@ class ApiStore(Paging):
         runs = await self._existing("flow_runs", flow_runs, read_run) + await self._existing("task_runs", task_runs, read_run)
         return {run_id: since for run_id, since, finished in runs if not finished}
 
-    async def delete(self, version_id: UUID, *, deadline: float = inf) -> bool:
+    async def delete(self, version_id: UUID, *, deadline: float = inf, attempts: list[float] | None = None) -> bool:
         """Delete one version. Return True if this call deleted it, False if it no longer existed.
 
-        A 404 may come from a proxy, so it counts only if the server does not count the version either.
+        A 404 may come from a proxy, so it counts only if the server does not count the version either. Of `attempts`, see
+        `Connection.request`.
 
         Raises:
             OutdatedCheckError: The deadline, by the monotonic clock, has passed before the server took it.
         """
-        attempts: list[float] = []
+        attempts = [] if attempts is None else attempts
         try:
             await self.connection.request("DELETE", f"/artifacts/{version_id}", attempts=attempts, deadline=deadline)
         except StoreError as error:

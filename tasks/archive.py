@@ -73,6 +73,8 @@ class RunArchive:
         copies: The archived versions that are still to be deleted, with their states as they were archived.
         spared: The archived versions that this run has not deleted, and will not on this copy.
         in_doubt: Those of which it is not known whether they were deleted, likewise.
+        unanswered: Those for which a request to delete was not answered. The server may do it at any time, also after the run,
+            so they never count as spared, whatever is found of them.
     """
 
     def __init__(self, archive: Archive, report: CleanupReport, run_id: str, run_name: str, first_number: int) -> None:
@@ -83,6 +85,7 @@ class RunArchive:
         self.copies: dict[UUID, object] = {}
         self.spared: set[UUID] = set()
         self.in_doubt: dict[UUID, object] = {}
+        self.unanswered: set[UUID] = set()
         self.totals = report.archive or ArchiveReport(url=archive.url, payloads=True)
         self._run_name = run_name
         self._report = report
@@ -236,8 +239,9 @@ class RunArchive:
         if not self._parts:
             return
         # What may have been deleted and is not listed as spared can be restored; restoring what exists does nothing.
-        with suppress(StoreError):
-            self.spared |= await store.existing(list(self.in_doubt)) if self.in_doubt else set()
+        if in_doubt := self.in_doubt.keys() - self.unanswered:
+            with suppress(StoreError):
+                self.spared |= await store.existing([*in_doubt])
         manifest = RunManifest(
             run_id=self.run_id,
             run_name=self._run_name,
@@ -247,7 +251,7 @@ class RunArchive:
             parts=self._parts,
             versions=self.totals.versions,
             deleted=self._report.deleted,
-            spared=sorted(self.spared | self.copies.keys()),
+            spared=sorted((self.spared | self.copies.keys()) - self.unanswered),
             policies=[policy.model_dump(mode="json") for policy in policies],
         )
         await in_thread(self.archive.publish_run, manifest)

@@ -140,10 +140,13 @@ async def prune_archive(run: Run) -> None:
     keep_days = limits.archive_keep_days, limits.ledger_keep_days
     try:
         # By the clock of this machine, which has dated the parts.
-        pruned = await in_thread(run.archive.archive.prune, datetime.now(UTC), *keep_days)
+        pruned = await in_thread(run.archive.archive.prune, datetime.now(UTC), *keep_days, run.report.server)
     except ArchiveError as error:
         run.report.warn(f"nothing was removed from the archive: {error}")
         return
+    if pruned.problems:
+        done = f"{count(len(pruned.runs), 'run')} lost what it was no longer to keep, {len(pruned.problems)} did not"
+        run.report.warn(f"of the archive, {done}: {pruned.problems[0]}")
     if pruned.runs:
         run.report.notes.append(
             f"Of {count(len(pruned.runs), 'run')}, the archive has lost what it was no longer to keep "

@@ -81,11 +81,14 @@ async def _delete(run: Run, store: ApiStore, version: Version, deadline: float) 
     """Delete a version, as the store does, and record in the archive what has become of it, if that is known."""
     if not run.archive:
         return await store.delete(version.id, deadline=deadline)
+    attempts: list[float] = []
     run.archive.doubt([version.id])
     try:
-        is_ours = await store.delete(version.id, deadline=deadline)
-    except OutdatedCheckError as error:
-        if not error.is_sent:
+        is_ours = await store.delete(version.id, deadline=deadline, attempts=attempts)
+    except BaseException:  # also a cancellation
+        if attempts:
+            run.archive.unanswered.add(version.id)
+        else:
             run.archive.trust([version.id])
         raise
     run.archive.settle([version.id], deleted=is_ours)

@@ -15,6 +15,7 @@ from prefect_artifact_retention.stores.archive.archive import Archive
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, PartManifest, RunManifest
 
 NIGHT = datetime(2026, 11, 3, 2, 0, tzinfo=UTC)
+SERVER = "http://prefect.example/api"
 
 JSON_TEXTS = {
     "infinite": "1e400",
@@ -66,7 +67,7 @@ def archived(key: str | None = "report", number: int = 0, **changes: Any) -> Arc
         run_name="quick-fox",
         decided_at=NIGHT,
         approved_by=None,
-        server="http://prefect.example/api",
+        server=SERVER,
     )
     return plain._replace(**changes)
 
@@ -93,7 +94,7 @@ def end(archive: Archive, run: int, *, spared: Sequence[UUID] = (), ended_at: da
         RunManifest(
             run_id=f"run-{run}",
             run_name=f"fox-{run}",
-            server="http://prefect.example/api",
+            server=SERVER,
             ended_at=ended_at,
             outcome="completed",
             parts=[part.name for part in parts],

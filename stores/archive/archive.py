@@ -11,7 +11,7 @@ Nothing is appended, replaced or renamed. What is in `data` or `staging` without
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -64,7 +64,7 @@ class Archive:
         return f"Archive({self.url!r})"
 
     def check_writable(self) -> None:
-        """Check that this is an archive or can become one, and that files can be written there: one that is removed again.
+        """Check that this is an archive or can become one, and that files can be written there: one, which is removed again.
 
         Raises:
             ArchiveError: It cannot be written, is of a newer version of the format, or there is something else.
@@ -76,7 +76,9 @@ class Archive:
                 write_synced(staged, name.encode())
             self._location.publish(staged, name)
         read = self._location.read(name)
-        self._location.remove(name)
+        # A run needs no right to remove.
+        with suppress(ArchiveError):
+            self._location.remove(name)
         if read != name.encode():
             raise ArchiveError(f"the archive {self.url}: a file is not read back as it was written")
 
@@ -115,6 +117,10 @@ class Archive:
     def runs(self) -> list[RunManifest]:
         """Return what each run said last, the oldest first."""
         return [*read_catalog(self._location).runs]
+
+    def unended_runs(self) -> frozenset[str]:
+        """Return the ids of runs that did not say in the end what they spared: they were killed, or are still at work."""
+        return read_catalog(self._location).unended
 
     def problems(self) -> list[str]:
         """Return in words what is not as it should be: missing, damaged, left over, foreign."""
@@ -158,9 +164,12 @@ class Archive:
                 found[row.key].append(row)
         return {key: rows for key, rows in found.items() if rows}
 
-    def prune(self, now: datetime, keep_days: float, ledger_keep_days: float) -> PruneResult:
-        """Remove the payloads of runs older than `keep_days`, and runs older than `ledger_keep_days` whole; 0 is never."""
-        return prune_archive(self._location, now, keep_days, ledger_keep_days, self.first_free_number)
+    def prune(self, now: datetime, keep_days: float, ledger_keep_days: float, server: str) -> PruneResult:
+        """Remove what is too old of the runs that deleted on a server, whose address is given without credentials.
+
+        Runs older than `keep_days` lose their payloads, and those older than `ledger_keep_days` go whole; 0 is never.
+        """
+        return prune_archive(self._location, now, keep_days, ledger_keep_days, server, self.first_free_number)
 
 
 def open_archive(url: str, options: Mapping[str, Any] = MappingProxyType({})) -> Archive:

@@ -313,11 +313,21 @@ def open_location(url: str, options: Mapping[str, Any]) -> Location:
 
     Raises:
         ConfigurationError: The URL has credentials, or is of a file system that cannot have an archive, or for which a driver
-            is not installed.
+            is not installed; or a folder is relative.
     """
+    url = url.strip()
     protocol, separator, rest = url.partition("://")
     if not separator or protocol == "file":
-        return Folder(Path(rest if separator else url).expanduser().absolute())
+        path = Path(rest if separator else url)
+        with suppress(RuntimeError):  # there is no such user
+            path = path.expanduser()
+        if not path.is_absolute():
+            # It is not quoted: it may be a misspelt URL with a secret.
+            raise ConfigurationError(
+                "the folder of an archive must be absolute, as in /srv/archive or file:///srv/archive; "
+                "an object store is s3://NAME/FOLDER"
+            )
+        return Folder(path)
     # The URL is not quoted before it is known to have no secret.
     if protocol not in _EXTRAS:
         known = ", ".join(f"{name}://" for name in _EXTRAS)

@@ -94,13 +94,29 @@ class Catalog:
 
     @cached_property
     def spared(self) -> dict[str, frozenset[str]]:
-        """The ids of what was archived in each part, and then not deleted; what is offloaded is not to be deleted."""
+        """The ids of what was archived in each part, and then not deleted; what is offloaded is not to be deleted.
+
+        What an attempt of a run says applies to its own parts, and to those of earlier attempts that were killed.
+        """
         found: defaultdict[str, set[str]] = defaultdict(set)
         for run in self.runs:
-            for name in run.parts if run.spared else ():
+            last = max(map(_number, run.parts), default=0)
+            killed = [part.name for part in self._unlisted if part.run_id == run.run_id and _number(part.name) < last]
+            for name in (*run.parts, *killed) if run.spared else ():
                 if name in self.written and not self.written[name].offloaded:
                     found[name].update(map(str, run.spared))
         return {name: frozenset(ids) for name, ids in found.items()}
+
+    @cached_property
+    def unended(self) -> frozenset[str]:
+        """The ids of the runs of which a part that counts is in no manifest of a run: they were killed, or are at work."""
+        return frozenset(part.run_id for part in self._unlisted)
+
+    @cached_property
+    def _unlisted(self) -> list[PartManifest]:
+        listed = {name for run in self.runs for name in run.parts}
+        # A part that was pruned is not listed itself.
+        return [part for part in self.parts if not listed.issuperset(part.replaces or [part.name])]
 
 
 def read_catalog(location: Location) -> Catalog:
@@ -189,6 +205,10 @@ def _read(location: Location, name: str) -> PartManifest | RunManifest:
     if named != name and (isinstance(manifest, PartManifest) or not name.startswith(f"{named}.")):
         raise ArchiveError(f"{where} says that it is of {named}")
     return manifest
+
+
+def _number(part: str) -> int:
+    return int(part.rpartition("-")[2])
 
 
 def _foreign(names: Iterable[str]) -> list[str]:

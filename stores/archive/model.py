@@ -107,6 +107,7 @@ class PartManifest(_Manifest):
     Attributes:
         name: The name of the part, without its folder and `.parquet`.
         run_id: The flow run that wrote it.
+        server: The address of the server's API, without credentials.
         written_at: When, by the clock of the machine that wrote it; of one that replaces others, when the last of them was.
         rows: The number of versions.
         bytes: The size of the file.
@@ -123,6 +124,7 @@ class PartManifest(_Manifest):
 
     name: str
     run_id: str
+    server: str
     written_at: datetime
     rows: int
     bytes: int

@@ -22,7 +22,7 @@ from prefect_artifact_retention.stores.archive.manifests import (
     part_file,
     read_catalog,
 )
-from prefect_artifact_retention.stores.archive.model import PartManifest
+from prefect_artifact_retention.stores.archive.model import ArchiveError, PartManifest
 from prefect_artifact_retention.stores.archive.parquet import LEDGER, PAYLOAD, SCHEMA, open_part
 from prefect_artifact_retention.stores.archive.writing import stage_part
 
@@ -38,23 +38,31 @@ class PruneResult:
         runs: The runs that lost their payloads, or all.
         forgotten: Those of them of which the ledger has gone as well.
         bytes_freed: The bytes of the files that went, less those that took their place.
+        problems: Why other runs still have what they were to lose, one for each.
     """
 
     runs: Sequence[str] = ()
     forgotten: Sequence[str] = ()
     bytes_freed: int = 0
+    problems: Sequence[str] = ()
 
 
-def prune_archive(
-    location: Location, now: datetime, keep_days: float, ledger_keep_days: float, number_of: Callable[[str], int]
+def prune_archive(  # noqa: PLR0913, PLR0917 - what it is to keep
+    location: Location,
+    now: datetime,
+    keep_days: float,
+    ledger_keep_days: float,
+    server: str,
+    number_of: Callable[[str], int],
 ) -> PruneResult:
-    """Prune whole runs, the oldest first.
+    """Prune whole runs of a server, the oldest first. One that fails does not stop the others.
 
     Args:
         location: Where the archive is.
         now: The time against which ages are measured.
         keep_days: The age up to which payloads are kept; 0 is for ever.
         ledger_keep_days: The age up to which all else is kept, at least as long as the payloads; 0 is for ever.
+        server: The address of the server. Others have their own limits.
         number_of: Returns the first free number of a part of a run.
     """
     _sweep(location, read_catalog(location), now)
@@ -62,27 +70,31 @@ def prune_archive(
     runs: defaultdict[str, list[PartManifest]] = defaultdict(list)
     for part in catalog.parts:
         # What is offloaded is nowhere else, however old it is.
-        if not part.offloaded:
+        if part.server == server and not part.offloaded:
             runs[part.run_id].append(part)
-    pruned, forgotten, freed = [], [], 0
+    pruned: list[str] = []
+    forgotten: list[str] = []
+    problems: list[str] = []
+    freed = 0
     for run_id, parts in sorted(runs.items(), key=lambda each: each[1][-1].written_at):
         age = now - parts[-1].written_at
         with_payload = any(part.has_payloads for part in parts)
         if with_payload and not _is_over(age, keep_days):
             continue
-        if _is_over(age, ledger_keep_days):
-            freed += _remove(location, parts)
-            for file in location.names(MANIFESTS):
-                if is_manifest_of_run(file, run_id):
-                    location.remove(f"{MANIFESTS}/{file}")
-            forgotten.append(run_id)
-        elif with_payload:
-            size = _keep_ledger(catalog, f"{run_id}-{number_of(run_id):05}", parts)
-            freed += _remove(location, parts) - size
+        try:
+            if _is_over(age, ledger_keep_days):
+                freed += _forget(location, run_id, parts)
+                forgotten.append(run_id)
+            elif with_payload:
+                size = _keep_ledger(catalog, f"{run_id}-{number_of(run_id):05}", parts)
+                freed += _remove(location, parts) - size
+            else:
+                continue
+        except ArchiveError as error:
+            problems.append(str(error))
         else:
-            continue
-        pruned.append(run_id)
-    return PruneResult(tuple(pruned), tuple(forgotten), freed)
+            pruned.append(run_id)
+    return PruneResult(tuple(pruned), tuple(forgotten), freed, tuple(problems))
 
 
 def _is_over(age: timedelta, days: float) -> bool:
@@ -105,6 +117,14 @@ def _keep_ledger(catalog: Catalog, name: str, parts: Sequence[PartManifest]) -> 
         if not staged.rows:
             return 0
         return staged.publish(replaces=[part.name for part in parts], written_at=parts[-1].written_at).bytes
+
+
+def _forget(location: Location, run_id: str, parts: Sequence[PartManifest]) -> int:
+    freed = _remove(location, parts)
+    for file in location.names(MANIFESTS):
+        if is_manifest_of_run(file, run_id):
+            location.remove(f"{MANIFESTS}/{file}")
+    return freed
 
 
 def _remove(location: Location, parts: Sequence[PartManifest]) -> int:

@@ -94,6 +94,7 @@ class StagedPart:
         manifest = PartManifest(
             name=self._name,
             run_id=self._name.rpartition("-")[0],
+            server=self._added[0]["server"][0].as_py(),
             written_at=written_at or datetime.now(UTC),
             rows=self.rows,
             bytes=size,

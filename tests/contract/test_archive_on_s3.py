@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from archives import NIGHT, archived, by, end, ledger_ids, plain, read, write
+from archives import NIGHT, SERVER, archived, by, end, ledger_ids, plain, read, write
 from moto.server import ThreadedMotoServer
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.model import ArchiveError, LedgerQuery, RunManifest
@@ -131,7 +131,7 @@ def test_an_archive_in_a_bucket_is_read_back_as_it_was(proxy: Proxy) -> None:
     assert other.first_free_number("run-1") == 3
     write(other, by(2, [archived()]))
     assert len(archive.manifests()) == 3
-    pruned = archive.prune(archive.manifests()[-1].written_at.replace(year=2028), 30, 0)
+    pruned = archive.prune(archive.manifests()[-1].written_at.replace(year=2028), 30, 0, SERVER)
     assert pruned.runs == ("run-1", "run-2")
     assert len(ledger_ids(other)) == 6
     assert other.ledger()["has_payload"].to_pylist() == [False] * 6

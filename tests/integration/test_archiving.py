@@ -5,10 +5,13 @@ import json
 import logging
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import count
 from pathlib import Path
+from unittest.mock import patch
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from database import Row, days, series
 from fake import FakeServer
@@ -17,7 +20,7 @@ from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
 from prefect_artifact_retention.stores.archive.archive import open_archive
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion
-from prefect_artifact_retention.tasks import archiving, prune_database
+from prefect_artifact_retention.tasks import archiving, checks, prune_database
 from prefect_artifact_retention.tasks.rendering import markdown
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from prefect_artifact_retention.tasks.run import Step
@@ -379,6 +382,60 @@ async def test_a_version_that_the_server_fails_to_show_fails_its_key_only(server
     (failed,) = caught.value.report.failures()
     assert failed.key == "a"
     assert archived(folder).keys() == {rows[4].id, rows[5].id}
+
+
+# --- deletions without an answer
+
+
+def deletions_of(
+    server: FakeServer, row: Row, answer: Callable[[int, httpx.Request], Awaitable[httpx.Response]]
+) -> AbstractContextManager[object]:
+    """Answer each request to delete a version, which are numbered, in another way than the server does."""
+    numbers, real = count(1), server.answer
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        is_other = request.method != "DELETE" or not request.url.path.endswith(str(row.id))
+        return await (real(request) if is_other else answer(next(numbers), request))
+
+    return patch.object(server, "answer", handle)
+
+
+@on(FAKE)
+async def test_a_version_that_is_deleted_before_it_is_asked_for_again_counts_as_deleted(
+    server: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server gets to the first request right before the second, which then finds nothing."""
+    monkeypatch.setattr(checks, "MAX_CHECK_AGE_SECONDS", 0.4)
+    rows = await server.database.insert(series("report", [1, 2, 3, 4]))
+    real = server.answer
+
+    async def delete_late(number: int, request: httpx.Request) -> httpx.Response:
+        if number == 1:
+            return httpx.Response(429, headers={"Retry-After": "0.5"}, json={}, request=request)
+        await server.database.delete_version(rows[2].id)
+        return await real(request)
+
+    with deletions_of(server, rows[2], delete_late):
+        report = await server.cleanup([KEEP_1], mode="delete")
+    assert (report.deleted, report.already_gone) == (2, 1)
+    assert archived(folder).keys() == {row.id for row in rows[1:]}
+
+
+@on(FAKE)
+async def test_a_version_that_is_deleted_after_the_run_counts_as_deleted(
+    server: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server was always too late, and the version is still there when the run ends; a restore does nothing then."""
+    monkeypatch.setattr(checks, "MAX_CHECK_AGE_SECONDS", 0.4)
+    rows = await server.database.insert(series("report", [1, 2, 3, 4]))
+
+    async def wait(_number: int, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(429, headers={"Retry-After": "0.5"}, json={}, request=request)
+
+    with deletions_of(server, rows[2], wait), pytest.raises(CleanupFailed):
+        await server.cleanup([KEEP_1], mode="delete")
+    assert rows[2].id in await server.database.keys()
+    assert rows[2].id in archived(folder)
 
 
 # --- what is told

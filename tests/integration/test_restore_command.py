@@ -13,7 +13,7 @@ from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.flows.restore import artifact_restore
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
 from prefect_artifact_retention.tasks.restore_report import RestoreFailed
-from restoring import RUN_NAME, made, snapshot, write_archive
+from restoring import RUN_ID, RUN_NAME, made, snapshot, write_archive
 from servers import POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, on, thorough
 
 AnyServer = Server | FakeServer
@@ -196,6 +196,23 @@ def test_a_part_that_is_missing_is_told_beside_what_the_others_have(folder: Path
     assert f"remove manifests/{part.stem}.json to do without them" in listed["errors"][0]
     assert f"cannot read data/{part.name}" in captured.err
     assert main(["deleted", "--key", "b"]) == 0
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_ledger_names_a_run_that_was_killed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some of what it archived may still be there; of one that has ended, that is known."""
+    write_archive(folder / "archive", [made("a", 1, NOWHERE)])
+    warning = f"Run {RUN_ID} ended without its last word: some of its versions may still be there"
+
+    def told() -> tuple[bool, list[str]]:
+        assert main(["deleted"]) == 0
+        is_shown = warning in capsys.readouterr().out
+        assert main(["deleted", "--json"]) == 0
+        return is_shown, json.loads(capsys.readouterr().out)["unended_runs"]
+
+    assert told() == (False, [])
+    (folder / f"archive/manifests/{RUN_ID}.json").unlink()
+    assert told() == (True, [RUN_ID])
 
 
 BAD_USAGE = [

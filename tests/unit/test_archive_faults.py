@@ -1,5 +1,6 @@
 """An archive whose disk fails, whose files are damaged, or whose writer is killed: nothing half written counts."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from archives import archived, by, counted, end, fail, ledger_ids, plain, read, write
 from prefect_artifact_retention.policies import ConfigurationError
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
+from prefect_artifact_retention.stores.archive.location import Folder
 from prefect_artifact_retention.stores.archive.model import SCHEMA_VERSION, ArchiveError, LedgerQuery
 
 TESTS = Path(__file__).parents[1]
@@ -303,6 +305,11 @@ def test_a_part_is_never_replaced(archive: Archive) -> None:
         ("ftp://user:hunter2@host/x", "an archive is in a folder, or in an object store"),
         ("simplecache::s3://hunter2", "an archive is in a folder, or in an object store"),
         ("s3:///x", "has no name"),
+        ("s3:/hunter2/x", "must be absolute"),
+        ("file://localhost/hunter2", "must be absolute"),
+        ("user:hunter2@host", "must be absolute"),
+        ("~hunter2/x", "must be absolute"),
+        (" \n", "must be absolute"),
         ("gs://bucket/x", r"pip install 'prefect-artifact-retention\[archive-gcs\]'"),
     ],
 )
@@ -330,14 +337,21 @@ def test_an_extra_that_is_not_installed_is_named() -> None:
 
 
 def test_a_folder_is_the_same_wherever_the_process_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is relative is of the working directory at the time; `~` is the home, and `file://` may be before it."""
-    monkeypatch.chdir(tmp_path)
+    """One that is relative is refused; `~` is the home, `file://` may be before it, and blanks around it."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    relative = open_archive("archive")
-    monkeypatch.chdir("/")
-    relative.check_writable()
-    assert (
-        {open_archive(url).url for url in ("~/archive", f"file://{tmp_path}/archive")}
-        == {relative.url}
-        == {f"{tmp_path}/archive"}
-    )
+    urls = ("~/archive", f"file://{tmp_path}/archive", f" {tmp_path}/archive\n")
+    assert {open_archive(url).url for url in urls} == {f"{tmp_path}/archive"}
+
+
+def test_what_may_not_be_removed_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever archives needs no right to remove; only pruning does."""
+
+    def remove(folder: Folder, name: str) -> None:
+        with folder.doing(f"remove {name}"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Folder, "remove", remove)
+    archive = open_archive(str(tmp_path / "archive"))
+    archive.check_writable()
+    write(archive, VERSIONS[:2])
+    assert [*read(archive)] == [plain(each) for each in VERSIONS[:2]]

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from archives import NIGHT, archived, by, counted, end, fail, ledger_ids, plain, read, write
+from archives import NIGHT, SERVER, archived, by, counted, end, fail, ledger_ids, plain, read, write
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, LedgerQuery
 from prefect_artifact_retention.stores.archive.pruning import ABANDONED_DAYS
@@ -50,7 +50,7 @@ def between(archive: Archive) -> datetime:
 def test_payloads_go_by_whole_runs_and_the_ledger_stays(archive: Archive, tmp_path: Path) -> None:
     """The first run is a little older than 30 days, the second is exactly that; what was not deleted is not in the ledger."""
     before = archive.ledger()
-    pruned = archive.prune(between(archive), 30, 0)
+    pruned = archive.prune(between(archive), 30, 0, SERVER)
     assert (pruned.runs, pruned.forgotten) == (("run-1",), ())
     assert [*read(archive)] == [*map(bare, FIRST[:4]), *map(plain, SECOND)]
     assert archive.ledger().drop_columns(["has_payload"]).equals(before.drop_columns(["has_payload"]))
@@ -62,15 +62,15 @@ def test_payloads_go_by_whole_runs_and_the_ledger_stays(archive: Archive, tmp_pa
     ]
     assert b"old" not in (tmp_path / "archive/data/run-1-00003.parquet").read_bytes()
     assert archive.problems() == []
-    assert archive.prune(between(archive), 30, 0).runs == ()
+    assert archive.prune(between(archive), 30, 0, SERVER).runs == ()
 
 
 def test_the_ledger_goes_with_all_of_a_run(archive: Archive, tmp_path: Path) -> None:
     """Its age is that of the run, also after the payloads have gone."""
     now = between(archive)
-    archive.prune(now, 30, 60)
+    archive.prune(now, 30, 60, SERVER)
     assert len(ledger_ids(archive)) == 7
-    pruned = archive.prune(now + 30 * DAY, 30, 60)
+    pruned = archive.prune(now + 30 * DAY, 30, 60, SERVER)
     assert (pruned.runs, pruned.forgotten) == (("run-1", "run-2"), ("run-1",))
     assert ledger_ids(archive) == [each.id for each in SECOND]
     assert sorted(path.name for path in (tmp_path / "archive/manifests").iterdir()) == ["run-2-00002.json", "run-2.json"]
@@ -80,7 +80,7 @@ def test_the_ledger_goes_with_all_of_a_run(archive: Archive, tmp_path: Path) -> 
 @pytest.mark.parametrize(("keep_days", "ledger_keep_days"), [(0, 0), (0, 10), (100, 10), (100, 0)])
 def test_what_is_kept_for_longer_stays(archive: Archive, keep_days: float, ledger_keep_days: float) -> None:
     """0 is for ever; and payloads are in the rows of the ledger, which therefore stay with them."""
-    assert archive.prune(between(archive), keep_days, ledger_keep_days).runs == ()
+    assert archive.prune(between(archive), keep_days, ledger_keep_days, SERVER).runs == ()
     assert [*read(archive)] == [*map(plain, FIRST[:4]), *map(plain, SECOND)]
 
 
@@ -88,8 +88,8 @@ def test_a_ledger_without_payloads_goes_by_its_own_limit(archive: Archive) -> No
     """There is nothing else to wait for."""
     write(archive, by(3, [archived()]), payloads=False)
     now = written(archive, 3) + 11 * DAY
-    assert archive.prune(now, 0, 10).forgotten == ("run-3",)
-    assert archive.prune(now, 0, 10).runs == ()
+    assert archive.prune(now, 0, 10, SERVER).forgotten == ("run-3",)
+    assert archive.prune(now, 0, 10, SERVER).runs == ()
 
 
 def test_a_run_that_deleted_nothing_of_what_it_archived_leaves_no_ledger(archive: Archive) -> None:
@@ -97,9 +97,29 @@ def test_a_run_that_deleted_nothing_of_what_it_archived_leaves_no_ledger(archive
     version = by(3, [archived()])
     write(archive, version)
     end(archive, 3, spared=[version[0].id])
-    archive.prune(written(archive, 3) + 31 * DAY, 30, 0)
+    archive.prune(written(archive, 3) + 31 * DAY, 30, 0, SERVER)
     assert [part.run_id for part in archive.manifests()] == ["run-1", "run-2"]
     assert archive.problems() == []
+
+
+def test_a_run_that_cannot_be_pruned_stops_no_other(archive: Archive, tmp_path: Path) -> None:
+    """What is wrong with it is told, beside what was done."""
+    (tmp_path / "archive/data/run-1-00001.parquet").unlink()
+    pruned = archive.prune(written(archive, 2) + 31 * DAY, 30, 0, SERVER)
+    assert (pruned.runs, pruned.forgotten) == (("run-2",), ())
+    (problem,) = pruned.problems
+    assert "cannot read data/run-1-00001.parquet" in problem
+    assert [part.name for part in archive.manifests()] == ["run-1-00001", "run-1-00002", "run-2-00002"]
+
+
+def test_a_server_prunes_its_own_runs_only(archive: Archive) -> None:
+    """Others that share the archive have limits of their own."""
+    theirs = by(3, [archived()], server="http://other.example/api")
+    write(archive, theirs)
+    now = written(archive, 3) + 99 * DAY
+    assert archive.prune(now, 30, 60, SERVER).forgotten == ("run-1", "run-2")
+    assert [*read(archive)] == [*map(plain, theirs)]
+    assert archive.prune(now, 30, 0, "http://other.example/api").runs == ("run-3",)
 
 
 @pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.thorough)])
@@ -108,7 +128,7 @@ def test_a_pruning_that_fails_at_any_call_loses_nothing_of_the_ledger(memory: Pa
     archive = open_archive(str(memory / "undisturbed"))
     fill(archive)
     with counted(memory) as calls:
-        archive.prune(between(archive), 30, 0)
+        archive.prune(between(archive), 30, 0, SERVER)
     total = calls.seen
     assert total > 20
     for number in range(1, total + 1, step):
@@ -117,15 +137,15 @@ def test_a_pruning_that_fails_at_any_call_loses_nothing_of_the_ledger(memory: Pa
         now = between(archive)
         with counted(memory, number, fail):
             try:
-                archive.prune(now, 30, 0)
+                problems = [*archive.prune(now, 30, 0, SERVER).problems]
             except ArchiveError as error:
-                failure = str(error)
-                assert "Input/output error" in failure
+                problems = [str(error)]
+        assert all("Input/output error" in problem for problem in problems)
         assert {*ledger_ids(archive)} == {each.id for each in (*FIRST[:4], *SECOND)}
         assert [*read(archive, LedgerQuery(runs=["run-2"]))] == [*map(plain, SECOND)]
-        archive.prune(now, 30, 0)
+        archive.prune(now, 30, 0, SERVER)
         assert [*read(archive)] == [*map(bare, FIRST[:4]), *map(plain, SECOND)]
-        archive.prune(datetime.now(tz=NIGHT.tzinfo) + (ABANDONED_DAYS + 1) * DAY, 30, 0)
+        archive.prune(datetime.now(tz=NIGHT.tzinfo) + (ABANDONED_DAYS + 1) * DAY, 30, 0, SERVER)
         assert archive.problems() == []
 
 
@@ -137,13 +157,13 @@ def test_what_never_counted_is_removed_when_no_run_can_be_at_it_any_more(archive
     for file in (unmarked, staged, foreign):
         file.write_bytes(b"half")
     now = datetime.now(tz=NIGHT.tzinfo)
-    archive.prune(now, 0, 0)
+    archive.prune(now, 0, 0, SERVER)
     assert unmarked.exists()
     assert staged.exists()
     old = (now - (ABANDONED_DAYS + 1) * DAY).timestamp()
     for file in (unmarked, staged, foreign):
         os.utime(file, (old, old))
-    archive.prune(now, 0, 0)
+    archive.prune(now, 0, 0, SERVER)
     assert not unmarked.exists()
     assert not staged.exists()
     assert foreign.exists()

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -10,10 +10,16 @@ import duckdb
 import pandas as pd
 import polars as pl
 import pytest
-from archives import JSON_TEXTS, NIGHT, archived, by, end, ledger_ids, plain, read, write
+from archives import JSON_TEXTS, NIGHT, SERVER, archived, by, end, ledger_ids, plain, read, write
 from chance import SEED
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
-from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, CollectionRow, LedgerQuery
+from prefect_artifact_retention.stores.archive.model import (
+    ArchivedVersion,
+    ArchiveError,
+    CollectionRow,
+    LedgerQuery,
+    RunManifest,
+)
 from prefect_artifact_retention.stores.archive.reading import BATCH_BYTES
 
 MEGABYTE = 1_000_000
@@ -167,6 +173,39 @@ def test_an_attempt_of_a_run_that_deletes_what_an_earlier_one_left_is_believed(a
     archive.publish_run(archive.runs()[0].model_copy(update=changes))
     assert ledger_ids(archive) == [version.id]
     assert [run.outcome for run in archive.runs()] == ["completed", "unfinished"]
+
+
+def test_an_attempt_of_a_run_speaks_for_an_earlier_one_that_was_killed(archive: Archive) -> None:
+    """What it finds there and does not delete was not deleted before; of a later attempt, it knows nothing."""
+    kept, gone = archived(), archived()
+    write(archive, [kept, gone])
+    assert archive.unended_runs() == {"run-1"}
+    last = write(archive, [kept])
+    ended = RunManifest(
+        run_id="run-1",
+        run_name="fox-1",
+        server=SERVER,
+        ended_at=NIGHT,
+        outcome="completed",
+        parts=[last.name],
+        versions=1,
+        deleted=0,
+        spared=[kept.id],
+    )
+    archive.publish_run(ended)
+    assert ledger_ids(archive) == [gone.id]
+    write(archive, [kept])
+    assert {*ledger_ids(archive)} == {kept.id, gone.id}
+
+
+def test_a_run_has_ended_when_all_of_its_parts_are_spoken_for(archive: Archive) -> None:
+    """Also once it is pruned: its manifest lists the parts that were replaced."""
+    write(archive, [archived()])
+    write(archive, by(2, [archived()]))
+    end(archive, 1)
+    assert archive.unended_runs() == {"run-2"}
+    archive.prune(datetime(2100, 1, 1, tzinfo=UTC), 30, 0, SERVER)
+    assert archive.unended_runs() == {"run-2"}
 
 
 def some(chance: random.Random, number: int) -> ArchivedVersion:
