@@ -15,6 +15,8 @@ import httpx
 import pytest
 from database import Row, days, series
 from fake import FakeServer
+from prefect import get_client
+from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.filesystems import RemoteFileSystem
 from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
@@ -524,6 +526,20 @@ async def test_a_block_has_the_address(server: Server, monkeypatch: pytest.Monke
     with pytest.raises(StoreError, match="s3://bucket/archive") as caught:
         await server.cleanup([KEEP_1], mode="delete")
     assert "hunter2" not in str(caught.value)
+    assert set(await server.database.keys()) == {row.id for row in rows}
+
+
+@on(SQLITE_API)
+async def test_a_block_without_a_base_path_is_a_mistake(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is deleted without the archive that was asked for."""
+    monkeypatch.setenv("ARTIFACT_RETENTION_ARCHIVE_BLOCK", "lake")
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+    with server.active():
+        saved = await RemoteFileSystem(basepath="s3://bucket/archive").save("lake")
+        async with get_client() as client:
+            await client.update_block_document(saved, BlockDocumentUpdate(data={"basepath": " "}, merge_existing_data=False))
+    with pytest.raises(ConfigurationError, match=r"^ARTIFACT_RETENTION_ARCHIVE_BLOCK: .* block lake has no base path"):
+        await server.cleanup([KEEP_1], mode="delete")
     assert set(await server.database.keys()) == {row.id for row in rows}
 
 
