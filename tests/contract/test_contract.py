@@ -1,5 +1,6 @@
 """What the fake server answers is what real servers answer, on SQLite and on PostgreSQL."""
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -44,6 +45,15 @@ def nothing() -> None:
 
 class Api(httpx.AsyncClient):
     """Plain requests to a server's API."""
+
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:  # noqa: ANN401 - as httpx has it
+        """Send a request, and again where the server is too busy: one on SQLite is, at times, and has done nothing then."""
+        for pause in (0.1, 0.5, 2, 8):
+            response = await super().send(request, **options)
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return response
+            await asyncio.sleep(pause)
+        return await super().send(request, **options)
 
     async def ask(self, path: str, **body: object) -> Any:  # noqa: ANN401 - JSON
         """The answer to a question that has one."""
