@@ -269,7 +269,7 @@ async def test_a_delete_run_that_takes_long_says_so_by_events_until_it_ends(
     """The alarm waits for it; the last event is that of its end."""
     monkeypatch.setattr("prefect_artifact_retention.flows.cleanup.RUNNING_SECONDS", 0.2)
     await server.database.insert(series("report", [1, 2, 3]))
-    since = datetime.now(UTC)
+    since = begin_events()
     with when_planned(lambda: asyncio.sleep(1)):
         await server.run_flow([KEEP_2])
         await server.run_flow([KEEP_2], mode="delete", keys=["report"])

@@ -287,7 +287,7 @@ async def test_the_archive_never_loses_what_is_nowhere_else(server: AnyServer, f
     await server.cleanup([OFFLOAD], mode="delete")
     moved = offloaded_ids(folder)
     later = datetime.now(UTC) + timedelta(days=100)
-    assert archive_in(folder).prune(later, 1, 2).runs
+    assert archive_in(folder).prune(later, 1, 2, f"{server.local.address}/api").runs
     assert archive_in(folder).ledger().num_rows == 0
     assert (len(moved), offloaded_ids(folder)) == (4, moved)
 
