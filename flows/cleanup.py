@@ -457,19 +457,25 @@ async def _final_report(run: Run, progress: ProgressArtifact) -> None:
     _logger().warning(f"Stopped. {outcome_message(report)}")
     # Whatever fails here, the event below says what was deleted.
     with suppress(Exception):
-        async with asyncio.timeout(FINAL_REPORT_SECONDS), connect() as connection, asyncio.TaskGroup() as beside:
-            run.server.connection.take_over(connection)
-            beside.create_task(finish_archive(run))
-            await progress.finish(description, complete=False)
-            with suppress(Exception):
-                await publish_report(run)
-            with suppress(Exception):
-                if run.touched:
-                    await verify(run)
-            # Once more: an update that was in flight at the shutdown may have overwritten the one above.
-            await progress.finish(description, complete=False)
+        async with asyncio.timeout(FINAL_REPORT_SECONDS):
+            # Neither ends the other: the archive may be in reach where the server is not.
+            await asyncio.gather(_leave_report(run, progress, description), finish_archive(run), return_exceptions=True)
     if report.mode == "delete":
         _announce("stopped", report.scope, report.model_dump(mode="json", include=EVENT_FIELDS))
+
+
+async def _leave_report(run: Run, progress: ProgressArtifact, description: str) -> None:
+    """Leave the report of a run that is shut down, and verify what it has touched."""
+    async with connect() as connection:
+        run.server.connection.take_over(connection)
+        await progress.finish(description, complete=False)
+        with suppress(Exception):
+            await publish_report(run)
+        with suppress(Exception):
+            if run.touched:
+                await verify(run)
+        # Once more: an update that was in flight at the shutdown may have overwritten the one above.
+        await progress.finish(description, complete=False)
 
 
 async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from datetime import datetime
 from math import inf
 from uuid import UUID
@@ -49,6 +49,11 @@ with more, a run keeps to its time budget less exactly."""
 MAX_LISTINGS = 3
 """Listings of keys under way at once, so that the server is never idle. With fewer, it waits while versions are evaluated;
 with more, more pages are in memory."""
+
+MAX_REPLACEMENT_SECONDS = 10
+MAX_REPLACEMENT_REQUESTS = 3
+"""How old the reading may be on which data are replaced, or for how many requests of a rate limit. With more, what somebody
+writes meanwhile may be lost; with less, a server that is slow refuses more often."""
 
 UNKEYED_FILTER = {"key": {"exists_": False}, "type": {"not_any_": [RESULT]}}
 """Selects artifacts without a key, except results of runs: of type `result`, or NULL, which SQL never finds unequal."""
@@ -298,9 +303,16 @@ class ApiStore(Paging):
         await self._in_parts(keys, read)
         return Copies(versions, collections)
 
-    async def existing(self, ids: Sequence[UUID]) -> AbstractSet[UUID]:
+    async def existing(self, ids: Iterable[UUID]) -> set[UUID]:
         """Return those of the versions that exist."""
-        return {version.id for version in await self.versions(ids)}
+
+        async def find(part: Sequence[UUID]) -> Iterable[UUID]:
+            number = await self._count("/artifacts", any_of(part))
+            if number in {0, len(part)}:
+                return part if number else ()
+            return [version.id for version in await self.versions(part)]
+
+        return {version_id for part in await self._in_parts(sorted(set(ids)), find) for version_id in part}
 
     async def all_exist(self, ids: Sequence[UUID]) -> bool:
         """Return whether all versions `ids` still exist."""
@@ -330,6 +342,10 @@ class ApiStore(Paging):
             # A 404 for a second attempt means that the first succeeded, and its answer was lost.
             return len(attempts) > 1
         return True
+
+    def replacement_deadline(self) -> float:
+        """Return until when, by the monotonic clock, data may be replaced on a reading that begins now."""
+        return time.monotonic() + max(MAX_REPLACEMENT_SECONDS, MAX_REPLACEMENT_REQUESTS * self.connection.seconds_per_request)
 
     async def replace_data(self, version_id: UUID, data: str, *, deadline: float) -> bool:
         """Replace the data of a version by those that a text of JSON has. Return False if it does not exist.

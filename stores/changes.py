@@ -161,9 +161,11 @@ class Changes(Queries):
         """Replace the data of versions, and nothing else of them. Return their ids.
 
         A version is passed over if it has changed since it was archived; if it is the latest by now, or the latest is of
-        another type, which may have another policy; or if a run that wrote it has not finished.
+        another type, which may have another policy; if another transaction is changing its key; or if a run that wrote it has
+        not finished.
         """
-        collections = {each.key: each for each in await self.lock({each.key for each in replacements})}
+        locked = await self.lock({each.key for each in replacements}, skip_locked=True)
+        collections = {each.key: each for each in locked}
         states = await self.states([each.id for each in replacements])
         running = await self.unfinished(
             {each.flow_run_id for each in replacements if each.flow_run_id},

@@ -23,7 +23,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from collections.abc import Set as AbstractSet
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -167,9 +166,10 @@ class DatabaseStore:
         """
         return await self.transactions.read(Queries.payloads, ids, keys, with_data=with_data)
 
-    async def existing(self, ids: Sequence[UUID]) -> AbstractSet[UUID]:
+    async def existing(self, ids: Iterable[UUID]) -> set[UUID]:
         """Return those of the versions that exist."""
-        return await self.transactions.read(Queries.present, ARTIFACT.c.id, ids)
+        parts = [await self.transactions.read(Queries.present, ARTIFACT.c.id, part) for part in _slices([*ids])]
+        return set[UUID]().union(*parts)
 
     async def dangling(self, keys: Sequence[str]) -> list[str]:
         """Return those of the keys whose collection names a latest version that does not exist, or a left-over placeholder."""

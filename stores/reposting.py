@@ -8,7 +8,7 @@ and before it is sent again, the newest versions are read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +17,7 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion
 from prefect_artifact_retention.stores.connection import HTTP_CREDENTIALS_REFUSED, HTTP_TOO_MANY_REQUESTS, without_retries
-from prefect_artifact_retention.stores.paging import HTTP_SERVER_ERROR, any_of
+from prefect_artifact_retention.stores.paging import HTTP_SERVER_ERROR
 from prefect_artifact_retention.stores.rows import row_metadata
 
 RESTORED_FROM = "artifact-retention-restored-from"
@@ -42,17 +42,6 @@ class Reposting(ApiStore):
 
     Every method raises `StoreError` if the server cannot be reached or sends an unexpected answer.
     """
-
-    async def existing(self, ids: Iterable[UUID]) -> set[UUID]:
-        """Return those of the versions that exist."""
-
-        async def find(part: Sequence[UUID]) -> Collection[UUID]:
-            number = await self._count("/artifacts", any_of(part))
-            if number in {0, len(part)}:
-                return part if number else ()
-            return [version.id for version in await self.versions(part)]
-
-        return {version_id for part in await self._in_parts(sorted(set(ids)), find) for version_id in part}
 
     async def has_collection(self, key: str) -> bool:
         """Return whether a key has any version."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
@@ -159,7 +158,7 @@ class Store(RunReader, Protocol):
         """
         ...
 
-    async def existing(self, ids: Sequence[UUID]) -> AbstractSet[UUID]:
+    async def existing(self, ids: Iterable[UUID]) -> set[UUID]:
         """Return those of the versions that exist."""
         ...
 

@@ -7,8 +7,9 @@ stay all the same do no harm, and a version with a note is too small to be moved
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError
@@ -20,9 +21,9 @@ from prefect_artifact_retention.stores.changes import Changes, Replacement
 from prefect_artifact_retention.stores.connection import shielded
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.rows import state_of
+from prefect_artifact_retention.stores.transactions import LostConnectionError
 from prefect_artifact_retention.tasks.archive import Candidate, Offloaded, RunArchive
 from prefect_artifact_retention.tasks.archiving import MAX_PART_BYTES, MAX_PART_VERSIONS, archive_offloaded
-from prefect_artifact_retention.tasks.checks import max_check_age
 from prefect_artifact_retention.tasks.holds import refresh_holds
 from prefect_artifact_retention.tasks.plan import unfinished_runs
 from prefect_artifact_retention.tasks.run import OffloadPlan, Run
@@ -87,10 +88,30 @@ async def _replace_in_database(store: DatabaseStore, offloaded: Sequence[Offload
         for version, state in offloaded
         if version.key in plans
     ]
+    sizes = {version.id: version.size for version, _state in offloaded}
+    try:
+        await _replace_together(store, replacements, plans, sizes)
+    except LostConnectionError:
+        raise
+    except StoreError:
+        # Somebody may have locked a version, or one may be refused: each key finds out for itself.
+        key_of = attrgetter("key")
+        for key, some in groupby(sorted(replacements, key=key_of), key_of):
+            try:
+                await _replace_together(store, [*some], plans, sizes)
+            except LostConnectionError:
+                raise
+            except StoreError as error:
+                plans[key].report.error = f"its data were not moved to the archive: {error}"
+
+
+async def _replace_together(
+    store: DatabaseStore, replacements: Sequence[Replacement], plans: Mapping[str, OffloadPlan], sizes: Mapping[UUID, int]
+) -> None:
     replaced: set[UUID] = await store.transactions.write(Changes.replace_data, replacements)
-    for version, _state in offloaded:
-        if version.id in replaced:
-            _account(plans[str(version.key)], version.size)
+    for each in replacements:
+        if each.id in replaced:
+            _account(plans[each.key], sizes[each.id])
 
 
 async def _replace_through_api(
@@ -118,7 +139,7 @@ async def _replace(run: Run, store: ApiStore, each: Offloaded, plan: OffloadPlan
         return
     if select_policy(run.policies, plan.collection.key, collections[0].type) != plan.policy:
         return
-    deadline = time.monotonic() + max_check_age(run)
+    deadline = store.replacement_deadline()
     found = await store.versions([version.id])
     if found and state_of(found[0]) == each.state and await store.replace_data(version.id, version.stub, deadline=deadline):
         _account(plan, version.size)

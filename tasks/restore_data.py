@@ -7,7 +7,6 @@ of this version: so it does not matter how often a restore is run, or what else 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -24,7 +23,6 @@ from prefect_artifact_retention.stores.restoration import put_back
 from prefect_artifact_retention.stores.transactions import LostConnectionError
 from prefect_artifact_retention.tasks.restore_database import hold_keys
 from prefect_artifact_retention.tasks.restore_plan import (
-    IDS_PER_QUERY,
     ArchivedStream,
     KeyRestore,
     Restore,
@@ -36,8 +34,7 @@ from prefect_artifact_retention.tasks.restore_report import RestoredKey
 IDS_PER_READING = 50
 """Versions that are read together through the API, with their data."""
 
-MAX_CHECK_SECONDS = 10
-"""How old the reading of a version may be when its data are sent. With more, what somebody writes meanwhile may be lost."""
+IDS_PER_QUERY = 10_000
 
 
 class _Row(NamedTuple):
@@ -151,7 +148,7 @@ async def _put_back(restore: Restore, versions: Sequence[ArchivedVersion], keys:
                 keys[version.key].report.restored += version.stub in done
 
     async def through_api(version: ArchivedVersion) -> None:
-        deadline = time.monotonic() + MAX_CHECK_SECONDS
+        deadline = restore.api.replacement_deadline()
         found = await restore.api.payloads([version.id])
         if [each.data for each in found.versions] == [version.stub] and version.data is not None:
             replaced = await restore.api.replace_data(version.id, version.data, deadline=deadline)

@@ -23,9 +23,7 @@ from prefect_artifact_retention.stores.connection import Connection
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.holds import Holds
 from prefect_artifact_retention.stores.ids import read_ids
-from prefect_artifact_retention.stores.queries import Queries
 from prefect_artifact_retention.stores.reposting import Reposting
-from prefect_artifact_retention.stores.schema import ARTIFACT
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.tasks.producers.artifacts import MAX_METADATA_CHARS
 from prefect_artifact_retention.tasks.restore_report import RestoredKey, RestoreReport
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
     from prefect_artifact_retention.stores.archive.archive import Archive
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-IDS_PER_QUERY = 10_000
-
 MAX_BATCH_VERSIONS = 5_000
 MAX_BATCH_BYTES = 16 * 2**20
 """Versions, and their bytes, that are in memory and go into one transaction, unless a single key has more: that is read while
@@ -206,7 +202,7 @@ async def plan_restore(restore: Restore) -> None:
         raise ArchiveError("; ".join([nothing_found(restore, others), *restore.report.errors]))
     if restore.selection.to_key and len(found) > 1:
         raise ConfigurationError(f"the versions of {len(found)} keys are to go under one: name a single key with --key")
-    existing = await _existing(restore, [row.id for rows in found.values() for row in rows])
+    existing = await (restore.database or restore.api).existing([row.id for rows in found.values() for row in rows])
     for key in sorted(found, key=key_order):
         restore.keys.append(await _plan_key(restore, key, sorted(found[key]), existing))
     restore.report.key_reports = [each.report for each in restore.keys]
@@ -233,14 +229,6 @@ def nothing_found(restore: Restore, others: Mapping[str, int] = MappingProxyType
         listed = ", ".join(f"{server} ({count(number, 'version')})" for server, number in others.items())
         return f"nothing that is asked for was deleted on {restore.report.server}, but on {listed}: give --from-server"
     return f"the archive {restore.report.archive} has nothing that is asked for"
-
-
-async def _existing(restore: Restore, ids: Sequence[UUID]) -> set[UUID]:
-    if restore.database is None:
-        return await restore.api.existing(ids)
-    parts = [ids[start : start + IDS_PER_QUERY] for start in range(0, len(ids), IDS_PER_QUERY)]
-    found = [await restore.database.transactions.read(Queries.present, ARTIFACT.c.id, part) for part in parts]
-    return {version_id for part in found for version_id in part}
 
 
 async def _plan_key(restore: Restore, key: str | None, rows: Sequence[_Row], existing: set[UUID]) -> KeyRestore:

@@ -1,15 +1,18 @@
 """An archive in a folder, and versions taken from a server's database as a run archives them."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from database import Database
+from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, CollectionRow, LedgerQuery, RunManifest
+from prefect_artifact_retention.tasks.run import Step
 from servers import Server
 
 EVERYTHING = LedgerQuery()
@@ -22,6 +25,29 @@ DECIDED_AT = datetime(2026, 11, 28, 3, tzinfo=UTC)
 ARTIFACT_COLUMNS = (
     *("id", "created", "updated", "key", "type", "data", "description", "metadata_", "flow_run_id", "task_run_id"),
 )
+
+
+def has_parts(folder: Path) -> bool:
+    """Whether anything counts in an archive."""
+    return any(folder.glob("manifests/*.json"))
+
+
+@contextmanager
+def when_archived(folder: Path, action: Callable[[], Awaitable[object]]) -> Iterator[None]:
+    """Do something once, after the first part counts, before any of its versions is deleted or changed."""
+    done: list[bool] = []
+
+    async def listen(step: Step, _done: int, _total: int) -> None:
+        if step == "deleting" and not done and has_parts(folder):
+            done.append(True)
+            await action()
+
+    token = LISTENER.set(listen)
+    try:
+        yield
+    finally:
+        LISTENER.reset(token)
+    assert done
 
 
 def write_archive(

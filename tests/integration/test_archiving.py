@@ -4,8 +4,8 @@ import asyncio
 import json
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, suppress
 from itertools import count
 from pathlib import Path
 from unittest.mock import patch
@@ -26,6 +26,7 @@ from prefect_artifact_retention.tasks import archiving, checks, prune_database
 from prefect_artifact_retention.tasks.rendering import markdown
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from prefect_artifact_retention.tasks.run import Step
+from restoring import when_archived
 from servers import BY_DATABASE, BY_FAKE, FAKE, POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, drain, on, thorough
 
 KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
@@ -64,32 +65,9 @@ def rows_in_parts(folder: Path) -> int:
     return sum(part.rows for part in open_archive(str(folder)).manifests())
 
 
-def has_parts(folder: Path) -> bool:
-    """Whether anything is archived."""
-    return any(folder.glob("data/*.parquet"))
-
-
 def files(folder: Path) -> list[Path]:
     """All files of an archive."""
     return [path for path in folder.rglob("*") if path.is_file()]
-
-
-@contextmanager
-def when_archived(folder: Path, action: Callable[[], Awaitable[object]]) -> Iterator[None]:
-    """Do something once, after the first part counts, before any of its versions is deleted."""
-    done: list[bool] = []
-
-    async def listen(step: Step, _done: int, _total: int) -> None:
-        if step == "deleting" and not done and has_parts(folder):
-            done.append(True)
-            await action()
-
-    token = LISTENER.set(listen)
-    try:
-        yield
-    finally:
-        LISTENER.reset(token)
-    assert done
 
 
 def replace_by_a_file(folder: Path) -> Callable[[], Awaitable[None]]:
@@ -194,7 +172,7 @@ async def test_the_own_artifacts_of_the_package_are_not_archived(server: Server,
     await server.database.insert(series("artifact-retention-progress", range(1, 80)))
     report = await server.cleanup([KEEP_1], mode="delete")
     assert sum(key.deleted for key in report.housekeeping) > 0
-    assert not has_parts(folder)
+    assert not [file for file in files(folder) if file.suffix == ".parquet"]
 
 
 @ANYWHERE

@@ -1,19 +1,17 @@
 """The data of large versions move to the archive, and come back to the byte; the versions stay."""
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
 import prefect_artifact_retention as retention
 import pytest
+import sqlalchemy as sa
 from database import Row, days
 from fake import FakeServer
 from prefect import flow, get_client
 from prefect.states import Completed, Running
-from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.flows.restore import Request, open_restore, plan
 from prefect_artifact_retention.flows.settings import load_settings
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
@@ -24,8 +22,7 @@ from prefect_artifact_retention.tasks.rendering import headline, markdown
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from prefect_artifact_retention.tasks.restore import restore_all
 from prefect_artifact_retention.tasks.restore_report import RestoreReport
-from prefect_artifact_retention.tasks.run import Step
-from restoring import snapshot
+from restoring import has_parts, snapshot, when_archived
 from servers import BY_DATABASE, BY_FAKE, FAKE, POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, on, thorough
 
 AnyServer = Server | FakeServer
@@ -59,11 +56,6 @@ def archive_in(folder: Path) -> Archive:
     return open_archive(str(folder))
 
 
-def has_parts(folder: Path) -> bool:
-    """Whether anything counts in it."""
-    return any(folder.glob("manifests/*.json"))
-
-
 def offloaded_ids(folder: Path) -> list[UUID]:
     """The versions of which the archive has data that were moved there."""
     return [version.id for some in archive_in(folder).versions(OFFLOADED) for version in some]
@@ -94,24 +86,6 @@ async def restore_data(server: AnyServer, ids: list[UUID] | None = None, *, appl
             if applies:
                 await restore_all(opened)
             return opened.report
-
-
-@contextmanager
-def when_archived(folder: Path, action: Callable[[], Awaitable[object]]) -> Iterator[None]:
-    """Do something once, after the first part counts, before anything is replaced."""
-    done: list[bool] = []
-
-    async def listen(step: Step, _done: int, _total: int) -> None:
-        if step == "deleting" and not done and has_parts(folder):
-            done.append(True)
-            await action()
-
-    token = LISTENER.set(listen)
-    try:
-        yield
-    finally:
-        LISTENER.reset(token)
-    assert done
 
 
 @EVERYWHERE
@@ -221,6 +195,25 @@ async def test_what_has_become_the_latest_keeps_its_data(server: AnyServer, fold
         report = await server.cleanup([OFFLOAD], mode="delete")
     assert (await data_of(server))[row.id] == LARGE
     assert report.offloaded == 0
+
+
+@on(POSTGRESQL_DATABASE)
+@pytest.mark.usefixtures("folder")
+async def test_what_somebody_has_locked_keeps_its_data_and_no_other_does(server: Server) -> None:
+    """A key that is locked is passed over, as one that is being changed is; a version that stays locked fails its key."""
+    rows = {key: [Row(key, days(1)), Row(key, days(2), LARGE)] for key in ("collection", "version", "free")}
+    await server.database.insert([row for some in rows.values() for row in some])
+    async with server.database.engine.begin() as somebody:
+        await somebody.execute(sa.text("SELECT * FROM artifact_collection WHERE key = 'collection' FOR UPDATE"))
+        await somebody.execute(sa.text("SELECT * FROM artifact WHERE id = :id FOR UPDATE"), {"id": rows["version"][1].id})
+        with pytest.raises(CleanupFailed) as failed:
+            await server.cleanup([OFFLOAD], mode="delete")
+    report = failed.value.report
+    assert {each.key: each.offloaded for each in report.key_reports} == {"collection": 0, "version": 0, "free": 1}
+    (error,) = (each.error for each in report.key_reports if each.error)
+    assert "lock timeout" in error
+    assert [(await data_of(server, key))[rows[key][1].id] == LARGE for key in rows] == [True, True, False]
+    assert (await server.cleanup([OFFLOAD], mode="delete")).offloaded == 2
 
 
 @ANYWHERE
