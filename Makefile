@@ -53,7 +53,7 @@ test-thorough: $(INSTALLED)
 # Prints the figures of docs/evidence.md.
 .PHONY: test-long
 test-long: $(INSTALLED)
-	@$(PYTEST) -m long
+	@$(PYTEST) -o faulthandler_timeout=3600 -m long
 
 # Environments of their own, in which the package is installed as its users have it. Only the oldest needs a pin.
 COMPAT := tests/integration/test_cleanup.py tests/integration/test_pruning.py tests/integration/test_server_expiry.py tests/integration/test_server_version.py tests/contract

@@ -60,6 +60,17 @@ LOWERED_LIMIT = 37
 """What an administrator allows in a page of the PostgreSQL server of the integration tests; the other has the default."""
 
 
+_talked_to = ""
+
+
+def _leave_other_than(address: str) -> None:
+    """Prefect's worker for events goes on talking to the server that it began with; runs of another would never show up."""
+    global _talked_to  # noqa: PLW0603 - as that worker is
+    if _talked_to not in {"", address}:
+        drain(timeout=1)
+    _talked_to = address
+
+
 def talking_to(api: str) -> SettingsContext:
     """A context in which Prefect talks to this API; as `temporary_settings`, which reads all settings anew for it."""
     present = get_settings_context()
@@ -111,6 +122,7 @@ class Server:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Let Prefect talk to this server."""
+        _leave_other_than(self.local.address)
         url = {"ARTIFACT_RETENTION_DATABASE_URL": self.database.url} if self.store == "database" else {}
         with talking_to(f"{self.local.address}/api"), patch.dict(os.environ, url):
             yield

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import shutil
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, suppress
 from itertools import count
@@ -197,7 +198,8 @@ async def test_a_flow_run_has_a_task_run_for_each_part(server: Server, folder: P
     )
     drain()
     names: list[str] = []
-    while len(names) < len(run.parts):
+    deadline = time.monotonic() + 60
+    while len(names) < len(run.parts) and time.monotonic() < deadline:
         await asyncio.sleep(0.2)
         tasks = "SELECT t.name FROM task_run t JOIN flow_run f ON f.id = t.flow_run_id"
         rows = await server.database.run(f"{tasks} WHERE f.id = '{run.run_id}' AND t.name LIKE 'archive %' ORDER BY 1")
