@@ -57,9 +57,9 @@ class Database:
 
     async def clear(self) -> None:
         """Forget all artifacts, and all holds on keys."""
-        await self.run("DELETE FROM variable WHERE name LIKE 'artifact-retention-hold-%'")
-        await self.run("DELETE FROM artifact")
-        await self.run("DELETE FROM artifact_collection")
+        async with self.engine.begin() as connection:
+            for what in ("variable WHERE name LIKE 'artifact-retention-hold-%'", "artifact", "artifact_collection"):
+                await connection.execute(sa.text(f"DELETE FROM {what}"))
 
     async def vacuum(self) -> None:
         """Let PostgreSQL take back what deleted rows held, and count what is there."""

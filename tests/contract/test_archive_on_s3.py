@@ -16,6 +16,8 @@ from moto.server import ThreadedMotoServer
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.model import ArchiveError, LedgerQuery, RunManifest
 
+pytestmark = pytest.mark.thorough
+
 SECRET = "not-for-any-log"  # noqa: S105 - no server knows it
 VERSIONS = [archived(f"k-{number}") for number in range(5)]
 RUN = RunManifest(

@@ -10,7 +10,7 @@ import pytest
 from crashes import Death, Estate, Forge, end
 from database import series
 from prefect_artifact_retention.stores.archive.archive import open_archive
-from servers import BY_API, POSTGRESQL_API, POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, on, thorough
+from servers import BY_API, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on
 
 FILES = [
     Death(number, moment, "FILE")
@@ -47,7 +47,8 @@ async def kill_each(server: Server, forge: Forge, folder: Path, deaths: Sequence
     return killed
 
 
-@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+@pytest.mark.thorough
+@on(POSTGRESQL_DATABASE, SQLITE_DATABASE)
 @pytest.mark.parametrize(
     "deaths",
     [[FILES[5], Death(1, "answered", "SQL")], pytest.param(FILES, marks=pytest.mark.long)],
@@ -72,7 +73,8 @@ async def test_killed_between_archive_and_request(server: Server, forge: Forge, 
     assert await kill_each(server, forge, tmp_path, deaths) == len(deaths)
 
 
-@on(SQLITE_API, thorough(POSTGRESQL_API))
+@pytest.mark.thorough
+@on(*BY_API)
 async def test_a_run_that_is_stopped_tells_what_it_has_archived_in_vain(server: Server, forge: Forge, tmp_path: Path) -> None:
     """The archive then has as deleted what was deleted."""
     rows = await server.database.insert(series("solo-report", range(1, 61)))

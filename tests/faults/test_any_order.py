@@ -395,7 +395,7 @@ def _is_for(policy: RetentionPolicy, key: str | None) -> bool:
     return policy.unkeyed if key is None else not policy.unkeyed and any(fnmatchcase(key, glob) for glob in policy.match_keys)
 
 
-@pytest.mark.parametrize("examples", [30, pytest.param(120, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("examples", [15, pytest.param(120, marks=pytest.mark.thorough)])
 def test_nothing_kept_is_lost_whatever_happens_in_any_order(monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
     """Every collection is valid after a run, every report honest, and a rerun converges."""
     small_and_prompt(monkeypatch)

@@ -38,8 +38,8 @@ MAX_PAUSES = MAX_LOST_REQUESTS * 6 * MAX_PAUSE_SECONDS
 MAX_SECONDS = 150
 """What a run may take without these pauses. Now and then, a Prefect server on SQLite holds its own writes up for a minute."""
 
-PARTS = 4
-"""In which the whole matrix is tried, each a sample of it by chance: the first in every run of the tests, the second in CI."""
+PARTS = 8
+"""In which the whole matrix is tried, each a sample of it by chance: the first in every run of the tests, four in CI."""
 
 IN_WHOLE_RUNS = tuple(fault for fault in FAULTS if fault is not MAINTENANCE)
 """Prefect itself waits for the end of a maintenance, to tell the state of the flow run, once ours has ended."""
@@ -176,8 +176,8 @@ async def whole_runs(server: Server, monkeypatch: pytest.MonkeyPatch, deep: int)
     "part",
     [
         0,
-        pytest.param(1, marks=pytest.mark.thorough),
-        *(pytest.param(part, marks=pytest.mark.long) for part in range(2, PARTS)),
+        *(pytest.param(part, marks=pytest.mark.thorough) for part in range(1, 4)),
+        *(pytest.param(part, marks=pytest.mark.long) for part in range(4, PARTS)),
     ],
 )
 @pytest.mark.parametrize("prepare", [pruning, broken_collections])
@@ -216,6 +216,7 @@ async def test_a_fault_on_the_way_to_a_real_server_loses_nothing(
 
 
 @on(SQLITE_API)
+@pytest.mark.thorough
 async def test_a_fault_in_a_whole_run_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefect's own requests, the report, the history and the progress included; what the server shows is honest, too."""
     trial, made, cases = await whole_runs(server, monkeypatch, 7)

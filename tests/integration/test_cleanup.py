@@ -263,6 +263,7 @@ async def test_a_delete_run_ends_with_an_event(server: Server) -> None:
     assert any(related["prefect.resource.role"] == "flow-run" for related in event["related"])
 
 
+@pytest.mark.thorough
 async def test_a_delete_run_that_takes_long_says_so_by_events_until_it_ends(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,6 +344,7 @@ async def test_runs_over_different_keys_do_not_wait_for_each_other(server: Serve
     assert preview.outcome == "completed"
 
 
+@pytest.mark.thorough
 @on(*SEVERAL_CLIENTS)
 async def test_runs_over_different_keys_at_once_each_delete_theirs_and_share_the_packages_own(server: Server) -> None:
     """Neither run fails or warns because the other has deleted versions of the keys of both."""

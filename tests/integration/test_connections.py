@@ -53,6 +53,7 @@ def as_somebody(server: Server, query: str = "") -> Server:
     return at(server, f"{url}{query}")
 
 
+@pytest.mark.thorough
 async def test_of_several_schemas_the_servers_own_is_taken(server: Server) -> None:
     """Beside an old copy that the role finds first, as in `public` where Prefect has a `search_path` of its own; all of it."""
     await server.database.insert(series("report", [1, 2, 3]))
@@ -172,6 +173,7 @@ async def test_a_database_that_is_not_there_at_the_beginning_is_told_at_once(ser
         assert asyncio.get_running_loop().time() - began < 10
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("limit", [1, 2])
 async def test_a_role_with_few_connections_is_enough(server: Server, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """The run uses as many as it gets, and none while it evaluates a page."""

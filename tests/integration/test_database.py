@@ -173,6 +173,7 @@ async def estate(server: Server) -> tuple[list[Row], dict[str, UUID]]:
     return rows, latest
 
 
+@pytest.mark.thorough
 @on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
 async def test_both_stores_plan_report_and_leave_the_same(server: Server) -> None:
     """Row for row, on random data: holds, TTLs, unfinished runs, idle and unmanaged keys, dangling and odd latest versions."""
@@ -555,6 +556,7 @@ async def test_each_statement_is_planned_for_its_own_values(server: Server) -> N
             assert (await connection.scalars(generic, {"ours": "%FROM artifact%"})).all() == []
 
 
+@pytest.mark.thorough
 @on(POSTGRESQL_DATABASE)  # no other session can hold a table of SQLite and let it be written to
 async def test_a_vacuum_does_not_wait_for_ever(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever holds the table may do so for hours: the report says that nothing was vacuumed, and what is stale has gone."""
@@ -618,6 +620,7 @@ async def test_a_run_cancelled_in_the_middle_of_a_batch_that_fails_ends_all_the_
 # --- space on disk
 
 
+@pytest.mark.thorough
 @on(*BY_DATABASE)
 async def test_the_report_says_what_space_was_freed_or_why_none_was(server: Server) -> None:
     """After a deletion the space stays with the database; a VACUUM gives back what SQLite can, and PostgreSQL at the end.
@@ -813,8 +816,9 @@ async def test_an_idle_key_that_comes_to_life_between_two_batches_keeps_what_is_
 
 
 @on(POSTGRESQL_DATABASE)  # SQLite has one writer at a time
-async def test_a_key_that_stays_locked_fails_and_no_other_does(server: Server) -> None:
+async def test_a_key_that_stays_locked_fails_and_no_other_does(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether somebody has locked its collection or one of its versions; and so it is with an artifact without a key."""
+    monkeypatch.setattr("prefect_artifact_retention.stores.transactions.LOCK_TIMEOUT_MILLISECONDS", 50)
     rows = [*series("collection", [1, 2]), *series("version", [1, 2]), *series("free", [1, 2]), *series(None, [40, 41, 42])]
     await server.database.insert(rows)
     async with server.database.engine.begin() as somebody:
@@ -958,6 +962,7 @@ async def test_a_batch_with_a_latest_version_deletes_nothing(server: Server) -> 
 # --- a role that may do just what is needed
 
 
+@pytest.mark.thorough
 @on(POSTGRESQL_DATABASE)  # SQLite has no roles
 async def test_the_documented_grants_are_enough_and_no_more_than_needed(server: Server) -> None:
     """A run deletes, repairs and drops an idle key as that role; without any of the grants it would not.

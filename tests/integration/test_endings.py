@@ -119,6 +119,7 @@ with open(sys.argv.pop(1), "w") as witness:
 """Runs the command line, and writes into a file what nobody would see where its output goes nowhere."""
 
 
+@pytest.mark.thorough
 @on(POSTGRESQL_API, thorough(SQLITE_API))  # a server on SQLite may hold up all writes for a minute, and the run then fails
 @pytest.mark.parametrize("reader", ["gone", pytest.param("/dev/full", marks=pytest.mark.thorough)])
 async def test_a_delete_run_whose_output_nobody_takes_exits_as_it_ended(server: Server, folder: Path, reader: str) -> None:
@@ -138,6 +139,7 @@ async def test_a_delete_run_whose_output_nobody_takes_exits_as_it_ended(server: 
     assert {row.id for row in rows} & await server.database.ids() == {rows[number].id for number in (0, 1, 3, 4)}
 
 
+@pytest.mark.thorough
 @on(SQLITE_API)
 @pytest.mark.parametrize("presses", [1, pytest.param(2, marks=pytest.mark.thorough)])
 async def test_ctrl_c_in_mid_run_says_that_a_rerun_does_the_rest(server: Server, folder: Path, presses: int) -> None:

@@ -42,6 +42,7 @@ def call(folder: Path, *command: str, **variables: str) -> subprocess.CompletedP
 CLI = ("-m", "prefect_artifact_retention.flows.cli")
 
 
+@pytest.mark.thorough
 def test_a_deletion_without_a_server_is_an_error_and_starts_none(folder: Path) -> None:
     """The message names what to set."""
     done = call(folder, *CLI, "delete", "--json", PREFECT_LOGGING_LEVEL="INFO")

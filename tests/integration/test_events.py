@@ -112,6 +112,7 @@ async def test_events_hold_deleted_data_and_are_purged_exactly_if_asked_to(
     assert "PREFECT_SERVER_EVENTS_RETENTION_PERIOD" not in text
 
 
+@pytest.mark.thorough
 @on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
 async def test_the_events_of_what_somebody_else_deletes_are_not_purged(server: Server) -> None:
     """Nor does it keep those of the other versions, which this run deletes, from going."""

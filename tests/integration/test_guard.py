@@ -181,6 +181,7 @@ async def test_a_key_that_could_not_be_read_for_some_nights_is_not_refused_after
     assert (report.outcome, report.policies[0].planned, report.policies[0].unexpected) == ("completed", 5 * 24, 0)
 
 
+@pytest.mark.thorough
 @on(FAKE)
 async def test_nights_whose_time_is_over_before_the_last_key_are_not_refused(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch

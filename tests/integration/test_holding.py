@@ -80,6 +80,7 @@ async def call(server: AnyServer, *arguments: str) -> int:
 # --- what the cleanup keeps
 
 
+@pytest.mark.thorough
 @BOTH_STORES
 async def test_a_key_on_hold_keeps_all_its_versions_and_those_to_come_until_it_is_released(server: AnyServer) -> None:
     """Another key beside it does not; report and plan say who holds it, until when and why."""

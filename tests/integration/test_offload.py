@@ -311,6 +311,7 @@ async def test_a_run_that_is_killed_before_it_replaces_is_done_again(
 # --- and back
 
 
+@pytest.mark.thorough
 @on(*BY_DATABASE)
 @pytest.mark.usefixtures("folder")
 async def test_data_come_back_to_the_byte(server: Server) -> None:

@@ -231,6 +231,7 @@ async def append_at_once(server: Server, kind: str, processes: int, each: int) -
     return seconds
 
 
+@pytest.mark.thorough
 @on(POSTGRESQL_API, thorough(SQLITE_API))
 @pytest.mark.parametrize("kind", ["rows", pytest.param("markdown", marks=pytest.mark.thorough)])
 async def test_processes_that_append_to_one_key_at_once_lose_no_entry(server: Server, kind: str) -> None:

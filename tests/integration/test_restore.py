@@ -233,7 +233,8 @@ async def test_a_restored_version_becomes_the_latest_only_if_it_had_been(server:
     assert await server.database.dangling() == []
 
 
-@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+@pytest.mark.thorough
+@on(POSTGRESQL_DATABASE, SQLITE_DATABASE)
 async def test_producers_of_a_key_that_is_restored_lose_nothing(server: Server, tmp_path: Path) -> None:
     """Each latest version is one that they have created, also of a key that had gone."""
     keys = [f"key-{number}" for number in range(6)]

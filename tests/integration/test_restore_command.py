@@ -105,6 +105,7 @@ async def test_data_that_a_run_has_moved_come_back_by_the_command_that_stands_in
     assert (await call.json(server, *command.split()))["present"] == 1
 
 
+@pytest.mark.thorough
 @on(SQLITE_API)
 async def test_a_restore_that_fails_is_a_failed_flow_run_with_its_report(server: Server, call: Call, folder: Path) -> None:
     """As `RestoreFailed`, and exit code 1; other keys are restored all the same."""

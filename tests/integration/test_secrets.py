@@ -189,6 +189,7 @@ ADDRESSES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "address", [ADDRESSES[0], *(pytest.param(each, marks=pytest.mark.thorough) for each in ADDRESSES[1:])]
 )

@@ -12,9 +12,7 @@ from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.flows.explanation import explain
 from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import RetentionPolicy
-from servers import BY_API, Server, on
-
-pytestmark = on(*BY_API)
+from servers import BY_API, FAKE, Server, on
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 TESTED = "this package is tested with Prefect 3.8 to 3.9, and may misread other versions"
@@ -49,11 +47,13 @@ def answer_version(patch: pytest.MonkeyPatch, answer: httpx.Response) -> list[st
     return asked
 
 
+@on(*BY_API)
 async def test_the_present_server_is_no_reason_to_warn(server: Server) -> None:
     """Whatever answers to the tests is among the versions tested."""
     assert (await server.cleanup([KEEP_2])).warnings == []
 
 
+@on(FAKE)  # what a real server answers is replaced here
 @pytest.mark.parametrize(("answer", "warnings"), ANSWERS)
 async def test_a_version_that_is_not_tested_is_warned_of_once(
     server: Server, monkeypatch: pytest.MonkeyPatch, answer: httpx.Response, warnings: list[str]
@@ -72,6 +72,7 @@ async def test_a_version_that_is_not_tested_is_warned_of_once(
     assert await server.database.ids() == {row.id for row in rows[:2]}
 
 
+@on(*BY_API)
 @pytest.mark.parametrize("version", ["4.0.1", "no version", None])
 async def test_a_server_on_which_prefect_runs_no_flow_is_reported_in_one_line(
     server: Server,
@@ -97,6 +98,7 @@ async def test_a_server_on_which_prefect_runs_no_flow_is_reported_in_one_line(
     assert warning.endswith(TESTED)
 
 
+@on(*BY_API)
 async def test_cloud_has_no_such_version(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not even asked; our own server stands in for it."""
     asked = answer_version(monkeypatch, httpx.Response(404))

@@ -19,7 +19,7 @@ async def update(version_id: UUID) -> None:
         await client.request("PATCH", f"/artifacts/{version_id}", json={"data": 50.0})
 
 
-@on(FAKE, SQLITE_API, POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+@on(FAKE, POSTGRESQL_DATABASE, thorough(SQLITE_API), thorough(SQLITE_DATABASE))
 async def test_a_key_whose_latest_was_updated_is_not_idle(server: Server) -> None:
     """Only the key goes whose latest nobody has updated for as long."""
     rows = await server.database.insert([*series("busy", [100, 101]), *series("idle", [100, 101])])

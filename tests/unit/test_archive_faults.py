@@ -89,6 +89,7 @@ for number in range(1, total + 1, int(sys.argv[3])):
 """
 
 
+@pytest.mark.thorough
 @SOME
 def test_a_run_killed_between_any_two_calls_leaves_nothing_half(memory: Path, step: int) -> None:
     """What it left is named, does not count, and is in nobody's way."""

@@ -409,6 +409,7 @@ def test_a_bad_limit_is_refused_though_the_environment_has_a_good_one(
     assert "command line: max_deletions = -1" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("variable", "value", "field"),
     [("PREFECT_CLIENT_MAX_RETRIES", "many", "max_retries"), ("PREFECT_CLIENT_CUSTOM_HEADERS", "secret", "custom_headers")],
