@@ -83,9 +83,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 
 @pytest.fixture(params=EACH_ONCE, ids="-".join)
 async def server(request: pytest.FixtureRequest, servers: Callable[[str], Server]) -> AsyncIterator[Server | FakeServer]:
-    """A server without artifacts: on SQLite reached through its API, on PostgreSQL in its database.
+    """A server without artifacts: the one in memory reached through its API, and PostgreSQL in its database.
 
-    The two other combinations are thorough tests. A test that is about others is marked `@on(...)`.
+    The other combinations are thorough tests. A test that is about others is marked `@on(...)`.
     """
     kind, store = request.param
     if kind == "fake":

@@ -95,8 +95,11 @@ def thorough(combination: Combination) -> ParameterSet:
     return pytest.param(combination, marks=pytest.mark.thorough)
 
 
-EACH_ONCE = (SQLITE_API, POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE), thorough(POSTGRESQL_API))
-"""Either database and either store: where a test has no reason to expect a difference."""
+REAL = (SQLITE_API, POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE), thorough(POSTGRESQL_API))
+"""Either database and either store: for tests that have SQL of their own, or a flow run."""
+
+EACH_ONCE = (FAKE, POSTGRESQL_DATABASE, thorough(SQLITE_API), thorough(SQLITE_DATABASE), thorough(POSTGRESQL_API))
+"""Either store: where a test has no reason to expect a difference."""
 
 BY_API = (SQLITE_API, thorough(POSTGRESQL_API))
 BY_FAKE = (FAKE, thorough(SQLITE_API), thorough(POSTGRESQL_API))

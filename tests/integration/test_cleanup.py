@@ -40,6 +40,7 @@ from servers import (
     FAKE,
     POSTGRESQL_API,
     POSTGRESQL_DATABASE,
+    REAL,
     SQLITE_API,
     SQLITE_DATABASE,
     Server,
@@ -103,6 +104,7 @@ async def test_preview_is_the_default_and_deletes_nothing(server: Server) -> Non
     assert await server.database.ids() == ids(rows, 0, 1, 2, 3)
 
 
+@on(*REAL)
 async def test_the_report_and_the_progress_are_published(server: Server) -> None:
     """A keyed markdown artifact with the totals first, and a progress artifact at 100 %."""
     await server.database.insert(series("report", [1, 2, 3, 4]))
@@ -115,6 +117,7 @@ async def test_the_report_and_the_progress_are_published(server: Server) -> None
     assert float(published["artifact-retention-progress"][2]) == 100
 
 
+@on(*REAL)
 async def test_the_history_gains_one_row_a_run(server: Server) -> None:
     """The newest first, with what was there before and after; the trend is drawn from it."""
     await server.database.insert(series("report", [1, 2, 3, 4]))
@@ -196,6 +199,7 @@ async def test_the_history_is_bounded(server: Server, monkeypatch: pytest.Monkey
     assert [each["deleted"] for each in loads(loads(data))] == [1, 2]
 
 
+@on(*REAL)
 async def test_the_packages_own_keys_are_in_no_total(server: Server) -> None:
     """What people read is about their own artifacts."""
     await server.database.insert(series("report", [1, 2, 3]))
@@ -251,6 +255,7 @@ async def events(server: Server, since: datetime, awaited: str = "") -> list[dic
     return found
 
 
+@on(*REAL)
 async def test_a_delete_run_ends_with_an_event(server: Server) -> None:
     """Named by its outcome, for automations; a preview has none."""
     await server.database.insert(series("report", [1, 2, 3]))
@@ -478,6 +483,7 @@ async def test_protected_versions_stay(server: Server) -> None:
         assert any(culprit in warning for warning in report.warnings)
 
 
+@on(*REAL)
 async def test_an_idle_key_goes_with_its_latest_and_an_active_one_keeps_it(server: Server) -> None:
     """Keys with a date in them would otherwise live for ever."""
     await server.database.insert(series("load-2026-01-31", [100, 101, 102]))
@@ -517,7 +523,7 @@ async def test_a_time_budget_converges_however_small(server: Server) -> None:
     assert await server.database.ids() == left, outcomes
 
 
-@on(*BY_API)
+@on(*BY_FAKE)
 async def test_a_listing_of_artifacts_without_a_key_ends_with_the_time_for_planning(server: Server) -> None:
     """Once something is found to delete: with nothing found yet, the next run would come no further."""
     rows = await server.database.insert(series(None, [*[1] * 300, *[40] * 300]))
@@ -532,7 +538,7 @@ async def test_a_listing_of_artifacts_without_a_key_ends_with_the_time_for_plann
     assert await server.database.ids() == {row.id for row in rows[:300]}
 
 
-@on(*BY_API)
+@on(*BY_FAKE)
 async def test_each_listing_of_artifacts_without_a_key_begins_elsewhere_and_shows_all(server: Server) -> None:
     """Those that end with the time for planning would see the same ones again and again, and never the others."""
     rows = await server.database.insert(series(None, [1] * 150))
@@ -546,6 +552,7 @@ async def test_each_listing_of_artifacts_without_a_key_begins_elsewhere_and_show
     assert len(first_shown) > 1
 
 
+@on(*REAL)
 async def test_the_results_of_runs_stay(server: Server) -> None:
     """Prefect's server keeps them in artifacts without key and type: a run that lost its own would run again, or fail."""
 
@@ -575,7 +582,7 @@ async def test_the_results_of_runs_stay(server: Server) -> None:
             assert await (await client.read_flow_run(run_id)).state.aresult() == 42  # type: ignore[union-attr]
 
 
-@on(*BY_API)
+@on(*BY_FAKE)
 async def test_a_run_begins_where_the_last_one_over_the_same_keys_stopped(server: Server) -> None:
     """Whatever runs over other keys have reported meanwhile."""
     keys = [f"{share}-{number:02}" for share in ("apples", "pears") for number in range(45)]
@@ -598,6 +605,7 @@ async def test_a_scope_is_the_same_in_any_order(server: Server) -> None:
     assert after.key_reports[0].key == before.stopped_at
 
 
+@on(*REAL)
 async def test_with_a_limit_every_key_has_its_turn(server: Server) -> None:
     """Also if the first has more stale versions than the limit ever lets go; and so have the artifacts without a key."""
     policies = [KEEP_2, RetentionPolicy(name="loose", unkeyed=True, keep_within_days=1)]
@@ -710,6 +718,7 @@ async def test_where_the_next_run_begins_outlives_runs_in_between(
     assert [key.key for key in then.key_reports if key.deleted] == ["b"]
 
 
+@on(*REAL)
 async def test_the_packages_own_keys_use_up_no_limit(server: Server) -> None:
     """However many versions of them are stale."""
     await server.database.insert([*series("artifact-retention-report", range(1, 60)), *series("report", [1, 2, 3, 4, 5])])
@@ -827,6 +836,7 @@ async def test_of_versions_created_at_the_same_moment_the_latest_stays(server: S
     assert await server.database.ids() == {*latest.values()}
 
 
+@on(*REAL)
 async def test_a_collection_whose_latest_does_not_exist_is_repaired_and_nothing_of_it_deleted(server: Server) -> None:
     """The newest version that is left becomes its latest; its neighbour is pruned all the same."""
     broken = await server.database.insert(series("broken", [1, 2, 3]), latest={"broken": uuid4()})
@@ -839,6 +849,7 @@ async def test_a_collection_whose_latest_does_not_exist_is_repaired_and_nothing_
     assert [UUID(str(row[0])) for row in rows] == [broken[0].id]
 
 
+@on(*REAL)
 async def test_a_collection_without_any_version_is_repaired_whenever_it_is_found(server: Server) -> None:
     """Also if the run in which it lost them was killed: its last version is back, as the collection has it."""
     (row,) = await server.database.insert([Row("ghost", days(1), data="boo", metadata={"a": "b"})])
@@ -869,6 +880,7 @@ async def test_a_collection_without_any_version_is_left_to_a_server_that_deletes
     assert await server.database.ids() == set()
 
 
+@on(*REAL)
 async def test_a_placeholder_that_a_killed_run_has_left_counts_for_no_version(server: Server) -> None:
     """It was to be deleted at once: no version of the key is deleted before it."""
     copy = Row("broken", days(0.1), metadata={PLACEHOLDER_OF: str(uuid4()), "a": "b"})
@@ -885,6 +897,7 @@ async def test_a_placeholder_that_a_killed_run_has_left_counts_for_no_version(se
     assert await server.database.ids() == ids(rows, 1, 2) | {alone.id}
 
 
+@on(*REAL)
 @pytest.mark.parametrize(
     "metadata",
     [{"note": PLACEHOLDER_OF}, {PLACEHOLDER_OF.upper(): "x"}, {PLACEHOLDER_OF: str(uuid4()), "retention-hold": "true"}],
@@ -899,6 +912,7 @@ async def test_a_version_that_only_looks_like_a_placeholder_or_is_held_stays(ser
     assert await server.database.ids() == ids(rows, 0, 1)
 
 
+@on(*REAL)
 async def test_what_changes_between_plan_and_prune_is_seen(server: Server) -> None:
     """A hold set, a key gone, a version gone meanwhile: nothing wanted goes, nothing fails."""
     held = await server.database.insert(series("held", [1, 2, 3, 4]))
@@ -936,7 +950,7 @@ async def test_a_version_created_meanwhile_stays_and_takes_no_slot(server: Serve
     assert len(left) == 3
 
 
-@on(*BY_API)
+@on(*BY_FAKE)
 async def test_one_keys_failure_stops_no_other(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is Failed, its report says which key, and a rerun does the rest."""
     bad = await server.database.insert(series("bad", [1, 2, 3]))
@@ -958,7 +972,7 @@ async def test_one_keys_failure_stops_no_other(server: Server, monkeypatch: pyte
     assert await server.database.ids() == ids(bad, 0, 1) | ids(good, 0, 1)
 
 
-@on(*BY_API)
+@on(*BY_FAKE)
 async def test_an_answer_lost_after_the_deletion_counts_as_deleted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second attempt finds nothing: that was ours."""
     rows = await server.database.insert(series("report", [1, 2, 3]))
@@ -980,6 +994,7 @@ async def test_an_answer_lost_after_the_deletion_counts_as_deleted(server: Serve
     assert await server.database.ids() == ids(rows, 0, 1)
 
 
+@on(*REAL)
 async def test_an_unreadable_plan_deletes_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A truncated answer is reported as an error, and no version is deleted."""
     rows = await server.database.insert(series("report", [1, 2, 3]))
@@ -1048,7 +1063,7 @@ async def test_an_unforeseen_error_is_reported(server: Server, monkeypatch: pyte
     assert "deleting" not in str(loads(progress[0]))
 
 
-@on(*BY_API)
+@on(*BY_FAKE)
 async def test_refused_credentials_are_reported_as_a_message(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a wrong API key is."""
 
@@ -1093,6 +1108,7 @@ async def test_the_reasons_for_an_artifact_without_a_key_do_not_depend_on_its_pa
     assert {each.rule: each.versions for each in report.kept_by} == {"keep_within_days": 1, "running": 1}
 
 
+@on(*REAL)
 async def test_the_packages_own_keys_stay_bounded(server: Server) -> None:
     """Thirty versions of each are kept, also by runs over other keys only."""
     for key in ("artifact-retention-report", "artifact-retention-progress"):
@@ -1277,6 +1293,7 @@ async def test_an_idle_key_that_comes_to_life_meanwhile_loses_no_more(server: Se
     assert (len(left), report.deleted, report.spared) == (11, 114, 10)
 
 
+@on(*REAL)
 async def test_what_a_task_outside_any_flow_is_writing_stays(server: Server) -> None:
     """Its artifacts name no flow run, only the task run."""
     running, ended = uuid4(), uuid4()

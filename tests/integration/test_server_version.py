@@ -12,7 +12,7 @@ from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.flows.explanation import explain
 from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import RetentionPolicy
-from servers import BY_API, FAKE, Server, on
+from servers import BY_API, BY_FAKE, FAKE, Server, on
 
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
 TESTED = "this package is tested with Prefect 3.8 to 3.9, and may misread other versions"
@@ -72,7 +72,7 @@ async def test_a_version_that_is_not_tested_is_warned_of_once(
     assert await server.database.ids() == {row.id for row in rows[:2]}
 
 
-@on(*BY_API)
+@on(*BY_FAKE)
 @pytest.mark.parametrize("version", ["4.0.1", "no version", None])
 async def test_a_server_on_which_prefect_runs_no_flow_is_reported_in_one_line(
     server: Server,
@@ -98,7 +98,7 @@ async def test_a_server_on_which_prefect_runs_no_flow_is_reported_in_one_line(
     assert warning.endswith(TESTED)
 
 
-@on(*BY_API)
+@on(*BY_FAKE)
 async def test_cloud_has_no_such_version(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not even asked; our own server stands in for it."""
     asked = answer_version(monkeypatch, httpx.Response(404))
