@@ -137,7 +137,11 @@ class Queries:
         description, data, metadata = texts if with_data else [sa.cast(sa.null(), sa.Text)] * len(texts)
         payload = description, c.created, c.updated, data, metadata
         columns = c.id, c.flow_run_id, c.task_run_id, c.key, c.type, *payload, self._size(), self.state
-        named = (column.label(name) for name, column in zip(StoredVersion._fields, columns, strict=True))
+        # As the driver has them: what is to be made of them is made of whole columns.
+        named = (
+            sa.type_coerce(column, sa.types.NullType()).label(name)
+            for name, column in zip(StoredVersion._fields, columns, strict=True)
+        )
         query = sa.select(*named).where(self.among(c.id, ids))
         return Copies(await self._stored(query), await self.collection_rows(keys))
 
@@ -146,10 +150,11 @@ class Queries:
         if not self.is_sqlite:
             (lists,) = await self.all(sa.select(*map(self.listed, query.offset(0).subquery().c)))
             return [values or () for values in lists]
-        columns: list[Sequence[Any]] = [*zip(*await self.all(query), strict=True)] or [()] * len(StoredVersion._fields)
-        for place in map(StoredVersion._fields.index, ("data", "metadata")):
-            columns[place] = [*map(_text, columns[place])]
-        return columns
+        columns = [*zip(*await self.all(query), strict=True)] or [()] * len(StoredVersion._fields)
+        return [
+            _SQLITE_READERS[name](column) if name in _SQLITE_READERS else column
+            for name, column in zip(StoredVersion._fields, columns, strict=True)
+        ]
 
     async def short_data(self, ids: Collection[UUID], below: int) -> dict[UUID, str | None]:
         """Read the text of the data of those of the versions that exist; None for those that have as many bytes, or more."""
@@ -241,10 +246,6 @@ class Queries:
             size = sa.case((sa.func.typeof(ARTIFACT.c.data) == "real", sa.func.python_length(ARTIFACT.c.data)), else_=size)
         return sa.type_coerce(size, sa.types.NullType())
 
-    def _plain_id(self, column: sa.Column[UUID]) -> sa.ColumnElement[Any]:
-        """A column of ids as the driver has them; that of PostgreSQL makes ids of them by itself."""
-        return column if self.is_sqlite else sa.type_coerce(column, sa.types.NullType())
-
     def _json_text(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
         """The text of a column of JSON; in SQLite the value, which may be a number, and prints differently there."""
         return sa.type_coerce(column, sa.types.NullType()) if self.is_sqlite else sa.cast(column, sa.Text)
@@ -307,6 +308,14 @@ def _text(value: str | float | None) -> str | None:
         return json.dumps(value)
     except TypeError:
         raise StoreError("the database has bytes where JSON should be") from None
+
+
+_SQLITE_READERS: Mapping[str, Callable[[Sequence[Any]], Sequence[Any]]] = {
+    **dict.fromkeys(("id", "flow_run_id", "task_run_id"), read_ids),
+    **dict.fromkeys(("created", "updated"), read_times),
+    **dict.fromkeys(("data", "metadata"), lambda values: [*map(_text, values)]),
+}
+"""What makes columns of `StoredVersion` of those that SQLite has."""
 
 
 def _control(metadata: str | None) -> Mapping[str, str]:
