@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     # It needs an extra, which is not there without an archive.
     from prefect_artifact_retention.stores.archive.archive import Archive
 
-MAX_SLICE_BYTES = 8 * 2**20
-"""Bytes of the versions that are in memory at once, and in one row group of a part, unless a single version has more."""
+MAX_SLICE_BYTES = 4 * 2**20
+"""Bytes of the versions that are read at once, and in one row group of a part, unless a single version has more. With more,
+the process takes several times as much more memory; with less, no less time."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
