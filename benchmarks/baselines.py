@@ -7,6 +7,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from uuid import UUID
 
 import asyncpg  # type: ignore[import-untyped]
@@ -18,6 +19,12 @@ STALE = """
 SELECT id FROM (SELECT id, created, row_number() OVER (PARTITION BY key ORDER BY created DESC) AS rank FROM artifact) ranked
 WHERE rank > {keep_last}
 """
+
+STALE_ROWS = "SELECT * FROM artifact WHERE key LIKE 'key-%' AND id NOT IN (SELECT latest_id FROM artifact_collection)"
+"""All versions of the keys that were filled in, but for the latest."""
+
+SAVE = f"CREATE TABLE saved.artifact AS {STALE_ROWS.replace('FROM artifact ', 'FROM main.artifact ')}"
+LOAD = "INSERT INTO main.artifact SELECT * FROM saved.artifact"
 
 IDS_AND_DATES = "SELECT id, created FROM artifact"
 
@@ -127,6 +134,39 @@ async def batched_delete(database: Database, keep_last: int) -> int:
 
         await asyncio.gather(*(work() for _ in range(WRITERS)))
     return len(ids)
+
+
+async def save_stale(database: Database, file: Path) -> None:
+    """Write the stale rows into a file: one of COPY, in its binary format, or a database of SQLite."""
+    if database.is_sqlite:
+        await asyncio.to_thread(_on_sqlite, database, lambda connection: _attached(connection, file, SAVE))
+        return
+    connection = await asyncpg.connect(_address(database))
+    try:
+        await connection.copy_from_query(STALE_ROWS, output=file, format="binary")
+    finally:
+        await connection.close()
+
+
+async def load_stale(database: Database, file: Path) -> float:
+    """Insert these rows again, by one COPY or INSERT, and return the seconds."""
+    began = time.monotonic()
+    if database.is_sqlite:
+        await asyncio.to_thread(_on_sqlite, database, lambda connection: _attached(connection, file, LOAD))
+        return time.monotonic() - began
+    connection = await asyncpg.connect(_address(database))
+    try:
+        await connection.copy_to_table("artifact", source=file, format="binary")
+    finally:
+        await connection.close()
+    return time.monotonic() - began
+
+
+def _attached(connection: sqlite3.Connection, file: Path, statement: str) -> int:
+    connection.execute("ATTACH ? AS saved", [str(file)])
+    rows = connection.execute(statement).rowcount
+    connection.commit()
+    return rows
 
 
 def _delete_on_sqlite(connection: sqlite3.Connection, select: str) -> int:

@@ -24,6 +24,9 @@ class Sizes:
         database_pruning: The artifacts of which a run through the database, and a batched DELETE, keep a tenth.
         database_archiving: The artifacts of which a run through the database keeps one version a key, and archives the others.
         api_archiving: The same of a run through the API.
+        memory: The artifacts of which a run through the database archives all but one a key, and its memory counts.
+        ledger: The deleted versions in which one key is looked for.
+        ledger_parts: The files in which these are.
         scale: The artifacts of a run without work through the database; of the last, another run keeps a tenth. On PostgreSQL,
             a run without work reads the last through the API, too.
         keys: Numbers of keys for the cost of a key.
@@ -45,6 +48,9 @@ class Sizes:
     database_pruning: Size
     database_archiving: Size
     api_archiving: Size
+    memory: Size
+    ledger: Size
+    ledger_parts: int
     scale: tuple[Size, ...]
     keys: tuple[int, ...]
     versions: tuple[int, ...]
@@ -68,6 +74,9 @@ FULL = Sizes(
     database_pruning=HUNDRED_THOUSAND,
     database_archiving=Size(keys=1_000, versions=101),
     api_archiving=Size(keys=100, versions=101),
+    memory=Size(keys=20, versions=101, bytes=1_000_000),
+    ledger=Size(keys=1_000, versions=1_000),
+    ledger_parts=100,
     scale=(TEN_THOUSAND, HUNDRED_THOUSAND, MILLION),
     keys=(10, 100, 1_000),
     versions=(10, 100, 1_000),
@@ -89,6 +98,9 @@ SMALL = Sizes(
     database_pruning=Size(keys=5, versions=20),
     database_archiving=Size(keys=5, versions=20),
     api_archiving=Size(keys=3, versions=11),
+    memory=Size(keys=2, versions=11, bytes=100_000),
+    ledger=Size(keys=10, versions=20),
+    ledger_parts=4,
     scale=(Size(keys=10, versions=20), Size(keys=40, versions=20)),
     keys=(2,),
     versions=(10,),

@@ -9,23 +9,35 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 from uuid import UUID
 
+import orjson
 from appenders import appender, go, told
 from command import Measured, measure
 from filling import Size, fill
 from prefect import flow
 from prefect_artifact_retention import aappend_rows
+from prefect_artifact_retention.flows.restore import open_restore
+from prefect_artifact_retention.flows.settings import load_settings
+from prefect_artifact_retention.stores.archive.archive import open_archive
+from prefect_artifact_retention.stores.archive.model import LedgerQuery
+from prefect_artifact_retention.tasks.restore import restore_all
+from prefect_artifact_retention.tasks.restore_plan import Selection, plan_restore
+from pyarrow import Codec  # type: ignore[import-untyped]
 from servers import Server
 
 from benchmarks.baselines import (
+    STALE_ROWS,
     batched_delete,
     delete_one_by_one,
+    load_stale,
     naive_appends,
     read_key_by_key,
+    save_stale,
     select_ids_and_dates,
     stale_ids,
 )
@@ -92,11 +104,11 @@ class Bench:
         """Count the versions, without those of this package."""
         return len(await self.server.database.ids())
 
-    def delete(self, store: Store, keep_last: int) -> Measured:
-        """Run `artifact-retention delete` in a process of its own."""
+    def delete(self, store: Store, keep_last: int, **variables: str) -> Measured:
+        """Run `artifact-retention delete` in a process of its own, with more variables in its environment."""
         policies = json.dumps([{"name": "keep some", "keep_last": keep_last}])
         url = {"ARTIFACT_RETENTION_DATABASE_URL": self.server.database.url} if store == "database" else {}
-        return measure(self.server.local, "delete", ARTIFACT_RETENTION_POLICIES=policies, **url)
+        return measure(self.server.local, "delete", ARTIFACT_RETENTION_POLICIES=policies, **url, **variables)
 
     def read(self, store: Store, size: Size) -> Measured:
         """Run `artifact-retention delete` where nothing is stale: it reads all versions, and deletes none."""
@@ -260,6 +272,78 @@ async def archiving(bench: Bench) -> None:
         )
 
 
+async def restoring(bench: Bench) -> None:
+    """Measure a restore through the database against a COPY of the same rows, and the archive's bytes against their JSON."""
+    database, size = bench.server.database, bench.sizes.database_archiving
+    ours: list[float] = []
+    bare: list[float] = []
+    await _fill_at_random(bench, size)
+    with TemporaryDirectory() as name, patch.dict(os.environ, ARTIFACT_RETENTION_ARCHIVE_URL=f"{name}/archive"):
+        await save_stale(database, Path(name, "rows"))
+        report = (await clean_up(bench.server, "database", 1)).report
+        json_bytes = await asyncio.to_thread(_compressed_json, Path(name, "archive"))
+        for _round in range(bench.sizes.delete_rounds):
+            bare.append(await load_stale(database, Path(name, "rows")))
+            await _delete_stale(bench)
+            ours.append(await _restore(bench, report.deleted))
+            await _delete_stale(bench)
+    if not report.archive:
+        raise ValueError("nothing was archived")
+    bench.figure(
+        "database store, restore: seconds against a bare COPY of the same rows (on SQLite, INSERT from another file)",
+        _median_ratio(ours, bare),
+        at_most=3,
+        detail=f"{median(ours):.1f} of {median(bare):.1f} s; {report.deleted:,} versions",
+    )
+    bench.figure(
+        "archive: bytes against the JSON of the same rows, compressed with zstd",
+        report.archive.bytes / json_bytes,
+        at_most=1.1,
+        detail=f"{report.archive.bytes / 1e6:.1f} of {json_bytes / 1e6:.1f} MB; {report.deleted:,} versions of 1 KB at random",
+    )
+
+
+async def _delete_stale(bench: Bench) -> None:
+    await bench.server.database.run(STALE_ROWS.replace("SELECT *", "DELETE"))
+    if not bench.is_sqlite:
+        await bench.server.database.vacuum()
+
+
+async def _restore(bench: Bench, versions: int) -> float:
+    """Restore everything, and return the seconds."""
+    with replace(bench.server, store="database").active():
+        began = time.monotonic()
+        async with open_restore(load_settings(), Selection(LedgerQuery(), hold_days=0), applies=True) as restore:
+            await plan_restore(restore)
+            await restore_all(restore)
+            seconds = time.monotonic() - began
+            _check(versions, restore.report.restored)
+    return seconds
+
+
+def _compressed_json(folder: Path) -> int:
+    """Return the bytes of what an archive has of versions, as lines of JSON, compressed with zstd as it does by default."""
+    lines = (orjson.dumps(version._asdict(), default=str) for some in open_archive(str(folder)).versions() for version in some)
+    return len(Codec("zstd", compression_level=3).compress(b"\n".join(lines)))
+
+
+async def archiving_memory(bench: Bench) -> None:
+    """Measure the memory of a run that archives large versions."""
+    size = bench.sizes.memory
+    await bench.fill(size)
+    with TemporaryDirectory() as folder:
+        measured = bench.delete("database", 1, ARTIFACT_RETENTION_ARCHIVE_URL=folder)
+    deleted = measured.report["deleted"]
+    _check(size.rows - size.keys, deleted)
+    bench.figure(
+        f"database store, {deleted:,} versions of {size.bytes // 1000:,} KB archived and deleted: peak memory of the process",
+        measured.megabytes,
+        unit="MB",
+        at_most=350,
+        detail=f"in {_seconds(measured):.0f} s; {size}",
+    )
+
+
 async def _fill_at_random(bench: Bench, size: Size) -> None:
     """Replace all artifacts by some of which no two have the same data, or they would take nothing in an archive."""
     await bench.fill(size)
@@ -398,7 +482,10 @@ def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 BENCHMARKS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     each.__name__: each
-    for each in (api_pruning, far_api_pruning, database_pruning, archiving, growth, appending, api_reading, database_scale)
+    for each in (
+        *(api_pruning, far_api_pruning, database_pruning, archiving, restoring, growth, appending, archiving_memory),
+        *(api_reading, database_scale),
+    )
 }
 """Those that fill in most come last: what they leave to the database to tidy up must not show in the others."""
 

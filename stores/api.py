@@ -40,7 +40,7 @@ from prefect_artifact_retention.stores.rows import (
     read_without_data,
     row_metadata,
 )
-from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection, Copies, History
+from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection, Copies, History, StoredVersion
 
 LISTED_ROWS = 2_000
 """Versions that are counted, listed and evaluated together, unless a single key has more. With fewer, there are more counts;
@@ -301,7 +301,7 @@ class ApiStore(Paging):
                 collections.extend(map(read_collection_row, page))
 
         await self._in_parts(keys, read)
-        return Copies(versions, collections)
+        return Copies([*zip(*versions, strict=True)] or [()] * len(StoredVersion._fields), collections)
 
     async def existing(self, ids: Iterable[UUID]) -> set[UUID]:
         """Return those of the versions that exist."""

@@ -133,13 +133,28 @@ class Queries:
     async def payloads(self, ids: Collection[UUID], keys: Collection[str], *, with_data: bool) -> Copies:
         """Read those of the versions that exist, with the texts of their JSON as the database has them, and collections."""
         c = ARTIFACT.c
-        columns = (*map(self._plain_id, (c.id, c.flow_run_id, c.task_run_id)), c.key, c.type)
         texts = c.description, *map(self._json_text, (c.data, c.metadata_))
-        description, data, metadata = texts if with_data else [sa.null()] * len(texts)
-        query = sa.select(*columns, description, c.created, c.updated, data, metadata, self._size(), self.state)
-        rows = await self.all(query.where(self.among(c.id, ids)))
-        read = _read_stored if self.is_sqlite else StoredVersion._make
-        return Copies([*map(read, rows)], await self.collection_rows(keys))
+        description, data, metadata = texts if with_data else [sa.cast(sa.null(), sa.Text)] * len(texts)
+        payload = description, c.created, c.updated, data, metadata
+        columns = c.id, c.flow_run_id, c.task_run_id, c.key, c.type, *payload, self._size(), self.state
+        # As the driver has them: what is to be made of them is made of whole columns.
+        named = (
+            sa.type_coerce(column, sa.types.NullType()).label(name)
+            for name, column in zip(StoredVersion._fields, columns, strict=True)
+        )
+        query = sa.select(*named).where(self.among(c.id, ids))
+        return Copies(await self._stored(query), await self.collection_rows(keys))
+
+    async def _stored(self, query: sa.Select[Any]) -> Sequence[Sequence[Any]]:
+        """Read the columns of `StoredVersion`, which PostgreSQL makes faster than rows are read."""
+        if not self.is_sqlite:
+            (lists,) = await self.all(sa.select(*map(self.listed, query.offset(0).subquery().c)))
+            return [values or () for values in lists]
+        columns = [*zip(*await self.all(query), strict=True)] or [()] * len(StoredVersion._fields)
+        return [
+            _SQLITE_READERS[name](column) if name in _SQLITE_READERS else column
+            for name, column in zip(StoredVersion._fields, columns, strict=True)
+        ]
 
     async def short_data(self, ids: Collection[UUID], below: int) -> dict[UUID, str | None]:
         """Read the text of the data of those of the versions that exist; None for those that have as many bytes, or more."""
@@ -231,10 +246,6 @@ class Queries:
             size = sa.case((sa.func.typeof(ARTIFACT.c.data) == "real", sa.func.python_length(ARTIFACT.c.data)), else_=size)
         return sa.type_coerce(size, sa.types.NullType())
 
-    def _plain_id(self, column: sa.Column[UUID]) -> sa.ColumnElement[Any]:
-        """A column of ids as the driver has them; that of PostgreSQL makes ids of them by itself."""
-        return column if self.is_sqlite else sa.type_coerce(column, sa.types.NullType())
-
     def _json_text(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
         """The text of a column of JSON; in SQLite the value, which may be a number, and prints differently there."""
         return sa.type_coerce(column, sa.types.NullType()) if self.is_sqlite else sa.cast(column, sa.Text)
@@ -287,12 +298,6 @@ def _read_version(row: Sequence[Any]) -> Version:
     return Version._make((*columns, _control(metadata)))
 
 
-def _read_stored(row: Sequence[Any]) -> StoredVersion:
-    """Read a row of `Queries.payloads` as SQLite has it."""
-    stored = StoredVersion._make(row)
-    return stored._replace(data=_text(stored.data), metadata=_text(stored.metadata))
-
-
 def _text(value: str | float | None) -> str | None:
     """Return JSON as text; a number, which only SQLite has instead, as Python writes it, and SQLite reads the same again."""
     if value is None or isinstance(value, str):
@@ -303,6 +308,14 @@ def _text(value: str | float | None) -> str | None:
         return json.dumps(value)
     except TypeError:
         raise StoreError("the database has bytes where JSON should be") from None
+
+
+_SQLITE_READERS: Mapping[str, Callable[[Sequence[Any]], Sequence[Any]]] = {
+    **dict.fromkeys(("id", "flow_run_id", "task_run_id"), read_ids),
+    **dict.fromkeys(("created", "updated"), read_times),
+    **dict.fromkeys(("data", "metadata"), lambda values: [*map(_text, values)]),
+}
+"""What makes columns of `StoredVersion` of those that SQLite has."""
 
 
 def _control(metadata: str | None) -> Mapping[str, str]:

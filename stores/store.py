@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError, Version
@@ -85,10 +85,20 @@ class StoredVersion(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """What was read for the archive: versions, and the rows of collections."""
+    """What was read for the archive.
 
-    versions: Sequence[StoredVersion]
+    Attributes:
+        columns: The versions by columns, in the order of `StoredVersion`: there may be millions.
+        collections: The rows of collections.
+    """
+
+    columns: Sequence[Sequence[Any]]
     collections: Sequence[CollectionRow]
+
+    @property
+    def versions(self) -> Iterator[StoredVersion]:
+        """The versions one by one."""
+        return map(StoredVersion._make, zip(*self.columns, strict=True))
 
 
 class OutdatedCheckError(StoreError):

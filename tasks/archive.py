@@ -11,14 +11,14 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 from uuid import UUID
 
 from prefect_artifact_retention.policies import RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.evaluation import Reason
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, CollectionRow, RunManifest
 from prefect_artifact_retention.stores.connection import shielded
-from prefect_artifact_retention.stores.store import Copies, Store, StoredVersion
+from prefect_artifact_retention.stores.store import Store
 from prefect_artifact_retention.stores.transactions import LostConnectionError
 from prefect_artifact_retention.tasks.report import ArchiveReport, CleanupReport
 
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     # It needs an extra, which is not there without an archive.
     from prefect_artifact_retention.stores.archive.archive import Archive
 
-MAX_SLICE_BYTES = 8 * 2**20
-"""Bytes of the versions that are in memory at once, and in one row group of a part, unless a single version has more."""
+MAX_SLICE_BYTES = 4 * 2**20
+"""Bytes of the versions that are read at once, and in one row group of a part, unless a single version has more. With more,
+the process takes several times as much more memory; with less, no less time."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -131,10 +132,10 @@ class RunArchive:
         copied: dict[UUID, object] = {}
         collections: list[CollectionRow] = []
         async with _in_threads(self.archive.stage(name, payloads=self.totals.payloads)) as staged:
-            async for found, rows in self._read(store, candidates, tell):
-                collections += found.collections
-                await in_thread(staged.add, rows)
-                copied.update((version.id, version.state) for version in found.versions)
+            async for columns, states, rows in self._read(store, candidates, tell):
+                collections += rows
+                await in_thread(staged.add, columns)
+                copied.update(states)
             if not copied:
                 return
             again = len(self.spared & copied.keys())
@@ -163,10 +164,11 @@ class RunArchive:
         name = self._take_name()
         offloaded: list[Offloaded] = []
         async with _in_threads(self.archive.stage(name)) as staged:
-            async for found, rows in self._read(store, candidates, tell):
-                await in_thread(staged.add, rows)
-                states = {version.id: version.state for version in found.versions}
-                offloaded += (Offloaded(row._replace(data=None, metadata=None), states[row.id]) for row in rows)
+            async for columns, states, _rows in self._read(store, candidates, tell):
+                await in_thread(staged.add, columns)
+                nothing = dict.fromkeys(("data", "metadata"), [None] * len(states))
+                versions = zip(*(columns | nothing).values(), strict=True)
+                offloaded += map(Offloaded, map(ArchivedVersion._make, versions), states.values())
             if offloaded:
                 self._parts.append(name)
                 await in_thread(staged.publish, offloaded=True)
@@ -179,21 +181,29 @@ class RunArchive:
 
     async def _read(
         self, store: Store, candidates: Sequence[Candidate], tell: Callable[[], Awaitable[None]]
-    ) -> AsyncGenerator[tuple[Copies, list[ArchivedVersion]]]:
-        """Read those of the versions that still exist, some at a time, as rows of a part."""
+    ) -> AsyncGenerator[tuple[dict[str, Sequence[Any]], dict[UUID, object], Sequence[CollectionRow]]]:
+        """Read those of the versions that still exist, some at a time: the columns of a part, the states, and collections."""
         for some in _slices(candidates):
             await tell()
             keys = [each.latest_of for each in some if each.latest_of is not None]
             found = await store.payloads([each.id for each in some], keys, with_data=self.totals.payloads)
-            stored = {version.id: version for version in found.versions}
-            yield found, [self._row(each, stored[each.id]) for each in some if each.id in stored]
+            *columns, states = found.columns
+            ids: Sequence[UUID] = columns[0]
+            planned = {each.id: each for each in some}
+            columns += self._verdicts([planned[version_id] for version_id in ids])
+            named = dict(zip(ArchivedVersion._fields, columns, strict=True))
+            yield named, dict(zip(ids, states, strict=True)), found.collections
 
-    def _row(self, candidate: Candidate, stored: StoredVersion) -> ArchivedVersion:
-        reasons, rules = self._reasons[candidate.verdict]
-        # In the order of the columns, because there may be millions.
-        verdict = candidate.latest_of is not None, candidate.policy, self._report.policy_digest, reasons, rules
-        deleted_by = self.run_id, self._run_name, self._report.now, None, self._report.server
-        return ArchivedVersion._make((*stored[:-1], *verdict, *deleted_by))
+    def _verdicts(self, candidates: Sequence[Candidate]) -> Iterator[Sequence[Any]]:
+        """Return the columns of a part that tell why versions went, and who deleted them."""
+        reasons = [self._reasons[each.verdict] for each in candidates]
+        yield [each.latest_of is not None for each in candidates]
+        yield [each.policy for each in candidates]
+        yield [self._report.policy_digest] * len(candidates)
+        yield [texts for texts, _rules in reasons]
+        yield [rules for _texts, rules in reasons]
+        for value in (self.run_id, self._run_name, self._report.now, None, self._report.server):
+            yield [value] * len(candidates)
 
     def add_deleted(self, ids: Iterable[UUID]) -> None:
         """Record that versions were deleted."""

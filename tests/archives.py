@@ -78,12 +78,17 @@ def by(run: int, versions: Iterable[ArchivedVersion], **changes: Any) -> list[Ar
     return [each._replace(run_id=f"run-{run}", run_name=f"fox-{run}", decided_at=when, **changes) for each in versions]
 
 
+def columns(versions: Sequence[ArchivedVersion]) -> dict[str, Sequence[Any]]:
+    """Versions by columns, as they are added to a part."""
+    return {name: [version[place] for version in versions] for place, name in enumerate(ArchivedVersion._fields)}
+
+
 def write(archive: Archive, *groups: Sequence[ArchivedVersion], **options: Any) -> PartManifest:  # noqa: ANN401
     """Publish a part of some row groups, for the run of their first version."""
     run_id = groups[0][0].run_id
     with archive.stage(f"{run_id}-{archive.first_free_number(run_id):05}", **options) as part:
         for group in groups:
-            part.add(group)
+            part.add(columns(group))
         return part.publish()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+from archives import columns
 from database import Database
 from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
@@ -58,7 +59,7 @@ def write_archive(
     name = f"{RUN_ID}-{archive.first_free_number(RUN_ID):05}"
     with archive.stage(name, payloads=payloads) as part:
         for start in range(0, len(versions), PART_ROWS):
-            part.add(versions[start : start + PART_ROWS])
+            part.add(columns(versions[start : start + PART_ROWS]))
         part.publish(list(collections))
     said: dict[str, Any] = {"ended_at": DECIDED_AT, "outcome": "completed", "deleted": len(versions)}
     run = RunManifest(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
 from uuid import UUID
 
 import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from prefect_artifact_retention.stores.archive.model import SCHEMA_VERSION, ArchivedVersion, ArchiveError
 from prefect_artifact_retention.stores.ids import read_ids
@@ -48,7 +46,6 @@ def new_writer(file: BinaryIO) -> Any:  # noqa: ANN401 - pyarrow has no types
         file,
         SCHEMA,
         compression="zstd",
-        compression_level=3,  # that of zstd itself; pyarrow takes 1
         use_dictionary=[_LEAVES.get(name, name) for name in SCHEMA.names if name not in _UNLIKE],
         write_statistics=[_LEAVES.get(name, name) for name in LEDGER],
         write_page_checksum=True,
@@ -67,13 +64,13 @@ def open_part(source: Any, dictionaries: Sequence[str] = ()) -> Any:  # noqa: AN
     return file
 
 
-def to_table(versions: Sequence[ArchivedVersion], *, payloads: bool) -> Any:  # noqa: ANN401
-    """Write versions as a table.
+def to_table(columns: Mapping[str, Sequence[Any]], *, payloads: bool) -> Any:  # noqa: ANN401
+    """Make a table of versions, of which the columns are given by name.
 
     Raises:
-        ArchiveError: A time has no zone, or a text cannot be written as UTF-8.
+        ArchiveError: A time has no zone.
     """
-    columns: dict[str, Sequence[Any]] = dict(zip(SCHEMA.names, zip(*versions, strict=True), strict=True))
+    columns = dict(columns)
     for name in TIMES:
         # Beside others with a zone, pyarrow would take it for UTC without a word.
         if any(each.tzinfo is None for each in columns[name]):
@@ -81,22 +78,8 @@ def to_table(versions: Sequence[ArchivedVersion], *, payloads: bool) -> Any:  # 
     for name in IDS:
         columns[name] = [None if each is None else str(each) for each in columns[name]]
     if not payloads:
-        columns |= dict.fromkeys(PAYLOAD, [None] * len(versions))
+        columns |= dict.fromkeys(PAYLOAD, [None] * len(columns["id"]))
     return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
-
-
-def hash_payloads(table: Any) -> bytes:  # noqa: ANN401
-    """Return a hash of the payloads of some rows: of how long each is, or that it is null, and of the texts."""
-    digest = hashlib.blake2b()
-    for name in PAYLOAD:
-        column = table[name].combine_chunks()
-        lengths = pc.fill_null(pc.binary_length(column), -1)
-        digest.update(memoryview(lengths.buffers()[1]).cast("i")[lengths.offset : lengths.offset + len(lengths)])
-        _nulls, offsets, texts = column.buffers()
-        if texts is not None:
-            places = memoryview(offsets).cast("i")
-            digest.update(memoryview(texts)[places[column.offset] : places[column.offset + len(column)]])
-    return digest.digest()
 
 
 def to_versions(table: Any) -> list[ArchivedVersion]:  # noqa: ANN401

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 from prefect_artifact_retention.stores.archive.location import Location
 from prefect_artifact_retention.stores.archive.manifests import PART_NAME, part_file, publish_manifest
-from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, CollectionRow, PartManifest
-from prefect_artifact_retention.stores.archive.parquet import LEDGER, hash_payloads, new_writer, open_part, to_table
+from prefect_artifact_retention.stores.archive.model import ArchiveError, CollectionRow, PartManifest
+from prefect_artifact_retention.stores.archive.parquet import new_writer, open_part, to_table
 
 MAX_GROUP_ROWS = 1_000
 """Rows of a row group. More make files a little smaller; less let a reader who looks for a key skip more of them."""
@@ -30,27 +30,27 @@ class StagedPart:
         self._file = file
         self._payloads = payloads
         self._writer = new_writer(file)
-        # What was added, to be compared with what is read back: of payloads, a hash.
+        # What was added, to be compared with what is read back.
         self._added: list[Any] = []
-        self._payload_hashes: list[bytes] = []
 
-    def add(self, versions: Sequence[ArchivedVersion]) -> None:
-        """Write a row group. Whoever reads one version of it later needs memory for all, so it should have 8 MB at most.
+    def add(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Write versions, of which the columns of `ArchivedVersion` are given by name.
+
+        Whoever reads one of them later needs memory for all, so they should have 8 MB at most.
 
         Raises:
             ArchiveError: It cannot be written.
         """
-        if versions:
+        if columns["id"]:
             with self._location.doing(f"write {self._name}"):
-                self.add_table(to_table(versions, payloads=self._payloads))
+                self.add_table(to_table(columns, payloads=self._payloads))
 
     def add_table(self, table: Any) -> None:  # noqa: ANN401 - pyarrow has no types
         """Write a row group that is a table already; nothing if it is empty."""
         for first in range(0, table.num_rows, MAX_GROUP_ROWS):
             group = table.slice(first, MAX_GROUP_ROWS)
             self._writer.write_table(group)
-            self._added.append(group.select(LEDGER))
-            self._payload_hashes.append(hash_payloads(group))
+            self._added.append(group)
 
     @property
     def rows(self) -> int:
@@ -122,8 +122,7 @@ class StagedPart:
             written = open_part(source)
             groups = (written.read_row_group(number, use_threads=False) for number in range(written.num_row_groups))
             same = written.num_row_groups == len(self._added) and all(
-                group.select(LEDGER).equals(added) and hash_payloads(group) == payloads
-                for group, added, payloads in zip(groups, self._added, self._payload_hashes, strict=True)
+                group.equals(added) for group, added in zip(groups, self._added, strict=True)
             )
         if not same:
             raise ArchiveError(f"the archive {self._location.url}: {self._name} is not read back as it was written")

@@ -7,6 +7,7 @@ import pytest
 from servers import started
 
 from benchmarks.distance import LATENCY_SECONDS
+from benchmarks.ledger import ledger
 from benchmarks.results import Figure, Results
 from benchmarks.session import BACKENDS
 from benchmarks.sizes import SMALL
@@ -127,6 +128,32 @@ async def test_archiving(bench: Bench) -> None:
     await BENCHMARKS["archiving"](bench)
     assert all(ratio.measured > 0 for ratio in figures(bench, 2))
     assert await bench.left() == SMALL.api_archiving.keys
+
+
+async def test_restoring(bench: Bench) -> None:
+    """The ratio to a COPY, and that of the bytes; every row was restored before it was deleted again."""
+    await BENCHMARKS["restoring"](bench)
+    restore, size = figures(bench, 2)
+    assert min(restore.measured, size.measured) > 0
+    assert await bench.left() == SMALL.database_archiving.keys
+
+
+@on_one_database
+async def test_archiving_memory(bench: Bench) -> None:
+    """The memory of a whole process, which left one version a key."""
+    await BENCHMARKS["archiving_memory"](bench)
+    (memory,) = figures(bench, 1)
+    assert 50 < memory.measured < 1_000
+    assert await bench.left() == SMALL.memory.keys
+
+
+def test_ledger(tmp_path: Path) -> None:
+    """A ratio, of readers who found the same."""
+    results = Results({})
+    ledger(tmp_path, SMALL.ledger, SMALL.ledger_parts, 1, results)
+    (ratio,) = results.figures
+    assert ratio.measured > 0
+    assert "20 versions found" in ratio.detail
 
 
 @on_one_database

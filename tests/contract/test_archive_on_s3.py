@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from archives import NIGHT, SERVER, archived, by, end, ledger_ids, plain, read, write
+from archives import NIGHT, SERVER, archived, by, columns, end, ledger_ids, plain, read, write
 from moto.server import ThreadedMotoServer
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.model import ArchiveError, LedgerQuery, RunManifest
@@ -228,8 +228,8 @@ def test_a_part_in_a_bucket_is_never_replaced(proxy: Proxy) -> None:
     """The second of two that write under one name is told."""
     archive = at(proxy)
     with archive.stage("run-1-00001") as first, archive.stage("run-1-00001") as second:
-        first.add(VERSIONS[:2])
-        second.add(VERSIONS[2:])
+        first.add(columns(VERSIONS[:2]))
+        second.add(columns(VERSIONS[2:]))
         first.publish()
         with pytest.raises(ArchiveError, match=r"there is another data/run-1-00001.parquet already"):
             second.publish()

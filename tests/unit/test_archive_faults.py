@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from archives import archived, by, counted, end, fail, ledger_ids, plain, read, write
+from archives import archived, by, columns, counted, end, fail, ledger_ids, plain, read, write
 from prefect_artifact_retention.policies import ConfigurationError
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.location import Folder
@@ -288,8 +288,8 @@ def test_foreign_files_in_an_archive_are_named(archive: Archive, tmp_path: Path)
 def test_a_part_is_never_replaced(archive: Archive) -> None:
     """Two that are written under one name, by two processes that take each other for dead: the second is told."""
     with archive.stage("run-1-00001") as first, archive.stage("run-1-00001") as second:
-        first.add(VERSIONS[:2])
-        second.add(VERSIONS[2:])
+        first.add(columns(VERSIONS[:2]))
+        second.add(columns(VERSIONS[2:]))
         first.publish()
         with pytest.raises(ArchiveError, match=r"there is another data/run-1-00001.parquet already"):
             second.publish()

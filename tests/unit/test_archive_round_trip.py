@@ -10,7 +10,7 @@ import duckdb
 import pandas as pd
 import polars as pl
 import pytest
-from archives import JSON_TEXTS, NIGHT, SERVER, archived, by, end, ledger_ids, plain, read, write
+from archives import JSON_TEXTS, NIGHT, SERVER, archived, by, columns, end, ledger_ids, plain, read, write
 from chance import SEED
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.model import (
@@ -283,7 +283,7 @@ def test_the_rows_of_a_collection_are_read_with_the_last_one_at_the_end(archive:
     rows = [CollectionRow(key="report", id=UUID(int=n), created=NIGHT, updated=NIGHT, latest_id=UUID(int=n)) for n in (1, 2)]
     for number, row in enumerate(rows, 1):
         with archive.stage(f"run-{number}-00001") as part:
-            part.add(by(number, [archived()]))
+            part.add(columns(by(number, [archived()])))
             part.publish([row])
     assert archive.collections(["report", "other"]) == {"report": rows}
 
@@ -305,8 +305,8 @@ def test_what_cannot_be_kept_as_it_is_is_not_archived(archive: Archive, version:
 def test_a_part_that_is_not_published_leaves_nothing(archive: Archive) -> None:
     """Neither when its run fails, nor when it has nothing to say."""
     with archive.stage("run-1-00001") as part:
-        part.add([archived()])
-        part.add([])
+        part.add(columns([archived()]))
+        part.add(columns([]))
     with archive.stage("run-1-00001") as part, pytest.raises(ValueError, match="needs a version"):
         part.publish()
     assert archive.problems() == []
