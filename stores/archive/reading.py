@@ -35,23 +35,25 @@ CLOCK_SKEW = timedelta(days=1)
 """How far the clock of a machine may be behind that of a server. With less, a part that cannot be read may be passed over."""
 
 _KEY = SCHEMA.names.index("key")
+_BY_DELETION = ("decided_at", "key", "created", "id")
 _WILDCARD = re.compile(r"[*?[]")
 _PART, _ROW, _ORDER = "part", "row", "order"
 
 
-def read_ledger(catalog: Catalog, query: LedgerQuery, unreadable: dict[str, str] | None) -> Any:  # noqa: ANN401 - pyarrow
-    """Read a row for each version, without its payload, in the order of deletion."""
+def read_ledger(catalog: Catalog, query: LedgerQuery, unreadable: dict[str, str] | None, columns: Sequence[str]) -> Any:  # noqa: ANN401 - pyarrow
+    """Read a row for each version, with some columns of the ledger, in the order of deletion."""
+    columns = [name for name in LEDGER if name in {*_BY_DELETION, *columns}]
     # How little is asked for without keys and ids shows only when a few columns of all parts are read.
-    is_narrow = bool(query.keys or query.ids)
-    copies = _find(catalog, query, LEDGER if is_narrow else (), unreadable)
+    in_one = bool(query.keys or query.ids) or len(columns) < len(LEDGER)
+    copies = _find(catalog, query, columns if in_one else (), unreadable)
     rows = _last_of_each(_asked(copies, query), _same(query))
-    if not is_narrow:
+    if not in_one:
         chosen = {number: rows.filter(pc.equal(rows[_PART], number))[_ROW] for number in pc.unique(rows[_PART]).to_pylist()}
         found = _each_part(lambda number: _complete(catalog, number, chosen[number]), catalog, chosen, query, unreadable)
         rows = _concat(found, LEDGER)
-    rows = rows.sort_by([(name, "ascending") for name in ("decided_at", "key", "created", "id")])
+    rows = rows.sort_by([(name, "ascending") for name in _BY_DELETION])
     with_payload = copies.filter(_has_payload(copies, catalog))["id"]
-    return rows.select(LEDGER).append_column(HAS_PAYLOAD, pc.is_in(rows["id"], pc.unique(with_payload)))
+    return rows.select(columns).append_column(HAS_PAYLOAD, pc.is_in(rows["id"], pc.unique(with_payload)))
 
 
 def read_versions(catalog: Catalog, query: LedgerQuery, without: Collection[str]) -> Iterator[list[ArchivedVersion]]:
@@ -138,7 +140,7 @@ def _payloads_of_part(
                 f"the archive {location.url}: {name} is not as it was written: "
                 f"its SHA-256 is not that of {manifest_file(part.name)}"
             )
-        with open_part(path) as file:
+        with open_part(path, ALIKE) as file:
             for group in _groups(file):
                 mask = group.has(rows)
                 places = pc.subtract(rows.filter(mask), group.first)
@@ -203,7 +205,7 @@ def _may_be_in(part: PartManifest, catalog: Catalog, query: LedgerQuery) -> bool
     runs = [run for run in catalog.runs if run.run_id == part.run_id]
     if runs and query.runs and not {part.run_id, *(run.run_name for run in runs)} & {*query.runs}:
         return False
-    if runs and query.servers and not {run.server for run in runs} & {*query.servers}:
+    if query.servers and part.server not in query.servers:
         return False
     return query.since is None or part.written_at >= query.since - CLOCK_SKEW
 
