@@ -409,8 +409,11 @@ async def _killed_before(number: int, archive: Archive, server: Server) -> bool:
 
 
 @on(POSTGRESQL_DATABASE)
-async def test_a_version_that_another_restore_inserts_first_is_restored_once(server: Server, tmp_path: Path) -> None:
-    """It is in a transaction that is not committed yet, so nobody can see it."""
+@pytest.mark.parametrize("is_lost", [False, True], ids=["another is first", "connection lost"])
+async def test_what_happens_while_versions_are_inserted_restores_them_once(
+    server: Server, tmp_path: Path, *, is_lost: bool
+) -> None:
+    """Another restore has inserted one of them, and not committed yet, so nobody can see it; or the connection is lost."""
     rows = series("report", [1, 2, 3])
     await server.database.insert(rows)
     await server.database.run("UPDATE artifact_collection SET metadata_ = 'null'")
@@ -418,18 +421,22 @@ async def test_a_version_that_another_restore_inserts_first_is_restored_once(ser
     await server.database.run(f"CREATE TABLE copied AS SELECT * FROM artifact WHERE id = '{rows[1].id}'")
     archive = await delete(server, tmp_path, rows[1:])
 
-    async def commit_once_waited_for(other: AsyncConnection) -> None:
-        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
-        while not (await server.database.run(waiting))[0][0]:  # noqa: ASYNC110 - PostgreSQL tells nobody
+    async def go_on_once_waited_for(other: AsyncConnection) -> None:
+        waiting = "FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+        while not (await server.database.run(f"SELECT count(*) {waiting}"))[0][0]:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
-        await other.commit()
+        if is_lost:
+            await server.database.run(f"SELECT pg_terminate_backend(pid) {waiting}")
+            await other.rollback()
+        else:
+            await other.commit()
 
     async with server.database.engine.connect() as other:
         await other.execute(sa.text("INSERT INTO artifact SELECT * FROM copied"))
         with server.active():
-            report, _committed = await asyncio.gather(restore(archive, hold_days=0), commit_once_waited_for(other))
+            report, _done = await asyncio.gather(restore(archive, hold_days=0), go_on_once_waited_for(other))
     await server.database.run("DROP TABLE copied")
-    assert (report.causes(), report.restored, report.present) == ([], 1, 1)
+    assert (report.causes(), report.restored, report.present) == ([], 1 + is_lost, 1 - is_lost)
     assert await snapshot(server.database) == before
 
 
