@@ -7,12 +7,13 @@ for that lock.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
+import asyncpg  # type: ignore[import-untyped]
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores.queries import IS_UNKEYED, Queries, count
@@ -237,6 +238,15 @@ class Changes(Queries):
             change = sa.update(COLLECTION).where(COLLECTION.c.key == key).values(latest_id=newest, **values)
             await self.connection.execute(change)
         return True
+
+    async def copy(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Insert rows by COPY, which only PostgreSQL has."""
+        driver: Any = (await self.connection.get_raw_connection()).driver_connection
+        try:
+            await driver.copy_records_to_table(table, columns=columns, records=rows)
+        except asyncpg.PostgresError as error:
+            # As of any other statement; SQLAlchemy knows nothing of this one.
+            raise sa.exc.DBAPIError("COPY", None, error) from error
 
     async def touch(self) -> None:
         """Write what is there already: a transaction of SQLite can begin, and not find out before its first change."""

@@ -11,6 +11,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
@@ -30,26 +31,11 @@ MAX_ROUNDS = 10
 """How often a collection is read again that others create or delete meanwhile. With more, it takes longer to give up."""
 
 _COLUMNS = ("id", "key", "type", "description", "created", "updated", "data", "metadata_", "flow_run_id", "task_run_id")
-_KINDS = ("uuid", "text", "text", "text", "timestamptz", "timestamptz", "text", "text", "uuid", "uuid")
 _PLACES = tuple(ArchivedVersion._fields.index(name.rstrip("_")) for name in _COLUMNS)
+_PICKED = itemgetter(*_PLACES)
+
 _INTO = f"INSERT INTO artifact ({', '.join(_COLUMNS)})"
-
-_INSERT_ARRAYS = " ".join(
-    (
-        "WITH inserted AS (",
-        _INTO,
-        "SELECT",
-        ", ".join(f"{name}::json" if name in {"data", "metadata_"} else name for name in _COLUMNS),
-        f"FROM unnest({', '.join(f'${number}::{kind}[]' for number, kind in enumerate(_KINDS, 1))})",
-        f"AS given ({', '.join(_COLUMNS)})",
-        "ON CONFLICT (id) DO NOTHING RETURNING id)",
-        "SELECT coalesce(array_agg(id), '{}') FROM inserted",
-    )
-)
-"""Inserts any number of rows of which each column is one parameter. The text of JSON is stored as it is given. The ids of the
-rows inserted come back as one value, which is faster than a row each."""
-
-_INSERT_ROW = f"{_INTO} VALUES ({', '.join('?' for _name in _COLUMNS)}) ON CONFLICT (id) DO NOTHING"
+_INSERT_ROW = f"{_INTO} VALUES ({', '.join('?' for _name in _COLUMNS)})"
 
 _UPDATE_ARRAYS = (
     "UPDATE {table} SET data = given.data::json FROM unnest($1::uuid[], $2::text[], $3::text[]) AS given (id, stub, data) "
@@ -101,11 +87,7 @@ async def restore_versions(changes: Changes, slices: Slices, archived: Mapping[s
     """
     inserted: dict[str | None, _Inserted] = {}
     async for versions in slices():
-        missing = await _insert(changes, versions)
-        for version in versions:
-            if version.id not in missing:
-                continue
-            missing.remove(version.id)
+        for version in await _insert(changes, versions):
             if version.key in inserted:
                 inserted[version.key].add(version)
             else:
@@ -115,20 +97,15 @@ async def restore_versions(changes: Changes, slices: Slices, archived: Mapping[s
     return {key: each.versions for key, each in inserted.items()}
 
 
-async def _insert(changes: Changes, versions: Sequence[ArchivedVersion]) -> set[UUID]:
-    """Insert those of the versions that do not exist. Return their ids."""
-    if not versions:
-        return set()
-    if not changes.is_sqlite:
-        columns = [*zip(*versions, strict=True)]
-        arrays = tuple([*columns[place]] for place in _PLACES)
-        return {*(await changes.connection.exec_driver_sql(_INSERT_ARRAYS, arrays)).scalar_one()}
-    # In SQLite, nobody else writes meanwhile.
-    ids = {version.id for version in versions}
-    missing = ids - await changes.present(ARTIFACT.c.id, ids)
-    rows = [_sqlite_row(version) for version in versions if version.id in missing]
-    if rows:
-        await changes.connection.exec_driver_sql(_INSERT_ROW, rows)
+async def _insert(changes: Changes, versions: Sequence[ArchivedVersion]) -> Sequence[ArchivedVersion]:
+    """Insert those of the versions that do not exist, and return them."""
+    present = await changes.present(ARTIFACT.c.id, [version.id for version in versions])
+    missing = [version for version in versions if version.id not in present] if present else versions
+    if missing and changes.is_sqlite:
+        await changes.connection.exec_driver_sql(_INSERT_ROW, [*map(_sqlite_row, missing)])
+    elif missing:
+        # If another restore inserts one of them first, this transaction is repeated.
+        await changes.copy("artifact", _COLUMNS, map(_PICKED, missing))
     return missing
 
 

@@ -58,8 +58,9 @@ RECONNECT_PAUSE_SECONDS = 1
 LOST_SQLSTATES = frozenset({"53300", "57P01", "57P02", "57P03"})
 """PostgreSQL's codes of a server that stops or starts, or has no connection left; besides those that begin with 08."""
 
-TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
-"""PostgreSQL's codes of errors after which a transaction is retried: a concurrent change, a deadlock, a lock timeout."""
+TRANSIENT_SQLSTATES = frozenset({"23505", "40001", "40P01", "55P03"})
+"""PostgreSQL's codes of errors after which a transaction is retried: a row that another one has inserted first, a concurrent
+change, a deadlock, a lock timeout."""
 
 STATEMENT_TIMEOUT_SQLSTATE = "57014"
 """PostgreSQL's code of a statement that `statement_timeout` has cancelled."""

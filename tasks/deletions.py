@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prefect_artifact_retention.policies import Version
+from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.concurrency import for_each
+from prefect_artifact_retention.stores.connection import HTTP_CREDENTIALS_REFUSED
 from prefect_artifact_retention.stores.store import OutdatedCheckError
 from prefect_artifact_retention.tasks.checks import Pruning
 from prefect_artifact_retention.tasks.run import Run
@@ -85,8 +86,9 @@ async def _delete(run: Run, store: ApiStore, version: Version, deadline: float) 
     run.archive.doubt([version.id])
     try:
         is_ours = await store.delete(version.id, deadline=deadline, attempts=attempts)
-    except BaseException:  # also a cancellation
-        if attempts:
+    except BaseException as error:  # also a cancellation
+        is_refused = isinstance(error, StoreError) and error.status in HTTP_CREDENTIALS_REFUSED and len(attempts) == 1
+        if attempts and not is_refused:
             run.archive.unanswered.add(version.id)
         else:
             run.archive.trust([version.id])

@@ -18,7 +18,13 @@ from uuid import UUID
 from prefect_artifact_retention.policies import ConfigurationError, StoreError
 from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.holds import Hold, read_metadata
-from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, CollectionRow, LedgerQuery
+from prefect_artifact_retention.stores.archive.model import (
+    ArchivedVersion,
+    ArchiveError,
+    CollectionRow,
+    LedgerQuery,
+    PartManifest,
+)
 from prefect_artifact_retention.stores.connection import Connection
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.holds import Holds
@@ -33,7 +39,7 @@ if TYPE_CHECKING:
     from prefect_artifact_retention.stores.archive.archive import Archive
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MAX_BATCH_VERSIONS = 5_000
+MAX_BATCH_VERSIONS = 10_000
 MAX_BATCH_BYTES = 16 * 2**20
 """Versions, and their bytes, that are in memory and go into one transaction, unless a single key has more: that is read while
 it is inserted. With more, a restore takes more memory; with less, there are more transactions."""
@@ -164,13 +170,13 @@ class Restore:
 
 
 class _Row(NamedTuple):
-    """A row of the ledger; rows sort by creation, in microseconds."""
+    """A row of the ledger, with its times in microseconds; rows sort by creation."""
 
     created: int
     id: UUID
     size: int
     run: str
-    decided_at: datetime
+    decided_at: int
     has_payload: bool
 
 
@@ -182,17 +188,19 @@ async def plan_restore(restore: Restore) -> None:
         ConfigurationError: The versions of several keys are to go under one.
         StoreError: The server or the database cannot be reached.
     """
-    ledger = await asyncio.to_thread(restore.archive.ledger, restore.selection.query, restore.unreadable)
-    restore.report.errors += restore.unreadable.values()
-    names = ("key", "size", "server", "run_name", "decided_at", "has_payload")
+    names = ("key", "size", "server", "run_name", "has_payload")
+    read = ("run_id", *names[:-1])
+    ledger = await asyncio.to_thread(restore.archive.ledger, restore.selection.query, restore.unreadable, read)
     columns = (ledger.column(name).to_pylist() for name in names)
     ids = read_ids(ledger.column("id").to_pylist())
     # As numbers, which takes a tenth of the time.
-    times = ledger.column("created").cast("int64").to_pylist()
-    restore.addresses = await _own_addresses(restore, ledger)
+    times = (ledger.column(name).cast("int64").to_pylist() for name in ("created", "decided_at"))
+    lost = await asyncio.to_thread(_lost_parts, restore)
+    restore.addresses = await _own_addresses(restore, ledger, lost)
+    restore.report.errors += [restore.unreadable[part.name] for part in lost if part.server in restore.addresses]
     others: Counter[str] = Counter()
     found: dict[str | None, list[_Row]] = {}
-    for version_id, created, key, size, server, run, decided_at, has_payload in zip(ids, times, *columns, strict=True):
+    for version_id, created, decided_at, key, size, server, run, has_payload in zip(ids, *times, *columns, strict=True):
         if server in restore.addresses:
             found.setdefault(key, []).append(_Row(created, version_id, size, run, decided_at, has_payload))
         else:
@@ -208,7 +216,16 @@ async def plan_restore(restore: Restore) -> None:
     restore.report.key_reports = [each.report for each in restore.keys]
 
 
-async def _own_addresses(restore: Restore, ledger: Any) -> set[str]:  # noqa: ANN401 - a table of pyarrow
+def _lost_parts(restore: Restore) -> list[PartManifest]:
+    """Return the parts that cannot be read, of whatever server."""
+    return [part for part in restore.archive.manifests() if part.name in restore.unreadable] if restore.unreadable else []
+
+
+async def _own_addresses(
+    restore: Restore,
+    ledger: Any,  # noqa: ANN401 - a table of pyarrow
+    lost: Sequence[PartManifest],
+) -> set[str]:
     """Return the addresses of the server whose versions are restored.
 
     A worker may reach a server by another address than a person does: it is the same one if it knows the run that deleted.
@@ -218,6 +235,7 @@ async def _own_addresses(restore: Restore, ledger: Any) -> set[str]:  # noqa: AN
     own = restore.report.server
     pairs = ledger.group_by(["server", "run_id"]).aggregate([])
     runs = {UUID(run): server for server, run in zip(*(pairs[name].to_pylist() for name in ("server", "run_id")), strict=True)}
+    runs |= {UUID(part.run_id): part.server for part in lost}
     foreign = [run for run, server in runs.items() if server != own]
     known = await Server(restore.connection).flow_runs(foreign) if foreign else []
     return {own, *(runs[run.id] for run in known)}
@@ -239,10 +257,10 @@ async def _plan_key(restore: Restore, key: str | None, rows: Sequence[_Row], exi
         to_key=target,
         versions=len(rows),
         bytes=sum(row.size for row in rows),
-        first_created=EPOCH + timedelta(microseconds=rows[0].created),
-        last_created=EPOCH + timedelta(microseconds=rows[-1].created),
+        first_created=_time(rows[0].created),
+        last_created=_time(rows[-1].created),
     )
-    planned = KeyRestore(report, max(row.decided_at for row in rows))
+    planned = KeyRestore(report, _time(max(row.decided_at for row in rows)))
     done = existing
     if restore.database is None:
         try:
@@ -261,6 +279,10 @@ async def _plan_key(restore: Restore, key: str | None, rows: Sequence[_Row], exi
     report.present = len(rows) - len(missing)
     report.unavailable = len(missing) - len(archived)
     return planned
+
+
+def _time(microseconds: int) -> datetime:
+    return EPOCH + timedelta(microseconds=microseconds)
 
 
 async def check_is_gone(restore: Restore, key: str, restored: Mapping[UUID, Sequence[UUID]]) -> None:

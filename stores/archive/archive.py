@@ -10,7 +10,7 @@ Nothing is appended, replaced or renamed. What is in `data` or `staging` without
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from types import MappingProxyType
@@ -38,6 +38,7 @@ from prefect_artifact_retention.stores.archive.model import (
 )
 
 try:
+    from prefect_artifact_retention.stores.archive.parquet import LEDGER
     from prefect_artifact_retention.stores.archive.pruning import PruneResult, prune_archive
     from prefect_artifact_retention.stores.archive.reading import read_ledger, read_versions
     from prefect_artifact_retention.stores.archive.writing import StagedPart, stage_part
@@ -126,7 +127,9 @@ class Archive:
         """Return in words what is not as it should be: missing, damaged, left over, foreign."""
         return find_problems(self._location)
 
-    def ledger(self, query: LedgerQuery = EVERYTHING, unreadable: dict[str, str] | None = None) -> Any:  # noqa: ANN401
+    def ledger(
+        self, query: LedgerQuery = EVERYTHING, unreadable: dict[str, str] | None = None, columns: Sequence[str] = LEDGER
+    ) -> Any:  # noqa: ANN401
         """Read which versions were deleted, when and why: the last deletion of each that is asked for, the oldest first.
 
         The columns are those of `ArchivedVersion` but for data, metadata and description, and `has_payload`, which says
@@ -136,11 +139,12 @@ class Archive:
             query: What is asked for.
             unreadable: Gets the names of the parts that cannot be read and may have something of it, and what to do. By
                 default, the first one is raised.
+            columns: Those that are wanted; besides, there are `id`, `key`, `created` and `decided_at`.
 
         Raises:
             ArchiveError: The archive cannot be read.
         """
-        return read_ledger(read_catalog(self._location), query, unreadable)
+        return read_ledger(read_catalog(self._location), query, unreadable, columns)
 
     def versions(self, query: LedgerQuery = EVERYTHING, without: Collection[str] = ()) -> Iterator[list[ArchivedVersion]]:
         """Read versions with their payloads, about 8 MB at a time, by key, creation and id; those without a key come last.

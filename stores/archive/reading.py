@@ -35,23 +35,25 @@ CLOCK_SKEW = timedelta(days=1)
 """How far the clock of a machine may be behind that of a server. With less, a part that cannot be read may be passed over."""
 
 _KEY = SCHEMA.names.index("key")
+_BY_DELETION = ("decided_at", "key", "created", "id")
 _WILDCARD = re.compile(r"[*?[]")
 _PART, _ROW, _ORDER = "part", "row", "order"
 
 
-def read_ledger(catalog: Catalog, query: LedgerQuery, unreadable: dict[str, str] | None) -> Any:  # noqa: ANN401 - pyarrow
-    """Read a row for each version, without its payload, in the order of deletion."""
+def read_ledger(catalog: Catalog, query: LedgerQuery, unreadable: dict[str, str] | None, columns: Sequence[str]) -> Any:  # noqa: ANN401 - pyarrow
+    """Read a row for each version, with some columns of the ledger, in the order of deletion."""
+    columns = [name for name in LEDGER if name in {*_BY_DELETION, *columns}]
     # How little is asked for without keys and ids shows only when a few columns of all parts are read.
-    is_narrow = bool(query.keys or query.ids)
-    copies = _find(catalog, query, LEDGER if is_narrow else (), unreadable)
+    in_one = bool(query.keys or query.ids) or len(columns) < len(LEDGER)
+    copies = _find(catalog, query, columns if in_one else (), unreadable)
     rows = _last_of_each(_asked(copies, query), _same(query))
-    if not is_narrow:
+    if not in_one:
         chosen = {number: rows.filter(pc.equal(rows[_PART], number))[_ROW] for number in pc.unique(rows[_PART]).to_pylist()}
         found = _each_part(lambda number: _complete(catalog, number, chosen[number]), catalog, chosen, query, unreadable)
         rows = _concat(found, LEDGER)
-    rows = rows.sort_by([(name, "ascending") for name in ("decided_at", "key", "created", "id")])
+    rows = rows.sort_by([(name, "ascending") for name in _BY_DELETION])
     with_payload = copies.filter(_has_payload(copies, catalog))["id"]
-    return rows.select(LEDGER).append_column(HAS_PAYLOAD, pc.is_in(rows["id"], pc.unique(with_payload)))
+    return rows.select(columns).append_column(HAS_PAYLOAD, pc.is_in(rows["id"], pc.unique(with_payload)))
 
 
 def read_versions(catalog: Catalog, query: LedgerQuery, without: Collection[str]) -> Iterator[list[ArchivedVersion]]:
@@ -119,7 +121,7 @@ class _Waiting:
 
 def _payloads(catalog: Catalog, rows: Any) -> Iterator[tuple[int, ArchivedVersion]]:  # noqa: ANN401
     """Yield the versions of some rows, with their place among them."""
-    ranked = rows.append_column(_ORDER, pa.array(range(len(rows)), pa.int64()))
+    ranked = rows.append_column(_ORDER, pa.arange(0, len(rows)))
     for number in pc.unique(rows[_PART]).to_pylist():
         mine = ranked.filter(pc.equal(ranked[_PART], number)).sort_by(_ROW)
         yield from _payloads_of_part(catalog.location, catalog.parts[number], mine[_ROW], mine[_ORDER])
@@ -138,7 +140,7 @@ def _payloads_of_part(
                 f"the archive {location.url}: {name} is not as it was written: "
                 f"its SHA-256 is not that of {manifest_file(part.name)}"
             )
-        with open_part(path) as file:
+        with open_part(path, ALIKE) as file:
             for group in _groups(file):
                 mask = group.has(rows)
                 places = pc.subtract(rows.filter(mask), group.first)
@@ -203,7 +205,7 @@ def _may_be_in(part: PartManifest, catalog: Catalog, query: LedgerQuery) -> bool
     runs = [run for run in catalog.runs if run.run_id == part.run_id]
     if runs and query.runs and not {part.run_id, *(run.run_name for run in runs)} & {*query.runs}:
         return False
-    if runs and query.servers and not {run.server for run in runs} & {*query.servers}:
+    if query.servers and part.server not in query.servers:
         return False
     return query.since is None or part.written_at >= query.since - CLOCK_SKEW
 
@@ -216,15 +218,14 @@ def _scan(catalog: Catalog, number: int, query: LedgerQuery, columns: list[str])
     if query.keys and not _may_have(part.first_key, part.last_key, query.keys):
         return []
     with _opened(catalog, number) as file:
-        chosen = ((group, _places(file, group, query)) for group in _groups(file))
-        return [_read(file, number, group, places, columns) for group, places in chosen if len(places)]
+        groups = [group for group in _groups(file) if _group_may_have(file, group, query.keys)]
+        return _read(file, number, groups, _rows(file, groups, query), columns)
 
 
 def _complete(catalog: Catalog, number: int, rows: Any) -> list[Any]:  # noqa: ANN401
     """Read some rows of a part again, with all columns but the payloads."""
     with _opened(catalog, number) as file:
-        chosen = ((group, pc.subtract(rows.filter(group.has(rows)), group.first)) for group in _groups(file))
-        return [_read(file, number, group, places, LEDGER) for group, places in chosen if len(places)]
+        return _read(file, number, [*_groups(file)], rows, LEDGER)
 
 
 @contextmanager
@@ -257,14 +258,26 @@ def _groups(file: Any) -> Iterator[_Group]:  # noqa: ANN401
         first = end
 
 
-def _read(file: Any, part: int, group: _Group, places: Any, columns: Sequence[str]) -> Any:  # noqa: ANN401
-    """Read some rows of a group, with the number of their part and their places in there."""
-    table = file.read_row_group(group.number, columns=[*columns], use_threads=False).select([*columns])
-    if len(places) < len(table):
-        table = table.take(places)
-    table = table.cast(pa.schema([SCHEMA.field(name) for name in columns]))
-    table = table.append_column(_PART, pa.array([part] * len(table), pa.int32()))
-    return table.append_column(_ROW, pc.add(places, group.first))
+def _read(file: Any, part: int, groups: Sequence[_Group], rows: Any, columns: Sequence[str]) -> list[Any]:  # noqa: ANN401
+    """Read some rows, with the number of their part and their places in there."""
+    if not len(rows):
+        return []
+    table = _take(file, groups, rows, columns).cast(pa.schema([SCHEMA.field(name) for name in columns]))
+    table = table.append_column(_PART, pa.repeat(pa.scalar(part, pa.int32()), len(table)))
+    return [table.append_column(_ROW, rows)]
+
+
+def _take(file: Any, groups: Sequence[_Group], rows: Any, columns: Sequence[str]) -> Any:  # noqa: ANN401
+    """Read some rows, in their order, by one call: each takes longer than the rows of a group."""
+    is_whole = len(rows) == sum(group.end - group.first for group in groups)
+    touched = [group for group in groups if is_whole or pc.any(group.has(rows)).as_py()]
+    table = file.read_row_groups([group.number for group in touched], columns=[*columns], use_threads=False).select([*columns])
+    return table if len(table) == len(rows) else table.filter(pc.is_in(_all_rows(touched), rows.combine_chunks()))
+
+
+def _all_rows(groups: Sequence[_Group]) -> Any:  # noqa: ANN401
+    """The numbers of the rows of some groups."""
+    return pa.chunked_array([pa.arange(group.first, group.end) for group in groups], pa.int64())
 
 
 def _concat(found: Sequence[Sequence[Any]], columns: Sequence[str]) -> Any:  # noqa: ANN401
@@ -284,21 +297,23 @@ def _filtered_columns(query: LedgerQuery) -> list[str]:
     return [name for name, asked in filters.items() if asked]
 
 
-def _places(file: Any, group: _Group, query: LedgerQuery) -> Any:  # noqa: ANN401
-    """Find the rows of a group whose key and id are asked for."""
-    if query.keys:
-        known = file.metadata.row_group(group.number).column(_KEY).statistics
-        if known is not None and not _may_have(known.min, known.max, query.keys):
-            return ()
-    places = pa.array(range(group.end - group.first), pa.int64())
-    if query.keys:
-        keys = file.read_row_group(group.number, columns=["key"], use_threads=False)["key"]
-        keys = keys.cast(pa.string())
-        places = places.filter(pc.is_in(keys, pa.array(_matching(keys, query.keys), pa.string())).combine_chunks())
-    if query.ids and len(places):
-        ids = file.read_row_group(group.number, columns=["id"], use_threads=False)["id"].take(places)
-        places = places.filter(pc.is_in(ids, pa.array([str(each) for each in query.ids], pa.string())).combine_chunks())
-    return places
+def _rows(file: Any, groups: Sequence[_Group], query: LedgerQuery) -> Any:  # noqa: ANN401
+    """Find the rows of some groups whose key and id are asked for."""
+    rows = _all_rows(groups)
+    if query.keys and len(rows):
+        keys = _take(file, groups, rows, ["key"])["key"].combine_chunks()
+        found = pc.is_in(keys.dictionary, pa.array(_matching(keys.dictionary, query.keys), pa.string()))
+        rows = rows.filter(pc.is_in(keys.indices, pc.indices_nonzero(found).cast(keys.indices.type)))
+    if query.ids and len(rows):
+        ids = _take(file, groups, rows, ["id"])["id"]
+        rows = rows.filter(pc.is_in(ids, pa.array([str(each) for each in query.ids], pa.string())))
+    return rows
+
+
+def _group_may_have(file: Any, group: _Group, globs: Sequence[str]) -> bool:  # noqa: ANN401
+    """Whether a key in a group may match, as far as its statistics tell."""
+    known = file.metadata.row_group(group.number).column(_KEY).statistics if globs else None
+    return known is None or _may_have(known.min, known.max, globs)
 
 
 def _may_have(first: str | None, last: str | None, globs: Sequence[str]) -> bool:
@@ -334,7 +349,7 @@ def _without_spared(rows: Any, catalog: Catalog) -> Any:  # noqa: ANN401
     ]
     if not gone:
         return rows
-    return rows.filter(pc.invert(pc.is_in(pa.array(range(len(rows)), pa.int64()), pa.array(gone, pa.int64()))))
+    return rows.filter(pc.invert(pc.is_in(pa.arange(0, len(rows)), pa.array(gone, pa.int64()))))
 
 
 def _without_superseded(rows: Any, same: Sequence[str], catalog: Catalog) -> Any:  # noqa: ANN401
@@ -352,7 +367,7 @@ def _last_of_each(rows: Any, same: Sequence[str]) -> Any:  # noqa: ANN401
 
 def _is_last(rows: Any, same: Sequence[str]) -> Any:  # noqa: ANN401
     """Which rows are the last of their version. Parts are numbered in the order in which they were written."""
-    places = pa.array(range(len(rows)), pa.int64())
+    places = pa.arange(0, len(rows))
     if pc.count_distinct(rows["id"]).as_py() == len(rows):
         return pc.is_valid(places)
     last = rows.select(same).append_column(_ORDER, places).group_by([*same]).aggregate([(_ORDER, "max")])[f"{_ORDER}_max"]
@@ -380,5 +395,5 @@ def _asked(rows: Any, query: LedgerQuery) -> Any:  # noqa: ANN401
         rules = rows["rules"].combine_chunks()
         found = pc.is_in(pc.list_flatten(rules), pa.array(query.rules, pa.string()))
         with_rule = pc.list_parent_indices(rules).filter(found)
-        masks.append(pc.is_in(pa.array(range(len(rows)), pa.int64()), with_rule.cast(pa.int64())))
+        masks.append(pc.is_in(pa.arange(0, len(rows)), with_rule.cast(pa.int64())))
     return rows.filter(reduce(pc.and_, masks)) if masks else rows

@@ -420,6 +420,21 @@ async def test_a_version_that_is_deleted_after_the_run_counts_as_deleted(
     assert rows[2].id in archived(folder)
 
 
+@on(FAKE)
+async def test_a_version_that_a_server_refuses_to_delete_counts_as_not_deleted(server: FakeServer, folder: Path) -> None:
+    """Nobody will do it later, and the manifest of the run says so."""
+    rows = await server.database.insert(series("report", [1, 2, 3, 4]))
+
+    async def refuse(_number: int, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(403, json={}, request=request)
+
+    with deletions_of(server, rows[2], refuse), pytest.raises(CleanupFailed):
+        await server.cleanup([KEEP_1], mode="delete")
+    assert rows[2].id not in archived(folder)
+    (run,) = open_archive(str(folder)).runs()
+    assert rows[2].id in run.spared
+
+
 # --- what is told
 
 

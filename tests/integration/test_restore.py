@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from database import Row, days, series
 from fake import FakeServer
+from moto.server import ThreadedMotoServer
 from prefect.client.orchestration import get_client
 from prefect.states import Completed
 from prefect_artifact_retention.flows.restore import artifact_restore, open_restore
@@ -26,8 +28,9 @@ from prefect_artifact_retention.tasks import restore_plan
 from prefect_artifact_retention.tasks.restore import restore_all
 from prefect_artifact_retention.tasks.restore_plan import Selection, plan_restore
 from prefect_artifact_retention.tasks.restore_report import RestoreReport
-from restoring import DECIDED_AT, EVERYTHING, RUN_NAME, archived, collection_rows, made, snapshot, write_archive
+from restoring import DECIDED_AT, EVERYTHING, RUN_ID, RUN_NAME, archived, collection_rows, made, snapshot, write_archive
 from servers import BY_DATABASE, BY_FAKE, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on, thorough
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 AnyServer = Server | FakeServer
 
@@ -406,6 +409,92 @@ async def _killed_before(number: int, archive: Archive, server: Server) -> bool:
     return False
 
 
+@on(POSTGRESQL_DATABASE)
+@pytest.mark.parametrize("is_lost", [False, True], ids=["another is first", "connection lost"])
+async def test_what_happens_while_versions_are_inserted_restores_them_once(
+    server: Server, tmp_path: Path, *, is_lost: bool
+) -> None:
+    """Another restore has inserted one of them, and not committed yet, so nobody can see it; or the connection is lost."""
+    rows = series("report", [1, 2, 3])
+    await server.database.insert(rows)
+    await server.database.run("UPDATE artifact_collection SET metadata_ = 'null'")
+    before = await snapshot(server.database)
+    await server.database.run(f"CREATE TABLE copied AS SELECT * FROM artifact WHERE id = '{rows[1].id}'")
+    archive = await delete(server, tmp_path, rows[1:])
+
+    async def go_on_once_waited_for(other: AsyncConnection) -> None:
+        waiting = "FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+        while not (await server.database.run(f"SELECT count(*) {waiting}"))[0][0]:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+        if is_lost:
+            await server.database.run(f"SELECT pg_terminate_backend(pid) {waiting}")
+            await other.rollback()
+        else:
+            await other.commit()
+
+    async with server.database.engine.connect() as other:
+        await other.execute(sa.text("INSERT INTO artifact SELECT * FROM copied"))
+        with server.active():
+            report, _done = await asyncio.gather(restore(archive, hold_days=0), go_on_once_waited_for(other))
+    await server.database.run("DROP TABLE copied")
+    assert (report.causes(), report.restored, report.present) == ([], 1 + is_lost, 1 - is_lost)
+    assert await snapshot(server.database) == before
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of an archive in the bucket of a server that speaks S3's protocol."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    bucket = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    bucket.start()
+    address = "http://{}:{}".format(*bucket.get_host_and_port())
+    httpx.put(f"{address}/bucket").raise_for_status()
+    for name, value in {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "REGION": "r"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    yield "s3://bucket/archive"
+    bucket.stop()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", ["folder", "s3"])
+@on(*BY_DATABASE)
+async def test_ten_thousand_versions_come_back_without_any_difference(
+    server: Server, place: str, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleted by a cleanup: of keys that stay, of keys that go as a whole, and without a key; both tables, field by field."""
+    monkeypatch.setenv("ARTIFACT_RETENTION_ARCHIVE_URL", s3 if place == "s3" else str(tmp_path / "archive"))
+    texts = SQLITE_TEXTS if server.database.is_sqlite else TEXTS
+    ages = [40 + number / 100 for number in range(491)]
+    rows = [row for number in range(20) for row in series(f"stays-{number}" if number < 18 else f"idle-{number}", ages)]
+    rows += [Row(None, days(age), type="table") for age in ages[:198]]
+    for number, row in enumerate(rows):
+        row.data, row.metadata = {"number": number, "text": "x" * 1000}, {"number": str(number)} if number % 3 else None
+        row.type = row.type and TYPES[number % 5]
+    await server.database.insert(rows)
+    for row, text in zip(rows[1:], texts, strict=False):
+        await set_text(server, row.id, "data", text)
+    await server.database.run("UPDATE artifact SET description = 'number ' || id")
+    latest = "FROM artifact WHERE artifact.id = latest_id"
+    await server.database.run(
+        f"UPDATE artifact_collection SET metadata_ = (SELECT metadata_ {latest}), description = (SELECT description {latest})"
+    )
+    before = await snapshot(server.database)
+    policies = [
+        RetentionPolicy(name="idle", match_keys=["idle-*"], keep_last=1, drop_idle_keys_after_days=30),
+        RetentionPolicy(name="others", keep_last=1),
+        RetentionPolicy(name="no key", unkeyed=True, keep_within_days=30),
+    ]
+    report = await server.cleanup(policies, mode="delete")
+    assert (report.outcome, report.deleted) == ("completed", 10_000)
+    assert len(await server.database.ids()) == 18
+    with server.active():
+        async with open_restore(load_settings(), Selection(EVERYTHING, hold_days=0)) as opened:
+            await plan_restore(opened)
+            await restore_all(opened)
+    assert (opened.report.causes(), opened.report.restored) == ([], 10_000)
+    assert await snapshot(server.database) == before
+
+
 # --- through the API
 
 
@@ -531,6 +620,20 @@ async def test_a_part_of_the_archive_that_is_missing_costs_its_own_versions_only
     assert preview.causes() == [error]
     assert f"cannot read data/{part.name}" in error
     assert f"Put it back, or remove manifests/{part.stem}.json to do without them" in error
+
+
+@on(*BY_FAKE)
+async def test_a_missing_part_of_another_server_fails_no_restore(server: AnyServer, tmp_path: Path) -> None:
+    """What is in there would not be restored anyway; from its own server, it is missed."""
+    write_archive(tmp_path / "archive", [made("a", 1, f"{server.local.address}/api")])
+    write_archive(tmp_path / "archive", [made("a", 2, "https://elsewhere.example/api")])
+    archive = write_archive(tmp_path / "archive", [made("b", 3, "https://elsewhere.example/api")])
+    (tmp_path / "archive/data" / f"{RUN_ID}-00003.parquet").unlink()
+    with server.active():
+        report = await restore(archive)
+        theirs = await restore(archive, applies=False, from_server="https://elsewhere.example/api")
+    assert (report.causes(), report.restored) == ([], 1)
+    assert [f"{RUN_ID}-00003" in error for error in theirs.causes()] == [True]
 
 
 @on(*BY_FAKE)
