@@ -34,7 +34,7 @@ from prefect_artifact_retention.flows.settings import (
 )
 from prefect_artifact_retention.flows.termination import cancel_on_sigterm
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
-from prefect_artifact_retention.policies.loading import digest
+from prefect_artifact_retention.policies.meaning import digest
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.archive.model import ArchiveError
 from prefect_artifact_retention.stores.connection import connect, reason, uses_ephemeral_server
@@ -47,6 +47,7 @@ from prefect_artifact_retention.tasks.discover import check_scope, discover, dis
 from prefect_artifact_retention.tasks.ledger import ledger
 from prefect_artifact_retention.tasks.offload import offload
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
+from prefect_artifact_retention.tasks.planfile import ShownPlan
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, other_run
 from prefect_artifact_retention.tasks.prune import prune_through_api
 from prefect_artifact_retention.tasks.prune_database import prune_in_database_task
@@ -55,6 +56,7 @@ from prefect_artifact_retention.tasks.reclaim import measure_disk, reclaim_task,
 from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label, with_links
 from prefect_artifact_retention.tasks.report import ArchiveReport, CleanupFailed, CleanupReport, Mode, Outcome, scope_digest
 from prefect_artifact_retention.tasks.run import Limits, Listener, Run, in_flow_run
+from prefect_artifact_retention.tasks.shown import keep_to_plan
 from prefect_artifact_retention.tasks.verify import verify, verify_task
 
 if TYPE_CHECKING:
@@ -65,6 +67,9 @@ LOGGER = logging.getLogger(__name__)
 
 LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 """A further listener of the runs in this context: the progress bar of the command line."""
+
+SHOWN: ContextVar[ShownPlan | None] = ContextVar("shown", default=None)
+"""The plan that a delete run in this context carries out: of up to millions of ids, which are no parameter of a flow run."""
 
 FINISHED: ContextVar[list[CleanupReport] | None] = ContextVar("finished", default=None)
 """Gets the report of each delete run in this context, for a caller whom Prefect may give an error instead of the result."""
@@ -105,14 +110,17 @@ with more, the report may be cut off."""
 
 
 @asynccontextmanager
-async def open_run(
+async def open_run(  # noqa: PLR0913, PLR0917 - what a run is opened for
     settings: RetentionSettings,
     mode: Mode,
     policies: Sequence[RetentionPolicy],
     keys: Sequence[str],
     own_runs: Collection[UUID] = frozenset(),
+    shown: ShownPlan | None = None,
 ) -> AsyncIterator[Run]:
     """Open a run: resolve its policies, connect to the server and the database, and read the server's clock.
+
+    A run that is to carry out a plan which somebody has seen is refused if that is not for it.
 
     Raises:
         ConfigurationError: The policies are invalid, or there are none in a delete run.
@@ -140,7 +148,10 @@ async def open_run(
             policy_source=source,
             policy_digest=digest(all_policies),
             archive=archive and ArchiveReport(url=archive.url, payloads=settings.archive_payloads),
+            planned_at=shown and shown.plan.now,
         )
+        if shown:
+            report.refusals += shown.plan.objections(report.server, all_policies, now, shown.max_age)
         to_archive = await _begin_archive(archive, report, own_runs) if archive else None
         if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:
             report.warn(f"the server's clock, which counts, differs from this machine's: it says {now:%Y-%m-%d %H:%M} UTC")
@@ -170,6 +181,7 @@ async def open_run(
             own_runs=own_runs,
             listeners=listeners,
             archive=to_archive,
+            shown=shown,
         )
 
 
@@ -289,6 +301,20 @@ async def preview(
         ConfigurationError: The policies are invalid.
         StoreError: The server cannot be reached, or refuses a request.
     """
+    async with plan_only(settings, policies, keys) as run:
+        return run.report
+
+
+@asynccontextmanager
+async def plan_only(
+    settings: RetentionSettings, policies: Sequence[RetentionPolicy] = (), keys: Sequence[str] = ()
+) -> AsyncIterator[Run]:
+    """Plan as `preview` does, for who needs more of the run than its report.
+
+    Raises:
+        ConfigurationError: The policies are invalid.
+        StoreError: The server cannot be reached, or refuses a request.
+    """
     async with open_run(settings, "preview", policies, keys) as run:
         await discover(run)
         check_scope(run)
@@ -296,7 +322,7 @@ async def preview(
         guard(run)
         run.report.outcome = _outcome(run.report)
         run.report.duration_seconds = run.seconds
-        return run.report
+        yield run
 
 
 def _flow_run_name() -> str:
@@ -363,7 +389,7 @@ async def _open_and_clean_up(
     settings: RetentionSettings, mode: Mode, policies: Sequence[RetentionPolicy], keys: Sequence[str]
 ) -> CleanupReport:
     own_runs = {UUID(runtime.flow_run.id)}
-    async with open_run(settings, mode, policies, keys, own_runs) as run:
+    async with open_run(settings, mode, policies, keys, own_runs, SHOWN.get()) as run:
         progress = ProgressArtifact(run.server.connection)
         run.listen(progress.listen)
         try:
@@ -485,6 +511,10 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     if run.report.refusals or await _skip_for_other_run(run, progress):
         return
     await plan_task(run)
+    if run.shown:
+        keep_to_plan(run, run.shown.plan)
+        for line in run.report.differences:
+            _logger().warning(f"Not as in the plan that was shown: {line}")
     guard(run)
     if run.report.mode != "delete":
         return

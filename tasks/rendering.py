@@ -114,6 +114,7 @@ def markdown(report: CleanupReport, *, links: Mapping[str, str] = NO_LINKS, pict
         " · ".join(f"[{escape(name)}]({url})" for name, url in links.items()),
         f"{report.outcome.capitalize()} · mode {report.mode} · as of {report.now:%Y-%m-%d %H:%M:%S} UTC · "
         f"{report.duration_seconds:.0f} s"
+        + (f" · by the plan of {report.planned_at:%Y-%m-%d %H:%M:%S} UTC" if report.planned_at else "")
         + (f" · only {escape(scope_label(report.scope))}" if report.scope else "")
         + (f" · server {escape(report.server)}" if report.server else ""),
         *_problems(report),
@@ -141,6 +142,7 @@ def _problems(report: CleanupReport) -> Iterable[str]:
     for title, lines in (
         ("Skipped" if report.outcome == "skipped" else "Refused", report.refusals),
         ("Failures", [*report.errors, *failures]),
+        ("Differences from the plan that was shown", report.differences),
         ("Repaired", [f"{label(key)}: its latest version had vanished and was posted again" for key in report.repaired]),
         ("Warnings", report.warnings),
         ("Doubts about the policies", report.doubts),
@@ -167,6 +169,7 @@ def _totals(report: CleanupReport) -> str:
             ("Deleted", f"{report.deleted} ({size(report.bytes_freed)})"),
             ("Already gone", report.already_gone),
             ("Kept on re-check", report.spared),
+            *([("Not in the plan that was shown", report.withheld)] if report.withheld else []),
             ("Failed", report.failed),
         ]
     if report.to_offload:

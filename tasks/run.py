@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -27,6 +27,7 @@ from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from prefect_artifact_retention.stores.store import Mark, Store
 from prefect_artifact_retention.tasks.archive import Candidate, RunArchive
+from prefect_artifact_retention.tasks.planfile import ShownPlan
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, RuleCount
 
 LOGGER = logging.getLogger(__name__)
@@ -188,6 +189,7 @@ class Run:
         has_all_unkeyed: Whether planning did not stop in the middle of the artifacts without a key.
         is_unsettled: Whether a version behind a latest one was deleted, so that collections must be checked with a delay.
         archive: What the run archives before it deletes; None without an archive.
+        shown: The plan that it carries out, and beyond which it deletes nothing; None without one.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of a run
@@ -201,6 +203,7 @@ class Run:
         own_runs: Collection[UUID] = frozenset(),
         listeners: Sequence[Listener] = (),
         archive: RunArchive | None = None,
+        shown: ShownPlan | None = None,
     ) -> None:
         self.server = server
         self.store = store
@@ -209,6 +212,7 @@ class Run:
         self.limits = limits
         self.own_runs = frozenset(own_runs)
         self.archive = archive
+        self.shown = shown
         self.collections: list[ArtifactCollection] = []
         self.first_round = 0
         self.next_start: str | None = None
@@ -232,6 +236,11 @@ class Run:
         self.deletions_settled = 0
         self._listeners = list(listeners)
         self._began = time.monotonic()
+
+    @property
+    def now(self) -> datetime:
+        """The moment from which ages are counted: when the run began, or when the plan was made that it carries out."""
+        return self.report.planned_at or self.report.now
 
     @property
     def is_partial(self) -> bool:

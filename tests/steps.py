@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from uuid import UUID
 
-from prefect_artifact_retention.flows.cleanup import clean_up, open_run
+from prefect_artifact_retention.flows.cleanup import SHOWN, clean_up, open_run
 from prefect_artifact_retention.flows.settings import load_settings
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.progress import ProgressArtifact
@@ -35,7 +35,7 @@ async def cleanup(
         CleanupFailed: As the flow does; so do the errors of a run that cannot begin.
     """
     settings = load_settings().with_parameters(**parameters)
-    async with open_run(settings, mode, policies, keys, own_runs) as run:
+    async with open_run(settings, mode, policies, keys, own_runs, SHOWN.get()) as run:
         progress = ProgressArtifact(run.server.connection)
         run.listen(progress.listen)
         await clean_up(run, progress, vacuum=settings.reclaim == "vacuum")
