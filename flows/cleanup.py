@@ -41,6 +41,7 @@ from prefect_artifact_retention.stores.connection import connect, reason, uses_e
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Store
+from prefect_artifact_retention.tasks.acceptance import is_attended, record_applied, refuse_unaccepted
 from prefect_artifact_retention.tasks.archive import RunArchive
 from prefect_artifact_retention.tasks.archiving import finish_archive, prune_archive
 from prefect_artifact_retention.tasks.discover import check_scope, discover, discover_task
@@ -170,6 +171,7 @@ async def open_run(  # noqa: PLR0913, PLR0917 - what a run is opened for
             max_log_lines=settings.max_log_lines,
             archive_keep_days=settings.archive_keep_days,
             ledger_keep_days=settings.ledger_keep_days,
+            require_accepted_policies=settings.require_accepted_policies,
         )
         listeners = [listener] if (listener := LISTENER.get()) else []
         yield Run(
@@ -341,6 +343,7 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     max_task_runs: Number = 0,
     max_requests_per_minute: Number = 0,
     ignore_guard: bool = False,  # noqa: FBT001, FBT002 - a box of the run form
+    require_accepted_policies: bool = False,  # noqa: FBT001, FBT002
 ) -> CleanupReport:
     """Delete the artifact versions that no retention policy keeps, and report what was kept, what went, and why.
 
@@ -358,6 +361,8 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         max_requests_per_minute: Requests to the server at most. 0: as configured, else 150 on Prefect Cloud and no limit on
             your own server.
         ignore_guard: Delete whatever share of the versions goes, in this run; refuse_above_percent does not apply.
+        require_accepted_policies: Refuse a scheduled run whose policies no person has applied or accepted yet. Off: as
+            configured.
 
     Returns:
         The report, also published as the artifact `artifact-retention-report`.
@@ -373,6 +378,7 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         "refuse_above_percent": refuse_above_percent,
         "max_task_runs": max_task_runs,
         "max_requests_per_minute": max_requests_per_minute,
+        "require_accepted_policies": require_accepted_policies,
     }
     try:
         settings = load_settings().with_parameters(ignore_guard=ignore_guard, **given)
@@ -392,6 +398,7 @@ async def _open_and_clean_up(
     async with open_run(settings, mode, policies, keys, own_runs, SHOWN.get()) as run:
         progress = ProgressArtifact(run.server.connection)
         run.listen(progress.listen)
+        run.is_attended = is_attended()
         try:
             async with _signs_of_life(run.report):
                 await cancel_on_sigterm(clean_up(run, progress, vacuum=settings.reclaim == "vacuum"))
@@ -456,6 +463,7 @@ async def _publish(run: Run, progress: ProgressArtifact) -> None:
     await finish_archive(run)
     report.outcome = _outcome(report)
     report.duration_seconds = run.seconds
+    await record_applied(run, f"run {runtime.flow_run.name or report.mode}")
     _logger().info(outcome_message(report))
     description = with_links(headline(report), links(), "Reports", "History")
     try:
@@ -508,6 +516,7 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     await discover_task(run)
     check_scope(run)
     await _start_progress(run, progress)
+    await refuse_unaccepted(run)
     if run.report.refusals or await _skip_for_other_run(run, progress):
         return
     await plan_task(run)

@@ -465,6 +465,68 @@ def check(*, config: Config = None, as_json: Json = False) -> int:
 
 
 @policies_app.command
+def diff(  # noqa: PLR0913 - the flags of the command
+    old: Path | None = None,
+    new: Path | None = None,
+    /,
+    *,
+    live: Annotated[
+        bool, Parameter(help="In place of OLD: the policies that a delete run on this server has applied last.", negative=())
+    ] = False,
+    key: Keys = (),
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Show which versions on the server policies would newly delete and newly keep, and why. Writes nothing to the server.
+
+    OLD and NEW are files such as retention.toml; without NEW, the configured policies. Exits with 1 if anything differs.
+    """
+    files = [file for file in (old, new) if file]
+    if len(files) > 1 if live else not files:
+        raise ConfigurationError("command line: name OLD, or OLD and NEW; or --live, alone or with NEW")
+    from prefect_artifact_retention.flows.settings import read_policies, resolve_policies  # noqa: PLC0415
+
+    settings, _ = _configure(config)
+    sides = [(read_policies(file), str(file)) for file in files]
+    if len(sides) < (1 if live else 2):
+        policies, source = resolve_policies((), settings, "delete")
+        sides.append((policies[1:], source))
+    _load_prefect()
+    from prefect_artifact_retention.flows import comparison  # noqa: PLC0415
+
+    async def compare() -> comparison.Comparison:
+        before = await comparison.live_policies() if live else comparison.Side(*sides[0])
+        return await comparison.compare(settings, before, comparison.Side(*sides[-1]), key)
+
+    found = _run_async(compare())
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        comparison.show(found)
+    return FAILED if found.differs or found.errors else DONE
+
+
+@policies_app.command
+def accept(
+    *,
+    by: Annotated[str, Parameter(help="Who accepts them. Default: user@host.")] = "",
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Accept the configured policies on the server, so that scheduled runs apply them (require_accepted_policies)."""
+    settings, _ = _configure(config)
+    _load_prefect()
+    from prefect_artifact_retention.flows import acceptance  # noqa: PLC0415
+
+    record = _run_async(acceptance.accept(settings, by))
+    if as_json:
+        _print_json(record.model_dump(mode="json"))
+    else:
+        sys.stdout.write(printable(f"policies {record.digest} are accepted by {record.by}") + "\n")
+    return DONE
+
+
+@policies_app.command
 def schema() -> int:
     """Print the JSON schema of retention.toml, by which an editor completes and checks it."""
     from prefect_artifact_retention.flows.schema import configuration_schema  # noqa: PLC0415

@@ -218,8 +218,14 @@ class Subject(NamedTuple):
             run.report.warn(f"{label(self.versions.key)}: nothing deleted, because {self.conflict}")
 
 
-def subject(run: Run, history: History, collection: Collection, policy: RetentionPolicy) -> Subject:
-    """Return what is evaluated of a key, for the plan and for every re-check.
+def subject(
+    run: Run,
+    history: History,
+    collection: Collection,
+    policy: RetentionPolicy,
+    policies: Sequence[RetentionPolicy] | None = None,
+) -> Subject:
+    """Return what is evaluated of a key, for the plan and for every re-check; by other policies than those of the run, if any.
 
     A left-over placeholder is no version. Without it, `latest_id` names none of the versions, so that all are kept until the
     collection is repaired.
@@ -227,7 +233,7 @@ def subject(run: Run, history: History, collection: Collection, policy: Retentio
     versions = history.versions
     if collection.is_placeholder and len(versions) > 1:
         versions = Versions.of(version for version in versions if version.id != collection.latest_id)
-    conflict = type_conflict(run.policies, collection.key, collection.type, versions.types)
+    conflict = type_conflict(run.policies if policies is None else policies, collection.key, collection.type, versions.types)
     return Subject(versions, policy, collection.latest_id, conflict, run.hold_on(collection.key))
 
 

@@ -56,6 +56,7 @@ class Limits:
         max_log_lines: The number of keys of which the log tells what was deleted.
         archive_keep_days: The days after which the archive loses the data of versions.
         ledger_keep_days: The days after which it loses what is left of them.
+        require_accepted_policies: Whether an unattended run is refused by whose policies nothing was deleted yet.
     """
 
     max_deletions: int = 0
@@ -65,6 +66,7 @@ class Limits:
     max_log_lines: int = 0
     archive_keep_days: float = 0
     ledger_keep_days: float = 0
+    require_accepted_policies: bool = False
 
 
 @dataclass(slots=True)
@@ -184,6 +186,7 @@ class Run:
         dangling: The keys whose latest version was not found.
         server_deletes: Whether the server deletes artifacts by itself, too.
         is_stalled: Whether the server takes no deletions.
+        is_attended: Whether a person has started it.
         expectations: What is expected to be stale of each policy.
         planned_until: The key before which planning stopped; empty if it got to all of them.
         has_all_unkeyed: Whether planning did not stop in the middle of the artifacts without a key.
@@ -224,6 +227,7 @@ class Run:
         self.dangling: set[str] = set()
         self.server_deletes = False
         self.is_stalled = False
+        self.is_attended = True
         self.touched: set[str] = set()
         self.is_unsettled = False
         self.kept_by = RuleTally()

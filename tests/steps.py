@@ -17,6 +17,7 @@ async def cleanup(
     mode: Mode = "preview",
     keys: Sequence[str] = (),
     own_runs: Collection[UUID] = frozenset(),
+    attended: bool = True,
     **parameters: float,
 ) -> CleanupReport:
     """Run the steps, with the flow's parameters: discover to verify, the report, the history and the progress included.
@@ -28,6 +29,7 @@ async def cleanup(
         policies: As the flow's.
         mode: As the flow's.
         keys: As the flow's.
+        attended: Whether a person has started it.
         own_runs: The flow run that it passes for, if any: one that the server has.
         parameters: The flow's other parameters.
 
@@ -38,6 +40,7 @@ async def cleanup(
     async with open_run(settings, mode, policies, keys, own_runs, SHOWN.get()) as run:
         progress = ProgressArtifact(run.server.connection)
         run.listen(progress.listen)
+        run.is_attended = attended
         await clean_up(run, progress, vacuum=settings.reclaim == "vacuum")
     if run.report.outcome in {"failed", "refused"}:
         raise CleanupFailed(run.report, outcome_message(run.report))

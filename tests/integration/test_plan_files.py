@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID
 
 import pytest
 from command import COMMAND
@@ -33,6 +33,16 @@ async def preview(server: Server | FakeServer, out: Path, *keys: str) -> PlanFil
     with server.active():
         await plans.preview_into(out, plans.Given(None, None), RetentionSettings(), POLICIES, keys)
     return load_plan(out)
+
+
+async def add_older(server: Server | FakeServer, key: str, age: float, latest: UUID) -> Row:
+    """Add a version to a key, as a restore does: it is not the latest."""
+    if isinstance(server, FakeServer):
+        return (await server.database.insert([Row(key, days(age))], latest={key: latest}))[0]
+    (row,) = await server.database.insert(series("elsewhere", [age]))
+    await server.database.run(f"UPDATE artifact SET key = '{key}' WHERE key = 'elsewhere'")
+    await server.database.run("DELETE FROM artifact_collection WHERE key = 'elsewhere'")
+    return row
 
 
 @contextmanager
@@ -75,8 +85,7 @@ async def test_what_others_did_meanwhile_is_told_and_nothing_else_goes(server: S
     await server.database.delete_version(a[4].id)
     await server.database.update_metadata(a[3].id, {"retention-hold": "true"})
     # As a restored version: older than the plan, and not in it.
-    restored = Row(id=uuid4(), key="b", age=days(20))
-    await server.database.insert([restored], latest={"b": b[0].id})
+    restored = await add_older(server, "b", 20, latest=b[0].id)
     new = await server.database.insert(series("c", [1, 2, 3]))
     report = await carry_out(server, plan)
     assert await server.database.ids() == {*(row.id for row in (*a[:2], a[3], *b[:2], restored, *new))}
@@ -111,7 +120,7 @@ async def test_the_latest_of_an_idle_key_stays_with_a_version_that_was_not_shown
     rows = await server.database.insert(series("a", [40, 41]))
     with server.active():
         await plans.preview_into(tmp_path / "p", plans.Given(None, None), RetentionSettings(), idle, ())
-    await server.database.insert([Row(id=(more := uuid4()), key="a", age=days(60))], latest={"a": rows[0].id})
+    more = (await add_older(server, "a", 60, latest=rows[0].id)).id
     report = await carry_out(server, load_plan(tmp_path / "p"), policies=idle)
     assert await server.database.ids() == {rows[0].id, more}
     assert not await server.database.dangling()
