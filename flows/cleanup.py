@@ -23,6 +23,7 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.states import Completed, Failed
+from prefect_artifact_retention.flows.approval import Part, clean_up_with_approval
 from prefect_artifact_retention.flows.settings import (
     ENV_PREFIX,
     Minutes,
@@ -48,7 +49,7 @@ from prefect_artifact_retention.tasks.discover import check_scope, discover, dis
 from prefect_artifact_retention.tasks.ledger import ledger
 from prefect_artifact_retention.tasks.offload import offload
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
-from prefect_artifact_retention.tasks.planfile import ShownPlan
+from prefect_artifact_retention.tasks.planfile import PlanFile, ShownPlan
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, other_run
 from prefect_artifact_retention.tasks.prune import prune_through_api
 from prefect_artifact_retention.tasks.prune_database import prune_in_database_task
@@ -74,6 +75,8 @@ SHOWN: ContextVar[ShownPlan | None] = ContextVar("shown", default=None)
 
 FINISHED: ContextVar[list[CleanupReport] | None] = ContextVar("finished", default=None)
 """Gets the report of each delete run in this context, for a caller whom Prefect may give an error instead of the result."""
+
+FlowMode = Literal["preview", "approve", "delete"]
 
 EVENT = "artifact-retention.cleanup"
 """The resource of the events of delete runs, and the beginning of their names."""
@@ -152,7 +155,8 @@ async def open_run(  # noqa: PLR0913, PLR0917 - what a run is opened for
             planned_at=shown and shown.plan.now,
         )
         if shown:
-            report.refusals += shown.plan.objections(report.server, all_policies, now, shown.max_age)
+            server_of_plan = None if shown.on_server else report.server
+            report.refusals += shown.plan.objections(server_of_plan, all_policies, now, shown.max_age)
         to_archive = await _begin_archive(archive, report, own_runs) if archive else None
         if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:
             report.warn(f"the server's clock, which counts, differs from this machine's: it says {now:%Y-%m-%d %H:%M} UTC")
@@ -334,7 +338,7 @@ def _flow_run_name() -> str:
 
 @flow(name="artifact-cleanup", flow_run_name=_flow_run_name, persist_result=False, retries=0)
 async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run form
-    mode: Mode = "preview",
+    mode: FlowMode = "preview",
     policies: list[RetentionPolicy] = [],  # noqa: B006 - Prefect shows it in the run form and never changes it
     keys: list[str] = [],  # noqa: B006
     max_deletions: Number = 0,
@@ -348,7 +352,8 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     """Delete the artifact versions that no retention policy keeps, and report what was kept, what went, and why.
 
     Args:
-        mode: preview reports what would be deleted; delete deletes it.
+        mode: preview reports what would be deleted; delete deletes it; approve reports it, waits for a person to approve it in
+            this form of the flow run, and deletes that only.
         policies: Used instead of the configured ones, except that configured keep_all policies stay in force. Empty: as
             configured (retention.toml or environment).
         keys: Globs of the keys to clean up, such as report-*. Empty: all keys, and the artifacts without a key. One that no
@@ -382,9 +387,16 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     }
     try:
         settings = load_settings().with_parameters(ignore_guard=ignore_guard, **given)
-        report = await _open_and_clean_up(settings, mode, policies, keys)
+
+        async def work(part: Part) -> CleanupReport:
+            return await _open_and_clean_up(settings, part, policies, keys)
+
+        if mode == "approve":
+            report = await clean_up_with_approval(settings, policies, work)
+        else:
+            report = await work(Part(mode, SHOWN.get()))
     except RetentionError as error:
-        if mode == "delete":
+        if mode != "preview":
             _announce("failed", keys, {"error": str(error)})
         # The caller raises the error that is the data of the state. Raised here, it would be logged with a traceback.
         return Failed(message=str(error), data=error)  # type: ignore[return-value]
@@ -392,20 +404,25 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
 
 
 async def _open_and_clean_up(
-    settings: RetentionSettings, mode: Mode, policies: Sequence[RetentionPolicy], keys: Sequence[str]
+    settings: RetentionSettings, part: Part, policies: Sequence[RetentionPolicy], keys: Sequence[str]
 ) -> CleanupReport:
     own_runs = {UUID(runtime.flow_run.id)}
-    async with open_run(settings, mode, policies, keys, own_runs, SHOWN.get()) as run:
+    async with open_run(settings, part.mode, policies, keys, own_runs, part.shown) as run:
         progress = ProgressArtifact(run.server.connection)
         run.listen(progress.listen)
-        run.is_attended = is_attended()
+        run.is_attended = bool(part.answer) or is_attended()
+        if part.answer:
+            run.report.approved_by = part.answer.by
+            run.is_declined, run.needs_all_shown = not part.answer.approves, part.answer.approves
         try:
             async with _signs_of_life(run.report):
                 await cancel_on_sigterm(clean_up(run, progress, vacuum=settings.reclaim == "vacuum"))
         except (TerminationSignal, asyncio.CancelledError):
             await _final_report(run, progress)
             raise
-        if mode == "delete":
+        if part.planned:
+            await part.planned(run)
+        if part.mode == "delete" and run.report.outcome != "outdated":
             if (finished := FINISHED.get()) is not None:
                 finished.append(run.report)
             _announce(run.report.outcome, keys, run.report.model_dump(mode="json", include=EVENT_FIELDS))
@@ -513,6 +530,9 @@ async def _leave_report(run: Run, progress: ProgressArtifact, description: str) 
 
 
 async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
+    if run.is_declined:
+        run.report.outcome = "declined"
+        return
     await discover_task(run)
     check_scope(run)
     await _start_progress(run, progress)
@@ -520,13 +540,25 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     if run.report.refusals or await _skip_for_other_run(run, progress):
         return
     await plan_task(run)
-    if run.shown:
-        keep_to_plan(run, run.shown.plan)
-        for line in run.report.differences:
-            _logger().warning(f"Not as in the plan that was shown: {line}")
-    guard(run)
-    if run.report.mode != "delete":
+    if run.shown and not _keeps_to(run, run.shown.plan):
         return
+    guard(run)
+    if run.report.mode == "delete":
+        await _prune(run, progress, vacuum=vacuum)
+
+
+def _keeps_to(run: Run, plan: PlanFile) -> bool:
+    """Leave alone what was not shown. Return False if a person is to be asked again because of it."""
+    differences = keep_to_plan(run, plan)
+    for line in run.report.differences:
+        _logger().warning(f"Not as in the plan that was shown: {line}")
+    if run.needs_all_shown and any(each.more for each in differences):
+        run.report.outcome = "outdated"
+    return run.report.outcome != "outdated"
+
+
+async def _prune(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
+    """Delete what is planned, unless another run is at it."""
     if not (run.plans or run.dangling or run.offloads):
         # What the guard refuses must not keep the next run from the keys that this one had no time for.
         if run.is_partial or not run.report.refusals:
@@ -617,7 +649,7 @@ async def _skip_for_other_run(run: Run, progress: ProgressArtifact) -> bool:
 def _outcome(report: CleanupReport) -> Outcome:
     if report.errors or any(report.failures()):
         return "failed"
-    return "refused" if report.refusals and report.outcome != "skipped" else report.outcome
+    return "refused" if report.refusals and report.outcome not in {"skipped", "declined"} else report.outcome
 
 
 def _announce(ending: Outcome | Literal["stopped", "running"], scope: Sequence[str], payload: Mapping[str, Any]) -> None:
@@ -640,7 +672,7 @@ def _final_state(report: CleanupReport) -> State[CleanupReport]:
     message = outcome_message(report)
     if report.outcome in ("failed", "refused"):
         return Failed(message=message, data=CleanupFailed(report, message))
-    name = report.outcome.capitalize() if report.outcome in ("unfinished", "skipped") else None
+    name = report.outcome.capitalize() if report.outcome in ("unfinished", "skipped", "declined") else None
     return Completed(message=message, data=report, name=name)
 
 

@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DONE, FAILED, USAGE, REFUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 4, 130
-EXIT_CODES = {"completed": DONE, "failed": FAILED, "refused": REFUSED, "unfinished": UNFINISHED, "skipped": UNFINISHED}
+EXIT_CODES = {
+    "completed": DONE,
+    "failed": FAILED,
+    "refused": REFUSED,
+    **dict.fromkeys(("unfinished", "skipped", "declined", "outdated"), UNFINISHED),
+}
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -409,6 +414,33 @@ def holds(key_or_id: str | None = None, /, *, as_json: Json = False) -> int:
         _print_json({"holds": [listing.as_json(each) for each in found]})
     else:
         listing.show(found)
+    return DONE
+
+
+@app.command
+def approve(
+    run: str,
+    /,
+    *,
+    decline: Annotated[bool, Parameter(help="Say no: the run ends, and nothing is deleted.", negative=())] = False,
+    versions: Annotated[
+        int | None, Parameter(help="Approve only if the run would delete so many versions.", converter=_whole_number)
+    ] = None,
+    by: Annotated[str, Parameter(help="Who approves it. Default: user@host.")] = "",
+    as_json: Json = False,
+) -> int:
+    """Approve what a run in mode approve would delete, as its form in the Prefect UI does. RUN is its id or name."""
+    _load_prefect()
+    from prefect_artifact_retention.flows import approval  # noqa: PLC0415
+    from prefect_artifact_retention.tasks.producers.holding import default_holder  # noqa: PLC0415
+
+    answer = approval.answer_run(run, approves=not decline, versions=versions, by=by or default_holder())
+    name, waiting = _run_async(answer)
+    if as_json:
+        _print_json({"run": name, "approved": not decline, "versions": waiting.versions})
+    else:
+        done = "declined" if decline else f"approved: it deletes at most {waiting.versions} versions"
+        sys.stdout.write(f"{printable(name)} is {done}\n")
     return DONE
 
 

@@ -107,6 +107,9 @@ class RetentionSettings(BaseSettings):
         description="Keys of which the log of a run tells what was deleted, one a line. 0 is 100 on Prefect Cloud, else all.",
     )
 
+    approval_hours: Annotated[float, Field(gt=0, le=2_160, allow_inf_nan=False), BeforeValidator(refuse_bool)] = Field(
+        default=24, description="How long a run waits for its approval, after which it fails, and has deleted nothing."
+    )
     require_accepted_policies: bool = Field(
         default=False,
         description="Whether a scheduled run is refused whose policies no person has applied or accepted yet.",

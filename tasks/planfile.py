@@ -73,17 +73,17 @@ class PlanFile(BaseModel):
         return {each.key: frozenset(each.ids) for each in self.planned}
 
     def objections(
-        self, server: str, policies: Sequence[RetentionPolicy], now: datetime, max_age: timedelta | None
+        self, server: str | None, policies: Sequence[RetentionPolicy], now: datetime, max_age: timedelta | None
     ) -> Iterator[str]:
         """Say why this plan is not to be carried out.
 
         Args:
-            server: The address of the server on which it would be.
+            server: The address of the server on which it would be; None if the plan was kept there.
             policies: The policies by which versions would be deleted.
             now: The server's clock.
             max_age: How old a plan may be; None is any age.
         """
-        if server != self.server:
+        if server not in {None, self.server}:
             yield f"the plan is for the server {printable(self.server)}, and this is {server}"
         if changes := list(describe_changes(self.policies, meaning(policies))):
             yield f"the plan was made by other policies: {'; '.join(map(printable, changes))}"
@@ -101,10 +101,12 @@ class ShownPlan(NamedTuple):
     Attributes:
         plan: The plan.
         max_age: How old it may be; None is any age.
+        on_server: Whether it was kept on the server of the run, whatever address that has for others.
     """
 
     plan: PlanFile
     max_age: timedelta | None
+    on_server: bool = False
 
     @classmethod
     def within(cls, plan: PlanFile, hours: float) -> ShownPlan:

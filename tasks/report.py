@@ -12,7 +12,7 @@ from prefect_artifact_retention.policies import RetentionError
 from pydantic import BaseModel, Field, computed_field
 
 Mode = Literal["preview", "delete"]
-Outcome = Literal["completed", "unfinished", "refused", "skipped", "failed"]
+Outcome = Literal["completed", "unfinished", "refused", "skipped", "declined", "outdated", "failed"]
 
 GIVEN_POLICIES = "parameters of this run"
 """The source of policies that are not the configured ones."""
@@ -113,6 +113,9 @@ class CleanupReport(BaseModel):
         default=None,
         description="Of a run that carries out a plan which a person has seen: the `now` of that plan, from which every age "
         "is counted instead.",
+    )
+    approved_by: str = Field(
+        default="", description="Who has approved or declined what was shown, in their own words; empty if nobody was asked."
     )
     differences: list[str] = Field(
         default=[], description="How the plan of the run differs from the plan that was shown; nothing else goes."

@@ -187,6 +187,8 @@ class Run:
         server_deletes: Whether the server deletes artifacts by itself, too.
         is_stalled: Whether the server takes no deletions.
         is_attended: Whether a person has started it.
+        is_declined: Whether a person has said no to what was shown.
+        needs_all_shown: Whether nothing is deleted if more is stale than was shown, so that a person is asked again.
         expectations: What is expected to be stale of each policy.
         planned_until: The key before which planning stopped; empty if it got to all of them.
         has_all_unkeyed: Whether planning did not stop in the middle of the artifacts without a key.
@@ -228,6 +230,8 @@ class Run:
         self.server_deletes = False
         self.is_stalled = False
         self.is_attended = True
+        self.is_declined = False
+        self.needs_all_shown = False
         self.touched: set[str] = set()
         self.is_unsettled = False
         self.kept_by = RuleTally()

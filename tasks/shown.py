@@ -36,6 +36,7 @@ def plan_of(run: Run, *, keep_last: int | None = None, keep_within_days: float |
 def keep_to_plan(run: Run, plan: PlanFile) -> list[Difference]:
     """Take from the plans of a run what was not shown, and say in its report how it differs. Return how."""
     differences = list(_differences(run, plan))
+    run.plans = [each for each in run.plans if each.stale]
     # That data are moved to the archive was not shown version by version.
     run.offloads.clear()
     run.report.differences = describe_differences(differences)

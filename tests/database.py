@@ -56,8 +56,9 @@ class Database:
             return result.all() if result.returns_rows else []
 
     async def clear(self) -> None:
-        """Forget all artifacts, and all holds on keys."""
-        await self.run("DELETE FROM variable WHERE name LIKE 'artifact-retention-hold-%'")
+        """Forget all artifacts, all holds on keys, and which policies were applied."""
+        for kind in ("hold", "policies"):
+            await self.run(f"DELETE FROM variable WHERE name LIKE 'artifact-retention-{kind}-%'")
         await self.run("DELETE FROM artifact")
         await self.run("DELETE FROM artifact_collection")
 
