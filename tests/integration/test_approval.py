@@ -269,7 +269,7 @@ async def test_nobody_answers_and_the_server_is_restarted_meanwhile(tmp_path: Pa
             assert (await report_of(await answered.go_on())).deleted == 1
 
 
-@on(SQLITE_API, thorough(POSTGRESQL_DATABASE))
+@on(thorough(SQLITE_API))
 async def test_a_plan_of_many_versions_is_kept_with_its_run(server: Server, tell: Callable[[str], None]) -> None:
     """A hundred thousand ids, in parts that a proxy takes, and read back whole."""
     with server.active():
