@@ -23,6 +23,7 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.states import Completed, Failed
+from prefect_artifact_retention.flows.approval import Part, clean_up_with_approval
 from prefect_artifact_retention.flows.settings import (
     ENV_PREFIX,
     Minutes,
@@ -34,19 +35,21 @@ from prefect_artifact_retention.flows.settings import (
 )
 from prefect_artifact_retention.flows.termination import cancel_on_sigterm
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
-from prefect_artifact_retention.policies.loading import digest
+from prefect_artifact_retention.policies.meaning import digest
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.archive.model import ArchiveError
 from prefect_artifact_retention.stores.connection import connect, reason, uses_ephemeral_server
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Store
+from prefect_artifact_retention.tasks.acceptance import is_attended, record_applied, refuse_unaccepted
 from prefect_artifact_retention.tasks.archive import RunArchive
 from prefect_artifact_retention.tasks.archiving import finish_archive, prune_archive
 from prefect_artifact_retention.tasks.discover import check_scope, discover, discover_task
 from prefect_artifact_retention.tasks.ledger import ledger
 from prefect_artifact_retention.tasks.offload import offload
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
+from prefect_artifact_retention.tasks.planfile import PlanFile, ShownPlan
 from prefect_artifact_retention.tasks.progress import ProgressArtifact, other_run
 from prefect_artifact_retention.tasks.prune import prune_through_api
 from prefect_artifact_retention.tasks.prune_database import prune_in_database_task
@@ -55,6 +58,7 @@ from prefect_artifact_retention.tasks.reclaim import measure_disk, reclaim_task,
 from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label, with_links
 from prefect_artifact_retention.tasks.report import ArchiveReport, CleanupFailed, CleanupReport, Mode, Outcome, scope_digest
 from prefect_artifact_retention.tasks.run import Limits, Listener, Run, in_flow_run
+from prefect_artifact_retention.tasks.shown import keep_to_plan
 from prefect_artifact_retention.tasks.verify import verify, verify_task
 
 if TYPE_CHECKING:
@@ -66,8 +70,13 @@ LOGGER = logging.getLogger(__name__)
 LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 """A further listener of the runs in this context: the progress bar of the command line."""
 
+SHOWN: ContextVar[ShownPlan | None] = ContextVar("shown", default=None)
+"""The plan that a delete run in this context carries out: of up to millions of ids, which are no parameter of a flow run."""
+
 FINISHED: ContextVar[list[CleanupReport] | None] = ContextVar("finished", default=None)
 """Gets the report of each delete run in this context, for a caller whom Prefect may give an error instead of the result."""
+
+FlowMode = Literal["preview", "approve", "delete"]
 
 EVENT = "artifact-retention.cleanup"
 """The resource of the events of delete runs, and the beginning of their names."""
@@ -105,14 +114,17 @@ with more, the report may be cut off."""
 
 
 @asynccontextmanager
-async def open_run(
+async def open_run(  # noqa: PLR0913, PLR0917 - what a run is opened for
     settings: RetentionSettings,
     mode: Mode,
     policies: Sequence[RetentionPolicy],
     keys: Sequence[str],
     own_runs: Collection[UUID] = frozenset(),
+    shown: ShownPlan | None = None,
 ) -> AsyncIterator[Run]:
     """Open a run: resolve its policies, connect to the server and the database, and read the server's clock.
+
+    A run that is to carry out a plan which somebody has seen is refused if that is not for it.
 
     Raises:
         ConfigurationError: The policies are invalid, or there are none in a delete run.
@@ -140,7 +152,11 @@ async def open_run(
             policy_source=source,
             policy_digest=digest(all_policies),
             archive=archive and ArchiveReport(url=archive.url, payloads=settings.archive_payloads),
+            planned_at=shown and shown.plan.now,
         )
+        if shown:
+            server_of_plan = None if shown.on_server else report.server
+            report.refusals += shown.plan.objections(server_of_plan, all_policies, now, shown.max_age)
         to_archive = await _begin_archive(archive, report, own_runs) if archive else None
         if abs(now - datetime.now(UTC)) > CLOCK_TOLERANCE:
             report.warn(f"the server's clock, which counts, differs from this machine's: it says {now:%Y-%m-%d %H:%M} UTC")
@@ -159,6 +175,7 @@ async def open_run(
             max_log_lines=settings.max_log_lines,
             archive_keep_days=settings.archive_keep_days,
             ledger_keep_days=settings.ledger_keep_days,
+            require_accepted_policies=settings.require_accepted_policies,
         )
         listeners = [listener] if (listener := LISTENER.get()) else []
         yield Run(
@@ -170,6 +187,7 @@ async def open_run(
             own_runs=own_runs,
             listeners=listeners,
             archive=to_archive,
+            shown=shown,
         )
 
 
@@ -289,6 +307,20 @@ async def preview(
         ConfigurationError: The policies are invalid.
         StoreError: The server cannot be reached, or refuses a request.
     """
+    async with plan_only(settings, policies, keys) as run:
+        return run.report
+
+
+@asynccontextmanager
+async def plan_only(
+    settings: RetentionSettings, policies: Sequence[RetentionPolicy] = (), keys: Sequence[str] = ()
+) -> AsyncIterator[Run]:
+    """Plan as `preview` does, for who needs more of the run than its report.
+
+    Raises:
+        ConfigurationError: The policies are invalid.
+        StoreError: The server cannot be reached, or refuses a request.
+    """
     async with open_run(settings, "preview", policies, keys) as run:
         await discover(run)
         check_scope(run)
@@ -296,7 +328,7 @@ async def preview(
         guard(run)
         run.report.outcome = _outcome(run.report)
         run.report.duration_seconds = run.seconds
-        return run.report
+        yield run
 
 
 def _flow_run_name() -> str:
@@ -306,7 +338,7 @@ def _flow_run_name() -> str:
 
 @flow(name="artifact-cleanup", flow_run_name=_flow_run_name, persist_result=False, retries=0)
 async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run form
-    mode: Mode = "preview",
+    mode: FlowMode = "preview",
     policies: list[RetentionPolicy] = [],  # noqa: B006 - Prefect shows it in the run form and never changes it
     keys: list[str] = [],  # noqa: B006
     max_deletions: Number = 0,
@@ -315,11 +347,13 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     max_task_runs: Number = 0,
     max_requests_per_minute: Number = 0,
     ignore_guard: bool = False,  # noqa: FBT001, FBT002 - a box of the run form
+    require_accepted_policies: bool = False,  # noqa: FBT001, FBT002
 ) -> CleanupReport:
     """Delete the artifact versions that no retention policy keeps, and report what was kept, what went, and why.
 
     Args:
-        mode: preview reports what would be deleted; delete deletes it.
+        mode: preview reports what would be deleted; delete deletes it; approve reports it, waits for a person to approve it in
+            this form of the flow run, and deletes that only.
         policies: Used instead of the configured ones, except that configured keep_all policies stay in force. Empty: as
             configured (retention.toml or environment).
         keys: Globs of the keys to clean up, such as report-*. Empty: all keys, and the artifacts without a key. One that no
@@ -332,6 +366,8 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         max_requests_per_minute: Requests to the server at most. 0: as configured, else 150 on Prefect Cloud and no limit on
             your own server.
         ignore_guard: Delete whatever share of the versions goes, in this run; refuse_above_percent does not apply.
+        require_accepted_policies: Refuse a scheduled run whose policies no person has applied or accepted yet. Off: as
+            configured.
 
     Returns:
         The report, also published as the artifact `artifact-retention-report`.
@@ -347,12 +383,20 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         "refuse_above_percent": refuse_above_percent,
         "max_task_runs": max_task_runs,
         "max_requests_per_minute": max_requests_per_minute,
+        "require_accepted_policies": require_accepted_policies,
     }
     try:
         settings = load_settings().with_parameters(ignore_guard=ignore_guard, **given)
-        report = await _open_and_clean_up(settings, mode, policies, keys)
+
+        async def work(part: Part) -> CleanupReport:
+            return await _open_and_clean_up(settings, part, policies, keys)
+
+        if mode == "approve":
+            report = await clean_up_with_approval(settings, policies, work)
+        else:
+            report = await work(Part(mode, SHOWN.get()))
     except RetentionError as error:
-        if mode == "delete":
+        if mode != "preview":
             _announce("failed", keys, {"error": str(error)})
         # The caller raises the error that is the data of the state. Raised here, it would be logged with a traceback.
         return Failed(message=str(error), data=error)  # type: ignore[return-value]
@@ -360,19 +404,25 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
 
 
 async def _open_and_clean_up(
-    settings: RetentionSettings, mode: Mode, policies: Sequence[RetentionPolicy], keys: Sequence[str]
+    settings: RetentionSettings, part: Part, policies: Sequence[RetentionPolicy], keys: Sequence[str]
 ) -> CleanupReport:
     own_runs = {UUID(runtime.flow_run.id)}
-    async with open_run(settings, mode, policies, keys, own_runs) as run:
+    async with open_run(settings, part.mode, policies, keys, own_runs, part.shown) as run:
         progress = ProgressArtifact(run.server.connection)
         run.listen(progress.listen)
+        run.is_attended = bool(part.answer) or is_attended()
+        if part.answer:
+            run.report.approved_by = part.answer.by
+            run.is_declined, run.needs_all_shown = not part.answer.approves, part.answer.approves
         try:
             async with _signs_of_life(run.report):
                 await cancel_on_sigterm(clean_up(run, progress, vacuum=settings.reclaim == "vacuum"))
         except (TerminationSignal, asyncio.CancelledError):
             await _final_report(run, progress)
             raise
-        if mode == "delete":
+        if part.planned:
+            await part.planned(run)
+        if part.mode == "delete" and run.report.outcome != "outdated":
             if (finished := FINISHED.get()) is not None:
                 finished.append(run.report)
             _announce(run.report.outcome, keys, run.report.model_dump(mode="json", include=EVENT_FIELDS))
@@ -430,6 +480,7 @@ async def _publish(run: Run, progress: ProgressArtifact) -> None:
     await finish_archive(run)
     report.outcome = _outcome(report)
     report.duration_seconds = run.seconds
+    await record_applied(run, f"run {runtime.flow_run.name or report.mode}")
     _logger().info(outcome_message(report))
     description = with_links(headline(report), links(), "Reports", "History")
     try:
@@ -479,15 +530,35 @@ async def _leave_report(run: Run, progress: ProgressArtifact, description: str) 
 
 
 async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
+    if run.is_declined:
+        run.report.outcome = "declined"
+        return
     await discover_task(run)
     check_scope(run)
     await _start_progress(run, progress)
+    await refuse_unaccepted(run)
     if run.report.refusals or await _skip_for_other_run(run, progress):
         return
     await plan_task(run)
-    guard(run)
-    if run.report.mode != "delete":
+    if run.shown and not _keeps_to(run, run.shown.plan):
         return
+    guard(run)
+    if run.report.mode == "delete":
+        await _prune(run, progress, vacuum=vacuum)
+
+
+def _keeps_to(run: Run, plan: PlanFile) -> bool:
+    """Leave alone what was not shown. Return False if a person is to be asked again because of it."""
+    differences = keep_to_plan(run, plan)
+    for line in run.report.differences:
+        _logger().warning(f"Not as in the plan that was shown: {line}")
+    if run.needs_all_shown and any(each.more for each in differences):
+        run.report.outcome = "outdated"
+    return run.report.outcome != "outdated"
+
+
+async def _prune(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
+    """Delete what is planned, unless another run is at it."""
     if not (run.plans or run.dangling or run.offloads):
         # What the guard refuses must not keep the next run from the keys that this one had no time for.
         if run.is_partial or not run.report.refusals:
@@ -578,7 +649,7 @@ async def _skip_for_other_run(run: Run, progress: ProgressArtifact) -> bool:
 def _outcome(report: CleanupReport) -> Outcome:
     if report.errors or any(report.failures()):
         return "failed"
-    return "refused" if report.refusals and report.outcome != "skipped" else report.outcome
+    return "refused" if report.refusals and report.outcome not in {"skipped", "declined"} else report.outcome
 
 
 def _announce(ending: Outcome | Literal["stopped", "running"], scope: Sequence[str], payload: Mapping[str, Any]) -> None:
@@ -601,7 +672,7 @@ def _final_state(report: CleanupReport) -> State[CleanupReport]:
     message = outcome_message(report)
     if report.outcome in ("failed", "refused"):
         return Failed(message=message, data=CleanupFailed(report, message))
-    name = report.outcome.capitalize() if report.outcome in ("unfinished", "skipped") else None
+    name = report.outcome.capitalize() if report.outcome in ("unfinished", "skipped", "declined") else None
     return Completed(message=message, data=report, name=name)
 
 

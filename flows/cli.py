@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from cyclopts import App, CycloptsError, Parameter, Token
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError, load_policies
 from prefect_artifact_retention.policies.formatting import printable
-from prefect_artifact_retention.policies.loading import describe_validation_error, digest, stand_in
+from prefect_artifact_retention.policies.loading import describe_validation_error, stand_in
+from prefect_artifact_retention.policies.meaning import digest
+from prefect_artifact_retention.tasks.planfile import DEFAULT_MAX_AGE_HOURS, ShownPlan, load_plan
 from pydantic import ValidationError, create_model
 from pydantic_settings import SettingsError
 
@@ -33,7 +35,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DONE, FAILED, USAGE, REFUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 4, 130
-EXIT_CODES = {"completed": DONE, "failed": FAILED, "refused": REFUSED, "unfinished": UNFINISHED, "skipped": UNFINISHED}
+EXIT_CODES = {
+    "completed": DONE,
+    "failed": FAILED,
+    "refused": REFUSED,
+    **dict.fromkeys(("unfinished", "skipped", "declined", "outdated"), UNFINISHED),
+}
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -93,20 +100,26 @@ app.command(policies_app)
 
 
 @app.command
-def preview(
+def preview(  # noqa: PLR0913 - the flags of the command
     *,
     key: Keys = (),
     keep_last: KeepLast = None,
     keep_within_days: KeepWithinDays = None,
+    out: Annotated[Path | None, Parameter(help="Write the plan into this file, for delete --plan.")] = None,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
     """Show what a deletion would delete, and why. Writes nothing to the server."""
     settings, policies = _configure(config, key, keep_last, keep_within_days)
     _load_prefect()
-    from prefect_artifact_retention.flows import cleanup  # noqa: PLC0415
+    from prefect_artifact_retention.flows import cleanup, plans  # noqa: PLC0415
 
-    report = _follow(lambda: cleanup.preview(settings, policies, key), quiet=as_json)
+    if out is None:
+        report = _follow(lambda: cleanup.preview(settings, policies, key), quiet=as_json)
+    else:
+        plans.check_target(out)
+        given = plans.Given(keep_last, keep_within_days)
+        report = _follow(lambda: plans.preview_into(out, given, settings, policies, key), quiet=as_json)
     return _show(report, as_json=as_json)
 
 
@@ -124,10 +137,19 @@ def delete(  # noqa: PLR0913 - the flags of the command
         float, Parameter(help="Delete nothing of a policy if a larger share would go unexpectedly; the stricter holds.")
     ] = 0,
     ignore_guard: Annotated[bool, Parameter(help="Delete whatever share goes, in this run.", negative=())] = False,
+    plan: Annotated[
+        Path | None, Parameter(help="Delete only what is in this plan, which preview --out has written, and stale still.")
+    ] = None,
+    max_age: Annotated[float, Parameter(help="How old the plan may be, in hours.")] = DEFAULT_MAX_AGE_HOURS,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
     """Delete the stale versions: run the flow `artifact-cleanup` in mode delete."""
+    shown = ShownPlan.within(load_plan(plan), max_age) if plan else None
+    if shown:
+        if key or (keep_last, keep_within_days) != (None, None):
+            raise ConfigurationError("command line: --key, --keep-last and --keep-within-days are those of the --plan")
+        key, keep_last, keep_within_days = tuple(shown.plan.scope), shown.plan.keep_last, shown.plan.keep_within_days
     settings, policies = _configure(config, key, keep_last, keep_within_days)
     _check_limits(
         max_deletions=max_deletions,
@@ -137,51 +159,19 @@ def delete(  # noqa: PLR0913 - the flags of the command
     # Prefect's log goes to the server only; on the terminal, this command prints the report.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     _load_prefect()
-    from httpx import HTTPError  # noqa: PLC0415
-    from prefect.exceptions import PrefectException  # noqa: PLC0415
-    from prefect_artifact_retention.flows import cleanup  # noqa: PLC0415
-    from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
-    from prefect_artifact_retention.stores.connection import reason  # noqa: PLC0415
-    from prefect_artifact_retention.tasks.report import CleanupFailed  # noqa: PLC0415
+    from prefect_artifact_retention.flows import deletion  # noqa: PLC0415
 
-    resolve_policies(policies, settings, "delete")
-
-    finished: list[CleanupReport] = []
-
-    async def run() -> CleanupReport:
-        cleanup.FINISHED.set(finished)
-        await cleanup.reach_server(settings)
-        return await cleanup.artifact_cleanup(
-            mode="delete",
-            policies=list(policies),
-            keys=list(key),
-            max_deletions=max_deletions,
-            time_budget_minutes=time_budget_minutes,
-            refuse_above_percent=refuse_above_percent,
-            ignore_guard=ignore_guard,
-        )
-
-    try:
-        report = _follow(run, quiet=as_json)
-    except CleanupFailed as error:
-        report = error.report
-    except PrefectException as error:
-        # The answer to Prefect's last request was lost, or somebody has cancelled or deleted the flow run: Prefect gives
-        # no result back, and the run has one all the same.
-        if not finished:
-            raise RetentionError(str(error)) from None
-        report = finished[-1]
-    except HTTPError as error:
-        if not finished:
-            raise StoreError(f"the Prefect server failed during the run: {reason(error)}") from None
-        report = finished[-1]
-        report.errors.append(f"the Prefect server failed after the run, whose state it may not show: {reason(error)}")
-        report.outcome = "failed"
-    except OSError:
-        # Whatever else has written to an output that nobody takes: the run is over, and has its result.
-        if not finished:
-            raise
-        report = finished[-1]
+    report = deletion.delete(
+        lambda work: _follow(work, quiet=as_json),
+        settings,
+        policies,
+        key,
+        shown=shown,
+        max_deletions=max_deletions,
+        time_budget_minutes=time_budget_minutes,
+        refuse_above_percent=refuse_above_percent,
+        ignore_guard=ignore_guard,
+    )
     try:
         _show(report, as_json=as_json)
         sys.stdout.flush()
@@ -428,6 +418,33 @@ def holds(key_or_id: str | None = None, /, *, as_json: Json = False) -> int:
 
 
 @app.command
+def approve(
+    run: str,
+    /,
+    *,
+    decline: Annotated[bool, Parameter(help="Say no: the run ends, and nothing is deleted.", negative=())] = False,
+    versions: Annotated[
+        int | None, Parameter(help="Approve only if the run would delete so many versions.", converter=_whole_number)
+    ] = None,
+    by: Annotated[str, Parameter(help="Who approves it. Default: user@host.")] = "",
+    as_json: Json = False,
+) -> int:
+    """Approve what a run in mode approve would delete, as its form in the Prefect UI does. RUN is its id or name."""
+    _load_prefect()
+    from prefect_artifact_retention.flows import approval  # noqa: PLC0415
+    from prefect_artifact_retention.tasks.producers.holding import default_holder  # noqa: PLC0415
+
+    answer = approval.answer_run(run, approves=not decline, versions=versions, by=by or default_holder())
+    name, waiting = _run_async(answer)
+    if as_json:
+        _print_json({"run": name, "approved": not decline, "versions": waiting.versions})
+    else:
+        done = "declined" if decline else f"approved: it deletes at most {waiting.versions} versions"
+        sys.stdout.write(f"{printable(name)} is {done}\n")
+    return DONE
+
+
+@app.command
 def alarm(
     block: str,
     /,
@@ -476,6 +493,68 @@ def check(*, config: Config = None, as_json: Json = False) -> int:
             *(f"warning: {printable(warning)}" for warning in warnings),
         ]
         sys.stdout.write("".join(f"{line}\n" for line in lines))
+    return DONE
+
+
+@policies_app.command
+def diff(  # noqa: PLR0913 - the flags of the command
+    old: Path | None = None,
+    new: Path | None = None,
+    /,
+    *,
+    live: Annotated[
+        bool, Parameter(help="In place of OLD: the policies that a delete run on this server has applied last.", negative=())
+    ] = False,
+    key: Keys = (),
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Show which versions on the server policies would newly delete and newly keep, and why. Writes nothing to the server.
+
+    OLD and NEW are files such as retention.toml; without NEW, the configured policies. Exits with 1 if anything differs.
+    """
+    files = [file for file in (old, new) if file]
+    if len(files) > 1 if live else not files:
+        raise ConfigurationError("command line: name OLD, or OLD and NEW; or --live, alone or with NEW")
+    from prefect_artifact_retention.flows.settings import read_policies, resolve_policies  # noqa: PLC0415
+
+    settings, _ = _configure(config)
+    sides = [(read_policies(file), str(file)) for file in files]
+    if len(sides) < (1 if live else 2):
+        policies, source = resolve_policies((), settings, "delete")
+        sides.append((policies[1:], source))
+    _load_prefect()
+    from prefect_artifact_retention.flows import comparison  # noqa: PLC0415
+
+    async def compare() -> comparison.Comparison:
+        before = await comparison.live_policies() if live else comparison.Side(*sides[0])
+        return await comparison.compare(settings, before, comparison.Side(*sides[-1]), key)
+
+    found = _run_async(compare())
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        comparison.show(found)
+    return FAILED if found.differs or found.errors else DONE
+
+
+@policies_app.command
+def accept(
+    *,
+    by: Annotated[str, Parameter(help="Who accepts them. Default: user@host.")] = "",
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Accept the configured policies on the server, so that scheduled runs apply them (require_accepted_policies)."""
+    settings, _ = _configure(config)
+    _load_prefect()
+    from prefect_artifact_retention.flows import acceptance  # noqa: PLC0415
+
+    record = _run_async(acceptance.accept(settings, by))
+    if as_json:
+        _print_json(record.model_dump(mode="json"))
+    else:
+        sys.stdout.write(printable(f"policies {record.digest} are accepted by {record.by}") + "\n")
     return DONE
 
 

@@ -74,7 +74,7 @@ async def explain(settings: RetentionSettings, key: str) -> Explanation:
             task_runs = {version.task_run_id for version in history.versions if version.task_run_id}
             running = frozenset(await run.store.unfinished(flow_runs, task_runs))
             explained = subject(run, history, collection, policy)
-            judgement = explained.judge(run.report.now, running)
+            judgement = explained.judge(run.now, running)
             verdicts = tuple(judgement)
             if explained.conflict:
                 warnings.append(f"{label(key)}: nothing is deleted, because {explained.conflict}")

@@ -107,6 +107,14 @@ class RetentionSettings(BaseSettings):
         description="Keys of which the log of a run tells what was deleted, one a line. 0 is 100 on Prefect Cloud, else all.",
     )
 
+    approval_hours: Annotated[float, Field(gt=0, le=2_160, allow_inf_nan=False), BeforeValidator(refuse_bool)] = Field(
+        default=24, description="How long a run waits for its approval, after which it fails, and has deleted nothing."
+    )
+    require_accepted_policies: bool = Field(
+        default=False,
+        description="Whether a scheduled run is refused whose policies no person has applied or accepted yet.",
+    )
+
     allow_ephemeral_server: bool = Field(
         default=False,
         description="Whether a run may delete on the temporary server that Prefect starts where none is named.",
@@ -191,6 +199,20 @@ def load_settings(config: Path | None = None) -> RetentionSettings:
         raise ConfigurationError("\n".join(lines)) from error
     settings._sources.update(sources)  # noqa: SLF001 - filled where it is made
     return settings
+
+
+def read_policies(file: Path) -> tuple[RetentionPolicy, ...]:
+    """Read the policies of a file as they stand there, whatever the environment says.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or has an invalid policy, or none.
+    """
+    table = _read_toml(file)
+    _refuse_unknown(str(file), table, RetentionSettings.model_fields)
+    tables = table.get("policies")
+    if not isinstance(tables, list) or not tables:
+        raise ConfigurationError(f"{file}: has no [[policies]] table")
+    return load_policies(tables, source=str(file))
 
 
 def resolve_policies(

@@ -6,6 +6,7 @@
 - `globs`: which globs can match a key at all, and which cover others.
 - `control`: holds and TTLs in an artifact's metadata.
 - `loading`: reads policies from configuration, and reports every mistake in them.
+- `meaning`: what policies mean, by which they are recognized and compared.
 - `doubts`: what is valid in policies and yet hardly meant.
 - `formatting`: numbers, durations and text from outside, as they are shown.
 """

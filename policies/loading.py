@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -105,12 +104,6 @@ def stand_in(policies: Sequence[RetentionPolicy], override: RetentionPolicy) -> 
     ]
     left = [glob for glob in override.match_keys if not covering(replaced, glob, override)]
     return tuple([*replaced, override.model_copy(update={"match_keys": left})] if left else replaced)
-
-
-def digest(policies: Sequence[RetentionPolicy]) -> str:
-    """Return twelve hexadecimal digits that change with any field of any policy, or with their order."""
-    text = "\n".join(policy.model_dump_json() for policy in policies)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def describe_validation_error(error: ValidationError) -> Iterator[str]:

@@ -263,6 +263,7 @@ class RunArchive:
             deleted=self._report.deleted,
             spared=sorted((self.spared | self.copies.keys()) - self.unanswered),
             policies=[policy.model_dump(mode="json") for policy in policies],
+            approved_by=self._report.approved_by,
         )
         await in_thread(self.archive.publish_run, manifest)
 

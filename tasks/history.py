@@ -67,6 +67,7 @@ class Row(BaseModel):
     """Of a delete run: where the next one over the same keys is to begin; empty at the first key."""
     policies: ShortText = ""
     """Whether they were configured, or given for this run; a run of the one kind says nothing of the other."""
+    approved_by: ShortText = Field(default="", alias="approved by")
     settled: LongText = ""
     covered: LongText = ""
     """Of a delete run that did not get to all keys, as JSON: the key that it began with, and where it stopped."""
@@ -248,6 +249,7 @@ def _row(report: CleanupReport, run_name: str, links: Mapping[str, str], settled
         seconds=round(report.duration_seconds, 1),
         link=links.get("This run", ""),
         policies=_policies(report),
+        approved_by=printable(report.approved_by)[:MAX_TEXT_CHARS],
         settled=settled,
         covered=covered[:MAX_LONG_TEXT_CHARS],
     )

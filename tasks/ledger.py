@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prefect_artifact_retention.policies.formatting import count
+from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.tasks.rendering import label, size
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport
 from prefect_artifact_retention.tasks.run import Run
@@ -14,12 +14,15 @@ CLOUD_LOG_LINES = 100
 
 
 def ledger(run: Run) -> Iterator[str]:
-    """Return a line for each key of which anything was deleted or moved to the archive, and how many keys there are more.
+    """Return who has approved the deletions, a line for each key with any, or with data moved, and how many more there are.
 
-    There are `max_log_lines` at most.
+    There are `max_log_lines` at most of the latter.
     """
     limit = run.limits.max_log_lines or (CLOUD_LOG_LINES if run.server.connection.is_cloud else None)
-    keys = [key for key in _keys(run.report) if key.deleted or key.offloaded]
+    report = run.report
+    keys = [key for key in _keys(report) if key.deleted or key.offloaded]
+    if report.approved_by:
+        yield f"Approved by {printable(report.approved_by)}: {count(report.planned - report.withheld, 'version')}"
     yield from map(_line, keys[:limit])
     if more := len(keys[limit:]) if limit else 0:
         yield f"Versions of {count(more, 'key')} more were deleted or moved; the report has all"

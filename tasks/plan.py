@@ -218,8 +218,14 @@ class Subject(NamedTuple):
             run.report.warn(f"{label(self.versions.key)}: nothing deleted, because {self.conflict}")
 
 
-def subject(run: Run, history: History, collection: Collection, policy: RetentionPolicy) -> Subject:
-    """Return what is evaluated of a key, for the plan and for every re-check.
+def subject(
+    run: Run,
+    history: History,
+    collection: Collection,
+    policy: RetentionPolicy,
+    policies: Sequence[RetentionPolicy] | None = None,
+) -> Subject:
+    """Return what is evaluated of a key, for the plan and for every re-check; by other policies than those of the run, if any.
 
     A left-over placeholder is no version. Without it, `latest_id` names none of the versions, so that all are kept until the
     collection is repaired.
@@ -227,7 +233,7 @@ def subject(run: Run, history: History, collection: Collection, policy: Retentio
     versions = history.versions
     if collection.is_placeholder and len(versions) > 1:
         versions = Versions.of(version for version in versions if version.id != collection.latest_id)
-    conflict = type_conflict(run.policies, collection.key, collection.type, versions.types)
+    conflict = type_conflict(run.policies if policies is None else policies, collection.key, collection.type, versions.types)
     return Subject(versions, policy, collection.latest_id, conflict, run.hold_on(collection.key))
 
 
@@ -277,7 +283,7 @@ async def judge_all(run: Run, subjects: Sequence[Subject], reader: RunReader | N
     The states of runs are read for all keys together, and only for the runs that wrote stale versions: by the store, if by no
     other reader.
     """
-    now = run.report.now
+    now = run.now
     judgements = [each.judge(now) for each in subjects]
     wrote = [each.stale_runs() for each in judgements]
     flow_runs, task_runs = (set[UUID]().union(*ids) for ids in zip(*wrote, strict=True)) if wrote else (set(), set())
@@ -296,7 +302,7 @@ async def judge_unkeyed(
     Those of unfinished runs are evaluated apart, so that the reasons of the others do not depend on what is on their page.
     """
     page = Versions.of(versions)
-    judgement = judge(page, policy, now=run.report.now)
+    judgement = judge(page, policy, now=run.now)
     running = await unfinished_runs(run, *judgement.stale_runs(), reader)
     in_use = {index for index in judgement.stale if page.flow_run_ids[index] in running or page.task_run_ids[index] in running}
     if not in_use:
@@ -304,8 +310,8 @@ async def judge_unkeyed(
     free = (version for index, version in enumerate(page) if index not in in_use)
     kept = (page[index] for index in in_use)
     return [
-        judge(free, policy, now=run.report.now),
-        judge(kept, policy, now=run.report.now, running=running),
+        judge(free, policy, now=run.now),
+        judge(kept, policy, now=run.now, running=running),
     ]
 
 

@@ -41,8 +41,13 @@ def headline(report: CleanupReport) -> str:
         return (
             f"Would delete {count(report.planned, 'version')} ({size(report.bytes_planned)}): {stale} {where}{_moved(report)}"
         )
-    if report.outcome == "skipped":
-        return "Skipped, nothing deleted: another cleanup is deleting some of the same keys"
+    not_begun = {
+        "skipped": "Skipped, nothing deleted: another cleanup is deleting some of the same keys",
+        "declined": f"Declined by {report.approved_by}, nothing deleted",
+        "outdated": f"Nothing deleted yet: more is stale than {report.approved_by} has approved, so it is asked again",
+    }
+    if report.outcome in not_begun:
+        return not_begun[report.outcome]
     text = f"Deleted {count(report.deleted, 'version')} ({size(report.bytes_freed)}): {stale} {where}{_moved(report)}"
     if _is_unplanned(report):
         text = "Deleted nothing, because no version was evaluated"
@@ -65,7 +70,7 @@ def _moved(report: CleanupReport) -> str:
 
 def _is_unplanned(report: CleanupReport) -> bool:
     """Whether the run ended before it had evaluated any version, so that nothing can be said of them."""
-    is_early = report.outcome in {"skipped", "refused", "failed", "unfinished"}
+    is_early = report.outcome in {"skipped", "refused", "failed", "unfinished", "declined"}
     return is_early and not report.key_reports and not report.policies
 
 
@@ -114,6 +119,8 @@ def markdown(report: CleanupReport, *, links: Mapping[str, str] = NO_LINKS, pict
         " · ".join(f"[{escape(name)}]({url})" for name, url in links.items()),
         f"{report.outcome.capitalize()} · mode {report.mode} · as of {report.now:%Y-%m-%d %H:%M:%S} UTC · "
         f"{report.duration_seconds:.0f} s"
+        + (f" · {_answer(report)} by {escape(report.approved_by)}" if report.approved_by else "")
+        + (f" · by the plan of {report.planned_at:%Y-%m-%d %H:%M:%S} UTC" if report.planned_at else "")
         + (f" · only {escape(scope_label(report.scope))}" if report.scope else "")
         + (f" · server {escape(report.server)}" if report.server else ""),
         *_problems(report),
@@ -121,6 +128,10 @@ def markdown(report: CleanupReport, *, links: Mapping[str, str] = NO_LINKS, pict
         *([] if _is_unplanned(report) else _details(report)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _answer(report: CleanupReport) -> str:
+    return "declined" if report.outcome == "declined" else "approved"
 
 
 def _details(report: CleanupReport) -> Iterable[str]:
@@ -141,6 +152,7 @@ def _problems(report: CleanupReport) -> Iterable[str]:
     for title, lines in (
         ("Skipped" if report.outcome == "skipped" else "Refused", report.refusals),
         ("Failures", [*report.errors, *failures]),
+        ("Differences from the plan that was shown", report.differences),
         ("Repaired", [f"{label(key)}: its latest version had vanished and was posted again" for key in report.repaired]),
         ("Warnings", report.warnings),
         ("Doubts about the policies", report.doubts),
@@ -167,6 +179,7 @@ def _totals(report: CleanupReport) -> str:
             ("Deleted", f"{report.deleted} ({size(report.bytes_freed)})"),
             ("Already gone", report.already_gone),
             ("Kept on re-check", report.spared),
+            *([("Not in the plan that was shown", report.withheld)] if report.withheld else []),
             ("Failed", report.failed),
         ]
     if report.to_offload:

@@ -12,7 +12,7 @@ from prefect_artifact_retention.policies import RetentionError
 from pydantic import BaseModel, Field, computed_field
 
 Mode = Literal["preview", "delete"]
-Outcome = Literal["completed", "unfinished", "refused", "skipped", "failed"]
+Outcome = Literal["completed", "unfinished", "refused", "skipped", "declined", "outdated", "failed"]
 
 GIVEN_POLICIES = "parameters of this run"
 """The source of policies that are not the configured ones."""
@@ -24,7 +24,7 @@ MAX_WARNINGS = 50
 class KeyReport(BaseModel):
     """The result of one key.
 
-    The planned versions that were neither deleted, already gone nor spared remain for the next run.
+    The planned versions that were neither deleted, already gone, spared nor withheld remain for the next run.
     """
 
     key: str | None = Field(description="The key; null stands for all artifacts without one.")
@@ -35,6 +35,7 @@ class KeyReport(BaseModel):
     deleted: int = Field(default=0, description="Versions deleted by this run.")
     already_gone: int = Field(default=0, description="Planned versions that something else deleted first.")
     spared: int = Field(default=0, description="Planned versions that the re-check before their deletion kept.")
+    withheld: int = Field(default=0, description="Planned versions that the plan that was shown does not have.")
     failed: int = Field(default=0, description="Versions whose deletion failed.")
     bytes_seen: int = Field(default=0, description="Bytes of the data of the versions evaluated.")
     bytes: int = Field(default=0, description="Bytes of the stale versions' data.")
@@ -64,7 +65,7 @@ class KeyReport(BaseModel):
     @property
     def remaining(self) -> int:
         """Stale versions that are still to be deleted."""
-        return self.planned - self.settled - self.spared
+        return self.planned - self.settled - self.spared - self.withheld
 
 
 class PolicyReport(BaseModel):
@@ -108,6 +109,17 @@ class CleanupReport(BaseModel):
     mode: Mode = Field(description="Whether stale versions were deleted or only shown.")
     server: str = Field(default="", description="The address of the API that the run talked to, without credentials.")
     now: datetime = Field(description="The server's clock when the run began; every age is counted from here.")
+    planned_at: datetime | None = Field(
+        default=None,
+        description="Of a run that carries out a plan which a person has seen: the `now` of that plan, from which every age "
+        "is counted instead.",
+    )
+    approved_by: str = Field(
+        default="", description="Who has approved or declined what was shown, in their own words; empty if nobody was asked."
+    )
+    differences: list[str] = Field(
+        default=[], description="How the plan of the run differs from the plan that was shown; nothing else goes."
+    )
     outcome: Outcome = Field(default="completed", description="How the run ended.")
     scope: list[str] = Field(default=[], description="The globs of the keys that the run is for; empty means all.")
     policy_source: str = Field(description="Where the policies come from.")
@@ -184,6 +196,12 @@ class CleanupReport(BaseModel):
     def spared(self) -> int:
         """Planned versions that the re-check before their deletion kept."""
         return self._total("spared")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def withheld(self) -> int:
+        """Planned versions that the plan that was shown does not have, so that they are left alone."""
+        return self._total("withheld")
 
     @computed_field  # type: ignore[prop-decorator]
     @property

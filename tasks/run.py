@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -27,6 +27,7 @@ from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from prefect_artifact_retention.stores.store import Mark, Store
 from prefect_artifact_retention.tasks.archive import Candidate, RunArchive
+from prefect_artifact_retention.tasks.planfile import ShownPlan
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport, RuleCount
 
 LOGGER = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Limits:
         max_log_lines: The number of keys of which the log tells what was deleted.
         archive_keep_days: The days after which the archive loses the data of versions.
         ledger_keep_days: The days after which it loses what is left of them.
+        require_accepted_policies: Whether an unattended run is refused by whose policies nothing was deleted yet.
     """
 
     max_deletions: int = 0
@@ -64,6 +66,7 @@ class Limits:
     max_log_lines: int = 0
     archive_keep_days: float = 0
     ledger_keep_days: float = 0
+    require_accepted_policies: bool = False
 
 
 @dataclass(slots=True)
@@ -183,11 +186,15 @@ class Run:
         dangling: The keys whose latest version was not found.
         server_deletes: Whether the server deletes artifacts by itself, too.
         is_stalled: Whether the server takes no deletions.
+        is_attended: Whether a person has started it.
+        is_declined: Whether a person has said no to what was shown.
+        needs_all_shown: Whether nothing is deleted if more is stale than was shown, so that a person is asked again.
         expectations: What is expected to be stale of each policy.
         planned_until: The key before which planning stopped; empty if it got to all of them.
         has_all_unkeyed: Whether planning did not stop in the middle of the artifacts without a key.
         is_unsettled: Whether a version behind a latest one was deleted, so that collections must be checked with a delay.
         archive: What the run archives before it deletes; None without an archive.
+        shown: The plan that it carries out, and beyond which it deletes nothing; None without one.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of a run
@@ -201,6 +208,7 @@ class Run:
         own_runs: Collection[UUID] = frozenset(),
         listeners: Sequence[Listener] = (),
         archive: RunArchive | None = None,
+        shown: ShownPlan | None = None,
     ) -> None:
         self.server = server
         self.store = store
@@ -209,6 +217,7 @@ class Run:
         self.limits = limits
         self.own_runs = frozenset(own_runs)
         self.archive = archive
+        self.shown = shown
         self.collections: list[ArtifactCollection] = []
         self.first_round = 0
         self.next_start: str | None = None
@@ -220,6 +229,9 @@ class Run:
         self.dangling: set[str] = set()
         self.server_deletes = False
         self.is_stalled = False
+        self.is_attended = True
+        self.is_declined = False
+        self.needs_all_shown = False
         self.touched: set[str] = set()
         self.is_unsettled = False
         self.kept_by = RuleTally()
@@ -232,6 +244,11 @@ class Run:
         self.deletions_settled = 0
         self._listeners = list(listeners)
         self._began = time.monotonic()
+
+    @property
+    def now(self) -> datetime:
+        """The moment from which ages are counted: when the run began, or when the plan was made that it carries out."""
+        return self.report.planned_at or self.report.now
 
     @property
     def is_partial(self) -> bool:

@@ -56,9 +56,10 @@ class Database:
             return result.all() if result.returns_rows else []
 
     async def clear(self) -> None:
-        """Forget all artifacts, and all holds on keys."""
+        """Forget all artifacts, all holds on keys, and which policies were applied."""
+        whose = " OR ".join(f"name LIKE 'artifact-retention-{kind}-%'" for kind in ("hold", "policies"))
         async with self.engine.begin() as connection:
-            for what in ("variable WHERE name LIKE 'artifact-retention-hold-%'", "artifact", "artifact_collection"):
+            for what in (f"variable WHERE {whose}", "artifact", "artifact_collection"):
                 await connection.execute(sa.text(f"DELETE FROM {what}"))
 
     async def vacuum(self) -> None:

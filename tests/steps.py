@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from uuid import UUID
 
-from prefect_artifact_retention.flows.cleanup import clean_up, open_run
+from prefect_artifact_retention.flows.cleanup import SHOWN, clean_up, open_run
 from prefect_artifact_retention.flows.settings import load_settings
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.progress import ProgressArtifact
@@ -17,6 +17,7 @@ async def cleanup(
     mode: Mode = "preview",
     keys: Sequence[str] = (),
     own_runs: Collection[UUID] = frozenset(),
+    attended: bool = True,
     **parameters: float,
 ) -> CleanupReport:
     """Run the steps, with the flow's parameters: discover to verify, the report, the history and the progress included.
@@ -28,6 +29,7 @@ async def cleanup(
         policies: As the flow's.
         mode: As the flow's.
         keys: As the flow's.
+        attended: Whether a person has started it.
         own_runs: The flow run that it passes for, if any: one that the server has.
         parameters: The flow's other parameters.
 
@@ -35,9 +37,10 @@ async def cleanup(
         CleanupFailed: As the flow does; so do the errors of a run that cannot begin.
     """
     settings = load_settings().with_parameters(**parameters)
-    async with open_run(settings, mode, policies, keys, own_runs) as run:
+    async with open_run(settings, mode, policies, keys, own_runs, SHOWN.get()) as run:
         progress = ProgressArtifact(run.server.connection)
         run.listen(progress.listen)
+        run.is_attended = attended
         await clean_up(run, progress, vacuum=settings.reclaim == "vacuum")
     if run.report.outcome in {"failed", "refused"}:
         raise CleanupFailed(run.report, outcome_message(run.report))

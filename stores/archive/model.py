@@ -153,6 +153,7 @@ class RunManifest(_Manifest):
         deleted: How many it deleted.
         spared: The ids of those that were archived and not deleted after all.
         policies: Its policies in full.
+        approved_by: Who has approved it, if somebody was asked.
     """
 
     run_id: str
@@ -165,6 +166,7 @@ class RunManifest(_Manifest):
     deleted: int
     spared: Sequence[UUID] = ()
     policies: Sequence[dict[str, Any]] = ()
+    approved_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

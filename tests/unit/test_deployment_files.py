@@ -53,7 +53,7 @@ def test_a_file_has_only_fields_that_prefect_knows(file: Path) -> None:
     """At every level, and of the right types."""
     content = read(file)
     assert unknown(content, PrefectYamlModel) == set()
-    assert len(PrefectYamlModel.model_validate(content).deployments) == 3
+    assert len(PrefectYamlModel.model_validate(content).deployments) == 4
     for deployment in content["deployments"]:
         assert unknown(deployment, DeploymentConfig) == set()
         assert unknown(deployment["work_pool"], WorkPoolConfig) == set()
@@ -63,20 +63,23 @@ def test_a_file_has_only_fields_that_prefect_knows(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_a_file_deploys_a_flow_that_exists_with_parameters_that_it_takes(file: Path) -> None:
-    """Nightly deletes, and refuses to delete more than half; on demand previews, as a restore does; both have no schedule.
+    """Nightly deletes, and refuses to delete more than half; the others preview or ask, and have no schedule.
 
     That they have none is said as null: of an empty list, Prefect 3.9 warns at each deployment, and of nothing, it asks.
     """
-    nightly, on_demand, restore = read(file)["deployments"]
-    assert (nightly["name"], on_demand["name"], restore["name"]) == ("nightly", "on-demand", "restore")
-    assert nightly["parameters"] == {"mode": "delete", "refuse_above_percent": 50}
+    nightly, on_demand, with_approval, restore = read(file)["deployments"]
+    names = [each["name"] for each in (nightly, on_demand, with_approval, restore)]
+    assert names == ["nightly", "on-demand", "with-approval", "restore"]
+    assert nightly["parameters"] == {"mode": "delete", "refuse_above_percent": 50, "require_accepted_policies": True}
     assert on_demand["parameters"] == {"mode": "preview"}
+    assert with_approval["parameters"] == {"mode": "approve"}
     assert restore["parameters"] == {"apply": False}
     assert [each["slug"] for each in nightly["schedules"]] == ["nightly"]
-    for deployment in (on_demand, restore):
+    for deployment in (on_demand, with_approval, restore):
         assert "schedules" in deployment
         assert deployment["schedules"] is None
-    for deployment, flow in ((nightly, artifact_cleanup), (on_demand, artifact_cleanup), (restore, artifact_restore)):
+    flows = artifact_cleanup, artifact_cleanup, artifact_cleanup, artifact_restore
+    for deployment, flow in zip((nightly, on_demand, with_approval, restore), flows, strict=True):
         assert deployment["enforce_parameter_schema"] is True
         assert load_flow_from_entrypoint(deployment["entrypoint"]).name == flow.name
         assert flow.validate_parameters(deployment["parameters"])

@@ -13,10 +13,10 @@ from prefect_artifact_retention.policies.loading import (
     OWN_POLICY,
     PREVIEW_POLICY,
     check_policies,
-    digest,
     select_policy,
     stand_in,
 )
+from prefect_artifact_retention.policies.meaning import digest
 
 SOURCE = "retention.toml"
 NO_RULE = (

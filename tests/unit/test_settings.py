@@ -71,6 +71,8 @@ def test_without_any_source_nothing_is_limited_and_no_policy_is_set() -> None:
         "archive_keep_days": 0,
         "ledger_keep_days": 0,
         "max_log_lines": 0,
+        "approval_hours": 24,
+        "require_accepted_policies": False,
         "allow_ephemeral_server": False,
         "purge_events": False,
     }

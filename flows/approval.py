@@ -1,0 +1,219 @@
+"""Asks a person to approve what a run would delete, in Prefect's own form, and deletes that and nothing else.
+
+The flow run is suspended meanwhile: it has no process and blocks no other run. When it is resumed, on whatever worker, the
+flow begins anew, finds what was asked, and gets the answer. Nobody answers: the server ends the run, and nothing has gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+import httpx
+from prefect import runtime
+from prefect.exceptions import PrefectException
+from prefect.flow_runs import asuspend_flow_run
+from prefect.input import RunInput
+from prefect_artifact_retention.flows.settings import RetentionSettings, resolve_policies
+from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy
+from prefect_artifact_retention.policies.formatting import count, printable
+from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.tasks.planfile import ShownPlan
+from prefect_artifact_retention.tasks.publication import links
+from prefect_artifact_retention.tasks.rendering import escape, pipe_table, size
+from prefect_artifact_retention.tasks.report import CleanupReport, Mode
+from prefect_artifact_retention.tasks.run import Run
+from prefect_artifact_retention.tasks.shown import plan_of
+from prefect_artifact_retention.tasks.waiting import (
+    WaitingPlan,
+    find_waiting,
+    forget_plan,
+    load_plan,
+    store_plan,
+    write_head,
+)
+from pydantic import Field, ValidationError
+
+NOBODY_SAID = "somebody who gave no name"
+MAX_NAME_CHARS = 200
+
+GRACE = timedelta(days=1)
+"""How long after the time for an answer the answer counts: a worker may be slow to take the run up."""
+
+
+class Approval(RunInput):
+    """The form in which a person answers."""
+
+    approve: bool = Field(
+        default=False, title="Delete these versions", description="Off: nothing is deleted, and the run ends."
+    )
+    versions: int = Field(default=0, title="Number of versions", description="Type how many versions go, as it is said above.")
+    by: str = Field(
+        default="", title="Your name", description="Stands in the report and in the history.", max_length=MAX_NAME_CHARS
+    )
+
+
+class Answer(NamedTuple):
+    """What a person has answered.
+
+    Attributes:
+        approves: Whether the versions are to be deleted.
+        by: Who has answered, as far as it was said.
+    """
+
+    approves: bool
+    by: str
+
+
+class Part(NamedTuple):
+    """One part of a run with approval: the plan that is shown, or what is done upon the answer.
+
+    Attributes:
+        mode: What the part does.
+        shown: The plan that was approved.
+        answer: The answer.
+        planned: Called with the run once it is planned, before it is closed.
+    """
+
+    mode: Mode
+    shown: ShownPlan | None = None
+    answer: Answer | None = None
+    planned: Callable[[Run], Awaitable[None]] | None = None
+
+
+Work = Callable[[Part], Awaitable[CleanupReport]]
+
+
+async def clean_up_with_approval(
+    settings: RetentionSettings, policies: Sequence[RetentionPolicy], work: Work
+) -> CleanupReport:
+    """Plan, ask, and do what the answer says.
+
+    Args:
+        settings: The settings.
+        policies: The policies of the run, if they are not the configured ones.
+        work: Does a part.
+
+    Raises:
+        ConfigurationError: There are no policies to delete by, or the flow run has no deployment.
+        StoreError: The server cannot be reached, or refuses a request.
+        prefect.exceptions.Pause: The flow run is suspended until somebody answers.
+    """
+    resolve_policies(policies, settings, "delete")
+    if not runtime.deployment.id:
+        raise ConfigurationError("mode = approve: needs a deployment, whose worker goes on with the run once it is approved")
+    run_id = UUID(runtime.flow_run.id)
+    async with connect() as connection:
+        waiting = await find_waiting(connection, run_id)
+    number, why = 1, ""
+    while True:
+        if waiting is None:
+            report, waiting = await _plan(run_id, number, why, work)
+            if waiting is None:
+                return report
+        answer = await _ask(waiting, settings)
+        if answer.approve and answer.versions != waiting.versions:
+            why = f"**{answer.versions} is not the number of versions that would go.**"
+            waiting = waiting.model_copy(
+                update={"number": waiting.number + 1, "text": f"{why}\n\n{_unquestioned(waiting.text)}"}
+            )
+            async with connect() as connection:
+                await write_head(connection, run_id, waiting)
+            continue
+        said = Answer(answer.approve, printable(answer.by.strip()) or NOBODY_SAID)
+        async with connect() as connection:
+            shown = None
+            if said.approves:
+                plan = await load_plan(connection, run_id, waiting)
+                shown = ShownPlan(plan, timedelta(hours=settings.approval_hours) + GRACE, on_server=True)
+        report = await work(Part("delete", shown, said))
+        if report.outcome != "outdated":
+            async with connect() as connection:
+                await forget_plan(connection, run_id, waiting)
+            return report
+        number, why = waiting.number + 1, "**More is stale by now than was approved, so nothing was deleted yet.**"
+        waiting = None
+
+
+async def _plan(run_id: UUID, number: int, why: str, work: Work) -> tuple[CleanupReport, WaitingPlan | None]:
+    """Plan, and keep what is to be approved; None if there is nothing, or it could not be planned."""
+    stored: list[WaitingPlan] = []
+
+    async def store(run: Run) -> None:
+        plan = plan_of(run)
+        if plan.versions and run.report.outcome in {"completed", "unfinished"}:
+            text = "\n\n".join(part for part in (why, _question(run.report)) if part)
+            stored.append(await store_plan(run.server.connection, run_id, plan, number, text))
+
+    report = await work(Part("preview", planned=store))
+    return report, stored[0] if stored else None
+
+
+def _question(report: CleanupReport) -> str:
+    keys = [each for each in report.key_reports if each.planned]
+    rows = [(each.name, each.planned, each.versions) for each in report.policies if each.planned]
+    page = links().get("Reports")
+    parts = (
+        f"Deletes **{count(report.planned, 'version')}** of {count(len(keys), 'key')}, {size(report.bytes_planned)}."
+        + (f" [The report]({page}) says which, and why." if page else ""),
+        pipe_table(("Policy", "Deleted", "Of versions"), rows),
+        *(escape(warning) for warning in report.warnings if "would be refused" in warning),
+    )
+    return "\n\n".join(parts)
+
+
+def _unquestioned(text: str) -> str:
+    """Return what is said of a plan without what was wrong with the last answer."""
+    return text.partition("\n\n")[2] if text.startswith("**") else text
+
+
+async def _ask(waiting: WaitingPlan, settings: RetentionSettings) -> Approval:
+    """Suspend the flow run, or return the answer if there is one. A run that was resumed without any is not approved."""
+    form = Approval.with_initial_data(description=waiting.text)
+    seconds = round(timedelta(hours=settings.approval_hours).total_seconds())
+    try:
+        return await asuspend_flow_run(wait_for_input=form, timeout=seconds, key=f"approval-{waiting.number}")
+    except (ValidationError, httpx.HTTPStatusError, PrefectException):
+        return Approval(by="a run that was resumed without an answer")
+
+
+async def answer_run(run: str, *, approves: bool, versions: int | None = None, by: str = "") -> tuple[str, WaitingPlan]:
+    """Answer for a flow run that waits, in place of its form, and return its name and what it was asked for.
+
+    Args:
+        run: Its id, or its name.
+        approves: Whether the versions are to be deleted.
+        versions: How many versions the caller means; None if it does not matter.
+        by: Who answers.
+
+    Raises:
+        RetentionError: No such run waits, or it waits for another number.
+        StoreError: The server cannot be reached.
+    """
+    async with connect() as connection:
+        named = {"id": {"any_": [run]}} if _is_id(run) else {"name": {"any_": [run]}}
+        found = await connection.ask("/flow_runs/filter", {"flow_runs": named, "sort": "EXPECTED_START_TIME_DESC"})
+        paused = [each for each in found if each["state_type"] == "PAUSED"]
+        if len(paused) != 1:
+            states = ", ".join(f"{each['id']} is {each['state_name']}" for each in found[:5]) or "there is none"
+            raise RetentionError(f"of the name or id {run!r}, {len(paused)} runs wait for an approval: {printable(states)}")
+        run_id, name = UUID(paused[0]["id"]), str(paused[0]["name"])
+        if (waiting := await find_waiting(connection, run_id)) is None:
+            raise RetentionError(f"run {printable(name)} is paused, but waits for no approval of this package")
+        if versions not in {None, waiting.versions}:
+            raise RetentionError(f"run {printable(name)} would delete {count(waiting.versions, 'version')}, not {versions}")
+        given = {"approve": approves, "versions": waiting.versions, "by": by[:MAX_NAME_CHARS]}
+        answered = connection.json(await connection.request("POST", f"/flow_runs/{run_id}/resume", {"run_input": given}))
+        if answered["status"] != "ACCEPT":
+            raise RetentionError(f"run {printable(name)} does not go on: {printable(str(answered['details'].get('reason')))}")
+        return name, waiting
+
+
+def _is_id(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True

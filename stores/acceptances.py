@@ -1,0 +1,44 @@
+"""The records of the policies that were applied or accepted, on the server: each a Prefect Variable of its own."""
+
+from __future__ import annotations
+
+from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.policies.acceptance import VARIABLE_PREFIX, Acceptance, read_acceptance
+from prefect_artifact_retention.stores.connection import Connection
+from prefect_artifact_retention.stores.paging import Paging
+
+HTTP_CONFLICT = 409
+
+
+class Acceptances(Paging):
+    """Reads and writes these records through the API.
+
+    Every method raises `StoreError` if the server cannot be reached, or refuses a request.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        # Variables are small, and a single page needs no second reading.
+        self._page_rows = self._max_page_rows
+
+    async def all(self) -> list[Acceptance]:
+        """Read the records; a variable that cannot be read as one accepts nothing."""
+        found: list[Acceptance] = []
+        async for page in self._pages(
+            "/variables/filter", {"name": {"like_": VARIABLE_PREFIX}}, "NAME_ASC", body_field="variables"
+        ):
+            for row in page:
+                name = str(row.get("name"))
+                if name.startswith(VARIABLE_PREFIX) and (record := read_acceptance(name, row.get("value"))):
+                    found.append(record)
+        return found
+
+    async def write(self, record: Acceptance) -> None:
+        """Write a record, in place of an earlier one of the same policies."""
+        body = {"name": record.variable, "value": record.value()}
+        try:
+            await self.connection.request("POST", "/variables/", body)
+        except StoreError as error:
+            if error.status != HTTP_CONFLICT:
+                raise
+            await self.connection.request("PATCH", f"/variables/name/{record.variable}", {"value": record.value()})

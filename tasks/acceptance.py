@@ -1,0 +1,75 @@
+"""Policies that have changed are not applied unattended: a person has to apply or accept them first.
+
+Every delete run leaves a record of the policies that it has applied. While `require_accepted_policies` is on, a scheduled run
+whose policies are on no record is refused. Where there is no record at all, as at the first deployment, it goes on.
+"""
+
+from __future__ import annotations
+
+from prefect.context import FlowRunContext
+from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.policies.acceptance import Acceptance, latest
+from prefect_artifact_retention.policies.meaning import describe_changes, meaning
+from prefect_artifact_retention.stores.acceptances import Acceptances
+from prefect_artifact_retention.tasks.report import GIVEN_POLICIES
+from prefect_artifact_retention.tasks.run import Run
+
+REMEDY = (
+    "see what they would delete with `artifact-retention policies diff --live`, then run the deployment once by hand, or "
+    "`artifact-retention policies accept`"
+)
+
+NO_PERSON = {"SCHEDULE", "AUTOMATION", "DEPLOYMENT"}
+"""What may have created a flow run in place of a person, as Prefect names it; Prefect Cloud does so for each run."""
+
+
+def is_attended() -> bool:
+    """Whether a person has started the current flow run: no schedule, no automation and no other flow."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is None:
+        return True
+    created_by = run.created_by.type if run.created_by else None
+    return not (run.auto_scheduled or run.parent_task_run_id or created_by in NO_PERSON)
+
+
+async def refuse_unaccepted(run: Run) -> None:
+    """Refuse an unattended delete run whose policies have never been applied or accepted.
+
+    Raises:
+        StoreError: It cannot be read which have been.
+    """
+    if run.report.mode != "delete" or run.is_attended or not run.limits.require_accepted_policies:
+        return
+    records = await Acceptances(run.server.connection).all()
+    last = latest(records)
+    if last is None or any(record.digest == run.report.policy_digest for record in records):
+        return
+    since = f"{last.at:%Y-%m-%d %H:%M} UTC ({last.by})"
+    refusal = f"the policies have changed since {since}, and no person has applied or accepted them: {REMEDY}"
+    run.report.refusals += [
+        refusal,
+        *(
+            describe_changes(last.policies, meaning(run.policies))
+            if last.policies is not None
+            else ["they were too many to be on record"]
+        ),
+    ]
+
+
+async def record_applied(run: Run, by: str) -> None:
+    """Leave a record of the policies that a delete run has applied. A failure is a warning.
+
+    Policies that were given for some keys are no change of what is configured.
+    """
+    report = run.report
+    is_partial = report.policy_source == GIVEN_POLICIES and report.scope
+    if report.mode != "delete" or report.outcome not in {"completed", "unfinished"} or is_partial:
+        return
+    records = Acceptances(run.server.connection)
+    try:
+        last = latest(await records.all())
+        if last is None or last.digest != report.policy_digest:
+            await records.write(Acceptance.of(meaning(run.policies), report.now, by))
+    except StoreError as error:
+        report.warn(f"it could not be recorded which policies were applied: {error}")
