@@ -225,6 +225,39 @@ def explain(
 
 
 @app.command
+def simulate(  # noqa: PLR0913 - the flags of the command
+    *,
+    rhythm: Annotated[
+        str,
+        Parameter(
+            help="No server: simulate keys that are written hourly, daily, weekly, or by a cron expression (UTC). "
+            "Default: as the keys of the server have been."
+        ),
+    ] = "",
+    size: Annotated[str, Parameter(help="With --rhythm: the data of each version. Default: 20kB.")] = "",
+    days: Annotated[int, Parameter(help="How many days to simulate.", converter=_whole_number)] = 365,
+    key: Keys = (),
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Show what the policies would leave over time, with a cleanup every day. Writes nothing to the server."""
+    from prefect_artifact_retention.flows import simulation  # noqa: PLC0415
+
+    simulation.check_flags(rhythm, size, days, key)
+    settings, _ = _configure(config)
+    if rhythm:
+        simulated, _tally = simulation.simulate_rhythm(settings, rhythm, size, days)
+    else:
+        _load_prefect()
+        simulated, _tally = _run_async(simulation.simulate_server(settings, key, days))
+    if as_json:
+        _print_json(simulated.model_dump(mode="json"))
+    else:
+        simulation.show(simulated)
+    return DONE
+
+
+@app.command
 def deleted(  # noqa: PLR0913 - the flags of the command
     *,
     key: Keys = (),
