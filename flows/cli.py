@@ -76,6 +76,7 @@ Runs = Annotated[
 Config = Annotated[
     Path | None, Parameter(name="--config", help="The configuration file. Default: retention.toml, if there is one.")
 ]
+Html = Annotated[Path | None, Parameter(name="--html", help="Also write a page with pictures into this file.")]
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document on stdout, and nothing else.", negative=())]
 
 app = App(
@@ -237,6 +238,7 @@ def simulate(  # noqa: PLR0913 - the flags of the command
     size: Annotated[str, Parameter(help="With --rhythm: the data of each version. Default: 20kB.")] = "",
     days: Annotated[int, Parameter(help="How many days to simulate.", converter=_whole_number)] = 365,
     key: Keys = (),
+    html: Html = None,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -246,10 +248,14 @@ def simulate(  # noqa: PLR0913 - the flags of the command
     simulation.check_flags(rhythm, size, days, key)
     settings, _ = _configure(config)
     if rhythm:
-        simulated, _tally = simulation.simulate_rhythm(settings, rhythm, size, days)
+        simulated, tally = simulation.simulate_rhythm(settings, rhythm, size, days)
     else:
         _load_prefect()
-        simulated, _tally = _run_async(simulation.simulate_server(settings, key, days))
+        simulated, tally = _run_async(simulation.simulate_server(settings, key, days))
+    if html:
+        from prefect_artifact_retention.tasks.simulation_page import simulation_page  # noqa: PLC0415
+
+        simulation.write_page(html, simulation_page(simulated, tally))
     if as_json:
         _print_json(simulated.model_dump(mode="json"))
     else:

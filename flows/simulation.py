@@ -59,7 +59,7 @@ def simulate_rhythm(settings: RetentionSettings, rhythm: str, size_text: str, da
     arrivals = given_rhythm(rhythm, read_size(size_text or "20kB"), now, days)
     tally = Tally(Simulator(now, days), keyed)
     for policy in keyed:
-        tally.add(policy.name, Course(policy, (), arrivals))
+        tally.add("one key", Course(policy, (), arrivals))
     described = f"{rhythm}, {size(read_size(size_text or '20kB'))} each, one key for each policy"
     return _result("", now, days, described, source, tally, ()), tally
 
@@ -133,7 +133,7 @@ def spark(amounts: Sequence[int]) -> str:
 
 
 def write_page(file: Path, page: str) -> None:
-    """Write a page of HTML.
+    """Write a page.
 
     Raises:
         ConfigurationError: The file cannot be written.

@@ -1,19 +1,24 @@
 """What policies would leave over time: day by day what cleanups leave, whatever is played only once."""
 
+import json
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from random import Random
 
 import pytest
 from builders import NOW, days_old, history, policy, version
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prefect_artifact_retention.flows.cli import DONE, USAGE, main
 from prefect_artifact_retention.flows.simulation import spark
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, Version, evaluate
 from prefect_artifact_retention.policies.evaluation import ONE_DAY
 from prefect_artifact_retention.policies.holds import Hold
 from prefect_artifact_retention.policies.simulation import Course, Simulator
+from prefect_artifact_retention.tasks import simulation as simulation_module
 from prefect_artifact_retention.tasks.simulation import (
-    MAX_ARRIVALS,
     SimulatedPolicy,
     Simulation,
     Tally,
@@ -146,10 +151,11 @@ def test_what_is_written_keeps_its_ttl_and_no_hold() -> None:
     assert {tuple(each.metadata) for each in continue_rhythm(past, NOW, NOW + 5 * ONE_DAY)} == {("retention-ttl-days",)}
 
 
-def test_a_burst_does_not_end_in_millions_of_versions() -> None:
+def test_a_burst_does_not_end_in_millions_of_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller is told by one version more than there may be."""
+    monkeypatch.setattr(simulation_module, "MAX_ARRIVALS", 100)
     past = [version(NOW - timedelta(milliseconds=number)) for number in (1, 2)]
-    assert len(continue_rhythm(past, NOW, NOW + 365 * ONE_DAY)) == MAX_ARRIVALS + 1
+    assert len(continue_rhythm(past, NOW, NOW + 365 * ONE_DAY)) == 101
 
 
 @pytest.mark.parametrize(
@@ -165,10 +171,11 @@ def test_a_rhythm_can_be_given(rhythm: str, hours: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rhythm", "problem"), [("fortnightly", "'fortnightly' is none of hourly"), ("* * * * *", "give fewer --days")]
+    ("rhythm", "problem"), [("fortnightly", "'fortnightly' is none of hourly"), ("hourly", "give fewer --days")]
 )
-def test_what_is_no_rhythm_or_too_much_is_refused(rhythm: str, problem: str) -> None:
+def test_what_is_no_rhythm_or_too_much_is_refused(rhythm: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By name."""
+    monkeypatch.setattr(simulation_module, "MAX_ARRIVALS", 100)
     with pytest.raises(ConfigurationError, match=problem):
         given_rhythm(rhythm, 1, NOW, 365)
 
@@ -259,3 +266,59 @@ def test_the_clock_change_is_a_day_like_any_other() -> None:
     past = [version(begin - timedelta(hours=4) - age * ONE_DAY) for age in range(8)]
     course = Course(rules, past, continue_rhythm(past, begin, begin + 10 * ONE_DAY))
     assert {len(left) for left in played(Simulator(begin, 10), course)} == {7}
+
+
+# --- the command, without a server
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with two policies, and one that is for no key."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "retention.toml"
+    rules = ('name = "last"\nmatch_keys = ["a-*"]\nkeep_last = 3', 'name = "all"\nkeep_all = true')
+    unkeyed = 'name = "unkeyed"\nunkeyed = true\nkeep_within_days = 3'
+    file.write_text("".join(f"[[policies]]\n{each}\n" for each in (*rules, unkeyed)), encoding="utf-8")
+    return file
+
+
+def test_a_rhythm_is_simulated_for_each_policy(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a table, a chart, a document and a page."""
+    assert main(["simulate", "--rhythm", "daily", "--days", "60", "--html", "page.html"]) == DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("60 days simulated, a cleanup each, as of ")
+    assert lines[1:3] == ["Rhythm: daily, 20.0 kB each, one key for each policy", "Policies: retention.toml"]
+    (row,) = (line.split() for line in lines if line.startswith(" last"))
+    assert row[:6] == ["last", "1", "0", "(0", "B)", "3"]
+    assert lines[-1].startswith("all   ▁")
+    assert (config.parent / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert main(["simulate", "--rhythm", "*/15 * * * *", "--size", "1B", "--days", "3", "--json"]) == DONE
+    document = json.loads(capsys.readouterr().out)
+    assert [policy["name"] for policy in document["policies"]] == ["last", "all"]
+    assert [policy["bytes"][-1] for policy in document["policies"]] == [3, 288]
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--days", "0"], "--days 0 is not between 1 and 3,650"),
+        (["--rhythm", "daily", "--key", "a"], "--key chooses keys of the server"),
+        (["--size", "1B"], "--size goes with --rhythm"),
+        (["--rhythm", "daily", "--size", "big"], "--size 'big' is no amount"),
+        (["--rhythm", "now and then"], "--rhythm 'now and then'"),
+        (["--rhythm", "daily", "--html", "no/such/folder.html"], "--html no/such/folder.html cannot be written"),
+    ],
+)
+@pytest.mark.usefixtures("config")
+def test_flags_that_cannot_be_meant_are_refused(flags: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is read."""
+    assert main(["simulate", *flags]) == USAGE
+    assert problem in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("config")
+def test_a_given_rhythm_is_simulated_without_prefect() -> None:
+    """Which takes seconds to import."""
+    script = "import sys; from prefect_artifact_retention.flows.cli import main; main(); print('prefect' in sys.modules)"
+    command = [sys.executable, "-c", script, "simulate", "--rhythm", "weekly", "--html", "page.html"]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1] == "False"
