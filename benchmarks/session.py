@@ -17,6 +17,7 @@ from servers import Server, started
 
 from benchmarks import page
 from benchmarks.results import Results
+from benchmarks.simulating import simulating
 from benchmarks.sizes import FULL, SMALL
 from benchmarks.startup import start
 from benchmarks.suite import BENCHMARKS, Bench, run
@@ -37,7 +38,7 @@ def run_all(folder: Path, *, only: Collection[str], on: Collection[str], small: 
     Returns:
         0 if every target is met, else 1. Targets do not apply to the small size, which returns 0.
     """
-    names = [start.__name__, *BENCHMARKS]
+    names = [start.__name__, simulating.__name__, *BENCHMARKS]
     if unknown := set(only) - set(names):
         sys.stderr.write(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(names)}\n")
         return 2
@@ -47,6 +48,8 @@ def run_all(folder: Path, *, only: Collection[str], on: Collection[str], small: 
     results = Results(machine)
     if start.__name__ in (only or names):
         start(folder, sizes.start_rounds, results)
+    if simulating.__name__ in (only or names):
+        simulating(sizes.simulated_keys, results)
     chosen = [name for name in BENCHMARKS if name in (only or names)]
     for kind in (on or BACKENDS) if chosen else ():
         home = folder / kind

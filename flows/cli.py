@@ -20,6 +20,7 @@ from cyclopts import App, CycloptsError, Parameter, Token
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError, load_policies
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import describe_validation_error, digest, stand_in
+from prefect_artifact_retention.policies.model import MAX_DAYS
 from pydantic import ValidationError, create_model
 from pydantic_settings import SettingsError
 
@@ -94,20 +95,25 @@ app.command(policies_app)
 
 
 @app.command
-def preview(
+def preview(  # noqa: PLR0913 - the flags of the command
     *,
     key: Keys = (),
     keep_last: KeepLast = None,
     keep_within_days: KeepWithinDays = None,
+    next_days: Annotated[
+        float, Parameter(name="--next", help="Show what would go within so many days if nothing is written meanwhile.")
+    ] = 0,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
     """Show what a deletion would delete, and why. Writes nothing to the server."""
+    if not 0 <= next_days <= MAX_DAYS:
+        raise ConfigurationError(f"command line: --next {next_days:g} is not between 0 and {MAX_DAYS:,} days")
     settings, policies = _configure(config, key, keep_last, keep_within_days)
     _load_prefect()
     from prefect_artifact_retention.flows import cleanup  # noqa: PLC0415
 
-    report = _follow(lambda: cleanup.preview(settings, policies, key), quiet=as_json)
+    report = _follow(lambda: cleanup.preview(settings, policies, key, next_days), quiet=as_json)
     return _show(report, as_json=as_json)
 
 
@@ -193,7 +199,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
 
 
 @app.command
-def explain(
+def explain(  # noqa: PLR0913 - the flags of the command
     key: str | None = None,
     /,
     *,
@@ -201,12 +207,15 @@ def explain(
     was_deleted: Annotated[
         bool, Parameter(name="--deleted", help="Show the versions that were deleted, from the archive.", negative=())
     ] = False,
+    html: Html = None,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
-    """Show every version of one key with its verdict and all the reasons. Writes nothing to the server."""
+    """Show every version of one key: its verdict, all the reasons, and when it goes. Writes nothing to the server."""
     if (key is None) != unkeyed:
         raise ConfigurationError("command line: explain takes a KEY, or --unkeyed for the artifacts without a key")
+    if was_deleted and html:
+        raise ConfigurationError("command line: --html shows the versions that there are, and --deleted others")
     if was_deleted and key is None:
         raise ConfigurationError("command line: --deleted takes a KEY; see the command deleted for all others")
     settings, _ = _configure(config)
@@ -218,6 +227,10 @@ def explain(
     from prefect_artifact_retention.flows import explanation  # noqa: PLC0415
 
     explained = _run_async(explanation.explain_unkeyed(settings) if key is None else explanation.explain(settings, key))
+    if html:
+        from prefect_artifact_retention.flows.simulation import write_page  # noqa: PLC0415
+
+        write_page(html, explanation.explanation_page(explained))
     if as_json:
         _print_json(explained.model_dump(mode="json"))
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prefect_artifact_retention.flows import terminal
 from prefect_artifact_retention.flows.settings import RetentionSettings, resolve_policies
-from prefect_artifact_retention.policies import ConfigurationError
+from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
 from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.loading import OWN_POLICY
 from prefect_artifact_retention.policies.simulation import Course, Simulator
@@ -27,6 +27,8 @@ from rich.text import Text
 
 MAX_DAYS = 3_650
 """The longest simulation; with more, one of an hourly key takes minutes."""
+
+DEFAULT_SIZE = "20kB"
 
 BARS = "▁▂▃▄▅▆▇█"
 CHART_CHARS = 60
@@ -54,14 +56,24 @@ def simulate_rhythm(settings: RetentionSettings, rhythm: str, size_text: str, da
         ConfigurationError: The policies, the rhythm or the size are invalid.
     """
     policies, source = resolve_policies((), settings, "preview")
+    return simulate_policies(policies, source, rhythm, size_text, days, datetime.now(UTC).replace(microsecond=0))
+
+
+def simulate_policies(  # noqa: PLR0913, PLR0917 - what a simulation depends on
+    policies: Sequence[RetentionPolicy], source: str, rhythm: str, size_text: str, days: int, now: datetime
+) -> tuple[Simulation, Tally]:
+    """Simulate one key for each policy, written at a given rhythm from a moment on.
+
+    Raises:
+        ConfigurationError: The rhythm or the size are invalid.
+    """
     keyed = [policy for policy in policies if policy is not OWN_POLICY and not policy.unkeyed]
-    now = datetime.now(UTC).replace(microsecond=0)
-    arrivals = given_rhythm(rhythm, read_size(size_text or "20kB"), now, days)
+    amount = read_size(size_text or DEFAULT_SIZE)
+    arrivals = given_rhythm(rhythm, amount, now, days)
     tally = Tally(Simulator(now, days), keyed)
     for policy in keyed:
         tally.add("one key", Course(policy, (), arrivals))
-    described = f"{rhythm}, {size(read_size(size_text or '20kB'))} each, one key for each policy"
-    return _result("", now, days, described, source, tally, ()), tally
+    return _result("", now, days, f"{rhythm}, {size(amount)} each, one key for each policy", source, tally, ()), tally
 
 
 async def simulate_server(settings: RetentionSettings, keys: Sequence[str], days: int) -> tuple[Simulation, Tally]:

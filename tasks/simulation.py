@@ -40,11 +40,12 @@ THINNED = 2.0
 MAX_SILENCE = 3.0
 """The silence, in the longest gaps of a key, after which nothing more is expected of it."""
 
-STEADY_DAYS = 28
-"""The days that are compared with as many before; with fewer, a month looks like growth."""
+STEADY_DAYS = 91
+"""The days that are compared with as many before; with fewer, what grows by one version a month looks steady."""
 
 STEADY = 0.01
-"""The change in these days, as a share, up to which a policy has come to a steady state."""
+"""The change in these days, as a share, up to which a policy is in a steady state; so it is if no key has gained two versions,
+because the calendar alone makes a difference of one."""
 
 _SIZE = re.compile(rf"([0-9]+(?:\.[0-9]+)?) ?(B|{'|'.join(UNITS)})?", re.IGNORECASE)
 
@@ -60,16 +61,17 @@ class SimulatedPolicy(BaseModel):
     versions: list[int] = Field(description="The versions after the cleanup of each day, the first being today's.")
     bytes: list[int] = Field(description="The bytes of the data of these.")
 
-    def steady(self, amounts: Sequence[int]) -> tuple[int, int] | None:
-        """Return the most of the last four weeks of `versions` or `bytes`, and how much it is more than before them.
+    def steady(self) -> tuple[int, int, int] | None:
+        """Return the most versions and bytes of the last quarter, and how many versions more that is than in the one before.
 
         The difference is 0 in a steady state. None if too few days are simulated to know.
         """
-        if len(amounts) < 2 * STEADY_DAYS:
+        if len(self.versions) < 2 * STEADY_DAYS:
             return None
-        most, before = max(amounts[-STEADY_DAYS:]), max(amounts[-2 * STEADY_DAYS : -STEADY_DAYS])
+        most, before = max(self.versions[-STEADY_DAYS:]), max(self.versions[-2 * STEADY_DAYS : -STEADY_DAYS])
         change = most - before
-        return most, 0 if abs(change) <= STEADY * max(most, before) else change
+        is_steady = abs(change) <= max(self.keys, STEADY * before)
+        return most, max(self.bytes[-STEADY_DAYS:]), 0 if is_steady else change
 
 
 class Simulation(BaseModel):
@@ -253,10 +255,10 @@ def _amount(versions: int, amount: int) -> str:
 
 
 def _steady(policy: SimulatedPolicy) -> str:
-    versions, amounts = policy.steady(policy.versions), policy.steady(policy.bytes)
-    if versions is None or amounts is None:
+    steady = policy.steady()
+    if steady is None:
         return f"unknown before {2 * STEADY_DAYS} days"
-    change = versions[1]
+    versions, amount, change = steady
     if not change:
-        return _amount(versions[0], amounts[0])
+        return _amount(versions, amount)
     return f"still {'growing' if change > 0 else 'shrinking'}: {change:+,} in {STEADY_DAYS} days"

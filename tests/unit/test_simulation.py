@@ -196,7 +196,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 # --- what is shown
 
 
-def tally(*rules: RetentionPolicy, days: int = 100) -> Tally:
+def tally(*rules: RetentionPolicy, days: int = 200) -> Tally:
     """Two keys of each policy, written daily."""
     found = Tally(Simulator(NOW, days), rules)
     for number in range(2):
@@ -217,10 +217,10 @@ def test_the_table_has_now_later_and_the_steady_state_of_each_policy() -> None:
     """Or says that there is none yet."""
     rules = (policy(keep_last=3), RetentionPolicy(name="all", keep_all=True))
     header, first, second = table(simulation(tally(*rules)))
-    assert header == ("Policy", "Keys", "Now", "In 30 days", "In 100 days", "Steady state")
+    assert header == ("Policy", "Keys", "Now", "In 30 days", "In 200 days", "Steady state")
     assert first == ("test", "2", "10 (10.0 kB)", "6 (6.0 kB)", "6 (6.0 kB)", "6 (6.0 kB)")
-    assert second[2:5] == ("10 (10.0 kB)", "70 (70.0 kB)", "210 (210.0 kB)")
-    assert second[5] == "still growing: +56 in 28 days"
+    assert second[2:5] == ("10 (10.0 kB)", "70 (70.0 kB)", "410 (410.0 kB)")
+    assert second[5] == "still growing: +182 in 91 days"
 
 
 def test_a_year_is_a_year_and_a_short_simulation_knows_no_steady_state() -> None:
@@ -228,7 +228,7 @@ def test_a_year_is_a_year_and_a_short_simulation_knows_no_steady_state() -> None
     header, _row = table(simulation(tally(policy(keep_last=1), days=400)))
     assert header[3:6] == ("In 30 days", "In a year", "In 400 days")
     header, row = table(simulation(tally(policy(keep_last=1), days=20)))
-    assert (header[3:], row[-1]) == (("In 20 days", "Steady state"), "unknown before 56 days")
+    assert (header[3:], row[-1]) == (("In 20 days", "Steady state"), "unknown before 182 days")
 
 
 def test_a_policy_without_keys_is_left_out() -> None:
@@ -255,8 +255,16 @@ def test_a_chart_is_as_high_as_its_numbers() -> None:
 
 def test_a_policy_that_shrinks_says_so() -> None:
     """Idle keys go one after the other."""
-    shrinking = SimulatedPolicy(name="p", sentence="", versions=[*range(60, 0, -1)], bytes=[0] * 60)
-    assert shrinking.steady(shrinking.versions) == (28, -28)
+    shrinking = SimulatedPolicy(name="p", sentence="", keys=1, versions=[*range(200, 0, -1)], bytes=[0] * 200)
+    assert shrinking.steady() == (91, 0, -91)
+
+
+@pytest.mark.parametrize(("change", "steady"), [(1, True), (2, False)])
+def test_a_key_that_has_gained_one_version_in_a_quarter_is_steady(change: int, steady: bool) -> None:  # noqa: FBT001
+    """By the calendar, as many dailies are now and then weeklies, and now and then not."""
+    amounts = [20] * 91 + [20 + change] * 91
+    found = SimulatedPolicy(name="p", sentence="", keys=1, versions=amounts, bytes=amounts).steady()
+    assert found == (20 + change, 20 + change, 0 if steady else change)
 
 
 def test_the_clock_change_is_a_day_like_any_other() -> None:
@@ -320,5 +328,5 @@ def test_flags_that_cannot_be_meant_are_refused(flags: list[str], problem: str, 
 def test_a_given_rhythm_is_simulated_without_prefect() -> None:
     """Which takes seconds to import."""
     script = "import sys; from prefect_artifact_retention.flows.cli import main; main(); print('prefect' in sys.modules)"
-    command = [sys.executable, "-c", script, "simulate", "--rhythm", "weekly", "--html", "page.html"]
+    command = [sys.executable, "-c", script, "simulate", "--rhythm", "weekly", "--days", "9", "--html", "page.html"]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1] == "False"
