@@ -12,7 +12,7 @@ from prefect_artifact_retention.flows import terminal
 from prefect_artifact_retention.flows.cleanup import open_run
 from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import RetentionPolicy, StoreError, Verdict, Version
-from prefect_artifact_retention.policies.departure import Departure, departures, describe
+from prefect_artifact_retention.policies.departure import AT_ONCE, Departure, departures, describe
 from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.loading import select_policy
 from prefect_artifact_retention.tasks.holds import read_holds
@@ -178,13 +178,13 @@ def _explained(verdict: Verdict, goes: Departure) -> ExplainedVersion:
         keep=verdict.keep,
         reasons=list(verdict.reasons),
         rules=list(verdict.rules),
-        goes_at=goes.at,
-        goes_when=goes.needs,
+        goes_at=goes.at if verdict.keep else None,
+        goes_when=goes.needs if verdict.keep else AT_ONCE,
     )
 
 
-def _goes(version: ExplainedVersion, now: datetime) -> str:
-    return describe(Departure(version.goes_at, version.goes_when), now)
+def _goes(version: ExplainedVersion) -> str:
+    return describe(Departure(version.goes_at, version.goes_when))
 
 
 def _title(explanation: Explanation) -> tuple[str, str]:
@@ -205,7 +205,7 @@ def show(explanation: Explanation) -> None:
             Text(f"{version.created:%Y-%m-%d %H:%M:%S}".replace(" ", NO_BREAK)),
             Text(printable(version.type or "none")),
             Text(size(version.size).replace(" ", NO_BREAK), justify="right"),
-            Text(_goes(version, explanation.now)),
+            Text(_goes(version)),
             Text("; ".join(version.reasons)),
         ]
         for version in explanation.versions
@@ -223,8 +223,7 @@ def explanation_page(explanation: Explanation) -> str:
         Mark(
             version.created,
             version.rules if version.keep else [GONE],
-            f"{version.created:%H:%M} UTC, {size(version.size)}: {'; '.join(version.reasons)}; "
-            f"goes {_goes(version, explanation.now)}",
+            f"{version.created:%H:%M} UTC, {size(version.size)}: {'; '.join(version.reasons)}; goes {_goes(version)}",
         )
         for version in versions
     ]
@@ -233,7 +232,7 @@ def explanation_page(explanation: Explanation) -> str:
             "keep" if version.keep else "delete",
             f"{version.created:%Y-%m-%d %H:%M}",
             size(version.size),
-            _goes(version, explanation.now),
+            _goes(version),
             "; ".join(version.reasons),
         )
         for version in versions[:MAX_ROWS]

@@ -31,6 +31,7 @@ key with thousands of versions takes longer."""
 SLOTS = ("keep_last", *(period.rule for period in CALENDAR))
 """The rules that keep a version until as much has been written as they keep."""
 
+AT_ONCE = "now"
 A_NEWER_ONE = "a newer version exists"
 NEVER = {
     "keep_all": "never: keep all",
@@ -51,8 +52,8 @@ class Departure(NamedTuple):
     """When a version can go.
 
     Attributes:
-        at: The earliest date on which it can go if nothing is written; None if it then stays for good.
-        needs: What it takes for it to go where there is no such date.
+        at: The earliest date on which it can go if nothing is written; None if it can now, or then stays for good.
+        needs: What it takes for it to go where there is no such date; `AT_ONCE` if it is stale.
     """
 
     at: datetime | None
@@ -82,9 +83,10 @@ class _Key:
         )
 
     def moments(self, now: datetime) -> list[datetime]:
-        """Return the moments after `now` at which a verdict may change, in order."""
-        step = -(-len(found := sorted({each for each in self._moments() if each > now})) * len(self.versions) // MAX_EVALUATED)
-        return [*found[step - 1 : -1 : step], found[-1]] if found else []
+        """Return the moments after `now` at which a verdict may change, in order; some of them, if there are too many."""
+        found = sorted({moment for moment in self._moments() if moment > now})
+        step = max(1, -(-len(found) * len(self.versions) // MAX_EVALUATED))
+        return found[step - 1 : -1 : step] + found[-1:]
 
     def _moments(self) -> Iterator[datetime]:
         limits = [limit * ONE_DAY for rule in AGES if (limit := getattr(self.policy, rule))]
@@ -117,7 +119,7 @@ def departures(  # noqa: PLR0913 - what a verdict depends on
     conflict: str = "",
     hold: Hold | None = None,
 ) -> dict[UUID, Departure]:
-    """Return when each version of a key can go: `now` if it is stale.
+    """Return when each version of a key can go; one that is stale can now, and needs nothing but a cleanup.
 
     Args:
         versions: As for `evaluate`, and so are the others.
@@ -132,7 +134,8 @@ def departures(  # noqa: PLR0913 - what a verdict depends on
     moments = [now, *key.moments(now)]
     end = key.judge(moments[-1])
     ids = key.versions.ids
-    found = {ids[index]: Departure(at) for index, at in _search(moments, end.stale, lambda now, _: key.judge(now).stale)}
+    dates = _search(moments, end.stale, lambda now, _: key.judge(now).stale)
+    found = {ids[index]: Departure(at) if at > now else Departure(None, AT_ONCE) for index, at in dates}
     kept = [*end.kept()]
     rules = {index: {reason.rule for reason in end.why(index)} for index in kept}
 
@@ -216,8 +219,6 @@ class _Needs:
         return self._ranks[rule]
 
 
-def describe(departure: Departure, now: datetime) -> str:
+def describe(departure: Departure) -> str:
     """Describe a departure in a few words."""
-    if departure.at is None:
-        return departure.needs
-    return "now" if departure.at <= now else f"{departure.at:%Y-%m-%d %H:%M}"
+    return f"{departure.at:%Y-%m-%d %H:%M}" if departure.at else departure.needs

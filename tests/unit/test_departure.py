@@ -26,7 +26,7 @@ def told(case: Case) -> dict[UUID, Departure]:
 def words(versions: list[Version], rules: RetentionPolicy, **others: object) -> list[str]:
     """What is told of each version, the latest first."""
     found = departures(versions, rules, now=NOW, **others)  # type: ignore[arg-type]
-    return [describe(found[verdict.version.id], NOW) for verdict in evaluate(versions, rules, now=NOW)]
+    return [describe(found[verdict.version.id]) for verdict in evaluate(versions, rules, now=NOW)]
 
 
 @settings(max_examples=150)
@@ -34,12 +34,13 @@ def words(versions: list[Version], rules: RetentionPolicy, **others: object) -> 
 def test_a_version_goes_on_its_date_and_not_a_moment_before(case: Case) -> None:
     """Of any policy and any history; one without a date never goes."""
     for version_id, departure in told(case).items():
-        if departure.at is None:
-            assert version_id in case._replace(now=NEVER).kept()
-        else:
-            assert version_id not in case._replace(now=departure.at).kept()
-            assert departure.at == case.now or version_id in case._replace(now=departure.at - TICK).kept()
         assert bool(departure.needs) == (departure.at is None)
+        assert (departure.needs == "now") == (version_id not in case.kept())
+        if departure.at:
+            assert version_id not in case._replace(now=departure.at).kept()
+            assert version_id in case._replace(now=departure.at - TICK).kept()
+        elif departure.needs != "now":
+            assert version_id in case._replace(now=NEVER).kept()
 
 
 @settings(max_examples=60)
@@ -58,7 +59,7 @@ def test_one_of_the_last_goes_when_as_many_newer_ones_exist_as_is_told(case: Cas
     now = NOW + timedelta(days=50_000)
     plain = [each._replace(metadata={}) for each in case.versions]
     for version_id, departure in departures(plain, rules, now=now, latest_id=case.latest_id).items():
-        if departure.at is None:
+        if departure.needs != "now":
             found = re.fullmatch(r"when (?:(\d+) newer versions exist|a newer version exists)", departure.needs)
             assert found
             needed = int(found[1] or 1)
@@ -79,9 +80,9 @@ def test_the_newest_of_a_period_goes_when_as_many_newer_periods_have_one_as_is_t
     now = NOW + timedelta(days=length)
     past = history(*(length * age for age in range(4)), *(length * age + 0.01 for age in range(3)))
     told_of = departures(past, rules, now=now)
-    assert sum(departure.at is None for departure in told_of.values()) == limit
+    assert sum(departure.needs != "now" for departure in told_of.values()) == limit
     for version_id, departure in told_of.items():
-        if departure.at is None:
+        if departure.needs != "now":
             found = re.fullmatch(rf"when (?:(\d+) newer {period}s have one|a newer {period} has one)", departure.needs)
             assert found
             needed = int(found[1] or 1)
@@ -125,7 +126,7 @@ def test_a_hold_ends_with_its_last_day_or_with_its_release() -> None:
     assert words(held, rules) == ["when a newer version exists", "2026-12-25 00:00", "when it is released", "2026-11-29 12:00"]
     hold = Hold(key="report", until=(NOW + 2 * ONE_DAY).date())
     found = departures(history(1, 2), rules, now=NOW, hold=hold)
-    assert {describe(each, NOW) for each in found.values()} == {
+    assert {describe(each) for each in found.values()} == {
         "when a newer version exists, not before 2026-11-27",
         "2026-11-27 00:00",
     }
@@ -159,7 +160,7 @@ def test_many_versions_have_dates_that_are_rounded_up() -> None:
     rules = policy(keep_within_days=10)
     found = departures(versions, rules, now=NOW)
     for each in versions[1:]:
-        at = found[each.id].at
-        exact = max(NOW, each.created + 10 * ONE_DAY + TICK)
-        assert at
-        assert exact <= at < exact + timedelta(hours=2)
+        exact = each.created + 10 * ONE_DAY + TICK
+        at = found[each.id].at or NOW
+        assert (at == NOW) == (exact <= NOW)
+        assert at == NOW or exact <= at < exact + timedelta(hours=2)
