@@ -171,6 +171,9 @@ def continue_rhythm(versions: Sequence[Version], begin: datetime, end: datetime)
     gaps = [later.created - earlier.created for earlier, later in pairwise(past)]
     while len(gaps) >= 2 * MIN_GAPS and _mean(gaps[: len(gaps) // 2]) > THINNED * _mean(gaps[len(gaps) // 2 :]):
         gaps = gaps[len(gaps) // 2 :]
+    while len(gaps) >= 2 * MIN_GAPS and gaps[0] > THINNED * max(gaps[len(gaps) // 2 :]):
+        # What is older is there for a hold, or as the oldest.
+        gaps = gaps[1:]
     if not any(gaps) or begin - past[-1].created > MAX_SILENCE * max(gaps):
         return []
     models = past[-len(gaps) :]

@@ -138,6 +138,12 @@ def test_gaps_that_a_cleanup_has_widened_do_not_count() -> None:
     assert ages(continue_rhythm(past, NOW, NOW + 4 * ONE_DAY)) == [0.5, 1.5, 2.5, 3.5]
 
 
+def test_an_old_version_that_somebody_keeps_does_not_count() -> None:
+    """It is on hold, or the oldest; its key is written daily all the same."""
+    past = history(*(0.5 + day for day in range(40)), 70, 300)
+    assert ages(continue_rhythm(past, NOW, NOW + 3 * ONE_DAY)) == [0.5, 1.5, 2.5]
+
+
 @pytest.mark.parametrize("past", [[], history(3), history(30, 31, 32)], ids=["no version", "one", "silent for long"])
 def test_a_key_without_a_rhythm_gets_no_more_versions(past: list[Version]) -> None:
     """Nothing is made up."""
