@@ -64,7 +64,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with FakeServer(clock=lambda: NOW).listening() as server, server.active():
             keys = {"report-sales": 40, "report-churn": 40, "audit-access": 20, "load-orders": 60}
             rows = [row for key, number in keys.items() for row in series(key, (age + 0.3 for age in range(number)))]
-            held = Row("report-sales", timedelta(days=60), metadata={"retention-hold": "true"})
+            held = Row("report-sales", timedelta(days=41), metadata={"retention-hold": "true"})
             await server.database.insert([*rows, held])
             for arguments in (["simulate"], ["explain", "report-sales"]):
                 page = str(folder / f"{arguments[0]}.html")
