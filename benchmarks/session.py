@@ -18,6 +18,7 @@ from servers import Server, started
 from benchmarks import page
 from benchmarks.ledger import ledger
 from benchmarks.results import Results
+from benchmarks.simulating import simulating
 from benchmarks.sizes import FULL, SMALL
 from benchmarks.startup import start
 from benchmarks.suite import BENCHMARKS, Bench, run
@@ -38,7 +39,7 @@ def run_all(folder: Path, *, only: Collection[str], on: Collection[str], small: 
     Returns:
         0 if every target is met, else 1. Targets do not apply to the small size, which returns 0.
     """
-    names = [start.__name__, ledger.__name__, *BENCHMARKS]
+    names = [start.__name__, ledger.__name__, simulating.__name__, *BENCHMARKS]
     if unknown := set(only) - set(names):
         sys.stderr.write(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(names)}\n")
         return 2
@@ -50,6 +51,8 @@ def run_all(folder: Path, *, only: Collection[str], on: Collection[str], small: 
         start(folder, sizes.start_rounds, results)
     if ledger.__name__ in (only or names):
         ledger(folder, sizes.ledger, sizes.ledger_parts, sizes.read_rounds, results)
+    if simulating.__name__ in (only or names):
+        simulating(sizes.simulated_keys, results)
     chosen = [name for name in BENCHMARKS if name in (only or names)]
     for kind in (on or BACKENDS) if chosen else ():
         home = folder / kind

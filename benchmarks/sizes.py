@@ -13,6 +13,7 @@ class Sizes:
 
     Attributes:
         start_rounds: Rounds in which the start of commands is measured; the fastest counts.
+        simulated_keys: The keys of a simulation.
         read_rounds: Rounds in which runs without work are compared, each side in turn; the fastest of a side counts.
         delete_rounds: Rounds in which deletions are compared, each side in turn; the median of the ratios counts.
         level_rounds: Rounds in which the levels of concurrency of the bare client are compared.
@@ -37,6 +38,7 @@ class Sizes:
     """
 
     start_rounds: int
+    simulated_keys: int
     read_rounds: int
     delete_rounds: int
     level_rounds: int
@@ -63,6 +65,7 @@ TEN_THOUSAND, HUNDRED_THOUSAND, MILLION = (Size(keys=keys, versions=100) for key
 
 FULL = Sizes(
     start_rounds=7,
+    simulated_keys=1_000,
     read_rounds=3,
     delete_rounds=3,
     level_rounds=2,
@@ -87,6 +90,7 @@ FULL = Sizes(
 
 SMALL = Sizes(
     start_rounds=1,
+    simulated_keys=10,
     read_rounds=1,
     delete_rounds=1,
     level_rounds=1,

@@ -35,6 +35,7 @@ from prefect_artifact_retention.flows.settings import (
 )
 from prefect_artifact_retention.flows.termination import cancel_on_sigterm
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
+from prefect_artifact_retention.policies.formatting import days
 from prefect_artifact_retention.policies.meaning import digest
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.archive.model import ArchiveError
@@ -299,21 +300,30 @@ async def reach_server(settings: RetentionSettings) -> None:
 
 
 async def preview(
-    settings: RetentionSettings, policies: Sequence[RetentionPolicy] = (), keys: Sequence[str] = ()
+    settings: RetentionSettings,
+    policies: Sequence[RetentionPolicy] = (),
+    keys: Sequence[str] = (),
+    next_days: float = 0,
 ) -> CleanupReport:
     """Plan without a flow run and its tasks, so that nothing at all is written to the server.
+
+    Args:
+        settings: The settings.
+        policies: In place of the configured ones.
+        keys: Globs of the keys to plan.
+        next_days: How far in the future to plan, as if nothing were written until then.
 
     Raises:
         ConfigurationError: The policies are invalid.
         StoreError: The server cannot be reached, or refuses a request.
     """
-    async with plan_only(settings, policies, keys) as run:
+    async with plan_only(settings, policies, keys, next_days) as run:
         return run.report
 
 
 @asynccontextmanager
 async def plan_only(
-    settings: RetentionSettings, policies: Sequence[RetentionPolicy] = (), keys: Sequence[str] = ()
+    settings: RetentionSettings, policies: Sequence[RetentionPolicy] = (), keys: Sequence[str] = (), next_days: float = 0
 ) -> AsyncIterator[Run]:
     """Plan as `preview` does, for who needs more of the run than its report.
 
@@ -324,8 +334,13 @@ async def plan_only(
     async with open_run(settings, "preview", policies, keys) as run:
         await discover(run)
         check_scope(run)
+        if next_days:
+            run.report.now += timedelta(days=next_days)
+            run.report.warn(f"planned {days(next_days)} ahead, as if nothing were written and no run ended until then")
         await make_plan(run)
-        guard(run)
+        if not next_days:
+            # What is expected of a day in the future depends on what is written until then.
+            guard(run)
         run.report.outcome = _outcome(run.report)
         run.report.duration_seconds = run.seconds
         yield run

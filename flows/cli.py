@@ -21,6 +21,7 @@ from prefect_artifact_retention.policies import ConfigurationError, RetentionErr
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import describe_validation_error, stand_in
 from prefect_artifact_retention.policies.meaning import digest
+from prefect_artifact_retention.policies.model import MAX_DAYS
 from prefect_artifact_retention.tasks.planfile import DEFAULT_MAX_AGE_HOURS, ShownPlan, load_plan
 from pydantic import ValidationError, create_model
 from pydantic_settings import SettingsError
@@ -83,6 +84,7 @@ Runs = Annotated[
 Config = Annotated[
     Path | None, Parameter(name="--config", help="The configuration file. Default: retention.toml, if there is one.")
 ]
+Html = Annotated[Path | None, Parameter(name="--html", help="Also write a page with pictures into this file.")]
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document on stdout, and nothing else.", negative=())]
 
 app = App(
@@ -105,17 +107,24 @@ def preview(  # noqa: PLR0913 - the flags of the command
     key: Keys = (),
     keep_last: KeepLast = None,
     keep_within_days: KeepWithinDays = None,
+    next_days: Annotated[
+        float, Parameter(name="--next", help="Show what would go within so many days if nothing is written meanwhile.")
+    ] = 0,
     out: Annotated[Path | None, Parameter(help="Write the plan into this file, for delete --plan.")] = None,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
     """Show what a deletion would delete, and why. Writes nothing to the server."""
+    if not 0 <= next_days <= MAX_DAYS:
+        raise ConfigurationError(f"command line: --next {next_days:g} is not between 0 and {MAX_DAYS:,} days")
+    if next_days and out:
+        raise ConfigurationError("command line: --next cannot stand beside --out: a plan is of what is stale now")
     settings, policies = _configure(config, key, keep_last, keep_within_days)
     _load_prefect()
     from prefect_artifact_retention.flows import cleanup, plans  # noqa: PLC0415
 
     if out is None:
-        report = _follow(lambda: cleanup.preview(settings, policies, key), quiet=as_json)
+        report = _follow(lambda: cleanup.preview(settings, policies, key, next_days), quiet=as_json)
     else:
         plans.check_target(out)
         given = plans.Given(keep_last, keep_within_days)
@@ -182,7 +191,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
 
 
 @app.command
-def explain(
+def explain(  # noqa: PLR0913 - the flags of the command
     key: str | None = None,
     /,
     *,
@@ -190,12 +199,15 @@ def explain(
     was_deleted: Annotated[
         bool, Parameter(name="--deleted", help="Show the versions that were deleted, from the archive.", negative=())
     ] = False,
+    html: Html = None,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
-    """Show every version of one key with its verdict and all the reasons. Writes nothing to the server."""
+    """Show every version of one key: its verdict, all the reasons, and when it goes. Writes nothing to the server."""
     if (key is None) != unkeyed:
         raise ConfigurationError("command line: explain takes a KEY, or --unkeyed for the artifacts without a key")
+    if was_deleted and html:
+        raise ConfigurationError("command line: --html shows the versions that there are, and --deleted others")
     if was_deleted and key is None:
         raise ConfigurationError("command line: --deleted takes a KEY; see the command deleted for all others")
     settings, _ = _configure(config)
@@ -207,10 +219,52 @@ def explain(
     from prefect_artifact_retention.flows import explanation  # noqa: PLC0415
 
     explained = _run_async(explanation.explain_unkeyed(settings) if key is None else explanation.explain(settings, key))
+    if html:
+        from prefect_artifact_retention.flows.simulation import write_page  # noqa: PLC0415
+
+        write_page(html, explanation.explanation_page(explained))
     if as_json:
         _print_json(explained.model_dump(mode="json"))
     else:
         explanation.show(explained)
+    return DONE
+
+
+@app.command
+def simulate(  # noqa: PLR0913 - the flags of the command
+    *,
+    rhythm: Annotated[
+        str,
+        Parameter(
+            help="No server: simulate keys that are written hourly, daily, weekly, or by a cron expression (UTC). "
+            "Default: as the keys of the server have been."
+        ),
+    ] = "",
+    size: Annotated[str, Parameter(help="With --rhythm: the data of each version. Default: 20kB.")] = "",
+    days: Annotated[int, Parameter(help="How many days to simulate.", converter=_whole_number)] = 365,
+    key: Keys = (),
+    html: Html = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Show what the policies would leave over time, with a cleanup every day. Writes nothing to the server."""
+    from prefect_artifact_retention.flows import simulation  # noqa: PLC0415
+
+    simulation.check_flags(rhythm, size, days, key)
+    settings, _ = _configure(config)
+    if rhythm:
+        simulated, tally = simulation.simulate_rhythm(settings, rhythm, size, days)
+    else:
+        _load_prefect()
+        simulated, tally = _run_async(simulation.simulate_server(settings, key, days))
+    if html:
+        from prefect_artifact_retention.tasks.simulation_page import simulation_page  # noqa: PLC0415
+
+        simulation.write_page(html, simulation_page(simulated, tally))
+    if as_json:
+        _print_json(simulated.model_dump(mode="json"))
+    else:
+        simulation.show(simulated)
     return DONE
 
 

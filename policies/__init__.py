@@ -2,6 +2,7 @@
 
 - `model`: the value types `Version`, `Versions`, `Verdict` and `RetentionPolicy`.
 - `evaluation`: `evaluate`, which decides for each version of a key whether it is kept, and why.
+- `simulation`: plays a cleanup every day, by the same evaluation.
 - `periods`: the calendar periods of `keep_hourly` to `keep_yearly`.
 - `globs`: which globs can match a key at all, and which cover others.
 - `control`: holds and TTLs in an artifact's metadata.

@@ -6,5 +6,6 @@
 - `verify` looks after the collections, `reclaim` after the space on disk.
 - `report`: the models of the result; `rendering` and `charts` format it, `publication` and `history` write it to the server.
 - `progress` updates the progress artifact, `publish` creates this package's own artifacts.
+- `simulation` adds up what policies would leave over time, and `observation` reads the keys of a server for it.
 - `producers`: the helpers of flow authors.
 """

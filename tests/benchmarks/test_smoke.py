@@ -10,6 +10,7 @@ from benchmarks.distance import LATENCY_SECONDS
 from benchmarks.ledger import ledger
 from benchmarks.results import Figure, Results
 from benchmarks.session import BACKENDS
+from benchmarks.simulating import simulating
 from benchmarks.sizes import SMALL
 from benchmarks.startup import start
 from benchmarks.suite import BENCHMARKS, KEPT, STORES, Bench
@@ -57,6 +58,16 @@ def test_start(tmp_path: Path) -> None:
     for ratio, imported in zip(results.figures[::2], results.figures[1::2], strict=True):
         assert ratio.measured > 0.5
         assert imported.measured == 0
+
+
+def test_simulating() -> None:
+    """Seconds and memory, of a process of its own."""
+    results = Results({})
+    simulating(SMALL.simulated_keys, results)
+    seconds, memory = results.figures
+    assert 0 < seconds.measured < 10
+    assert 0 < memory.measured < 300
+    assert "3,950 versions" in seconds.detail
 
 
 async def test_api_reading(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import datetime
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -85,3 +86,56 @@ async def test_the_versions_of_a_key_are_listed_by_their_whole_ids(
     assert [line.split()[:2] for line in lines if line.split()[1:2] in (["keep"], ["delete"])] == [
         [str(row.id), verdict] for row, verdict in zip(rows, ("keep", "delete", "delete"), strict=True)
     ]
+
+
+@on(FAKE)
+async def test_each_version_that_stays_says_when_it_goes(
+    server: Server, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its age, by the end of a hold, or by what must be written; and there is a page with its calendar."""
+    rules = '[[policies]]\nname = "days"\nkeep_last = 1\nkeep_within_days = 30\n'
+    (folder / "retention.toml").write_text(rules, encoding="utf-8")
+    held = Row("report", days(50), metadata={"retention-hold": "true"})
+    rows = [*series("report", [1, 2, 40]), held]
+    await server.database.insert(rows)
+    assert await call(server, "explain", "report", "--json", "--html", "page.html") == 0
+    explained = json.loads(capsys.readouterr().out)
+    now = datetime.fromisoformat(explained["now"])
+    newest, second, stale, kept = explained["versions"]
+    assert newest["goes_at"] is None
+    assert newest["goes_when"].startswith("when a newer version exists, not before ")
+    assert abs(datetime.fromisoformat(second["goes_at"]) - now - days(28)) < days(0.001)
+    assert (stale["goes_at"], stale["goes_when"]) == (None, "now")
+    assert (kept["goes_at"], kept["goes_when"]) == (None, "when it is released")
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    assert page.count("data-day=") == len(rows)
+    assert "goes when it is released" in page
+    assert "<td>when it is released</td>" in page
+    assert await call(server, "explain", "report") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.split()[1:2] in (["keep"], ["delete"])]
+    words = ("when a newer version exists", f"{now + days(28):%Y-%m-%d}", " now ", "when it is released")
+    assert [word in line for word, line in zip(words, lines, strict=True)] == [True] * 4
+    assert await call(server, "explain", "report", "--html", "no/folder.html") == 2
+
+
+@on(FAKE)
+async def test_a_preview_of_the_next_days_lists_what_goes_by_then(
+    server: Server, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What goes now included; of a key without a policy, nothing; and nothing is refused that nobody can expect."""
+    rules = 'refuse_above_percent = 1\n[[policies]]\nname = "days"\nmatch_keys = ["report"]\nkeep_within_days = 30\n'
+    (folder / "retention.toml").write_text(rules, encoding="utf-8")
+    await server.database.insert([*series("report", [1, 27, 29, 31]), *series("other", [50])])
+    planned = {}
+    for ahead in ("0", "2", "5"):
+        assert await call(server, "preview", "--next", ahead, "--json") == 0
+        report = json.loads(capsys.readouterr().out)
+        planned[ahead] = report["planned"]
+        said = [warning for warning in report["warnings"] if "ahead" in warning]
+        assert said == (
+            [] if ahead == "0" else [f"planned {ahead} days ahead, as if nothing were written and no run ended until then"]
+        )
+        assert any("would be refused" in warning for warning in report["warnings"]) == (ahead == "0")
+    assert planned == {"0": 1, "2": 2, "5": 3}
+    assert await call(server, "preview", "--next", "-1") == 2
+    assert await call(server, "preview", "--next", "nan") == 2

@@ -23,6 +23,7 @@ from prefect_artifact_retention.policies.doubts import find_doubts
 
 from tools.cookbook import recipes, renew_verdicts
 from tools.reference import renew_tables, tables
+from tools.simulations import renew_simulations
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -191,6 +192,16 @@ def test_every_recipe_shows_what_it_keeps_and_what_it_deletes(recipe: str) -> No
     assert any("| delete |" in row for row in rows)
     names = re.findall(r'^name = "(.*)"$', RECIPES[recipe], flags=re.MULTILINE)
     assert [name for name in names if "| policy |" in rows[0] and not any(f"| {name} |" in row for row in rows)] == []
+
+
+# --- simulations
+
+
+def test_the_numbers_of_the_simulations_are_those_of_the_code() -> None:
+    """Each example's policies, played as its command says; `make docs` renews them."""
+    page = PAGES["docs/simulate.md"]
+    assert renew_simulations(page) == page
+    assert re.search(r"^\| days, weeks, months \| 1 \| 0 \(0 B\) \| 9 \(", page, flags=re.MULTILINE)
 
 
 # --- pages
