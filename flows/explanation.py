@@ -245,6 +245,6 @@ def explanation_page(explanation: Explanation) -> str:
         [
             heading(title, policy, as_of, *explanation.warnings),
             section("Calendar", calendar(marks, explanation.now, explanation.timezone)),
-            section("Versions", html_table([head, *rows]), *rest),
+            section("Versions", html_table([head, *rows], whole=3), *rest),
         ],
     )

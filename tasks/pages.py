@@ -63,6 +63,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; padding: 4px 8px; border-bottom: 1px solid var(--line); vertical-align: top }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
+.whole { white-space: nowrap }
 svg { display: block; max-width: 100%; height: auto }
 svg text { font: 11px system-ui, sans-serif; fill: var(--soft) }
 svg .end { text-anchor: end }
@@ -148,14 +149,13 @@ def paragraph(text: str) -> str:
     return f"<p>{_safe(text)}</p>"
 
 
-def html_table(rows: Iterable[Sequence[str]], *, numbers: int = 0) -> str:
-    """Return a table, whose first row is its head; the last `numbers` columns are of numbers."""
+def html_table(rows: Iterable[Sequence[str]], *, numbers: int = 0, whole: int = 0) -> str:
+    """Return a table, whose first row is its head; the last `numbers` columns are numbers, the first `whole` do not wrap."""
     head, *body = rows
-    first_number = len(head) - numbers
+    classes = [' class="whole"'] * whole + [""] * (len(head) - whole - numbers) + [' class="number"'] * numbers
 
     def cells(row: Sequence[str], tag: str) -> str:
-        kinds = (' class="number"' if index >= first_number else "" for index in range(len(row)))
-        return "".join(f"<{tag}{kind}>{_safe(cell)}</{tag}>" for cell, kind in zip(row, kinds, strict=True))
+        return "".join(f"<{tag}{kind}>{_safe(cell)}</{tag}>" for cell, kind in zip(row, classes, strict=True))
 
     lines = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in body)
     return f"<table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{lines}</tbody></table>"

@@ -75,9 +75,9 @@ class Recorder(Tally):
         }
 
 
-@pytest.mark.parametrize("total", [10, pytest.param(91, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("total", [6, pytest.param(91, marks=pytest.mark.long)])
 async def test_every_day_of_a_quarter_has_what_a_cleanup_of_that_day_leaves(total: int) -> None:
-    """Every version of every key, cleanup by cleanup, while the keys go on as was foreseen; all of its days take a minute."""
+    """Every version of every key, cleanup by cleanup, while the keys go on as was foreseen; all of its days take minutes."""
     with FakeServer(clock=lambda: BEGIN).listening() as server, server.active():
         await server.database.insert(rows())
         async with open_run(load_settings(), "preview", POLICIES, ()) as run:

@@ -29,7 +29,7 @@ def words(versions: list[Version], rules: RetentionPolicy, **others: object) -> 
     return [describe(found[verdict.version.id]) for verdict in evaluate(versions, rules, now=NOW)]
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(with_and_without_idle(known_latest=True))
 def test_a_version_goes_on_its_date_and_not_a_moment_before(case: Case) -> None:
     """Of any policy and any history; one without a date never goes."""

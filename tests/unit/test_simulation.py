@@ -70,7 +70,7 @@ def test_every_day_has_what_a_cleanup_of_that_day_leaves(case: Case, seed: int) 
     assert played(Simulator(case.now, DAYS), course) == cleaned(case, coming)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(st.one_of(cases(), cases(idle=True)), st.integers(0, 1000), st.sampled_from([1, 60, 3600, 20_000]))
 def test_keys_that_are_played_once_have_the_same_fates_as_when_each_is_played(case: Case, seed: int, seconds: int) -> None:
     """Two keys whose dates differ by a little, or by as much as a day: one simulator plays both, others one each."""
