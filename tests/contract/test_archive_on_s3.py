@@ -97,7 +97,7 @@ def proxy(moto: tuple[str, int]) -> Iterator[Proxy]:
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.url = f"http://127.0.0.1:{listening.server_port}"
     Thread(target=listening.serve_forever, daemon=True).start()
-    made.direct = httpx.Client(base_url="http://{}:{}".format(*moto))
+    made.direct = httpx.Client(base_url="http://{}:{}".format(*moto), timeout=60)
     with made.direct:
         made.direct.put("/bucket").raise_for_status()
         yield made

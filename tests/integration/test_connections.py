@@ -178,7 +178,7 @@ async def test_a_database_that_is_not_there_at_the_beginning_is_told_at_once(ser
 async def test_a_role_with_few_connections_is_enough(server: Server, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """The run uses as many as it gets, and none while it evaluates a page."""
     monkeypatch.setattr("prefect_artifact_retention.stores.database.MAX_ROWS_PER_QUERY", 10)
-    policies = [RetentionPolicy(name="no key", unkeyed=True, keep_within_days=10), KEEP_1]
+    policies = [RetentionPolicy(name="no key", unkeyed=True, keep_within_days=10.5), KEEP_1]
     await server.database.insert([row for key in ("a", "b", "c", None) for row in series(key, range(1, 31))])
     await server.database.run(f"CREATE ROLE few LOGIN CONNECTION LIMIT {limit}")
     try:

@@ -56,7 +56,7 @@ async def test_progress_is_one_artifact_that_is_updated_about_once_a_second(serv
     """However often it is advanced; it says how many steps are done, how long the others take, and the rate."""
     with server.active(), updates() as requests:
         began = time.monotonic()
-        with retention.progress(key="load", total=10**6, description="Loading", metadata={"team": "data"}) as bar:
+        with retention.progress(key="load", total=20_000, description="Loading", metadata={"team": "data"}) as bar:
             while len(requests) < 2:
                 bar.advance(2)
                 await asyncio.sleep(0.005)
@@ -64,10 +64,10 @@ async def test_progress_is_one_artifact_that_is_updated_about_once_a_second(serv
             during = await shown(server)
         assert len(requests) == 3
     assert 0 < during["data"] < 90
-    assert re.fullmatch(r"Loading: \d+/1000000, \d+ (s|min|h .*) left, \d+/s", during["description"])
+    assert re.fullmatch(r"Loading: \d+/20000, \d+ (s|min|h .*) left, \d+/s", during["description"])
     version = await shown(server)
     assert version["data"] == 100
-    assert re.fullmatch(r"Loading: \d+/1000000 in \d+ s, \d+/s", version["description"])
+    assert re.fullmatch(r"Loading: \d+/20000 in \d+ s, \d+/s", version["description"])
     assert version["metadata_"] == {"team": "data"}
 
 
