@@ -435,9 +435,13 @@ async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_
 
 
 @on(FAKE)  # fractions of a second, in which a real server may answer late
-@pytest.mark.usefixtures("impatient", "soon_stalled")
-async def test_a_server_that_takes_deletions_and_says_so_late_is_asked_for_all(server: Server) -> None:
+@pytest.mark.usefixtures("impatient")
+async def test_a_server_that_takes_deletions_and_says_so_late_is_asked_for_all(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As behind a proxy that waits for less long: the next snapshot finds each gone."""
+    # Less than the run takes, and much more than one deletion does.
+    monkeypatch.setattr(prune, "MIN_STALL_SECONDS", 5)
     rows = await keys(server, *(f"key-{number}" for number in range(20)), versions=3)
 
     async def delay(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
