@@ -435,25 +435,29 @@ async def test_a_server_that_takes_no_deletions_is_not_asked_for_more_key_after_
 
 
 @on(FAKE)  # fractions of a second, in which a real server may answer late
-@pytest.mark.usefixtures("impatient")
 async def test_a_server_that_takes_deletions_and_says_so_late_is_asked_for_all(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind a proxy that waits for less long: the next snapshot finds each gone."""
-    # Less than the run takes, and much more than one deletion does.
-    monkeypatch.setattr(prune, "MIN_STALL_SECONDS", 5)
-    rows = await keys(server, *(f"key-{number}" for number in range(20)), versions=3)
+    # Less than the run takes, and more than one deletion does.
+    for module, name, value in (
+        (checks, "MAX_CHECK_AGE_SECONDS", 1),
+        (prune, "MAX_LATE_CHECKS_OF_RUN", 5),
+        (prune, "MIN_STALL_SECONDS", 4),
+    ):
+        monkeypatch.setattr(module, name, value)
+    rows = await keys(server, *(f"key-{number}" for number in range(8)), versions=3)
 
     async def delay(transport: httpx.AsyncHTTPTransport, request: httpx.Request, send: Send) -> httpx.Response:
         response = await send(transport, request)
         if request.method != "DELETE" or not response.is_success:
             return response
         await response.aread()
-        return busy(0.5, request)
+        return busy(1.2, request)
 
     with transport(delay):
         report = await server.cleanup([KEEP_2], mode="delete")
-    assert (report.outcome, report.deleted, report.already_gone, report.failed) == ("completed", 20, 0, 0)
+    assert (report.outcome, report.deleted, report.already_gone, report.failed) == ("completed", 8, 0, 0)
     assert await server.database.ids() == {row.id for each in rows.values() for row in each[:2]}
 
 
