@@ -576,7 +576,7 @@ async def _prune(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     """Delete what is planned, unless another run is at it."""
     if not (run.plans or run.dangling or run.offloads):
         # What the guard refuses must not keep the next run from the keys that this one had no time for.
-        if run.is_partial or not run.report.refusals:
+        if run.moves_on and (run.is_partial or not run.report.refusals):
             run.next_start = run.report.stopped_at
         return
     if await _skip_for_other_run(run, progress):
@@ -604,7 +604,8 @@ async def _delete(run: Run, *, vacuum: bool) -> None:
     finally:
         for line in ledger(run):
             _logger().info(line)
-        run.next_start = run.find_next_start()
+        if run.moves_on:
+            run.next_start = run.find_next_start()
         if database:
             report_purge(run, database)
     await verify_task(run)

@@ -102,6 +102,7 @@ class Check:
         present: All versions of the key.
         kept: The newest kept versions: if one is deleted, another version takes its slot of a rule.
         successor: The version behind the latest, which the server would name as the latest if that were deleted.
+        is_idle: Whether they are stale because the key is idle.
         read_at: When the reading of holds, runs and kept versions began, by the monotonic clock.
         used: How many deletions rest on that reading.
     """
@@ -111,6 +112,7 @@ class Check:
     present: frozenset[UUID]
     kept: Sequence[UUID]
     successor: UUID | None
+    is_idle: bool
     read_at: float
     used: int = 0
 
@@ -217,6 +219,7 @@ def _check(run: Run, collection: Collection, judgement: Judgement, pending: Abst
         present=frozenset(versions.ids),
         kept=[versions.ids[index] for index in islice(judgement.kept(), MAX_KEPT_CHECKED)],
         successor=next((versions.ids[index] for index in old if versions.ids[index] != collection.latest_id), None),
+        is_idle=judgement.is_idle,
         read_at=read_at,
     )
 
@@ -268,8 +271,8 @@ async def _is_unchanged(run: Run, store: ApiStore, check: Check, collection: Col
     before = check.collection
     if collection is None or _policy(run, collection) != _policy(run, before):
         return False
-    if any(version.id == before.latest_id for version in check.stale):
-        # The key was idle. If its latest version was updated in place, or replaced, it is no longer.
+    if check.is_idle:
+        # If its latest version was updated in place, or replaced, it is so no longer.
         return (collection.latest_id, collection.updated) == (before.latest_id, before.updated)
     if collection.latest_id == before.latest_id:
         return True

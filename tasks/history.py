@@ -71,6 +71,8 @@ class Row(BaseModel):
     settled: LongText = ""
     covered: LongText = ""
     """Of a delete run that did not get to all keys, as JSON: the key that it began with, and where it stopped."""
+    planned_at: ShortText = Field(default="", alias="plan of (UTC)")
+    """Of a run that kept to a plan: when that was made. What has become stale since, the run has left."""
 
 
 _SETTLED = TypeAdapter(dict[str, tuple[Amount, Amount]])
@@ -92,7 +94,7 @@ async def read_past_runs(run: Run) -> list[PastRun]:
 def _past_run(row: Row, report: CleanupReport) -> PastRun | None:
     counts = row.scope == _scope(report) and row.policies == _policies(report)
     try:
-        when = datetime.strptime(row.when, WHEN).replace(tzinfo=UTC)
+        when = datetime.strptime(row.planned_at or row.when, WHEN).replace(tzinfo=UTC)
         covered = _COVERED.validate_json(row.covered or '["", ""]')
         settled = _SETTLED.validate_json((row.settled if counts else "") or "{}", strict=False)
     except ValueError:
@@ -120,7 +122,7 @@ def _settled(run: Run) -> str:
     # Without the range of its keys, a partial run would count as one that got to all of them.
     fits = len(_covered(run)) <= MAX_LONG_TEXT_CHARS
     for policy in report.policies if report.mode == "delete" and fits else ():
-        left = sum(key.remaining or bool(key.error) for key in report.key_reports if key.policy == policy.name)
+        left = sum(key.remaining + key.withheld or bool(key.error) for key in report.key_reports if key.policy == policy.name)
         if not policy.refused and policy.name not in unfinished and 10 * left <= policy.planned:
             settled[policy.name] = run.expectations.settled(policy.name)
     dropped = []
@@ -252,6 +254,7 @@ def _row(report: CleanupReport, run_name: str, links: Mapping[str, str], settled
         approved_by=printable(report.approved_by)[:MAX_TEXT_CHARS],
         settled=settled,
         covered=covered[:MAX_LONG_TEXT_CHARS],
+        planned_at=f"{report.planned_at:{WHEN}}" if report.planned_at else "",
     )
 
 

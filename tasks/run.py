@@ -251,6 +251,11 @@ class Run:
         return self.report.planned_at or self.report.now
 
     @property
+    def moves_on(self) -> bool:
+        """Whether the next delete run begins where this one stops: not after a plan file, which is for what somebody chose."""
+        return self.shown is None or self.needs_all_shown
+
+    @property
     def is_partial(self) -> bool:
         """Whether planning stopped before all versions were evaluated."""
         return bool(self.planned_until) or not self.has_all_unkeyed

@@ -14,13 +14,14 @@ from command import COMMAND
 from database import Row, days, series
 from fake import FakeServer
 from prefect_artifact_retention.flows import plans
-from prefect_artifact_retention.flows.cleanup import SHOWN
+from prefect_artifact_retention.flows.cleanup import LISTENER, SHOWN
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
 from prefect_artifact_retention.tasks.planfile import PlanFile, ShownPlan, load_plan
 from prefect_artifact_retention.tasks.rendering import markdown
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
+from prefect_artifact_retention.tasks.run import Step
 from servers import BY_FAKE, FAKE, POSTGRESQL_DATABASE, SQLITE_API, Server, on, thorough
 
 KEEP_2 = RetentionPolicy(name="two", keep_last=2)
@@ -125,6 +126,60 @@ async def test_the_latest_of_an_idle_key_stays_with_a_version_that_was_not_shown
     assert await server.database.ids() == {rows[0].id, more}
     assert not await server.database.dangling()
     assert (report.deleted, report.withheld, report.remaining) == (1, 2, 0)
+
+
+@on(FAKE)
+async def test_an_idle_key_of_which_something_was_not_shown_keeps_what_its_rules_keep_once_it_comes_to_life(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    """While the others are deleted, a producer writes to it."""
+    idle = [RetentionPolicy(name="ten", keep_last=10, drop_idle_keys_after_days=30)]
+    rows = await server.database.insert(series("a", range(40, 140)))
+    with server.active():
+        await plans.preview_into(tmp_path / "p", plans.Given(None, None), RetentionSettings(), idle, ())
+    await add_older(server, "a", 200, latest=rows[0].id)
+    fresh: list[Row] = []
+
+    async def listen(step: Step, gone: int, _total: int) -> None:
+        if step == "deleting" and gone and not fresh:
+            fresh.extend(await server.database.insert(series("a", [0])))
+
+    token = LISTENER.set(listen)
+    report = await carry_out(server, load_plan(tmp_path / "p"), policies=idle)
+    LISTENER.reset(token)
+    assert {row.id for row in (*rows[:10], *fresh)} <= await server.database.ids()
+    assert report.deleted < 90
+
+
+@on(FAKE)
+async def test_the_guard_builds_on_what_a_plan_knew_and_not_on_when_it_was_carried_out(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    """What has become stale in between goes the next night, which is no reason to refuse."""
+    await server.database.insert(series("a", [hour / 24 for hour in range(24)]))
+    ten = [RetentionPolicy(name="ten", keep_last=10)]
+    await server.cleanup(ten, mode="delete")
+    with server.active():
+        await plans.preview_into(tmp_path / "p", plans.Given(None, None), RetentionSettings(), ten, ())
+    server.pass_time(timedelta(hours=21))
+    await server.database.insert(series("a", [hour / 24 for hour in range(21)]))
+    assert (await carry_out(server, load_plan(tmp_path / "p"), policies=ten)).deleted == 0
+    night = await server.cleanup(ten, mode="delete", refuse_above_percent=50)
+    assert (night.outcome, night.deleted) == ("completed", 21)
+
+
+@on(FAKE)
+async def test_a_plan_moves_no_other_run_on(server: FakeServer, tmp_path: Path) -> None:
+    """The next night begins where the last one stopped."""
+    one = [RetentionPolicy(name="one", keep_last=1)]
+    await server.database.insert([row for key in "abz" for row in series(key, [1, 2, 3])])
+    assert (await server.cleanup(one, mode="delete", max_deletions=2)).stopped_at == "b"
+    with server.active():
+        await plans.preview_into(tmp_path / "p", plans.Given(None, None), RetentionSettings(), one, ())
+    await carry_out(server, load_plan(tmp_path / "p"), policies=one)
+    await server.database.insert([row for key in "ab" for row in series(key, [0.1, 0.2])])
+    night = await server.cleanup(one, mode="delete", max_deletions=1)
+    assert [key.key for key in night.key_reports if key.deleted] == ["b"]
 
 
 @on(*BY_FAKE)
