@@ -32,7 +32,7 @@ async def test_each_version_that_would_newly_go_or_stay_is_named_with_its_reason
     server: Server | FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By key and policy; also of a key that has no policy any more, and of artifacts without a key."""
-    a = await server.database.insert(series("a-1", [1, 2.52, 3, 4, 5]))
+    a = await server.database.insert(series("a-1", [1, 1.52, 3, 4, 5]))
     b = await server.database.insert(series("b-1", [1, 2, 3, 4, 5]))
     loose = await server.database.insert(series(None, [10, 31]))
     found = await difference(server, [THREE], [TWO, LOOSE])
@@ -45,7 +45,7 @@ async def test_each_version_that_would_newly_go_or_stay_is_named_with_its_reason
     }
     by_key = {each.key: each for each in found.key_differences}
     assert [(each.rule, each.versions, each.example) for each in by_key["a-1"].deleted_by] == [
-        ("unclaimed", 1, "superseded 60 hours ago, outside every keep rule")
+        ("unclaimed", 1, "superseded 36 hours ago, outside every keep rule")
     ]
     assert by_key["b-1"].kept_by[0].rule == "unmanaged"
     assert found.changes == ['policy "two" is new', 'policy "loose" is new', 'policy "three" is gone']
