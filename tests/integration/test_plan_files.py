@@ -156,13 +156,13 @@ async def test_the_guard_builds_on_what_a_plan_knew_and_not_on_when_it_was_carri
     server: FakeServer, tmp_path: Path
 ) -> None:
     """What has become stale in between goes the next night, which is no reason to refuse."""
-    await server.database.insert(series("a", [hour / 24 for hour in range(24)]))
+    await server.database.insert(series("a", [(hour + 0.5) / 24 for hour in range(24)]))
     ten = [RetentionPolicy(name="ten", keep_last=10)]
     await server.cleanup(ten, mode="delete")
     with server.active():
         await plans.preview_into(tmp_path / "p", plans.Given(None, None), RetentionSettings(), ten, ())
     server.pass_time(timedelta(hours=21))
-    await server.database.insert(series("a", [hour / 24 for hour in range(21)]))
+    await server.database.insert(series("a", [(hour + 0.5) / 24 for hour in range(21)]))
     assert (await carry_out(server, load_plan(tmp_path / "p"), policies=ten)).deleted == 0
     night = await server.cleanup(ten, mode="delete", refuse_above_percent=50)
     assert (night.outcome, night.deleted) == ("completed", 21)
