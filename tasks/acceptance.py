@@ -1,7 +1,8 @@
 """Policies that have changed are not applied unattended: a person has to apply or accept them first.
 
 Every delete run leaves a record of the policies that it has applied. While `require_accepted_policies` is on, a scheduled run
-whose policies are on no record is refused. Where there is no record at all, as at the first deployment, it goes on.
+whose policies are on no record is refused. Where there is no record at all, as at the first deployment, it goes on; records that
+cannot be read are some.
 """
 
 from __future__ import annotations
@@ -41,9 +42,12 @@ async def refuse_unaccepted(run: Run) -> None:
     """
     if run.report.mode != "delete" or run.is_attended or not run.limits.require_accepted_policies:
         return
-    records = await Acceptances(run.server.connection).all()
+    records, unreadable = await Acceptances(run.server.connection).all()
     last = latest(records)
-    if last is None or any(record.digest == run.report.policy_digest for record in records):
+    if any(record.digest == run.report.policy_digest for record in records) or not (last or unreadable):
+        return
+    if last is None:
+        run.report.refusals.append(f"no record of policies that were applied or accepted can be read ({unreadable[0]}): {REMEDY}")
         return
     since = f"{last.at:%Y-%m-%d %H:%M} UTC ({last.by})"
     refusal = f"the policies have changed since {since}, and no person has applied or accepted them: {REMEDY}"
@@ -68,7 +72,7 @@ async def record_applied(run: Run, by: str) -> None:
         return
     records = Acceptances(run.server.connection)
     try:
-        last = latest(await records.all())
+        last = latest((await records.all())[0])
         if last is None or last.digest != report.policy_digest:
             await records.write(Acceptance.of(meaning(run.policies), report.now, by))
     except StoreError as error:

@@ -113,6 +113,19 @@ async def test_what_a_refused_run_would_have_applied_is_not_accepted(server: Fak
     assert await refusals(server)
 
 
+@on(FAKE)
+@pytest.mark.parametrize("value", ["oops", {"format": 2}])
+async def test_a_record_that_cannot_be_read_is_not_taken_for_none(server: FakeServer, value: object) -> None:
+    """Nobody knows what was applied, so a person has to say it."""
+    await server.database.insert(series("a", [1, 2, 3, 4, 5]))
+    await nightly(server)
+    (name,) = (each for each in server.database.variables if each.startswith(VARIABLE_PREFIX))
+    server.database.variables[name]["value"] = value
+    assert f"can be read ({name})" in (await refusals(server))[0]
+    await server.cleanup(**REQUIRED)
+    assert (await nightly(server)).outcome == "completed"
+
+
 def test_policies_too_many_for_a_variable_are_known_by_their_digest() -> None:
     """The record still accepts them."""
     many = meaning([RetentionPolicy(name=f"p{uuid4()}", match_keys=[f"k{uuid4()}"], keep_last=1) for _ in range(200)])
