@@ -12,11 +12,10 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.acceptance import Acceptance, latest
 from prefect_artifact_retention.policies.meaning import describe_changes, meaning
 from prefect_artifact_retention.stores.acceptances import Acceptances
-from prefect_artifact_retention.tasks.report import GIVEN_POLICIES
 from prefect_artifact_retention.tasks.run import Run
 
 REMEDY = (
-    "see what they would delete with `artifact-retention policies diff --live`, then run the deployment once by hand, or "
+    "see what they would delete with `artifact-retention policies diff --live`, then run a deployment of all keys once by hand, or "
     "`artifact-retention policies accept`"
 )
 
@@ -64,11 +63,10 @@ async def refuse_unaccepted(run: Run) -> None:
 async def record_applied(run: Run, by: str) -> None:
     """Leave a record of the policies that a delete run has applied. A failure is a warning.
 
-    Policies that were given for some keys are no change of what is configured.
+    A run over some keys leaves none: nobody has seen what the policies do to the others.
     """
     report = run.report
-    is_partial = report.policy_source == GIVEN_POLICIES and report.scope
-    if report.mode != "delete" or report.outcome not in {"completed", "unfinished"} or is_partial:
+    if report.mode != "delete" or report.outcome not in {"completed", "unfinished"} or report.scope:
         return
     records = Acceptances(run.server.connection)
     try:
