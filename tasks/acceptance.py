@@ -12,6 +12,7 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.acceptance import Acceptance, latest
 from prefect_artifact_retention.policies.meaning import describe_changes, meaning
 from prefect_artifact_retention.stores.acceptances import Acceptances
+from prefect_artifact_retention.tasks.report import GIVEN_POLICIES
 from prefect_artifact_retention.tasks.run import Run
 
 REMEDY = (
@@ -36,17 +37,22 @@ def is_attended() -> bool:
 async def refuse_unaccepted(run: Run) -> None:
     """Refuse an unattended delete run whose policies have never been applied or accepted.
 
+    Not one over some keys by policies of its own: these stand in its deployment, and change nothing that is configured.
+
     Raises:
         StoreError: It cannot be read which have been.
     """
-    if run.report.mode != "delete" or run.is_attended or not run.limits.require_accepted_policies:
+    has_own_policies = run.report.policy_source == GIVEN_POLICIES and run.report.scope
+    if run.report.mode != "delete" or run.is_attended or has_own_policies or not run.limits.require_accepted_policies:
         return
     records, unreadable = await Acceptances(run.server.connection).all()
     last = latest(records)
     if any(record.digest == run.report.policy_digest for record in records) or not (last or unreadable):
         return
     if last is None:
-        run.report.refusals.append(f"no record of policies that were applied or accepted can be read ({unreadable[0]}): {REMEDY}")
+        run.report.refusals.append(
+            f"no record of policies that were applied or accepted can be read ({unreadable[0]}): {REMEDY}"
+        )
         return
     since = f"{last.at:%Y-%m-%d %H:%M} UTC ({last.by})"
     refusal = f"the policies have changed since {since}, and no person has applied or accepted them: {REMEDY}"

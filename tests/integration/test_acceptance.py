@@ -128,6 +128,18 @@ async def test_a_record_that_cannot_be_read_is_not_taken_for_none(server: FakeSe
     assert (await nightly(server)).outcome == "completed"
 
 
+@on(FAKE)
+async def test_a_scheduled_run_over_some_keys_by_policies_of_its_own_is_not_refused(server: FakeServer) -> None:
+    """They change nothing that is configured; over some keys by what is configured, it is refused."""
+    await server.database.insert(series("a", [1, 2, 3, 4, 5]))
+    await nightly(server)
+    own = [RetentionPolicy(name="own", keep_last=2)]
+    assert (await server.cleanup(own, **REQUIRED, keys=["a"], attended=False)).deleted == 1
+    configure(1)
+    with pytest.raises(CleanupFailed, match="policies have changed"):
+        await server.cleanup(**REQUIRED, keys=["a"], attended=False)
+
+
 def test_policies_too_many_for_a_variable_are_known_by_their_digest() -> None:
     """The record still accepts them."""
     many = meaning([RetentionPolicy(name=f"p{uuid4()}", match_keys=[f"k{uuid4()}"], keep_last=1) for _ in range(200)])
