@@ -1,8 +1,8 @@
 """Policies that have changed are not applied unattended: a person has to apply or accept them first.
 
 Every delete run leaves a record of the policies that it has applied. While `require_accepted_policies` is on, a scheduled run
-whose policies are on no record is refused. Where there is no record at all, as at the first deployment, it goes on; records that
-cannot be read are some.
+whose policies are on no record is refused. Where there is no record at all, as at the first deployment, it goes on; records
+that cannot be read are some.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from prefect_artifact_retention.tasks.report import GIVEN_POLICIES
 from prefect_artifact_retention.tasks.run import Run
 
 REMEDY = (
-    "see what they would delete with `artifact-retention policies diff --live`, then run a deployment of all keys once by hand, or "
-    "`artifact-retention policies accept`"
+    "see what they would delete with `artifact-retention policies diff --live`, then run a deployment of all keys once by hand, "
+    "or `artifact-retention policies accept`"
 )
 
 NO_PERSON = {"SCHEDULE", "AUTOMATION", "DEPLOYMENT"}
