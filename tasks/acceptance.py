@@ -16,8 +16,8 @@ from prefect_artifact_retention.tasks.report import GIVEN_POLICIES
 from prefect_artifact_retention.tasks.run import Run
 
 REMEDY = (
-    "see what they would delete with `artifact-retention policies diff --live`, then run a deployment of all keys once by hand, "
-    "or `artifact-retention policies accept`"
+    "see what they would delete with `artifact-retention policies diff --live`, then run a deployment of all keys once by "
+    "hand, or `artifact-retention policies accept`"
 )
 
 NO_PERSON = {"SCHEDULE", "AUTOMATION", "DEPLOYMENT"}

@@ -6,11 +6,17 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from database import series
+from fake import FakeServer
 from prefect.context import FlowRunContext
 from prefect_artifact_retention.flows import approval
+from prefect_artifact_retention.flows.cleanup import open_run
 from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
+from prefect_artifact_retention.stores import api
 from prefect_artifact_retention.stores.run_inputs import RunInputs
+from prefect_artifact_retention.tasks.discover import discover
+from prefect_artifact_retention.tasks.plan import make_plan
 from prefect_artifact_retention.tasks.waiting import WaitingPlan, load_plan
 
 WAITING = WaitingPlan(number=1, name="abc", parts=1, sha256="", versions=1, text="text")
@@ -64,6 +70,26 @@ def test_a_run_that_another_flow_has_started_cannot_ask() -> None:
         pytest.raises(ConfigurationError, match="that another flow has started"),
     ):
         asyncio.run(approval.clean_up_with_approval(RetentionSettings(), policies, work))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("plans_all", [False, True])
+async def test_a_time_budget_is_for_deleting_only_where_a_person_approves(
+    monkeypatch: pytest.MonkeyPatch,
+    plans_all: bool,  # noqa: FBT001
+) -> None:
+    """What is planned once there is an answer would be more than was shown, and be asked about again."""
+    monkeypatch.setattr(api, "LISTED_ROWS", 1)
+    settings = RetentionSettings(time_budget_minutes=0.0001)
+    with FakeServer().listening() as server:
+        await server.database.insert([*series("a", [1, 2]), *series("b", [1, 2]), *series("c", [1, 2])])
+        with server.active():
+            async with open_run(settings, "preview", [RetentionPolicy(name="all", keep_last=1)], ()) as run:
+                run.plans_all = plans_all
+                await asyncio.sleep(0.01)
+                await discover(run)
+                await make_plan(run)
+                assert ([each.key for each in run.plans] == ["a", "b", "c"]) == plans_all
+                assert (run.unbudgeted_seconds >= 0.01) == plans_all
 
 
 @pytest.mark.parametrize("part", ["abc", "eJw=", None])
