@@ -13,13 +13,15 @@ from uuid import UUID
 
 import httpx
 from prefect import runtime
+from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.flow_runs import asuspend_flow_run
 from prefect.input import RunInput
 from prefect_artifact_retention.flows.settings import RetentionSettings, resolve_policies
-from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy
+from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.formatting import count, printable
-from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.stores.api import HTTP_NOT_FOUND
+from prefect_artifact_retention.stores.connection import connect, reason
 from prefect_artifact_retention.tasks.planfile import ShownPlan
 from prefect_artifact_retention.tasks.publication import links
 from prefect_artifact_retention.tasks.rendering import escape, pipe_table, size
@@ -97,11 +99,14 @@ async def clean_up_with_approval(
         work: Does a part.
 
     Raises:
-        ConfigurationError: There are no policies to delete by, or the flow run has no deployment.
+        ConfigurationError: There are no policies to delete by, or the flow run has no deployment, or is a subflow run.
         StoreError: The server cannot be reached, or refuses a request.
         prefect.exceptions.Pause: The flow run is suspended until somebody answers.
     """
     resolve_policies(policies, settings, "delete")
+    context = FlowRunContext.get()
+    if context and context.flow_run and context.flow_run.parent_task_run_id:
+        raise ConfigurationError("mode = approve: Prefect suspends no flow run that another flow has started")
     if not runtime.deployment.id:
         raise ConfigurationError("mode = approve: needs a deployment, whose worker goes on with the run once it is approved")
     run_id = UUID(runtime.flow_run.id)
@@ -113,7 +118,7 @@ async def clean_up_with_approval(
             report, waiting = await _plan(run_id, number, why, work)
             if waiting is None:
                 return report
-        answer = await _ask(waiting, settings)
+        answer = await ask(waiting, settings)
         if answer.approve and answer.versions != waiting.versions:
             why = f"**{answer.versions} is not the number of versions that would go.**"
             waiting = waiting.model_copy(
@@ -169,14 +174,27 @@ def _unquestioned(text: str) -> str:
     return text.partition("\n\n")[2] if text.startswith("**") else text
 
 
-async def _ask(waiting: WaitingPlan, settings: RetentionSettings) -> Approval:
-    """Suspend the flow run, or return the answer if there is one. A run that was resumed without any is not approved."""
+async def ask(waiting: WaitingPlan, settings: RetentionSettings) -> Approval:
+    """Suspend the flow run, or return the answer if there is one. A run that was resumed without any is not approved.
+
+    Raises:
+        StoreError: The answer cannot be read, so that nobody knows what it is.
+        prefect.exceptions.Pause: The flow run is suspended.
+    """
     form = Approval.with_initial_data(description=waiting.text)
     seconds = round(timedelta(hours=settings.approval_hours).total_seconds())
+    # With the name of the plan: an answer counts for what was shown, also if another process had planned at the same time.
+    key = f"approval-{waiting.number}-{waiting.name}"
     try:
-        return await asuspend_flow_run(wait_for_input=form, timeout=seconds, key=f"approval-{waiting.number}")
-    except (ValidationError, httpx.HTTPStatusError, PrefectException):
-        return Approval(by="a run that was resumed without an answer")
+        return await asuspend_flow_run(wait_for_input=form, timeout=seconds, key=key)
+    except ValidationError:
+        pass
+    except httpx.HTTPError as error:
+        if not isinstance(error, httpx.HTTPStatusError) or error.response.status_code != HTTP_NOT_FOUND:
+            raise StoreError(f"nobody could be asked, or the answer not be read: {reason(error)}") from None
+    except (PrefectException, RuntimeError) as error:
+        raise StoreError(f"nobody could be asked, or the answer not be read: {printable(str(error))}") from None
+    return Approval(by="a run that was resumed without an answer")
 
 
 async def answer_run(run: str, *, approves: bool, versions: int | None = None, by: str = "") -> tuple[str, WaitingPlan]:

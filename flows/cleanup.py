@@ -426,6 +426,7 @@ async def _open_and_clean_up(
         progress = ProgressArtifact(run.server.connection)
         run.listen(progress.listen)
         run.is_attended = bool(part.answer) or is_attended()
+        run.plans_all = bool(part.planned or part.answer)
         if part.answer:
             run.report.approved_by = part.answer.by
             run.is_declined, run.needs_all_shown = not part.answer.approves, part.answer.approves

@@ -84,9 +84,11 @@ async def live_policies() -> Side:
         StoreError: The server cannot be reached.
     """
     async with connect() as connection:
-        record = latest(await Acceptances(connection).all())
+        records, unreadable = await Acceptances(connection).all()
+    record = latest(records)
     if record is None or record.policies is None:
-        why = "no delete run has left a record of its policies" if record is None else "they are too many to be on record"
+        none = f"{unreadable[0]} cannot be read" if unreadable else "no delete run has left a record of its policies"
+        why = none if record is None else "they are too many to be on record"
         raise ConfigurationError(f"command line: --live: {why}; name the file of the old policies instead")
     source = f"applied or accepted on {record.at:%Y-%m-%d %H:%M} UTC by {record.by}"
     return Side(load_policies(record.policies, source="--live"), source)

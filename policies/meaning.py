@@ -42,7 +42,9 @@ def describe_changes(before: Sequence[Meaning], after: Sequence[Meaning]) -> Ite
         if name not in old:
             yield f'policy "{name}" is new'
         elif old[name] != new[name]:
-            fields = [field for field in RetentionPolicy.model_fields if old[name].get(field) != new[name].get(field)]
+            known = RetentionPolicy.model_fields
+            named = [*known, *sorted({*old[name], *new[name]} - known.keys())]
+            fields = [field for field in named if old[name].get(field) != new[name].get(field)]
             yield f'policy "{name}": ' + ", ".join(_change(field, old[name], new[name]) for field in fields)
     yield from (f'policy "{name}" is gone' for name in old if name not in new)
     if [name for name in old if name in new] != [name for name in new if name in old]:
@@ -50,5 +52,7 @@ def describe_changes(before: Sequence[Meaning], after: Sequence[Meaning]) -> Ite
 
 
 def _change(field: str, old: Meaning, new: Meaning) -> str:
+    if field not in RetentionPolicy.model_fields:
+        return f"{field}, a field that this release does not have"
     default = RetentionPolicy.model_fields[field].default
     return f"{field} = {new.get(field, default)!r}, was {old.get(field, default)!r}"

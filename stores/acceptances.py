@@ -21,17 +21,22 @@ class Acceptances(Paging):
         # Variables are small, and a single page needs no second reading.
         self._page_rows = self._max_page_rows
 
-    async def all(self) -> list[Acceptance]:
-        """Read the records; a variable that cannot be read as one accepts nothing."""
+    async def all(self) -> tuple[list[Acceptance], list[str]]:
+        """Read the records, and return with them the names of the variables that cannot be read as one and accept nothing."""
         found: list[Acceptance] = []
+        unreadable: list[str] = []
         async for page in self._pages(
             "/variables/filter", {"name": {"like_": VARIABLE_PREFIX}}, "NAME_ASC", body_field="variables"
         ):
             for row in page:
                 name = str(row.get("name"))
-                if name.startswith(VARIABLE_PREFIX) and (record := read_acceptance(name, row.get("value"))):
+                if not name.startswith(VARIABLE_PREFIX):
+                    continue
+                if record := read_acceptance(name, row.get("value")):
                     found.append(record)
-        return found
+                else:
+                    unreadable.append(name)
+        return found, unreadable
 
     async def write(self, record: Acceptance) -> None:
         """Write a record, in place of an earlier one of the same policies."""

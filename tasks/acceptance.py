@@ -1,7 +1,8 @@
 """Policies that have changed are not applied unattended: a person has to apply or accept them first.
 
 Every delete run leaves a record of the policies that it has applied. While `require_accepted_policies` is on, a scheduled run
-whose policies are on no record is refused. Where there is no record at all, as at the first deployment, it goes on.
+whose policies are on no record is refused. Where there is no record at all, as at the first deployment, it goes on; records
+that cannot be read are some.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from prefect_artifact_retention.tasks.report import GIVEN_POLICIES
 from prefect_artifact_retention.tasks.run import Run
 
 REMEDY = (
-    "see what they would delete with `artifact-retention policies diff --live`, then run the deployment once by hand, or "
-    "`artifact-retention policies accept`"
+    "see what they would delete with `artifact-retention policies diff --live`, then run a deployment of all keys once by "
+    "hand, or `artifact-retention policies accept`"
 )
 
 NO_PERSON = {"SCHEDULE", "AUTOMATION", "DEPLOYMENT"}
@@ -36,14 +37,22 @@ def is_attended() -> bool:
 async def refuse_unaccepted(run: Run) -> None:
     """Refuse an unattended delete run whose policies have never been applied or accepted.
 
+    Not one over some keys by policies of its own: these stand in its deployment, and change nothing that is configured.
+
     Raises:
         StoreError: It cannot be read which have been.
     """
-    if run.report.mode != "delete" or run.is_attended or not run.limits.require_accepted_policies:
+    has_own_policies = run.report.policy_source == GIVEN_POLICIES and run.report.scope
+    if run.report.mode != "delete" or run.is_attended or has_own_policies or not run.limits.require_accepted_policies:
         return
-    records = await Acceptances(run.server.connection).all()
+    records, unreadable = await Acceptances(run.server.connection).all()
     last = latest(records)
-    if last is None or any(record.digest == run.report.policy_digest for record in records):
+    if any(record.digest == run.report.policy_digest for record in records) or not (last or unreadable):
+        return
+    if last is None:
+        run.report.refusals.append(
+            f"no record of policies that were applied or accepted can be read ({unreadable[0]}): {REMEDY}"
+        )
         return
     since = f"{last.at:%Y-%m-%d %H:%M} UTC ({last.by})"
     refusal = f"the policies have changed since {since}, and no person has applied or accepted them: {REMEDY}"
@@ -60,15 +69,14 @@ async def refuse_unaccepted(run: Run) -> None:
 async def record_applied(run: Run, by: str) -> None:
     """Leave a record of the policies that a delete run has applied. A failure is a warning.
 
-    Policies that were given for some keys are no change of what is configured.
+    A run over some keys leaves none: nobody has seen what the policies do to the others.
     """
     report = run.report
-    is_partial = report.policy_source == GIVEN_POLICIES and report.scope
-    if report.mode != "delete" or report.outcome not in {"completed", "unfinished"} or is_partial:
+    if report.mode != "delete" or report.outcome not in {"completed", "unfinished"} or report.scope:
         return
     records = Acceptances(run.server.connection)
     try:
-        last = latest(await records.all())
+        last = latest((await records.all())[0])
         if last is None or last.digest != report.policy_digest:
             await records.write(Acceptance.of(meaning(run.policies), report.now, by))
     except StoreError as error:

@@ -68,6 +68,8 @@ async def make_plan(run: Run) -> None:
     run.report.policies = _policy_reports(run)
     run.report.doubts += _single_versions(run)
     run.report.kept_by, run.report.condemned_by = run.kept_by.lines(), run.condemned_by.lines()
+    if run.plans_all:
+        run.unbudgeted_seconds = run.seconds
 
 
 def _without_keys(run: Run, used: AbstractSet[str]) -> Iterator[str]:

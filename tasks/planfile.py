@@ -18,7 +18,7 @@ from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.loading import describe_validation_error
 from prefect_artifact_retention.policies.meaning import describe_changes, meaning
 from prefect_artifact_retention.tasks.rendering import label
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """How far the date of a plan may lie in the future. With more, one whose date is mistyped passes for a recent one."""
@@ -30,6 +30,12 @@ DEFAULT_MAX_AGE_HOURS = 24
 MAX_AGE_HOURS = 24 * 365
 
 Text = Annotated[str, Field(max_length=10_000)]
+
+
+def _named(policy: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(policy.get("name"), str):
+        raise ValueError("has no name")  # noqa: TRY004 - pydantic reports this one
+    return policy
 
 
 class PlannedKey(BaseModel):
@@ -55,7 +61,7 @@ class PlanFile(BaseModel):
     scope: list[Text]
     keep_last: int | None = None
     keep_within_days: float | None = None
-    policies: list[dict[str, Any]]
+    policies: list[Annotated[dict[str, Any], AfterValidator(_named)]]
     planned: list[PlannedKey]
 
     @property

@@ -188,8 +188,11 @@ class Run:
         is_stalled: Whether the server takes no deletions.
         is_attended: Whether a person has started it.
         is_declined: Whether a person has said no to what was shown.
+        plans_all: Whether planning goes on to the last key however long that takes, and the time budget is for deleting only:
+            a person is asked about all that will be planned once there is an answer.
         needs_all_shown: Whether nothing is deleted if more is stale than was shown, so that a person is asked again.
         expectations: What is expected to be stale of each policy.
+        unbudgeted_seconds: The time that does not count for the time budget.
         planned_until: The key before which planning stopped; empty if it got to all of them.
         has_all_unkeyed: Whether planning did not stop in the middle of the artifacts without a key.
         is_unsettled: Whether a version behind a latest one was deleted, so that collections must be checked with a delay.
@@ -231,6 +234,8 @@ class Run:
         self.is_stalled = False
         self.is_attended = True
         self.is_declined = False
+        self.plans_all = False
+        self.unbudgeted_seconds = 0.0
         self.needs_all_shown = False
         self.touched: set[str] = set()
         self.is_unsettled = False
@@ -286,8 +291,8 @@ class Run:
         return hold.describe() if hold else ""
 
     def has_planning_time(self) -> bool:
-        """Whether less than half of the time budget is used; the other half is for deleting."""
-        return self.seconds < self.budget_seconds / 2
+        """Whether planning has no budget, or used less than half of it; the other half is for deleting."""
+        return self.plans_all or self.seconds < self.budget_seconds / 2
 
     def check_budgets(self) -> bool:
         """Return whether the budgets of time and number allow another deletion; if not, mark the run as unfinished.
@@ -297,7 +302,7 @@ class Run:
         if self.is_stalled:
             return False
         limit = self.limits.max_deletions
-        late = self.seconds >= self.budget_seconds and self.deletions_started >= MIN_DELETIONS
+        late = self.seconds - self.unbudgeted_seconds >= self.budget_seconds and self.deletions_started >= MIN_DELETIONS
         if late or (limit and self.deletions_started >= limit):
             self.report.outcome = "unfinished"
             return False

@@ -109,7 +109,10 @@ async def load_plan(connection: Connection, run_id: UUID, waiting: WaitingPlan) 
     """
     inputs = RunInputs(connection, run_id)
     texts = [await inputs.read(f"{PREFIX}-{waiting.name}-{index}") or "" for index in range(waiting.parts)]
-    packed = b64decode("".join(texts))
+    try:
+        packed = b64decode("".join(texts))
+    except ValueError:
+        packed = b""
     if hashlib.sha256(packed).hexdigest() != waiting.sha256:
         raise StoreError("nothing is deleted, because the plan that was approved is not whole")
     return read_plan(zlib.decompress(packed), "the plan that was approved")

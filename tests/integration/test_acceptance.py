@@ -61,7 +61,7 @@ async def test_the_first_scheduled_run_goes_on_and_so_does_one_with_the_same_pol
 
 @on(FAKE, thorough(SQLITE_API), thorough(POSTGRESQL_API))
 async def test_a_scheduled_run_with_other_policies_is_refused_until_a_person_has_run_it(server: Server | FakeServer) -> None:
-    """With how they differ; a preview by a person does not count, nor a run over some keys by other rules."""
+    """With how they differ; a preview by a person does not count, nor a run over some keys."""
     await server.database.insert(series("a", [1, 2, 3, 4, 5]))
     await nightly(server)
     configure(1)
@@ -71,6 +71,8 @@ async def test_a_scheduled_run_with_other_policies_is_refused_until_a_person_has
     assert changes == ['policy "all": keep_last = 1, was 3']
     await server.cleanup(mode="preview")
     await server.cleanup([RetentionPolicy(name="all", keep_last=1)], mode="delete", keys=["b"])
+    await server.cleanup(mode="delete", keys=["nothing-*"])
+    await server.cleanup(mode="delete", keys=["nothing-*"], attended=False)
     assert await refusals(server)
     assert (await server.cleanup(**REQUIRED)).deleted == 2
     assert (await nightly(server)).outcome == "completed"
@@ -111,6 +113,31 @@ async def test_what_a_refused_run_would_have_applied_is_not_accepted(server: Fak
     with pytest.raises(CleanupFailed):
         await server.cleanup(mode="delete", refuse_above_percent=1)
     assert await refusals(server)
+
+
+@on(FAKE)
+@pytest.mark.parametrize("value", ["oops", {"format": 2}])
+async def test_a_record_that_cannot_be_read_is_not_taken_for_none(server: FakeServer, value: object) -> None:
+    """Nobody knows what was applied, so a person has to say it."""
+    await server.database.insert(series("a", [1, 2, 3, 4, 5]))
+    await nightly(server)
+    (name,) = (each for each in server.database.variables if each.startswith(VARIABLE_PREFIX))
+    server.database.variables[name]["value"] = value
+    assert f"can be read ({name})" in (await refusals(server))[0]
+    await server.cleanup(**REQUIRED)
+    assert (await nightly(server)).outcome == "completed"
+
+
+@on(FAKE)
+async def test_a_scheduled_run_over_some_keys_by_policies_of_its_own_is_not_refused(server: FakeServer) -> None:
+    """They change nothing that is configured; over some keys by what is configured, it is refused."""
+    await server.database.insert(series("a", [1, 2, 3, 4, 5]))
+    await nightly(server)
+    own = [RetentionPolicy(name="own", keep_last=2)]
+    assert (await server.cleanup(own, **REQUIRED, keys=["a"], attended=False)).deleted == 1
+    configure(1)
+    with pytest.raises(CleanupFailed, match="policies have changed"):
+        await server.cleanup(**REQUIRED, keys=["a"], attended=False)
 
 
 def test_policies_too_many_for_a_variable_are_known_by_their_digest() -> None:

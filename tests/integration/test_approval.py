@@ -212,6 +212,18 @@ async def test_more_than_was_shown_is_asked_again(server: Server) -> None:
 
 @pytest.mark.thorough
 @on(SQLITE_API)
+async def test_a_run_whose_time_is_over_asks_for_all_keys_and_only_once(server: Server) -> None:
+    """Of 75 keys, planning would reach 25 in no time, and others once there is an answer."""
+    await server.database.insert([row for number in range(75) for row in series(f"k{number:02}", [1, 2, 3])])
+    asking = Asking(server)
+    await asking.start(time_budget_minutes=0.0001)
+    assert "Deletes **75 versions** of 75 keys" in await asking.question()
+    await asking.answer(approve=True, versions=75)
+    assert (await report_of(await asking.go_on())).deleted >= 10
+
+
+@pytest.mark.thorough
+@on(SQLITE_API)
 async def test_policies_that_changed_meanwhile_are_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was approved is not what they say."""
     rows = await server.database.insert(series("a", [1, 2, 3]))

@@ -230,12 +230,17 @@ async def test_the_guard_holds_for_a_plan_too(server: FakeServer, tmp_path: Path
     assert len(await server.database.ids()) == 4
 
 
+PLAN = '{"server": "s", "now": "2026-11-28T00:00Z", "scope": [], "planned": [], "policies": [%s]}'
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
         ("", "is no plan that `preview --out` has written"),
         ("[]", "is no plan"),
         ('{"format": "artifact-retention plan 2"}', "is no plan"),
+        (PLAN % "{}", "has no name"),
+        (PLAN % '{"name": ["x"]}', "has no name"),
         (None, "cannot be read: No such file or directory"),
     ],
 )

@@ -27,6 +27,12 @@ def test_a_release_changes_no_digest() -> None:
     assert digest([OWN_POLICY, TWO]) == digest([TWO]) == "cda0a2b33e28"
 
 
+def test_a_field_that_this_release_does_not_have_is_named() -> None:
+    """A plan or a record may be of a newer one."""
+    (line,) = describe_changes([{"name": "two", "keep_eternally": 1}], [{"name": "two"}])
+    assert line == 'policy "two": keep_eternally, a field that this release does not have'
+
+
 @pytest.mark.parametrize(
     ("before", "after", "lines"),
     [
