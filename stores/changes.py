@@ -258,8 +258,8 @@ class Changes(Queries):
             driver.terminate()
             lost = asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
             raise sa.exc.DBAPIError("COPY", None, lost) from None
-        except asyncpg.PostgresError as error:
-            # As of any other statement; SQLAlchemy knows nothing of this one.
+        except (asyncpg.PostgresError, ValueError, TypeError, OverflowError) as error:
+            # As of any other statement; SQLAlchemy knows nothing of this one. The others are what the driver cannot encode.
             raise sa.exc.DBAPIError("COPY", None, error) from error
         finally:
             driver.remove_termination_listener(end)
