@@ -366,6 +366,18 @@ async def test_a_version_that_the_server_fails_to_show_fails_its_key_only(server
     assert archived(folder).keys() == {rows[4].id, rows[5].id}
 
 
+@ANYWHERE
+async def test_a_part_is_in_the_order_of_keys(server: Server, folder: Path) -> None:
+    """So whoever looks for a key skips most of it. Here the versions were created night by night."""
+    keys = ["b", None, "a", "c"]
+    ages = {"a": (90, 60, 30), "b": (80, 50, 20), "c": (70, 40, 10), None: (65, 45, 35)}
+    await server.database.insert([Row(key, days(ages[key][night])) for night in range(3) for key in keys])
+    await server.cleanup(POLICIES, mode="delete")
+    read = [(v.key is None, v.key or "", v.created) for some in open_archive(str(folder)).versions() for v in some]
+    assert len(read) == 9
+    assert read == sorted(read)
+
+
 # --- deletions without an answer
 
 
