@@ -661,6 +661,16 @@ async def test_a_missing_part_of_another_server_fails_no_restore(server: AnyServ
 
 
 @on(*BY_FAKE)
+async def test_a_missing_part_is_told_where_nothing_else_is_found(server: AnyServer, tmp_path: Path) -> None:
+    """Nobody can tell whether it is of this server, which a worker may reach by another address."""
+    archive = write_archive(tmp_path / "archive", [made("a", 1, "http://in-the-cluster:4200/api")])
+    (part,) = (tmp_path / "archive/data").iterdir()
+    part.unlink()
+    with server.active(), pytest.raises(ArchiveError, match=f"nothing that is asked for; .*cannot read data/{part.name}"):
+        await restore(archive, applies=False)
+
+
+@on(*BY_FAKE)
 async def test_artifacts_without_a_key_are_restored_once_through_the_api(server: AnyServer, tmp_path: Path) -> None:
     """As new ones without a key."""
     archive = write_archive(tmp_path / "archive", [made(None, number, f"{server.local.address}/api") for number in (1, 2)])
