@@ -6,6 +6,7 @@ for that lock.
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -242,11 +243,26 @@ class Changes(Queries):
     async def copy(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Insert rows by COPY, which only PostgreSQL has."""
         driver: Any = (await self.connection.get_raw_connection()).driver_connection
+        copying = asyncio.ensure_future(driver.copy_records_to_table(table, columns=columns, records=rows))
+
+        def end(_driver: object) -> None:
+            copying.cancel()
+
+        # Once its buffer is full, the driver would wait for a lost connection for ever.
+        driver.add_termination_listener(end)
         try:
-            await driver.copy_records_to_table(table, columns=columns, records=rows)
-        except asyncpg.PostgresError as error:
-            # As of any other statement; SQLAlchemy knows nothing of this one.
+            await copying
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            driver.terminate()
+            lost = asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+            raise sa.exc.DBAPIError("COPY", None, lost) from None
+        except (asyncpg.PostgresError, ValueError, TypeError, OverflowError) as error:
+            # As of any other statement; SQLAlchemy knows nothing of this one. The others are what the driver cannot encode.
             raise sa.exc.DBAPIError("COPY", None, error) from error
+        finally:
+            driver.remove_termination_listener(end)
 
     async def touch(self) -> None:
         """Write what is there already: a transaction of SQLite can begin, and not find out before its first change."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +58,11 @@ RECONNECT_PAUSE_SECONDS = 1
 LOST_SQLSTATES = frozenset({"53300", "57P01", "57P02", "57P03"})
 """PostgreSQL's codes of a server that stops or starts, or has no connection left; besides those that begin with 08."""
 
-TRANSIENT_SQLSTATES = frozenset({"23505", "40001", "40P01", "55P03"})
-"""PostgreSQL's codes of errors after which a transaction is retried: a row that another one has inserted first, a concurrent
-change, a deadlock, a lock timeout."""
+TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
+"""PostgreSQL's codes of errors after which a transaction is retried: a concurrent change, a deadlock, a lock timeout."""
+
+TRANSIENT_INSERT_SQLSTATES = TRANSIENT_SQLSTATES | {"23505"}
+"""The same for the inserts of a restore: another one may have inserted a row first."""
 
 STATEMENT_TIMEOUT_SQLSTATE = "57014"
 """PostgreSQL's code of a statement that `statement_timeout` has cancelled."""
@@ -182,17 +184,15 @@ class Transactions:
 
         It may insert for long, and lock what others write to only before it ends.
         """
-        return await self._retried(
-            lambda: self._write_once(lambda changes: work(changes, *args, **kwargs), engine=self._inserter)
-        )
+        return await self._retried(lambda: self._write_once(lambda changes: work(changes, *args, **kwargs), inserts=True))
 
-    async def _write_once(self, work: Callable[[Changes], Awaitable[T]], *, engine: AsyncEngine | None = None) -> T:
+    async def _write_once(self, work: Callable[[Changes], Awaitable[T]], *, inserts: bool = False) -> T:
         transaction: int | None = None
         done: list[T] = []
         try:
             async with self._slots:
-                with self.translated_errors():
-                    async with (engine or self._writer).begin() as connection:
+                with self.translated_errors(TRANSIENT_INSERT_SQLSTATES if inserts else TRANSIENT_SQLSTATES):
+                    async with (self._inserter if inserts else self._writer).begin() as connection:
                         timeouts = {
                             "statement_timeout": WRITE_TIMEOUT_SECONDS * 1000,
                             "lock_timeout": LOCK_TIMEOUT_MILLISECONDS,
@@ -288,7 +288,7 @@ class Transactions:
         await queries.connection.exec_driver_sql(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE")
 
     @contextmanager
-    def translated_errors(self) -> Iterator[None]:
+    def translated_errors(self, transient: Collection[str] = TRANSIENT_SQLSTATES) -> Iterator[None]:
         """Translate errors into `StoreError`, without passwords and data: the libraries quote whole statements."""
         try:
             yield
@@ -299,7 +299,7 @@ class Transactions:
                 kind = LostConnectionError
             elif code == STATEMENT_TIMEOUT_SQLSTATE:
                 kind = SlowError
-            elif code in TRANSIENT_SQLSTATES or "database is locked" in str(error.orig):
+            elif code in transient or "database is locked" in str(error.orig):
                 kind = BusyError
             raise kind(f"{self.address}: {self.reason(error.orig)}") from None
         except (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:

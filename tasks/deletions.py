@@ -87,11 +87,12 @@ async def _delete(run: Run, store: ApiStore, version: Version, deadline: float) 
     try:
         is_ours = await store.delete(version.id, deadline=deadline, attempts=attempts)
     except BaseException as error:  # also a cancellation
+        # A refusal may be that of a proxy which had passed the request on: the version stays in doubt until the run ends.
         is_refused = isinstance(error, StoreError) and error.status in HTTP_CREDENTIALS_REFUSED and len(attempts) == 1
-        if attempts and not is_refused:
-            run.archive.unanswered.add(version.id)
-        else:
+        if not attempts:
             run.archive.trust([version.id])
+        elif not is_refused:
+            run.archive.unanswered.add(version.id)
         raise
     run.archive.settle([version.id], deleted=is_ours)
     return is_ours

@@ -207,7 +207,8 @@ async def plan_restore(restore: Restore) -> None:
             others[server] += 1
     restore.report.others = dict(others)
     if not found:
-        raise ArchiveError("; ".join([nothing_found(restore, others), *restore.report.errors]))
+        # Whatever server a lost part is of: nothing else tells who has deleted what.
+        raise ArchiveError("; ".join([nothing_found(restore, others), *(restore.unreadable[part.name] for part in lost)]))
     if restore.selection.to_key and len(found) > 1:
         raise ConfigurationError(f"the versions of {len(found)} keys are to go under one: name a single key with --key")
     existing = await (restore.database or restore.api).existing([row.id for rows in found.values() for row in rows])

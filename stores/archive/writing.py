@@ -19,6 +19,8 @@ from prefect_artifact_retention.stores.archive.parquet import new_writer, open_p
 MAX_GROUP_ROWS = 1_000
 """Rows of a row group. More make files a little smaller; less let a reader who looks for a key skip more of them."""
 
+_ORDER = [(name, "ascending") for name in ("key", "created", "id")]
+
 
 class StagedPart:
     """A part that is being written, and does not count before it is published."""
@@ -34,7 +36,7 @@ class StagedPart:
         self._added: list[Any] = []
 
     def add(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Write versions, of which the columns of `ArchivedVersion` are given by name.
+        """Write versions in the order of keys. The columns of `ArchivedVersion` are given by name.
 
         Whoever reads one of them later needs memory for all, so they should have 8 MB at most.
 
@@ -43,7 +45,7 @@ class StagedPart:
         """
         if columns["id"]:
             with self._location.doing(f"write {self._name}"):
-                self.add_table(to_table(columns, payloads=self._payloads))
+                self.add_table(to_table(columns, payloads=self._payloads).sort_by(_ORDER))
 
     def add_table(self, table: Any) -> None:  # noqa: ANN401 - pyarrow has no types
         """Write a row group that is a table already; nothing if it is empty."""

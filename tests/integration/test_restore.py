@@ -441,6 +441,30 @@ async def test_what_happens_while_versions_are_inserted_restores_them_once(
     assert await snapshot(server.database) == before
 
 
+@on(POSTGRESQL_DATABASE)
+async def test_a_connection_that_is_lost_while_much_is_copied_restores_it_once(server: Server, tmp_path: Path) -> None:
+    """The driver would wait for ever for a buffer that nobody empties any more."""
+    data = json.dumps("x" * 200_000)
+    archive = write_archive(
+        tmp_path / "archive", [made("report", n, f"{server.local.address}/api", data=data) for n in range(40)]
+    )
+    await server.database.run("CREATE SEQUENCE inserted")
+    await server.database.run(
+        "CREATE FUNCTION end_once() RETURNS trigger AS $$ BEGIN IF nextval('inserted') = 5 THEN "
+        "PERFORM pg_terminate_backend(pg_backend_pid()); END IF; RETURN NEW; END $$ LANGUAGE plpgsql"
+    )
+    await server.database.run("CREATE TRIGGER ending BEFORE INSERT ON artifact FOR EACH ROW EXECUTE FUNCTION end_once()")
+    try:
+        with server.active():
+            report = await asyncio.wait_for(restore(archive, hold_days=0), 20)
+        ((inserted,),) = await server.database.run("SELECT last_value FROM inserted")
+    finally:
+        await server.database.run("DROP FUNCTION end_once CASCADE")
+        await server.database.run("DROP SEQUENCE inserted")
+    assert (report.causes(), report.restored) == ([], 40)
+    assert inserted > 40
+
+
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of an archive in the bucket of a server that speaks S3's protocol."""
@@ -634,6 +658,16 @@ async def test_a_missing_part_of_another_server_fails_no_restore(server: AnyServ
         theirs = await restore(archive, applies=False, from_server="https://elsewhere.example/api")
     assert (report.causes(), report.restored) == ([], 1)
     assert [f"{RUN_ID}-00003" in error for error in theirs.causes()] == [True]
+
+
+@on(*BY_FAKE)
+async def test_a_missing_part_is_told_where_nothing_else_is_found(server: AnyServer, tmp_path: Path) -> None:
+    """Nobody can tell whether it is of this server, which a worker may reach by another address."""
+    archive = write_archive(tmp_path / "archive", [made("a", 1, "http://in-the-cluster:4200/api")])
+    (part,) = (tmp_path / "archive/data").iterdir()
+    part.unlink()
+    with server.active(), pytest.raises(ArchiveError, match=f"nothing that is asked for; .*cannot read data/{part.name}"):
+        await restore(archive, applies=False)
 
 
 @on(*BY_FAKE)

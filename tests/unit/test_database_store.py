@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg  # type: ignore[import-untyped]
 import pytest
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.stores.changes import Changes
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
 from prefect_artifact_retention.stores.schema import ARTIFACT, ARTIFACT_EVENTS, EVENT, EVENT_RESOURCE, VERSION_RESOURCE
 from prefect_artifact_retention.stores.transactions import MAX_CONNECTIONS
@@ -75,3 +77,20 @@ async def test_a_short_password_is_masked_only_where_it_is_a_word() -> None:
     async with open_database("postgresql://user:fail@127.0.0.1:1/db") as opened:
         with pytest.raises(StoreError, match=r"call \*\*\*ed"):
             await opened.disk_bytes()
+
+
+async def test_a_row_that_exists_is_a_reason_to_begin_again_for_a_restore_only(store: DatabaseStore) -> None:
+    """Another restore may have been first; for anybody else, it will be the same the next time."""
+    attempts = 0
+
+    async def insert(_changes: Changes) -> int:
+        nonlocal attempts
+        attempts += 1
+        if attempts != 2:
+            raise sa.exc.DBAPIError("INSERT", None, asyncpg.UniqueViolationError("it is there already"))
+        return attempts
+
+    assert await store.transactions.insert(insert) == 2
+    with pytest.raises(StoreError, match="it is there already"):
+        await store.transactions.write(insert)
+    assert attempts == 3
