@@ -31,6 +31,9 @@ key with thousands of versions takes longer."""
 SLOTS = ("keep_last", *(period.rule for period in CALENDAR))
 """The rules that keep a version until as much has been written as they keep."""
 
+ENDED_BY_WRITING = frozenset({*SLOTS, "grace_days"})
+"""The rules that may keep a version no more when others are written, at any time; they give no date before which it stays."""
+
 AT_ONCE = "now"
 A_NEWER_ONE = "a newer version exists"
 NEVER = {
@@ -141,7 +144,7 @@ def departures(  # noqa: PLR0913 - what a verdict depends on
 
     def settled(now: datetime, some: Sequence[int]) -> list[int]:
         judgement = key.judge(now)
-        return [index for index in some if {reason.rule for reason in judgement.why(index)} <= rules[index]]
+        return [index for index in some if {reason.rule for reason in judgement.why(index)} - ENDED_BY_WRITING <= rules[index]]
 
     needs = _Needs(key, end, moments[-1], now)
     for index, since in _search(moments, kept, settled):

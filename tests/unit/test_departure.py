@@ -1,7 +1,7 @@
 """When a version goes: on the date that is told, and not a moment before; or when what it takes has happened."""
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
@@ -41,6 +41,19 @@ def test_a_version_goes_on_its_date_and_not_a_moment_before(case: Case) -> None:
             assert version_id in case._replace(now=goes.at - TICK).kept()
         elif goes.needs != "now":
             assert version_id in case._replace(now=NEVER).kept()
+
+
+@settings(max_examples=80)
+@given(with_and_without_idle(known_latest=True), st.integers(1, 10))
+def test_no_version_goes_before_its_date_whatever_is_written(case: Case, number: int) -> None:
+    """Right away, or until the moment before it."""
+    for version_id, goes in told(case).items():
+        if found := re.search(r", not before (.+)", goes.needs):
+            before = datetime.fromisoformat(found[1]).replace(tzinfo=UTC) - TICK
+            for step in (TICK, (before - case.now) / number):
+                new = [version(case.now + step * each, number=900 + each) for each in range(1, number + 1)]
+                later = case._replace(versions=[*case.versions, *new], latest_id=new[-1].id, now=max(before, case.now))
+                assert version_id in later.kept()
 
 
 @settings(max_examples=60)
