@@ -28,6 +28,10 @@ MAX_EVALUATED = 2_000_000
 """Versions that are evaluated for the dates of a key, at most; beyond it, dates are rounded up. With more, an explanation of a
 key with thousands of versions takes longer."""
 
+CONTROLLED_WEIGHT = 15
+"""As how many more versions one with metadata counts there: its hold and TTL are read anew for every date. With less, an
+explanation of a thousand of them takes longer."""
+
 SLOTS = ("keep_last", *(period.rule for period in CALENDAR))
 """The rules that keep a version until as much has been written as they keep."""
 
@@ -88,7 +92,8 @@ class _Key:
     def moments(self, now: datetime) -> list[datetime]:
         """Return the moments after `now` at which a verdict may change, in order; some of them, if there are too many."""
         found = sorted({moment for moment in self._moments() if moment > now})
-        step = max(1, -(-len(found) * len(self.versions) // MAX_EVALUATED))
+        weight = len(self.versions) + CONTROLLED_WEIGHT * len(self.versions.controlled)
+        step = max(1, -(-len(found) * weight // MAX_EVALUATED))
         return found[step - 1 : -1 : step] + found[-1:]
 
     def _moments(self) -> Iterator[datetime]:

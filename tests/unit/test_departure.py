@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect_artifact_retention.policies import RetentionPolicy, Version, departure, evaluate
 from prefect_artifact_retention.policies.departure import TICK, Departure, departures, describe
-from prefect_artifact_retention.policies.evaluation import ONE_DAY
+from prefect_artifact_retention.policies.evaluation import ONE_DAY, judge
 from prefect_artifact_retention.policies.holds import Hold
 from test_evaluation_properties import Case, cases, with_and_without_idle
 
@@ -179,3 +179,15 @@ def test_many_versions_have_dates_that_are_rounded_up(monkeypatch: pytest.Monkey
         late += [told_of.at - exact] if told_of.at else []
     assert min(late) >= timedelta()
     assert timedelta() < max(late) < timedelta(hours=4)
+
+
+def test_versions_with_a_ttl_are_judged_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their metadata is read each time; no date is too early for that."""
+    monkeypatch.setattr(departure, "MAX_EVALUATED", 50_000)
+    judged = []
+    monkeypatch.setattr(departure, "judge", lambda *args, **fields: judged.append(fields["now"]) or judge(*args, **fields))
+    versions = [with_metadata(number / 24, ttl_days="10") for number in range(100)]
+    found = departures(versions, policy(keep_last=1), now=NOW)
+    assert len(judged) < 50
+    late = [found[each.id].at - (each.created + 10 * ONE_DAY + TICK) for each in versions[1:]]  # type: ignore[operator]
+    assert min(late) >= timedelta()
