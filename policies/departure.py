@@ -151,7 +151,7 @@ def departures(  # noqa: PLR0913 - what a verdict depends on
         judgement = key.judge(now)
         return [index for index in some if {reason.rule for reason in judgement.why(index)} - ENDED_BY_WRITING <= rules[index]]
 
-    needs = _Needs(key, end, moments[-1], now)
+    needs = _Needs(key, now)
     for index, since in _search(moments, kept, settled):
         later = f", not before {since:%Y-%m-%d}" if since > now else ""
         text = needs.describe(index, rules[index])
@@ -180,10 +180,8 @@ def _search(
 class _Needs:
     """What it takes for a version to go that stays as long as nothing is written."""
 
-    def __init__(self, key: _Key, end: Judgement, last: datetime, now: datetime) -> None:
+    def __init__(self, key: _Key, now: datetime) -> None:
         self._key = key
-        self._end = end
-        self._last = last
         self._now = now
         self._ranks: dict[str, dict[UUID, int]] = {}
 
@@ -218,7 +216,7 @@ class _Needs:
         if rule not in self._ranks:
             versions, policy = self._key.versions, self._key.policy
             period = next((each.days for each in CALENDAR if each.rule == rule), 0.0)
-            written = max(self._last, *versions.created) + 2 * period * ONE_DAY + TICK
+            written = max(versions.created) + 2 * period * ONE_DAY + TICK
             newest = Version(UUID(int=2**128 - 1), versions.key, written, written)
             alone = RetentionPolicy.model_validate({"name": rule, rule: getattr(policy, rule), "timezone": policy.timezone})
             judgement = judge([newest, *versions], alone, now=written, latest_id=newest.id)

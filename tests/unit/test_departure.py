@@ -150,6 +150,15 @@ def test_a_hold_ends_with_its_last_day_or_with_its_release() -> None:
     }
 
 
+@pytest.mark.parametrize("rule", ["keep_last", "keep_daily", "keep_yearly"])
+def test_a_hold_may_end_as_late_as_there_are_dates(rule: str) -> None:
+    """Some hold with a date that is far away on purpose."""
+    newest, held = words([days_old(1), with_metadata(2, hold="9999-12-30")], policy(**{rule: 1}))
+    assert "a newer " in newest
+    assert held == "9999-12-31 00:00"
+    assert words([days_old(1), with_metadata(2, hold="9999-12-31")], policy(**{rule: 1}))[1] == "when it is released"
+
+
 def test_what_people_must_do_first_is_said() -> None:
     """An unfinished run, a misspelt entry, two policies, a latest that does not exist."""
     running = days_old(2, flow_run_id=UUID(int=7))
