@@ -335,8 +335,9 @@ async def plan_only(
         await discover(run)
         check_scope(run)
         if next_days:
-            run.report.now += timedelta(days=next_days)
-            run.report.warn(f"planned {days(next_days)} ahead, as if nothing were written and no run ended until then")
+            run.report.next_days = next_days
+            ahead = f"planned {days(next_days)} ahead, as if nothing were written, no run ended and no cleanup ran until then"
+            run.report.warn(ahead)
         await make_plan(run)
         if not next_days:
             # What is expected of a day in the future depends on what is written until then.

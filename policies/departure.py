@@ -28,8 +28,15 @@ MAX_EVALUATED = 2_000_000
 """Versions that are evaluated for the dates of a key, at most; beyond it, dates are rounded up. With more, an explanation of a
 key with thousands of versions takes longer."""
 
+CONTROLLED_WEIGHT = 15
+"""As how many more versions one with metadata counts there: its hold and TTL are read anew for every date. With less, an
+explanation of a thousand of them takes longer."""
+
 SLOTS = ("keep_last", *(period.rule for period in CALENDAR))
 """The rules that keep a version until as much has been written as they keep."""
+
+ENDED_BY_WRITING = frozenset({*SLOTS, "grace_days"})
+"""The rules that may keep a version no more when others are written, at any time; they give no date before which it stays."""
 
 AT_ONCE = "now"
 A_NEWER_ONE = "a newer version exists"
@@ -85,7 +92,8 @@ class _Key:
     def moments(self, now: datetime) -> list[datetime]:
         """Return the moments after `now` at which a verdict may change, in order; some of them, if there are too many."""
         found = sorted({moment for moment in self._moments() if moment > now})
-        step = max(1, -(-len(found) * len(self.versions) // MAX_EVALUATED))
+        weight = len(self.versions) + CONTROLLED_WEIGHT * len(self.versions.controlled)
+        step = max(1, -(-len(found) * weight // MAX_EVALUATED))
         return found[step - 1 : -1 : step] + found[-1:]
 
     def _moments(self) -> Iterator[datetime]:
@@ -141,9 +149,9 @@ def departures(  # noqa: PLR0913 - what a verdict depends on
 
     def settled(now: datetime, some: Sequence[int]) -> list[int]:
         judgement = key.judge(now)
-        return [index for index in some if {reason.rule for reason in judgement.why(index)} <= rules[index]]
+        return [index for index in some if {reason.rule for reason in judgement.why(index)} - ENDED_BY_WRITING <= rules[index]]
 
-    needs = _Needs(key, end, moments[-1], now)
+    needs = _Needs(key, now)
     for index, since in _search(moments, kept, settled):
         later = f", not before {since:%Y-%m-%d}" if since > now else ""
         text = needs.describe(index, rules[index])
@@ -172,10 +180,8 @@ def _search(
 class _Needs:
     """What it takes for a version to go that stays as long as nothing is written."""
 
-    def __init__(self, key: _Key, end: Judgement, last: datetime, now: datetime) -> None:
+    def __init__(self, key: _Key, now: datetime) -> None:
         self._key = key
-        self._end = end
-        self._last = last
         self._now = now
         self._ranks: dict[str, dict[UUID, int]] = {}
 
@@ -210,7 +216,7 @@ class _Needs:
         if rule not in self._ranks:
             versions, policy = self._key.versions, self._key.policy
             period = next((each.days for each in CALENDAR if each.rule == rule), 0.0)
-            written = max(self._last, *versions.created) + 2 * period * ONE_DAY + TICK
+            written = max(versions.created) + 2 * period * ONE_DAY + TICK
             newest = Version(UUID(int=2**128 - 1), versions.key, written, written)
             alone = RetentionPolicy.model_validate({"name": rule, rule: getattr(policy, rule), "timezone": policy.timezone})
             judgement = judge([newest, *versions], alone, now=written, latest_id=newest.id)

@@ -38,9 +38,9 @@ def headline(report: CleanupReport) -> str:
     stale = f"{report.planned} of {count(report.versions_seen, 'version')} stale"
     where = f"in {count(len(report.key_reports), 'key')}"
     if report.mode == "preview" and not _is_unplanned(report):
-        return (
-            f"Would delete {count(report.planned, 'version')} ({size(report.bytes_planned)}): {stale} {where}{_moved(report)}"
-        )
+        what = f"{count(report.planned, 'version')} ({size(report.bytes_planned)})"
+        by = f" by {report.planned_for:%Y-%m-%d %H:%M}" if report.next_days else ""
+        return f"Would delete {what}{by}: {stale} {where}{_moved(report)}"
     not_begun = {
         "skipped": "Skipped, nothing deleted: another cleanup is deleting some of the same keys",
         "declined": f"Declined by {report.approved_by}, nothing deleted",

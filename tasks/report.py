@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
@@ -114,6 +114,9 @@ class CleanupReport(BaseModel):
         description="Of a run that carries out a plan which a person has seen: the `now` of that plan, from which every age "
         "is counted instead.",
     )
+    next_days: float = Field(
+        default=0, description="Of a preview of the next days: how long after `now` is the moment from which every age is counted."
+    )
     approved_by: str = Field(
         default="", description="Who has approved or declined what was shown, in their own words; empty if nobody was asked."
     )
@@ -172,6 +175,11 @@ class CleanupReport(BaseModel):
     def kept(self) -> int:
         """Versions that the plan keeps."""
         return self._total("kept")
+
+    @property
+    def planned_for(self) -> datetime:
+        """The moment from which every age is counted, unless there is a `planned_at`."""
+        return self.now + timedelta(days=self.next_days)
 
     @computed_field  # type: ignore[prop-decorator]
     @property

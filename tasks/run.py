@@ -252,8 +252,8 @@ class Run:
 
     @property
     def now(self) -> datetime:
-        """The moment from which ages are counted: when the run began, or when the plan was made that it carries out."""
-        return self.report.planned_at or self.report.now
+        """The moment from which ages are counted: when the run began, or when the plan was made, or for which it is made."""
+        return self.report.planned_at or self.report.planned_for
 
     @property
     def moves_on(self) -> bool:

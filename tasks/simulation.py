@@ -47,6 +47,9 @@ STEADY = 0.01
 """The change in these days, as a share, up to which a policy is in a steady state; so it is if no key has gained two versions,
 because the calendar alone makes a difference of one."""
 
+MAX_SIZE = 10**12
+"""The most bytes that a version is taken to have. With far more, sums have too many digits for a table."""
+
 _SIZE = re.compile(rf"([0-9]+(?:\.[0-9]+)?) ?(B|{'|'.join(UNITS)})?", re.IGNORECASE)
 
 
@@ -230,13 +233,16 @@ def read_size(text: str) -> int:
     """Read an amount such as 20kB or 1.5 MB, as bytes.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: It is none, or more than `MAX_SIZE`.
     """
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise ConfigurationError(f"command line: --size {text!r} is no amount of data, such as 300B, 20kB or 1.5MB")
     powers = {unit.lower(): power for power, unit in enumerate(UNITS, start=1)}
-    return round(float(match[1]) * 1000.0 ** powers.get((match[2] or "b").lower(), 0))
+    amount = float(match[1]) * 1000.0 ** powers.get((match[2] or "b").lower(), 0)
+    if amount > MAX_SIZE:
+        raise ConfigurationError(f"command line: --size is more than {size(MAX_SIZE)}, which no version has")
+    return round(amount)
 
 
 def table(simulation: Simulation) -> Iterator[tuple[str, ...]]:

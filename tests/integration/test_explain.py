@@ -125,17 +125,23 @@ async def test_a_preview_of_the_next_days_lists_what_goes_by_then(
     """What goes now included; of a key without a policy, nothing; and nothing is refused that nobody can expect."""
     rules = 'refuse_above_percent = 1\n[[policies]]\nname = "days"\nmatch_keys = ["report"]\nkeep_within_days = 30\n'
     (folder / "retention.toml").write_text(rules, encoding="utf-8")
-    await server.database.insert([*series("report", [1, 27, 29, 31]), *series("other", [50])])
+    in_use = Row("report", days(40), flow_run_id=server.local.start_run())
+    await server.database.insert([in_use, *series("report", [1, 27, 29, 31]), *series("other", [50])])
     planned = {}
     for ahead in ("0", "2", "5"):
         assert await call(server, "preview", "--next", ahead, "--json") == 0
         report = json.loads(capsys.readouterr().out)
         planned[ahead] = report["planned"]
+        assert report["next_days"] == float(ahead)
         said = [warning for warning in report["warnings"] if "ahead" in warning]
         assert said == (
-            [] if ahead == "0" else [f"planned {ahead} days ahead, as if nothing were written and no run ended until then"]
+            [] if ahead == "0" else [f"planned {ahead} days ahead, as if nothing were written, no run ended and no cleanup ran until then"]
         )
         assert any("would be refused" in warning for warning in report["warnings"]) == (ahead == "0")
     assert planned == {"0": 1, "2": 2, "5": 3}
+    assert await call(server, "preview", "--next", "400") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Would delete 3 versions")
+    assert "zombie" not in shown
     assert await call(server, "preview", "--next", "-1") == 2
     assert await call(server, "preview", "--next", "nan") == 2

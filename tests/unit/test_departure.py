@@ -1,7 +1,7 @@
 """When a version goes: on the date that is told, and not a moment before; or when what it takes has happened."""
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect_artifact_retention.policies import RetentionPolicy, Version, departure, evaluate
 from prefect_artifact_retention.policies.departure import TICK, Departure, departures, describe
-from prefect_artifact_retention.policies.evaluation import ONE_DAY
+from prefect_artifact_retention.policies.evaluation import ONE_DAY, judge
 from prefect_artifact_retention.policies.holds import Hold
 from test_evaluation_properties import Case, cases, with_and_without_idle
 
@@ -41,6 +41,19 @@ def test_a_version_goes_on_its_date_and_not_a_moment_before(case: Case) -> None:
             assert version_id in case._replace(now=goes.at - TICK).kept()
         elif goes.needs != "now":
             assert version_id in case._replace(now=NEVER).kept()
+
+
+@settings(max_examples=80)
+@given(with_and_without_idle(known_latest=True), st.integers(1, 10))
+def test_no_version_goes_before_its_date_whatever_is_written(case: Case, number: int) -> None:
+    """Right away, or until the moment before it."""
+    for version_id, goes in told(case).items():
+        if found := re.search(r", not before (.+)", goes.needs):
+            before = datetime.fromisoformat(found[1]).replace(tzinfo=UTC) - TICK
+            for step in (TICK, (before - case.now) / number):
+                new = [version(case.now + step * each, number=900 + each) for each in range(1, number + 1)]
+                later = case._replace(versions=[*case.versions, *new], latest_id=new[-1].id, now=max(before, case.now))
+                assert version_id in later.kept()
 
 
 @settings(max_examples=60)
@@ -137,6 +150,15 @@ def test_a_hold_ends_with_its_last_day_or_with_its_release() -> None:
     }
 
 
+@pytest.mark.parametrize("rule", ["keep_last", "keep_daily", "keep_yearly"])
+def test_a_hold_may_end_as_late_as_there_are_dates(rule: str) -> None:
+    """Some hold with a date that is far away on purpose."""
+    newest, held = words([days_old(1), with_metadata(2, hold="9999-12-30")], policy(**{rule: 1}))
+    assert "a newer " in newest
+    assert held == "9999-12-31 00:00"
+    assert words([days_old(1), with_metadata(2, hold="9999-12-31")], policy(**{rule: 1}))[1] == "when it is released"
+
+
 def test_what_people_must_do_first_is_said() -> None:
     """An unfinished run, a misspelt entry, two policies, a latest that does not exist."""
     running = days_old(2, flow_run_id=UUID(int=7))
@@ -166,3 +188,15 @@ def test_many_versions_have_dates_that_are_rounded_up(monkeypatch: pytest.Monkey
         late += [told_of.at - exact] if told_of.at else []
     assert min(late) >= timedelta()
     assert timedelta() < max(late) < timedelta(hours=4)
+
+
+def test_versions_with_a_ttl_are_judged_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their metadata is read each time; no date is too early for that."""
+    monkeypatch.setattr(departure, "MAX_EVALUATED", 50_000)
+    judged = []
+    monkeypatch.setattr(departure, "judge", lambda *args, **fields: judged.append(fields["now"]) or judge(*args, **fields))
+    versions = [with_metadata(number / 24, ttl_days="10") for number in range(100)]
+    found = departures(versions, policy(keep_last=1), now=NOW)
+    assert len(judged) < 50
+    late = [found[each.id].at - (each.created + 10 * ONE_DAY + TICK) for each in versions[1:]]  # type: ignore[operator]
+    assert min(late) >= timedelta()

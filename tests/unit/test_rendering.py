@@ -1,7 +1,7 @@
 """The words of a report: what it says, that no key can break it, and how keys are packed into prune tasks."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
@@ -140,6 +140,13 @@ def bullets(text: str, heading: str) -> list[str]:
 def test_a_preview_says_what_a_deletion_would_delete() -> None:
     """Totals, in one line."""
     assert headline(report()) == "Would delete 12 versions (1.5 kB): 12 of 40 versions stale in 2 keys"
+
+
+def test_a_preview_of_the_next_days_says_by_when() -> None:
+    """Its report has the moment at which it was made beside it."""
+    ahead = report(next_days=1.5)
+    by = ahead.now + timedelta(days=1.5)
+    assert headline(ahead) == f"Would delete 12 versions (1.5 kB) by {by:%Y-%m-%d %H:%M}: 12 of 40 versions stale in 2 keys"
 
 
 def test_one_version_of_one_key_is_singular() -> None:

@@ -192,7 +192,7 @@ def test_a_size_is_read_as_it_is_shown(text: str, amount: int) -> None:
     assert read_size(text) == amount
 
 
-@pytest.mark.parametrize("text", ["", "kB", "-1", "1e3", "20 kilos"])
+@pytest.mark.parametrize("text", ["", "kB", "-1", "1e3", "20 kilos", "1001GB", "9" * 400])
 def test_what_is_no_size_is_refused(text: str) -> None:
     """By name."""
     with pytest.raises(ConfigurationError, match="--size"):
