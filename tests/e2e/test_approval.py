@@ -51,13 +51,17 @@ def press_resume(seen: Visitor, run_id: str) -> Locator:
 
 
 def send(seen: Visitor, form: Locator) -> None:
-    """Send the form. It takes up what was typed a moment later; until then, the button may do nothing."""
+    """Send the form. It takes up what was typed a moment later; until then, the button may do nothing, or send too little."""
+    said = "nothing was sent"
     for _press in range(MAX_PRESSES):
         with suppress(NotSeenError):
-            with seen.page.expect_request("**/resume", timeout=PRESS_AGAIN_MS):
+            with seen.page.expect_request("**/resume", timeout=PRESS_AGAIN_MS) as sent:
                 form.get_by_role("button", name="Resume").or_(form.get_by_role("button", name="Submit")).last.click()
-            return
-    raise AssertionError("the form is not sent")
+            response = sent.value.response()
+            said = f"{sent.value.post_data}: {response.text() if response else sent.value.failure}"
+            if '"ACCEPT"' in said:
+                return
+    raise AssertionError(f"the server did not accept the form: {said}")
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
