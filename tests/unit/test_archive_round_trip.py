@@ -86,6 +86,15 @@ def test_other_readers_see_the_same(archive: Archive, odd: list[ArchivedVersion]
     assert [*pandas["updated"][:3]] == [each.updated for each in odd[:3]]
 
 
+def test_what_is_written_is_in_the_order_of_keys(archive: Archive) -> None:
+    """Whatever order a database gives it in: whoever looks for a key skips most of a part."""
+    versions = [archived(key, number) for number, key in enumerate(["b", None, "a", "c", "b", None, "a"], 1)]
+    write(archive, versions)
+    assert [(each.key, each.id.int >> 64) for each in read(archive)] == [
+        *(("a", 3), ("a", 7), ("b", 1), ("b", 5), ("c", 4), (None, 2), (None, 6)),
+    ]
+
+
 def test_an_archive_without_parts_has_an_empty_ledger(archive: Archive) -> None:
     """With its columns, so that whoever reads it needs no exception for it."""
     assert archive.ledger().num_rows == 0
