@@ -115,7 +115,7 @@ class CleanupReport(BaseModel):
         "is counted instead.",
     )
     next_days: float = Field(
-        default=0, description="Of a preview of the next days: how long after `now` is the moment from which every age is counted."
+        default=0, description="Of a preview of the next days: how long after `now` the moment is from which ages are counted."
     )
     approved_by: str = Field(
         default="", description="Who has approved or declined what was shown, in their own words; empty if nobody was asked."

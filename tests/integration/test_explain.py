@@ -135,7 +135,9 @@ async def test_a_preview_of_the_next_days_lists_what_goes_by_then(
         assert report["next_days"] == float(ahead)
         said = [warning for warning in report["warnings"] if "ahead" in warning]
         assert said == (
-            [] if ahead == "0" else [f"planned {ahead} days ahead, as if nothing were written, no run ended and no cleanup ran until then"]
+            []
+            if ahead == "0"
+            else [f"planned {ahead} days ahead, as if nothing were written, no run ended and no cleanup ran until then"]
         )
         assert any("would be refused" in warning for warning in report["warnings"]) == (ahead == "0")
     assert planned == {"0": 1, "2": 2, "5": 3}
