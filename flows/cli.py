@@ -119,6 +119,7 @@ def preview(  # noqa: PLR0913 - the flags of the command
         raise ConfigurationError(f"command line: --next {next_days:g} is not between 0 and {MAX_DAYS:,} days")
     if next_days and out:
         raise ConfigurationError("command line: --next cannot stand beside --out: a plan is of what is stale now")
+    _check_target("--out", out)
     settings, policies = _configure(config, key, keep_last, keep_within_days)
     _load_prefect()
     from prefect_artifact_retention.flows import cleanup, plans  # noqa: PLC0415
@@ -126,7 +127,6 @@ def preview(  # noqa: PLR0913 - the flags of the command
     if out is None:
         report = _follow(lambda: cleanup.preview(settings, policies, key, next_days), quiet=as_json)
     else:
-        plans.check_target(out)
         given = plans.Given(keep_last, keep_within_days)
         report = _follow(lambda: plans.preview_into(out, given, settings, policies, key), quiet=as_json)
     return _show(report, as_json=as_json)
@@ -210,6 +210,7 @@ def explain(  # noqa: PLR0913 - the flags of the command
         raise ConfigurationError("command line: --html shows the versions that there are, and --deleted others")
     if was_deleted and key is None:
         raise ConfigurationError("command line: --deleted takes a KEY; see the command deleted for all others")
+    _check_target("--html", html)
     settings, _ = _configure(config)
     _load_prefect()
     if was_deleted:
@@ -234,12 +235,12 @@ def explain(  # noqa: PLR0913 - the flags of the command
 def simulate(  # noqa: PLR0913 - the flags of the command
     *,
     rhythm: Annotated[
-        str,
+        str | None,
         Parameter(
             help="No server: simulate keys that are written hourly, daily, weekly, or by a cron expression (UTC). "
             "Default: as the keys of the server have been."
         ),
-    ] = "",
+    ] = None,
     size: Annotated[str, Parameter(help="With --rhythm: the data of each version. Default: 20kB.")] = "",
     days: Annotated[int, Parameter(help="How many days to simulate.", converter=_whole_number)] = 365,
     key: Keys = (),
@@ -251,8 +252,9 @@ def simulate(  # noqa: PLR0913 - the flags of the command
     from prefect_artifact_retention.flows import simulation  # noqa: PLC0415
 
     simulation.check_flags(rhythm, size, days, key)
+    _check_target("--html", html)
     settings, _ = _configure(config)
-    if rhythm:
+    if rhythm is not None:
         simulated, tally = simulation.simulate_rhythm(settings, rhythm, size, days)
     else:
         _load_prefect()
@@ -744,6 +746,16 @@ def _configure(
         raise ConfigurationError("\n".join(f"command line: {line}" for line in describe_validation_error(error))) from error
     configured = load_policies(settings.policies, source=settings.source("policies"))
     return settings, stand_in(configured, override)
+
+
+def _check_target(flag: str, file: Path | None) -> None:
+    """Refuse a file that cannot be written, before the server is read for minutes."""
+    try:
+        if file and (file.is_dir() or not file.parent.is_dir()):
+            raise ConfigurationError(f"command line: {flag} {file}: there is no such folder, or the file is one")
+    except OSError as error:
+        # Such as a name that is too long.
+        raise ConfigurationError(f"command line: {flag}: {error.strerror}") from None
 
 
 def _load_prefect() -> None:

@@ -9,19 +9,9 @@ from typing import NamedTuple
 
 from prefect_artifact_retention.flows.cleanup import plan_only
 from prefect_artifact_retention.flows.settings import RetentionSettings
-from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy
+from prefect_artifact_retention.policies import RetentionError, RetentionPolicy
 from prefect_artifact_retention.tasks.report import CleanupReport
 from prefect_artifact_retention.tasks.shown import plan_of
-
-
-def check_target(out: Path) -> None:
-    """Refuse a file that cannot be written, before the server is read for minutes.
-
-    Raises:
-        ConfigurationError: There is no such folder, or a folder of that name.
-    """
-    if out.is_dir() or not out.parent.is_dir():
-        raise ConfigurationError(f"command line: --out {out}: there is no such folder, or the file is one")
 
 
 class Given(NamedTuple):

@@ -35,7 +35,7 @@ CHART_CHARS = 60
 """Characters of a chart; with more, it does not fit beside the names on a narrow terminal."""
 
 
-def check_flags(rhythm: str, size_text: str, days: int, keys: Sequence[str]) -> None:
+def check_flags(rhythm: str | None, size_text: str, days: int, keys: Sequence[str]) -> None:
     """Refuse flags that cannot be meant.
 
     Raises:
@@ -43,9 +43,9 @@ def check_flags(rhythm: str, size_text: str, days: int, keys: Sequence[str]) -> 
     """
     if not 1 <= days <= MAX_DAYS:
         raise ConfigurationError(f"command line: --days {days} is not between 1 and {MAX_DAYS:,}")
-    if keys and rhythm:
+    if keys and rhythm is not None:
         raise ConfigurationError("command line: --key chooses keys of the server, of which --rhythm needs none")
-    if size_text and not rhythm:
+    if size_text and rhythm is None:
         raise ConfigurationError("command line: --size goes with --rhythm; the sizes on a server are observed")
 
 
@@ -131,8 +131,8 @@ def show(simulation: Simulation) -> None:
 def _charts(policies: Sequence[SimulatedPolicy]) -> Iterator[Text]:
     widest = max((len(policy.name) for policy in policies), default=0)
     for policy in policies:
-        most = max(policy.versions)
-        yield Text.assemble(f"{policy.name:<{widest}} ", (spark(policy.versions), "blue"), f" {most:,} versions at most")
+        most = count(max(policy.versions), "version")
+        yield Text.assemble(f"{policy.name:<{widest}} ", (spark(policy.versions), "blue"), f" {most} at most")
 
 
 def spark(amounts: Sequence[int]) -> str:

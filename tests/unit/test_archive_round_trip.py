@@ -86,11 +86,13 @@ def test_other_readers_see_the_same(archive: Archive, odd: list[ArchivedVersion]
     assert [*pandas["updated"][:3]] == [each.updated for each in odd[:3]]
 
 
-def test_what_is_written_is_in_the_order_of_keys(archive: Archive) -> None:
+def test_what_is_written_is_in_the_order_of_keys(archive: Archive, tmp_path: Path) -> None:
     """Whatever order a database gives it in: whoever looks for a key skips most of a part."""
     versions = [archived(key, number) for number, key in enumerate(["b", None, "a", "c", "b", None, "a"], 1)]
     write(archive, versions)
-    assert [(each.key, each.id.int >> 64) for each in read(archive)] == [
+    # The file itself: who reads an archive by this package gets it in that order in any case.
+    rows = pl.read_parquet(tmp_path / "archive" / "data" / "**" / "*.parquet").select("key", "id").rows()
+    assert [(key, UUID(id_).int >> 64) for key, id_ in rows] == [
         *(("a", 3), ("a", 7), ("b", 1), ("b", 5), ("c", 4), (None, 2), (None, 6)),
     ]
 

@@ -320,7 +320,10 @@ def test_a_rhythm_is_simulated_for_each_policy(config: Path, capsys: pytest.Capt
         (["--size", "1B"], "--size goes with --rhythm"),
         (["--rhythm", "daily", "--size", "big"], "--size 'big' is no amount"),
         (["--rhythm", "now and then"], "--rhythm 'now and then'"),
-        (["--rhythm", "daily", "--html", "no/such/folder.html"], "--html no/such/folder.html cannot be written"),
+        (["--rhythm", ""], "--rhythm ''"),
+        (["--rhythm", "daily", "--html", "no/such/folder.html"], "--html no/such/folder.html: there is no such folder"),
+        (["--html", "no/such/folder.html"], "--html no/such/folder.html: there is no such folder"),
+        (["--html", "x" * 300], "--html: File name too long"),
     ],
 )
 @pytest.mark.usefixtures("config")
@@ -328,6 +331,20 @@ def test_flags_that_cannot_be_meant_are_refused(flags: list[str], problem: str, 
     """Before anything is read."""
     assert main(["simulate", *flags]) == USAGE
     assert problem in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("config")
+def test_a_page_that_does_not_fit_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line."""
+    assert main(["simulate", "--rhythm", "daily", "--days", "2", "--html", "/dev/full"]) == USAGE
+    assert "--html /dev/full cannot be written: No space left" in capsys.readouterr().err
+
+
+def test_a_single_version_is_singular(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Grammar."""
+    config.write_text('[[policies]]\nname = "one"\nkeep_last = 1\n', encoding="utf-8")
+    assert main(["simulate", "--rhythm", "daily", "--days", "2"]) == DONE
+    assert capsys.readouterr().out.rstrip().endswith(" 1 version at most")
 
 
 @pytest.mark.usefixtures("config")
