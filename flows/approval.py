@@ -20,8 +20,7 @@ from prefect.input import RunInput
 from prefect_artifact_retention.flows.settings import RetentionSettings, resolve_policies
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.formatting import count, printable
-from prefect_artifact_retention.stores.api import HTTP_NOT_FOUND
-from prefect_artifact_retention.stores.connection import connect, reason
+from prefect_artifact_retention.stores.connection import HTTP_NOT_FOUND, connect, reason
 from prefect_artifact_retention.tasks.planfile import ShownPlan
 from prefect_artifact_retention.tasks.publication import links
 from prefect_artifact_retention.tasks.rendering import escape, pipe_table, size

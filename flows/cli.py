@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter, Token
-from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError, load_policies
+from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, load_policies
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import describe_validation_error, stand_in
 from prefect_artifact_retention.policies.meaning import digest
@@ -361,11 +361,8 @@ def restore(  # noqa: PLR0913 - the flags of the command
 
 def _restore(settings: RetentionSettings, request: Request, *, quiet: bool) -> RestoreReport:
     """Run the flow `artifact-restore`, and return its report, whatever Prefect makes of the run."""
-    from httpx import HTTPError  # noqa: PLC0415
-    from prefect.exceptions import PrefectException  # noqa: PLC0415
     from prefect_artifact_retention.flows import cleanup, restore  # noqa: PLC0415
-    from prefect_artifact_retention.stores.connection import reason  # noqa: PLC0415
-    from prefect_artifact_retention.tasks.restore_report import RestoreFailed  # noqa: PLC0415
+    from prefect_artifact_retention.flows.outcome import report_of  # noqa: PLC0415
 
     restored: list[RestoreReport] = []
 
@@ -386,21 +383,7 @@ def _restore(settings: RetentionSettings, request: Request, *, quiet: bool) -> R
             data=request.data,
         )
 
-    try:
-        return _follow(run, quiet=quiet)
-    except RestoreFailed as error:
-        return error.report
-    except PrefectException as error:
-        # The answer to Prefect's last request was lost, or somebody has cancelled or deleted the flow run: Prefect gives
-        # no result back, and the run has one all the same.
-        if not restored:
-            raise RetentionError(str(error)) from None
-    except HTTPError as error:
-        if not restored:
-            raise StoreError(f"the Prefect server failed during the run: {reason(error)}") from None
-        restored[-1].errors.append(f"the Prefect server failed after the run, whose state it may not show: {reason(error)}")
-        restored[-1].outcome = "failed"
-    return restored[-1]
+    return report_of(lambda: _follow(run, quiet=quiet), restored)
 
 
 def _show_ledger(settings: RetentionSettings, query: LedgerQuery, limit: int, *, as_json: bool) -> int:

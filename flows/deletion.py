@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypedDict, Unpack
 
-from httpx import HTTPError
-from prefect.exceptions import PrefectException
 from prefect_artifact_retention.flows import cleanup
+from prefect_artifact_retention.flows.outcome import report_of
 from prefect_artifact_retention.flows.settings import RetentionSettings, resolve_policies
-from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, StoreError
-from prefect_artifact_retention.stores.connection import reason
+from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.planfile import ShownPlan
-from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
+from prefect_artifact_retention.tasks.report import CleanupReport
 
 Work = Callable[[], Coroutine[Any, Any, CleanupReport]]
 
@@ -59,21 +57,9 @@ def delete(
         return await cleanup.artifact_cleanup(mode="delete", policies=list(policies), keys=list(keys), **parameters)
 
     try:
-        return follow(run)
-    except CleanupFailed as error:
-        return error.report
-    except PrefectException as error:
-        # The answer to Prefect's last request was lost, or somebody has cancelled or deleted the flow run: Prefect gives
-        # no result back, and the run has one all the same.
-        if not finished:
-            raise RetentionError(str(error)) from None
-    except HTTPError as error:
-        if not finished:
-            raise StoreError(f"the Prefect server failed during the run: {reason(error)}") from None
-        finished[-1].errors.append(f"the Prefect server failed after the run, whose state it may not show: {reason(error)}")
-        finished[-1].outcome = "failed"
+        return report_of(lambda: follow(run), finished)
     except OSError:
         # Whatever else has written to an output that nobody takes: the run is over, and has its result.
         if not finished:
             raise
-    return finished[-1]
+        return finished[-1]

@@ -19,7 +19,7 @@ from prefect_artifact_retention.policies.formatting import days
 from prefect_artifact_retention.policies.holds import Hold
 from prefect_artifact_retention.policies.model import RetentionPolicy, Version, Versions
 from prefect_artifact_retention.policies.periods import CALENDAR
-from prefect_artifact_retention.policies.simulation import AGES
+from prefect_artifact_retention.policies.simulation import age_limits
 
 TICK = timedelta(microseconds=1)
 """The least difference of two dates: limits are inclusive, and are over a tick later."""
@@ -97,7 +97,7 @@ class _Key:
         return found[step - 1 : -1 : step] + found[-1:]
 
     def _moments(self) -> Iterator[datetime]:
-        limits = [limit * ONE_DAY for rule in AGES if (limit := getattr(self.policy, rule))]
+        limits = age_limits(self.policy)
         yield from self.versions.created
         yield from (moment + limit + TICK for limit in limits for moment in {*self.versions.created, *self.versions.updated})
         for index in self.versions.controlled:

@@ -29,6 +29,11 @@ AGES = ("keep_within_days", "grace_days", "expire_after_days", "drop_idle_keys_a
 """The rules of a policy that compare an age with a limit."""
 
 
+def age_limits(policy: RetentionPolicy) -> list[timedelta]:
+    """Return the ages that a policy names."""
+    return [limit * ONE_DAY for rule in AGES if (limit := getattr(policy, rule))]
+
+
 @dataclass(frozen=True)
 class Course:
     """The versions that a key has, and those that will be written.
@@ -102,7 +107,7 @@ class Simulator:
     def _signature(self, course: Course) -> bytes:
         """Return what the fates of the versions depend on. Courses with the same signature have the same fates."""
         policy, versions = course.policy, course.versions
-        limits = [limit * ONE_DAY for rule in AGES if (limit := getattr(policy, rule))]
+        limits = age_limits(policy)
         zone = ZoneInfo(policy.timezone) if any(getattr(policy, period.rule) for period in CALENDAR) else None
         latest = [index for index, version in enumerate(versions) if version.id == course.latest_id]
         numbers = array("q", [len(course.present), *latest])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.acceptance import VARIABLE_PREFIX, Acceptance, read_acceptance
 from prefect_artifact_retention.stores.connection import Connection
 from prefect_artifact_retention.stores.paging import Paging
-
-HTTP_CONFLICT = 409
 
 
 class Acceptances(Paging):
@@ -41,9 +38,5 @@ class Acceptances(Paging):
     async def write(self, record: Acceptance) -> None:
         """Write a record, in place of an earlier one of the same policies."""
         body = {"name": record.variable, "value": record.value()}
-        try:
-            await self.connection.request("POST", "/variables/", body)
-        except StoreError as error:
-            if error.status != HTTP_CONFLICT:
-                raise
+        if not await self.connection.create("/variables/", body):
             await self.connection.request("PATCH", f"/variables/name/{record.variable}", {"value": record.value()})

@@ -21,7 +21,13 @@ import orjson
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.policies.model import RESULT, Versions
 from prefect_artifact_retention.stores.archive.model import CollectionRow
-from prefect_artifact_retention.stores.connection import READS_AHEAD, Connection, ListingTimedOutError, without_retries
+from prefect_artifact_retention.stores.connection import (
+    HTTP_NOT_FOUND,
+    READS_AHEAD,
+    Connection,
+    ListingTimedOutError,
+    without_retries,
+)
 from prefect_artifact_retention.stores.paging import (
     HTTP_CONTENT_TOO_LARGE,
     HTTP_SERVER_ERROR,
@@ -57,8 +63,6 @@ writes meanwhile may be lost; with less, a server that is slow refuses more ofte
 
 UNKEYED_FILTER = {"key": {"exists_": False}, "type": {"not_any_": [RESULT]}}
 """Selects artifacts without a key, except results of runs: of type `result`, or NULL, which SQL never finds unequal."""
-
-HTTP_NOT_FOUND = 404
 
 
 class ApiStore(Paging):

@@ -57,6 +57,8 @@ RETRIED_STATUSES = (408, 429, 502, 503)
 MAX_DETAIL_CHARS = 200
 """A longer explanation by the server is cut off in messages."""
 
+HTTP_NOT_FOUND = 404
+HTTP_CONFLICT = 409
 HTTP_UNAVAILABLE = 503
 HTTP_GATEWAY_TIMEOUT = 504
 HTTP_TOO_MANY_REQUESTS = 429
@@ -119,6 +121,33 @@ class Connection:
         self._has_answered = False
         # Prefect's server compresses at level 9, which takes its one event loop longer than a local network saves.
         self._headers = {} if self.is_cloud else {"Accept-Encoding": "identity"}
+
+    async def create(self, path: str, body: object) -> bool:
+        """Create what nothing else may have the name of. Return False if there is one: also where an answer was lost.
+
+        Raises:
+            StoreError: As `request` does.
+        """
+        try:
+            await self.request("POST", path, body)
+        except StoreError as error:
+            if error.status != HTTP_CONFLICT:
+                raise
+            return False
+        return True
+
+    async def find(self, path: str) -> httpx.Response | None:
+        """Read something; None if there is none.
+
+        Raises:
+            StoreError: As `request` does.
+        """
+        try:
+            return await self.request("GET", path)
+        except StoreError as error:
+            if error.status == HTTP_NOT_FOUND:
+                return None
+            raise
 
     async def request(  # noqa: PLR0913 - the options of a request
         self,

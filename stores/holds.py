@@ -16,12 +16,10 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.control import HOLD_ENTRIES
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.holds import VARIABLE_PREFIX, Hold, read_metadata, read_variable, variable_name
-from prefect_artifact_retention.stores.api import HTTP_NOT_FOUND, ApiStore
-from prefect_artifact_retention.stores.connection import Connection
+from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.connection import HTTP_NOT_FOUND, Connection
 from prefect_artifact_retention.stores.paging import Paging
 from prefect_artifact_retention.stores.rows import row_metadata
-
-HTTP_CONFLICT = 409
 
 MAX_ATTEMPTS = 10
 """How often a hold is written, or the list of holds read, while others change it. With more, it takes longer to give up."""
@@ -99,12 +97,7 @@ class Holds(Paging):
         name = variable_name(key)
         replaced: Hold | None = None
         for _attempt in range(MAX_ATTEMPTS):
-            try:
-                await self.connection.request("POST", "/variables/", {"name": name, "value": hold.value()})
-            except StoreError as error:
-                if error.status != HTTP_CONFLICT:
-                    raise
-            else:
+            if await self.connection.create("/variables/", {"name": name, "value": hold.value()}):
                 return replaced
             there = await self._variable(name)
             if there == hold:
@@ -124,12 +117,7 @@ class Holds(Paging):
         """Put a hold on a key unless there is one that ends no earlier. Return the one that holds it then."""
         name = variable_name(key)
         for _attempt in range(MAX_ATTEMPTS):
-            try:
-                await self.connection.request("POST", "/variables/", {"name": name, "value": hold.value()})
-            except StoreError as error:
-                if error.status != HTTP_CONFLICT:
-                    raise
-            else:
+            if await self.connection.create("/variables/", {"name": name, "value": hold.value()}):
                 return hold
             if (there := await self._variable(name)) and not hold.outlasts(there):
                 return there
@@ -183,12 +171,9 @@ class Holds(Paging):
 
     async def _version(self, version_id: UUID) -> tuple[str | None, dict[str, str]]:
         """Read the key and the metadata of a version."""
-        try:
-            row = self.connection.json(await self.connection.request("GET", f"/artifacts/{version_id}"))
-        except StoreError as error:
-            if error.status == HTTP_NOT_FOUND:
-                raise StoreError(f"there is no artifact with the id {version_id}", error.status) from None
-            raise
+        if (found := await self.connection.find(f"/artifacts/{version_id}")) is None:
+            raise StoreError(f"there is no artifact with the id {version_id}", HTTP_NOT_FOUND)
+        row = self.connection.json(found)
         return row.get("key"), dict(row_metadata(row) or {})
 
     async def _write(self, version_id: UUID, metadata: Mapping[str, str]) -> None:
@@ -196,12 +181,8 @@ class Holds(Paging):
         await asyncio.sleep(SETTLE_SECONDS)
 
     async def _variable(self, name: str) -> Hold | None:
-        try:
-            return _read(self.connection.json(await self.connection.request("GET", f"/variables/name/{name}")))
-        except StoreError as error:
-            if error.status == HTTP_NOT_FOUND:
-                return None
-            raise
+        found = await self.connection.find(f"/variables/name/{name}")
+        return None if found is None else _read(self.connection.json(found))
 
     async def _change(self, method: str, name: str, body: object = None) -> bool:
         """Change or delete a variable. Return False if there is none."""

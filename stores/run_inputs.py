@@ -6,10 +6,7 @@ from contextlib import suppress
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.stores.api import HTTP_NOT_FOUND
 from prefect_artifact_retention.stores.connection import Connection
-
-HTTP_CONFLICT = 409
 
 
 class RunInputs:
@@ -24,20 +21,12 @@ class RunInputs:
 
     async def write(self, key: str, text: str) -> None:
         """Write an input. One that is there stays as it is: the answer to an earlier attempt may have been lost."""
-        try:
-            await self._connection.request("POST", self._path, {"key": key, "value": text})
-        except StoreError as error:
-            if error.status != HTTP_CONFLICT:
-                raise
+        await self._connection.create(self._path, {"key": key, "value": text})
 
     async def read(self, key: str) -> str | None:
         """Read an input; None if there is none."""
-        try:
-            return (await self._connection.request("GET", f"{self._path}/{key}")).text
-        except StoreError as error:
-            if error.status == HTTP_NOT_FOUND:
-                return None
-            raise
+        found = await self._connection.find(f"{self._path}/{key}")
+        return None if found is None else found.text
 
     async def delete(self, key: str) -> None:
         """Delete an input, as far as possible; what is left goes with its run."""
