@@ -109,6 +109,9 @@ CLOCK_TOLERANCE = timedelta(minutes=5)
 answers, by which ages are counted, and the dates that it gives to artifacts ends a delete run. With more, a wrong `Date` makes
 versions older by as much."""
 
+SIGNAL_SECONDS = 0.1
+"""How long an error waits for the cancellation that may have led to it. With less, a run that is stopped may say that it failed."""
+
 FINAL_REPORT_SECONDS = 6
 """The time for the final report at shutdown. Docker kills a container 10 seconds after SIGTERM, a worker a run after 30, so
 with more, the report may be cut off."""
@@ -480,10 +483,10 @@ async def clean_up(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> Non
         await _steps(run, progress, vacuum=vacuum)
     except ConfigurationError:
         raise
-    except RetentionError as error:
-        run.report.errors.append(str(error))
     except Exception as error:  # noqa: BLE001 - the report is published after any error; Prefect logs the traceback
-        run.report.errors.append(f"unexpected {type(error).__name__}")
+        # At SIGTERM, Prefect breaks off whatever code is executing. If that makes an error, the cancellation comes right after.
+        await asyncio.sleep(SIGNAL_SECONDS)
+        run.report.errors.append(str(error) if isinstance(error, RetentionError) else f"unexpected {type(error).__name__}")
     await _publish(run, progress)
 
 
@@ -536,6 +539,8 @@ async def _leave_report(run: Run, progress: ProgressArtifact, description: str) 
     """Leave the report of a run that is shut down, and verify what it has touched."""
     async with connect() as connection:
         run.server.connection.take_over(connection)
+        with suppress(StoreError):
+            await progress.find(run.server, run.own_runs)
         await progress.finish(description, complete=False)
         with suppress(Exception):
             await publish_report(run)

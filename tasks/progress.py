@@ -10,7 +10,7 @@ The server dates these artifacts, so they also show its clock, where the `Date` 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -22,6 +22,7 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.loading import OWN_KEYS, PROGRESS_KEY
 from prefect_artifact_retention.stores.connection import Connection, reason
 from prefect_artifact_retention.stores.rows import FlowRun
+from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.tasks.producers.progress import LiveArtifact
 from prefect_artifact_retention.tasks.producers.requests import take
 from prefect_artifact_retention.tasks.rendering import label
@@ -60,6 +61,7 @@ class ProgressArtifact:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._artifact = LiveArtifact(PROGRESS_KEY)
+        self._is_begun = False
         self._created_at = 0.0
         self._shown = 0.0
         self._updated = 0.0
@@ -72,6 +74,7 @@ class ProgressArtifact:
         Raises:
             StoreError: The server cannot be reached, or refuses the artifact.
         """
+        self._is_begun = True
         try:
             # Shielded with what it leads to: a run that is stopped meanwhile knows its artifact, to say there that it stopped.
             await take(self._artifact.create(0.0, description), self.connection.client)
@@ -81,6 +84,17 @@ class ProgressArtifact:
             why = "the server's answer to a new artifact cannot be read"
             raise StoreError(f"the progress artifact could not be written: {why}") from error
         self._created_at = time.monotonic()
+
+    async def find(self, server: Server, own_runs: Collection[UUID]) -> None:
+        """Find the artifact of a run that was stopped before it knew which one the server had created.
+
+        Raises:
+            StoreError: The server cannot be reached, or sends an unexpected answer.
+        """
+        if self._is_begun and self._artifact.id is None:
+            for row in reversed(await server.newest_rows(PROGRESS_KEY, PROGRESS_VERSIONS_READ)):
+                if row["flow_run_id"] and UUID(row["flow_run_id"]) in own_runs:
+                    self._artifact.id = UUID(row["id"])
 
     def now(self) -> datetime:
         """Return the time by the clock with which the server dates artifacts: when it created this one, and since.

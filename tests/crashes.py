@@ -54,11 +54,13 @@ class Death:
 
     Of the method `SQL`: at its n-th statement that deletes from the database, before it or within its transaction after it.
     Of the method `FILE`: at the n-th file that appears in its archive, before that or after it.
+    With another signal, a request is broken off at that moment by what Prefect's handler of the signal raises.
     """
 
     number: int
     moment: Moment
     method: str = ""
+    how: signal.Signals = signal.SIGKILL
 
     def __str__(self) -> str:
         return f"{self.moment} {self.method or 'request'} {self.number}"
@@ -214,7 +216,7 @@ def _die_at(death: Death) -> None:
     seen = 0
 
     def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), death.how)
 
     async def die_once_sent(event: str, _details: object) -> None:
         if event.endswith("send_request_body.complete"):

@@ -20,6 +20,10 @@ FILES = [
 ]
 
 
+IN_FLIGHT = 4
+"""Deletions that may be under way at the same time."""
+
+
 def archived(folder: Path) -> set[UUID]:
     """What can be restored, whatever became of it."""
     return {version.id for some in open_archive(str(folder)).versions() for version in some}
@@ -87,5 +91,8 @@ async def test_a_run_that_is_stopped_tells_what_it_has_archived_in_vain(server: 
     left = await server.database.ids()
     (run,) = open_archive(str(tmp_path / "archive")).runs()
     assert run.outcome == "unfinished"
-    assert left == {*run.spared, rows[0].id}
-    assert archived(tmp_path / "archive") == {row.id for row in rows} - left
+    spared = {*run.spared, rows[0].id}
+    # A deletion whose answer never came may have been done or not: it is neither told as spared nor missing in the archive.
+    assert spared <= left
+    assert len(left - spared) <= IN_FLIGHT
+    assert archived(tmp_path / "archive") == {row.id for row in rows} - spared

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 from chance import SEED
-from crashes import Estate, Forge, end
+from crashes import Death, Estate, Forge, end
 from servers import BY_API, Server, on
 
 pytestmark = on(*BY_API)
@@ -92,6 +92,25 @@ async def test_a_run_stopped_while_it_plans_has_deleted_nothing(server: Server, 
     await asyncio.to_thread(end, process, signal.SIGTERM)
     left = await check_final_report(server, estate)
     assert left == {row.id for row in estate.rows}
+
+
+@pytest.mark.thorough
+async def test_a_run_stopped_at_an_answer_that_it_never_reads_says_so(server: Server, forge: Forge) -> None:
+    """Even at that to its own progress artifact, which says in the end that the run was stopped."""
+    estate = Estate.build()
+    stopped = []
+    for number in range(13, 22):
+        await estate.restore(server.database)
+        death = Death(number, "answered", how=signal.SIGTERM)
+        process = await asyncio.to_thread(lambda: forge.start(server, death=death))  # noqa: B023
+        code = await asyncio.to_thread(end, process)
+        progress = await latest(server, "progress")
+        if code:
+            stopped.append(progress)
+        assert not progress or not progress[1].startswith("Step"), (number, progress)
+        assert estate.kept <= (await estate.left(server.database))[0]
+    assert None in stopped, "no run was stopped before it had a progress artifact"
+    assert any(progress and "unfinished" in progress[1] for progress in stopped)
 
 
 @pytest.mark.long
