@@ -110,7 +110,7 @@ answers, by which ages are counted, and the dates that it gives to artifacts end
 versions older by as much."""
 
 SIGNAL_SECONDS = 0.1
-"""How long an error waits for the cancellation that may have led to it. With less, a run that is stopped may say that it failed."""
+"""How long an error waits for the cancellation that may have led to it. With less, a stopped run may say that it failed."""
 
 FINAL_REPORT_SECONDS = 6
 """The time for the final report at shutdown. Docker kills a container 10 seconds after SIGTERM, a worker a run after 30, so
@@ -484,7 +484,7 @@ async def clean_up(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> Non
     except ConfigurationError:
         raise
     except Exception as error:  # noqa: BLE001 - the report is published after any error; Prefect logs the traceback
-        # At SIGTERM, Prefect breaks off whatever code is executing. If that makes an error, the cancellation comes right after.
+        # At SIGTERM, Prefect breaks off whatever code is executing. If that makes an error, the cancellation follows it.
         await asyncio.sleep(SIGNAL_SECONDS)
         run.report.errors.append(str(error) if isinstance(error, RetentionError) else f"unexpected {type(error).__name__}")
     await _publish(run, progress)
