@@ -17,13 +17,14 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.flow_runs import asuspend_flow_run
 from prefect.input import RunInput
+from prefect.logging import get_run_logger
 from prefect_artifact_retention.flows.settings import RetentionSettings, resolve_policies
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.stores.connection import HTTP_NOT_FOUND, connect, reason
 from prefect_artifact_retention.tasks.planfile import ShownPlan
 from prefect_artifact_retention.tasks.publication import links
-from prefect_artifact_retention.tasks.rendering import escape, pipe_table, size
+from prefect_artifact_retention.tasks.rendering import escape, pipe_table, size, stale_where
 from prefect_artifact_retention.tasks.report import CleanupReport, Mode
 from prefect_artifact_retention.tasks.run import Run
 from prefect_artifact_retention.tasks.shown import plan_of
@@ -119,7 +120,9 @@ async def clean_up_with_approval(
                 return report
         answer = await ask(waiting, settings)
         if answer.approve and answer.versions != waiting.versions:
-            why = f"**{answer.versions} is not the number of versions that would go.**"
+            wrong = f"{answer.versions} is not the number of versions that would go."
+            get_run_logger().warning(f"{wrong} Nothing was deleted, and it is asked again")
+            why = f"**{wrong}**"
             waiting = waiting.model_copy(
                 update={"number": waiting.number + 1, "text": f"{why}\n\n{_unquestioned(waiting.text)}"}
             )
@@ -155,14 +158,20 @@ async def _plan(run_id: UUID, number: int, why: str, work: Work) -> tuple[Cleanu
     return report, stored[0] if stored else None
 
 
+def awaits(settings: RetentionSettings) -> str:
+    """Say in the report of a plan what it waits for."""
+    command = f"artifact-retention approve {runtime.flow_run.id}"
+    hours = f"{settings.approval_hours:g} hours"
+    return f"Nothing goes until a person approves it, within {hours}: by the form on the run's page in the UI, or {command}"
+
+
 def _question(report: CleanupReport) -> str:
-    keys = [each for each in report.key_reports if each.planned]
     rows = [(each.name, each.planned, each.versions) for each in report.policies if each.planned]
     page = links().get("Reports")
     parts = (
-        f"Deletes **{count(report.planned, 'version')}** of {count(len(keys), 'key')}, {size(report.bytes_planned)}."
-        + (f" [The report]({page}) says which, and why." if page else ""),
-        pipe_table(("Policy", "Deleted", "Of versions"), rows),
+        f"Deletes **{count(report.planned, 'version')}** {stale_where(report)}, {size(report.bytes_planned)}."
+        + (f" [The report]({page}) says of which keys, and why." if page else ""),
+        pipe_table(("Policy", "Stale", "Of versions"), rows),
         *(escape(warning) for warning in report.warnings if "would be refused" in warning),
     )
     return "\n\n".join(parts)

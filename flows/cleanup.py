@@ -23,7 +23,7 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.states import Completed, Failed
-from prefect_artifact_retention.flows.approval import Part, clean_up_with_approval
+from prefect_artifact_retention.flows.approval import Part, awaits, clean_up_with_approval
 from prefect_artifact_retention.flows.settings import (
     ENV_PREFIX,
     Minutes,
@@ -431,6 +431,8 @@ async def _open_and_clean_up(
         run.listen(progress.listen)
         run.is_attended = bool(part.answer) or is_attended()
         run.plans_all = bool(part.planned or part.answer)
+        if part.planned:
+            run.report.awaits = awaits(settings)
         if part.answer:
             run.report.approved_by = part.answer.by
             run.is_declined, run.needs_all_shown = not part.answer.approves, part.answer.approves

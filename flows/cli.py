@@ -588,12 +588,14 @@ def accept(
     settings, _ = _configure(config)
     _load_prefect()
     from prefect_artifact_retention.flows import acceptance  # noqa: PLC0415
+    from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
 
+    _, source = resolve_policies((), settings, "preview")
     record = _run_async(acceptance.accept(settings, by))
     if as_json:
         _print_json(record.model_dump(mode="json"))
     else:
-        sys.stdout.write(printable(f"policies {record.digest} are accepted by {record.by}") + "\n")
+        sys.stdout.write(printable(f"policies {record.digest} of {source} are accepted by {record.by}") + "\n")
     return DONE
 
 

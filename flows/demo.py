@@ -114,8 +114,7 @@ def run(folder: Path, *, as_json: bool = False) -> int:
         server.wait()
         steps.communicate(b"go\n")
     if steps.returncode == 0:
-        where = "" if folder == Path(".demo").resolve() else f" --folder {shlex.quote(str(folder))}"
-        _say(f"\nTo see it in Prefect's own UI: make ui, or artifact-retention demo --ui{where}", as_json=as_json)
+        _say(f"\nTo see it in Prefect's own UI: make ui, or artifact-retention demo --ui{_option(folder)}", as_json=as_json)
     return steps.returncode
 
 
@@ -150,6 +149,11 @@ def _say(text: str, *, as_json: bool = False) -> None:
     output.flush()
 
 
+def _option(folder: Path) -> str:
+    """Return what must be written to name a folder; empty for the usual one."""
+    return "" if folder.resolve() == Path(".demo").resolve() else f" --folder {shlex.quote(str(folder))}"
+
+
 def serve(folder: Path) -> int:
     """Run the demo's server until interrupted, and print the address of its user interface.
 
@@ -158,7 +162,9 @@ def serve(folder: Path) -> int:
     """
     prefect_home = folder.resolve() / "prefect"
     if not (prefect_home / "prefect.db").is_file():
-        raise RetentionError(f"there is no demo in {folder} yet: run `make demo` or `artifact-retention demo` first")
+        raise RetentionError(
+            f"there is no demo in {folder} yet: run `make demo` or `artifact-retention demo{_option(folder)}` first"
+        )
     with local_server(prefect_home) as server:
         server.wait()
         _say(f"The report: {server.address}/artifacts/key/artifact-retention-report")

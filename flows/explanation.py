@@ -69,7 +69,8 @@ async def explain(settings: RetentionSettings, key: str) -> Explanation:
         await read_holds(run)
         collections = await run.store.collections([key])
         if not collections:
-            raise StoreError(f"there is no artifact with the key {label(key)}")
+            one = "; this takes one key, and no glob" if set(key) & set("*?[") else ""
+            raise StoreError(f"there is no artifact with the key {label(key)}{one}")
         collection = collections[0]
         (history,) = [each async for page in run.store.histories([key]) for each in page]
         if history.error:

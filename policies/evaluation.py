@@ -349,7 +349,7 @@ class _Case:
                 if run_id in self.running:
                     found[index].append(Reason("running", f"its {what} has not finished"))
         for index in range(self.future):
-            found[index].append(Reason("future", "created after this run began"))
+            found[index].append(Reason("future", "newer than the plan"))
         for index in self._results():
             found[index].append(Reason("result", "Prefect keeps the result of a run in it"))
         return found

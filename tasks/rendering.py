@@ -35,12 +35,11 @@ _MAX_LABEL_CHARS = 250
 
 def headline(report: CleanupReport) -> str:
     """Summarize in one line what a run did or would do."""
-    stale = f"{report.planned} of {count(report.versions_seen, 'version')} stale"
-    where = f"in {count(len(report.key_reports), 'key')}"
+    stale = f"{report.planned} of {count(report.versions_seen, 'version')} stale {stale_where(report)}".rstrip()
     if report.mode == "preview" and not _is_unplanned(report):
         what = f"{count(report.planned, 'version')} ({size(report.bytes_planned)})"
         by = f" by {report.planned_for:%Y-%m-%d %H:%M}" if report.next_days else ""
-        return f"Would delete {what}{by}: {stale} {where}{_moved(report)}"
+        return f"Would delete {what}{by}: {stale}{_moved(report)}"
     not_begun = {
         "skipped": "Skipped, nothing deleted: another cleanup is deleting some of the same keys",
         "declined": f"Declined by {report.approved_by}, nothing deleted",
@@ -48,17 +47,24 @@ def headline(report: CleanupReport) -> str:
     }
     if report.outcome in not_begun:
         return not_begun[report.outcome]
-    text = f"Deleted {count(report.deleted, 'version')} ({size(report.bytes_freed)}): {stale} {where}{_moved(report)}"
+    text = f"Deleted {count(report.deleted, 'version')} ({size(report.bytes_freed)}): {stale}{_moved(report)}"
     if _is_unplanned(report):
         text = "Deleted nothing, because no version was evaluated"
     if report.outcome == "refused":
-        what = "no version was evaluated" if _is_unplanned(report) else f"{stale} {where}"
+        what = "no version was evaluated" if _is_unplanned(report) else stale
         return f"Refused in part. {text}" if report.deleted else f"Refused, nothing deleted: {what}"
     if report.outcome == "unfinished":
         return f"{text}; unfinished" + (f", {report.remaining} remain" if report.remaining else "")
     if report.outcome == "failed":
         return f"{text}; failed, {count(sum(1 for _ in report.failures()) + len(report.errors), 'error')}"
     return text
+
+
+def stale_where(report: CleanupReport) -> str:
+    """Say in how many keys versions are stale; empty if none are."""
+    stale = [each.key is not None for each in report.key_reports if each.planned]
+    keys = [f"in {count(sum(stale), 'key')}"] if any(stale) else []
+    return " and ".join([*keys, *["without a key"] * (not all(stale))])
 
 
 def _moved(report: CleanupReport) -> str:
@@ -123,6 +129,7 @@ def markdown(report: CleanupReport, *, links: Mapping[str, str] = NO_LINKS, pict
         + (f" · by the plan of {report.planned_at:%Y-%m-%d %H:%M:%S} UTC" if report.planned_at else "")
         + (f" · only {escape(scope_label(report.scope))}" if report.scope else "")
         + (f" · server {escape(report.server)}" if report.server else ""),
+        escape(report.awaits) if report.planned else "",
         *_problems(report),
         *(f"![{escape(alt)}]({url})" for alt, url in pictures),
         *([] if _is_unplanned(report) else _details(report)),

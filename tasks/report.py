@@ -118,6 +118,7 @@ class CleanupReport(BaseModel):
         default=0,
         description="Of a preview of the next days: how long after `now` is the moment from which every age is counted.",
     )
+    awaits: str = Field(default="", description="Of a plan that a person is asked to approve: until when, and how to answer.")
     approved_by: str = Field(
         default="", description="Who has approved or declined what was shown, in their own words; empty if nobody was asked."
     )

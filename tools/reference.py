@@ -107,6 +107,9 @@ def properties(schema: Schema) -> Iterable[tuple[str, Schema]]:
     return fields.items()
 
 
+BOUNDS = {"minimum": "", "exclusiveMinimum": "more than ", "maximum": "", "exclusiveMaximum": "less than "}
+
+
 def kind(field: Schema) -> str:
     """The type of a field, with its bounds."""
     if "enum" in field:
@@ -119,7 +122,7 @@ def kind(field: Schema) -> str:
         items = field.get("items")
         return f"list of {kind(items)}" if items else "list"
     name = field.get("format") if field.get("format") == "date-time" else field["type"]
-    bounds = [f"{field[bound]:,}" for bound in ("minimum", "maximum") if bound in field]
+    bounds = [f"{words}{field[bound]:,}" for bound, words in BOUNDS.items() if bound in field]
     return f"{name}, {' to '.join(bounds)}" if bounds else str(name)
 
 

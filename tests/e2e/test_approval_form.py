@@ -46,7 +46,7 @@ def press_resume(seen: Visitor, run_id: str) -> Locator:
     else:
         seen.page.get_by_role("button", name="Resume").first.click()
     form = seen.page.get_by_role("dialog")
-    expect(form.get_by_text(f"Deletes {STALE} versions of {len(KEYS)} keys").first).to_be_visible()
+    expect(form.get_by_text(f"Deletes {STALE} versions in {len(KEYS)} keys").first).to_be_visible()
     return form
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -123,7 +124,12 @@ async def test_what_was_shown_goes_once_a_person_has_approved_it_and_nothing_bef
     asking = Asking(server)
     assert (await asking.start()).is_paused()
     assert await server.database.ids() == {row.id for row in rows}
-    assert (await asking.question()).startswith("Deletes **2 versions** of 1 key, 6 B.")
+    assert (await asking.question()).startswith("Deletes **2 versions** in 1 key, 6 B.")
+    (waiting, *_) = await server.database.versions("artifact-retention-report")
+    assert (
+        f"within 24 hours: by the form on the run's page in the UI, or artifact-retention approve {asking.run_id}"
+        in re.sub(r"\\(.)", r"\1", waiting["data"])
+    )
     other = await server.cleanup(mode="delete", keys=["b"])
     assert other.outcome == "completed"
     with server.active():
@@ -186,7 +192,7 @@ async def test_another_number_is_asked_again(server: Server) -> None:
     await asking.answer(approve=True, versions=7)
     assert (await asking.go_on()).is_paused()
     assert "7 is not the number of versions" in (question := await asking.question())
-    assert "Deletes **1 version** of 1 key" in question
+    assert "Deletes **1 version** in 1 key" in question
     assert len(await server.database.ids()) == 3
     await asking.answer(approve=True, versions=1)
     assert (await report_of(await asking.go_on())).deleted == 1
@@ -217,7 +223,7 @@ async def test_a_run_whose_time_is_over_asks_for_all_keys_and_only_once(server: 
     await server.database.insert([row for number in range(75) for row in series(f"k{number:02}", [1, 2, 3])])
     asking = Asking(server)
     await asking.start(time_budget_minutes=0.0001)
-    assert "Deletes **75 versions** of 75 keys" in await asking.question()
+    assert "Deletes **75 versions** in 75 keys" in await asking.question()
     await asking.answer(approve=True, versions=75)
     assert (await report_of(await asking.go_on())).deleted >= 10
 

@@ -137,6 +137,15 @@ def bullets(text: str, heading: str) -> list[str]:
 # --- the headline
 
 
+def test_the_headline_counts_the_keys_of_which_something_is_stale() -> None:
+    """As the form for an approval and the sections below do; what has no key is no key."""
+    clean = [*report().key_reports, KeyReport(key="clean", policy="p", versions=3, kept=3)]
+    assert headline(report(key_reports=clean)) == "Would delete 12 versions (1.5 kB): 12 of 43 versions stale in 2 keys"
+    unkeyed = [*clean, KeyReport(key=None, policy="p", versions=2, planned=1)]
+    assert headline(report(key_reports=unkeyed)).endswith("13 of 45 versions stale in 2 keys and without a key")
+    assert headline(report(key_reports=clean[-1:])) == "Would delete 0 versions (0 B): 0 of 3 versions stale"
+
+
 def test_a_preview_says_what_a_deletion_would_delete() -> None:
     """Totals, in one line."""
     assert headline(report()) == "Would delete 12 versions (1.5 kB): 12 of 40 versions stale in 2 keys"

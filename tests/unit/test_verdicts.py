@@ -268,7 +268,7 @@ def test_a_version_with_a_ttl_supersedes() -> None:
 def test_a_future_version_supersedes_nothing() -> None:
     """Before it exists for this run, nothing has been replaced by it."""
     assert judged(history(-0.5, 10, 300), policy(keep_last=1, grace_days=5)) == [
-        "-0.5d KEEP latest version of its key; created after this run began",
+        "-0.5d KEEP latest version of its key; newer than the plan",
         "10d KEEP last 1 of 1; not superseded",
         "300d DELETE superseded 10 days ago, outside every keep rule",
     ]
@@ -492,7 +492,7 @@ def test_a_version_of_an_unfinished_run_stays() -> None:
 def test_a_version_created_after_now_stays_and_takes_no_slot() -> None:
     """It was written while the run went on; the next run judges it."""
     assert judged(history(-0.25, 1, 2, 3), policy(keep_last=2)) == [
-        "-0.25d KEEP latest version of its key; created after this run began",
+        "-0.25d KEEP latest version of its key; newer than the plan",
         "1d KEEP last 1 of 2",
         "2d KEEP last 2 of 2",
         "3d DELETE superseded 2 days ago, outside every keep rule",
@@ -681,7 +681,7 @@ def test_artifacts_without_a_key_obey_their_own_controls() -> None:
     ]
     rules = policy(unkeyed=True, keep_within_days=7, expire_after_days=30)
     assert judged(versions, rules, running=frozenset({RUN})) == [
-        "-1d KEEP created after this run began",
+        "-1d KEEP newer than the plan",
         "1d DELETE its own TTL of 0.5 days is over",
         "20d KEEP within its own TTL of 25 days",
         "40d DELETE 40 days old, expires after 30 days",
