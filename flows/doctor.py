@@ -11,7 +11,7 @@ from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.identity import check_writable
 from prefect_artifact_retention.tasks.doctor import PROJECTED_DAYS, Checkup, Finding, KeySize, examine, fix
-from prefect_artifact_retention.tasks.rendering import bullet_list, escape, label, pipe_table, size
+from prefect_artifact_retention.tasks.rendering import WORD_JOINER, bullet_list, escape, label, pipe_table, size
 
 MAX_EXAMPLES_SHOWN = 3
 
@@ -43,7 +43,7 @@ def announcement(findings: Sequence[Finding]) -> str:
 
 def show(checkup: Checkup) -> None:
     """Print what was found."""
-    terminal.show(terminal.Report("\n\n".join(_parts(checkup))))
+    terminal.show(terminal.Report("\n\n".join(_parts(checkup)).replace(WORD_JOINER, "")))
 
 
 def _parts(checkup: Checkup) -> Iterator[str]:

@@ -415,7 +415,8 @@ class ApiStore(Paging):
         if sum(await self._in_parts(known, count_versions)) == expected:
             return []
         found: set[str] = set()
-        async for page in self._pages("/artifacts/filter", {"key": {"exists_": True}}, "KEY_ASC"):
+        unreadable: list[str | None] = []
+        async for page in self._pages("/artifacts/filter", {"key": {"exists_": True}}, "KEY_ASC", unreadable=unreadable):
             found.update(row["key"] for row in page)
             page.clear()
         return sorted(found.difference(known))

@@ -24,6 +24,7 @@ from prefect_artifact_retention.tasks.discover import discover
 from prefect_artifact_retention.tasks.plan import without_keys
 from prefect_artifact_retention.tasks.rendering import label, size
 from prefect_artifact_retention.tasks.run import Run
+from prefect_artifact_retention.tasks.verify import MAX_REPAIR_ROUNDS
 from pydantic import BaseModel, Field
 
 MAX_EXAMPLES = 10
@@ -59,7 +60,7 @@ REPAIRABLE: Sequence[Kind] = ("latest_missing", "latest_not_newest", "no_collect
 
 _COLLECTIONS: Mapping[Kind, tuple[str, str]] = {
     "latest_missing": (
-        "Keys whose latest version does not exist, or is of another key",
+        "Keys whose latest version does not exist, is of another key, or was left by a repair",
         "doctor --fix makes the newest version the latest; of a key without any, it restores the server's copy",
     ),
     "latest_not_newest": (
@@ -149,6 +150,7 @@ class _Examination:
         self.unreadable = list(run.report.errors)
         self.metadata: list[str] = []
         self.gone: dict[UUID, int] = {}
+        self.of_gone_runs = 0
         self.unfinished: dict[UUID, tuple[datetime, KeySize]] = {}
         self.oldest = self.now
 
@@ -198,7 +200,9 @@ class _Examination:
         old = {run_id: since for run_id, since in unfinished.items() if self.now - since > UNFINISHED_AGE}
         for flow_run, task_run, held in rows:
             if flow_run in gone:
-                self.gone[flow_run] = self.gone.get(flow_run, 0) + 1
+                self.of_gone_runs += 1
+                if flow_run in self.gone or len(self.gone) < MAX_EXAMPLES:
+                    self.gone[flow_run] = self.gone.get(flow_run, 0) + 1
             # A task run that has not finished is named by its flow run, if that has not, either.
             if run_id := next((each for each in (flow_run, task_run) if each in old), None):
                 _since, amount = self.unfinished.setdefault(run_id, (old[run_id], KeySize(key=None)))
@@ -268,30 +272,34 @@ async def examine(run: Run) -> Checkup:
 
 async def fix(run: Run, checkup: Checkup) -> None:
     """Repair the collections that were found broken, and check that they are whole."""
-    for finding in checkup.findings:
-        for key in finding.keys_to_repair:
+    left = [key for finding in checkup.findings for key in finding.keys_to_repair]
+    errors: dict[str, str] = {}
+    # In rounds, because others may write meanwhile.
+    for _round in range(MAX_REPAIR_ROUNDS):
+        for key in left:
             try:
                 await run.store.repair(key, to_newest=True)
             except StoreError as error:
-                finding.errors.append(f"{label(key)}: {error}")
-    keys = [key for finding in checkup.findings for key in finding.keys_to_repair]
-    left = await _still_broken(run, keys)
+                errors[key] = f"{label(key)}: {error}"
+        if not (left := await _still_broken(run, left)):
+            break
     for finding in checkup.findings:
-        finding.repaired = sum(key not in left for key in finding.keys_to_repair)
-        del finding.errors[MAX_EXAMPLES:]
+        broken = [key for key in finding.keys_to_repair if key in left]
+        finding.repaired = len(finding.keys_to_repair) - len(broken)
+        finding.errors = [errors.get(key, f"{label(key)}: others change it again and again") for key in broken[:MAX_EXAMPLES]]
 
 
-async def _still_broken(run: Run, keys: Sequence[str]) -> set[str]:
+async def _still_broken(run: Run, keys: Sequence[str]) -> list[str]:
     """Return those of the keys whose collection is broken, or missing though there are versions."""
     collections = {each.key: each for each in await run.store.collections(keys)}
-    left: set[str] = set()
+    left: list[str] = []
     async with aclosing(run.store.histories(keys)) as listing:
         async for page in listing:
             for history in page:
                 collection = collections.get(history.key)
                 is_broken = _problem(collection, history.versions) if collection else bool(history.versions)
                 if is_broken or not history.complete:
-                    left.add(history.key)
+                    left.append(history.key)
     return left
 
 
@@ -307,8 +315,10 @@ def _problem(collection: Collection, versions: Versions, *, server_deletes: bool
 
 
 async def _without_collection(run: Run, keys: Sequence[str]) -> list[str]:
-    have_one = {each.key for each in await run.store.collections(keys)}
-    return [key for key in keys if key not in have_one]
+    unreadable: list[str | None] = []
+    have_one = {each.key for each in await run.store.collections(keys, unreadable)}
+    # Any of them may have a collection that the server fails to show, which is a finding already.
+    return [] if unreadable else [key for key in keys if key not in have_one]
 
 
 def _measure(amount: KeySize, held: int, age: timedelta) -> None:
@@ -377,7 +387,9 @@ def _about_keys(run: Run) -> Iterable[Finding]:
 def _about_runs(found: _Examination) -> Iterable[Finding]:
     gone = [f"{run_id}: {count(number, 'version')}" for run_id, number in found.gone.items()]
     advice = "Nothing, if somebody has deleted the runs: the policies treat their versions as any others"
-    yield from _finding("runs_gone", "Flow runs that are gone, and whose artifacts are there", gone, advice)
+    for finding in _finding("runs_gone", "Artifacts whose flow run is gone", gone, advice):
+        finding.count = found.of_gone_runs
+        yield finding
     oldest_first = sorted(found.unfinished.items(), key=lambda item: item[1][0])
     unfinished = [
         f"{run_id}, since {since:%Y-%m-%d}: {count(amount.versions, 'version')}, {size(amount.bytes)}"

@@ -12,9 +12,13 @@ import pytest
 from database import Database, Row, days, series
 from fake import FakeServer
 from prefect import Flow, get_client
+from prefect.client.schemas.actions import ArtifactCreate
 from prefect_artifact_retention.flows.cli import DONE, FAILED, main
+from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
 from servers import (
     BY_DATABASE,
+    BY_FAKE,
+    FAKE,
     POSTGRESQL_API,
     POSTGRESQL_DATABASE,
     SQLITE_API,
@@ -164,6 +168,34 @@ async def test_metadata_that_nobody_can_read_is_broken(
     assert code == FAILED
     assert found["findings"][0]["examples"] == [f"report, {row.id}: unreadable retention-hold 'forever'"]
     assert "repairing" not in complaints
+
+
+@on(FAKE, thorough(SQLITE_API))
+async def test_what_the_server_fails_to_show_ends_no_examination(
+    server: Server | FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is broken, and named by its neighbour; all others are examined."""
+    rows = await server.database.insert([row for key in ("a", "b", "c") for row in series(key, [2, 1])])
+    await server.database.break_data(rows[3].id)
+    code, found, _complaints = await doctor(server, capsys, "--fix")
+    assert (code, counts(found)) == (FAILED, {"unreadable": 1})
+    assert found["findings"][0]["examples"] == ["the key after a: nothing deleted, because the server fails to show it (500)"]
+    assert (found["keys"], found["total"]["versions"]) == (2, 4)
+
+
+@on(*BY_FAKE)
+async def test_a_repair_that_was_interrupted_is_finished(
+    server: Server | FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The placeholder goes, and the newest of the others is the latest again."""
+    rows = await server.database.insert(series("report", [3, 2]))
+    with server.active():
+        async with get_client() as client:
+            placeholder = ArtifactCreate(key="report", data="x", metadata_={PLACEHOLDER_OF: str(rows[1].id)})
+            await client.create_artifact(placeholder)
+    code, found, _complaints = await doctor(server, capsys, "--fix")
+    assert (code, counts(found), found["findings"][0]["repaired"]) == (DONE, {"latest_missing": 1}, 1)
+    assert await server.database.ids() == {row.id for row in rows}
 
 
 @on(*BY_DATABASE)
