@@ -507,6 +507,37 @@ def alarm(
     return DONE
 
 
+@app.command
+def doctor(
+    *,
+    fix: Annotated[
+        bool, Parameter(help="Repair broken collections, as the server would, after saying which.", negative=())
+    ] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Examine the artifacts of the server: what is broken, what deserves a look, what grows. Writes nothing without --fix.
+
+    Exits with 1 if anything is broken and not repaired; what only deserves a look does not count.
+    """
+    settings, _ = _configure(config)
+    _load_prefect()
+    from prefect_artifact_retention.flows import doctor as examination  # noqa: PLC0415
+    from prefect_artifact_retention.tasks.doctor import Finding  # noqa: PLC0415
+
+    def repair(findings: Sequence[Finding]) -> bool:
+        if fix:
+            _complain(examination.announcement(findings))
+        return fix
+
+    checkup = _follow(lambda: examination.examine_server(settings, repair), quiet=as_json)
+    if as_json:
+        _print_json(checkup.model_dump(mode="json"))
+    else:
+        examination.show(checkup)
+    return FAILED if checkup.is_broken else DONE
+
+
 @policies_app.command
 def check(*, config: Config = None, as_json: Json = False) -> int:
     """Load the policies and describe each of them. Needs no server."""

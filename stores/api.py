@@ -12,9 +12,10 @@ import json
 import random
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from math import inf
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -397,28 +398,86 @@ class ApiStore(Paging):
     async def _has_others(self, collection: Collection) -> bool:
         return await self._count("/artifacts", {"key": {"any_": [collection.key]}}) > 1
 
-    async def repair(self, key: str) -> bool:
+    async def uncollected(self, keys: Iterable[str]) -> list[str]:
+        """Return the keys of versions that have no collection, in order.
+
+        Only if the server counts more versions with a key than these keys have, all of them are listed.
+
+        Args:
+            keys: The keys that have a collection.
+        """
+        known = list(keys)
+        expected = await self._count("/artifacts", {"key": {"exists_": True}})
+
+        async def count_versions(part: Sequence[str]) -> int:
+            return await self._count("/artifacts", {"key": {"any_": list(part)}})
+
+        if sum(await self._in_parts(known, count_versions)) == expected:
+            return []
+        found: set[str] = set()
+        unreadable: list[str | None] = []
+        async for page in self._pages("/artifacts/filter", {"key": {"exists_": True}}, "KEY_ASC", unreadable=unreadable):
+            found.update(row["key"] for row in page)
+            page.clear()
+        return sorted(found.difference(known))
+
+    async def gone_runs(self, flow_runs: Iterable[UUID]) -> set[UUID]:
+        """Return those of the flow runs that do not exist."""
+        gone = set(flow_runs)
+
+        async def find(part: Sequence[UUID]) -> Iterable[UUID]:
+            if await self._count("/flow_runs", any_of(part), body_field="flow_runs") == len(part):
+                return part
+            return [run_id for run_id, _since, _finished in await self._existing("flow_runs", part, read_run)]
+
+        return gone.difference(*await self._in_parts(sorted(gone), find))
+
+    async def repair(self, key: str, *, to_newest: bool = False) -> bool:
         """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none.
 
         The server names a new latest version only when one is created, so the data of the vanished version, of which the
         collection has a copy, are posted as a new version. If the key has other versions, the new one is a placeholder: it is
         deleted at once, and the server names the newest of the others. If that fails, or a lost answer leads to two
         placeholders, `dangling` finds them.
+
+        Args:
+            key: The key.
+            to_newest: Whether to make the newest version the latest, too, if another one is, and to create a collection that
+                is missing. The placeholder then has the data of the newest version.
         """
         row = await self.latest_row(key)
         if row is None:
-            return False
+            return to_newest and await self._promote_newest(key, None)
         collection = read_collection(row)
         if await self._count("/artifacts", any_of([collection.latest_id])):
-            if half_repaired := collection.is_placeholder and await self._has_others(collection):
+            if collection.is_placeholder and await self._has_others(collection):
                 await self.delete(collection.latest_id)
-            return half_repaired
+                return True
+            return to_newest and await self._promote_newest(key, collection.latest_id)
         others = await self._count("/artifacts", {"key": {"any_": [key]}})
+        await self._post_again(row, collection.latest_id, as_placeholder=bool(others))
+        return True
+
+    async def _promote_newest(self, key: str, latest_id: UUID | None) -> bool:
+        """Make the newest version of a key its latest, unless that is as new. Return whether it was not."""
+        body = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}
+        rows = await self.connection.ask("/artifacts/filter", body)
+        if not rows:
+            return False
+        newest = read_version(rows[0])
+        latest = await self.versions([latest_id]) if latest_id else []
+        if any(each.key == key and each.created >= newest.created for each in latest):
+            return False
+        # It stays, with its metadata; a hold on the placeholder would pass for one that a person has put there.
+        await self._post_again({**rows[0], "metadata_": None}, newest.id, as_placeholder=True)
+        return True
+
+    async def _post_again(self, row: Mapping[str, Any], version_id: UUID, *, as_placeholder: bool) -> None:
+        """Post the data of a row as a new version. A placeholder is deleted at once."""
         wire = {field: row[field] for field in ("key", "type", "description", "data", "flow_run_id", "task_run_id")}
         metadata = {name: value for name, value in (row_metadata(row) or {}).items() if name != PLACEHOLDER_OF}
         # Without other versions, the new one stays, and is no placeholder.
-        wire["metadata_"] = (metadata | {PLACEHOLDER_OF: str(collection.latest_id)}) if others else (metadata or None)
+        wire["metadata_"] = (metadata | {PLACEHOLDER_OF: str(version_id)}) if as_placeholder else (metadata or None)
         posted = self.connection.json(await self.connection.request("POST", "/artifacts/", wire))
-        if others:
+        if as_placeholder:
             await self.delete(UUID(posted["id"]))
-        return True

@@ -12,11 +12,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg  # type: ignore[import-untyped]
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.stores.archive.model import CollectionRow
 from prefect_artifact_retention.stores.queries import IS_UNKEYED, Queries, count
 from prefect_artifact_retention.stores.schema import (
     ARTIFACT,
@@ -29,6 +30,7 @@ from prefect_artifact_retention.stores.schema import (
 )
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from prefect_artifact_retention.stores.store import Mark
+from sqlalchemy.dialects import postgresql, sqlite
 
 MAX_PURGED_EVENTS = 1_000
 MAX_PURGED_BYTES = 32 * 2**20
@@ -207,26 +209,51 @@ class Changes(Queries):
         await self.connection.execute(sa.delete(EVENT).where(self.among(EVENT.c.id, going)))
         return [row[1] for row in rows[:number]]
 
-    async def repair(self, key: str) -> bool:
+    async def create_collection(self, latest_id: UUID, row: CollectionRow | None = None) -> bool:
+        """Create the collection of a version, which becomes the latest. Return False if there is one.
+
+        Args:
+            latest_id: The version.
+            row: The collection as it was; None makes a new one.
+        """
+        given: dict[str, sa.ColumnElement[Any]] = {"latest_id": ARTIFACT.c.id}
+        given |= {name: ARTIFACT.c[name] for name in ("key", "created", "updated", *COPIED)}
+        given["id"] = sa.literal(row.id if row else uuid4(), COLLECTION.c.id.type)
+        if row:
+            given |= {name: sa.literal(getattr(row, name), COLLECTION.c[name].type) for name in ("created", "updated")}
+        columns = (column.label(f"given_{name}") for name, column in given.items())
+        insert = sqlite.insert if self.is_sqlite else postgresql.insert
+        inserting = insert(COLLECTION).from_select(list(given), sa.select(*columns).where(ARTIFACT.c.id == latest_id))
+        return (
+            await self.scalar(inserting.on_conflict_do_nothing(index_elements=["key"]).returning(COLLECTION.c.key)) is not None
+        )
+
+    async def repair(self, key: str, *, to_newest: bool = False) -> bool:
         """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none.
 
         The newest version of the key becomes its latest. If there is none, the vanished version is created again from the copy
         of its data in the collection.
+
+        Args:
+            key: The key.
+            to_newest: Whether to make the newest version the latest, too, if another one is, and to create a collection that
+                is missing.
         """
         collections = await self.lock([key])
         if not collections:
-            return False
+            newest = await self.newest(key) if to_newest else None
+            return newest is not None and await self.create_collection(newest)
         is_latest = ARTIFACT.c.id == collections[0].latest_id
         if await self.scalar(count(ARTIFACT).where(is_latest)):
             others = collections[0].is_placeholder and await self.scalar(
                 count(ARTIFACT).where(ARTIFACT.c.key == key, ~is_latest)
             )
-            if not others:
+            if others:
+                # A placeholder that an interrupted repair through the API has left.
+                await self.connection.execute(sa.delete(ARTIFACT).where(is_latest))
+            elif not (to_newest and await self.is_behind(key, collections[0].latest_id)):
                 return False
-            # A placeholder that an interrupted repair through the API has left.
-            await self.connection.execute(sa.delete(ARTIFACT).where(is_latest))
-        ranked = sa.select(ARTIFACT.c.id).order_by(ARTIFACT.c.created.desc(), ARTIFACT.c.id.desc())
-        newest = await self.scalar(ranked.where(ARTIFACT.c.key == key).limit(1))
+        newest = await self.newest(key)
         if newest is None:
             # For a version that was the latest from its creation on, the collection has that date in `updated` only.
             copied = ("latest_id", "key", "updated", "updated", *COPIED)

@@ -26,7 +26,7 @@ from collections.abc import (
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -34,7 +34,7 @@ from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.stores.changes import Changes
 from prefect_artifact_retention.stores.identity import check_writable, choose_schema
 from prefect_artifact_retention.stores.queries import IS_UNKEYED, Queries, count
-from prefect_artifact_retention.stores.schema import ARTIFACT
+from prefect_artifact_retention.stores.schema import ARTIFACT, FLOW_RUN
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
 from prefect_artifact_retention.stores.store import Copies, History
@@ -68,6 +68,30 @@ class Purge:
     events: int = 0
     size: int = 0
     error: str = ""
+
+
+class DiskUse(NamedTuple):
+    """What artifacts take on disk.
+
+    Attributes:
+        size: The bytes of the table with its indexes and large values; on SQLite, of the whole file.
+        free: The bytes of pages that SQLite has yet to use again; 0 on PostgreSQL.
+        rows: The rows of the table, as PostgreSQL's statistics have them; 0 on SQLite.
+        dead_rows: The deleted rows that no vacuum has removed yet, likewise.
+        vacuumed: When the table was vacuumed last, likewise; None if it never was.
+    """
+
+    size: int
+    free: int = 0
+    rows: int = 0
+    dead_rows: int = 0
+    vacuumed: datetime | None = None
+
+
+_DISK_USE = """
+SELECT pg_total_relation_size(relid), 0, n_live_tup, n_dead_tup, greatest(last_vacuum, last_autovacuum)
+FROM pg_stat_all_tables WHERE relid = 'artifact'::regclass
+"""
 
 
 class DatabaseStore:
@@ -175,9 +199,23 @@ class DatabaseStore:
         """Return those of the keys whose collection names a latest version that does not exist, or a left-over placeholder."""
         return await self._in_parts(keys, Queries.dangling)
 
-    async def repair(self, key: str) -> bool:
-        """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none."""
-        return await self.transactions.write(Changes.repair, key)
+    async def uncollected(self, keys: Iterable[str]) -> list[str]:  # noqa: ARG002
+        """Return the keys of versions that have no collection, in order."""
+        return await self.transactions.read(Queries.uncollected)
+
+    async def gone_runs(self, flow_runs: Iterable[UUID]) -> set[UUID]:
+        """Return those of the flow runs that do not exist."""
+        gone = set(flow_runs)
+        for part in _slices([*gone]):
+            gone -= await self.transactions.read(Queries.present, FLOW_RUN.c.id, part)
+        return gone
+
+    async def repair(self, key: str, *, to_newest: bool = False) -> bool:
+        """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none.
+
+        With `to_newest`, also make the newest version the latest, and create a collection that is missing.
+        """
+        return await self.transactions.write(Changes.repair, key, to_newest=to_newest)
 
     async def purge_events(self, ids: Sequence[UUID]) -> None:
         """Delete what the server's events hold of deleted versions, if asked to.
@@ -207,6 +245,13 @@ class DatabaseStore:
         query = sa.text(pages if self.is_sqlite else "SELECT pg_total_relation_size('artifact')")
         size: int = await self.transactions.read(Queries.scalar, query)
         return size
+
+    async def disk_use(self) -> DiskUse:
+        """Read what artifacts take on disk, and how much of that is of rows that were deleted."""
+        pages = "SELECT page_count * page_size, freelist_count * page_size FROM pragma_page_count(), pragma_page_size(), "
+        query = f"{pages}pragma_freelist_count()" if self.is_sqlite else _DISK_USE
+        (row,) = await self.transactions.read(Queries.all, sa.text(query))
+        return DiskUse(*row)
 
     async def _in_parts(self, items: Sequence[T], read: Callable[[Queries, Sequence[T]], Awaitable[list[R]]]) -> list[R]:
         """Read what is asked of many items, in as many transactions as they need."""

@@ -197,6 +197,24 @@ class Queries:
         broken = sa.select(COLLECTION.c.key).where(self.among(COLLECTION.c.key, keys), needs_repair)
         return [row[0] for row in await self.all(broken.order_by(COLLECTION.c.key))]
 
+    async def uncollected(self) -> list[str]:
+        """Return the keys of versions that have no collection, in order."""
+        has_none = ~sa.exists().where(COLLECTION.c.key == ARTIFACT.c.key)
+        keys = sa.select(ARTIFACT.c.key).where(ARTIFACT.c.key.is_not(None), has_none).distinct().order_by(ARTIFACT.c.key)
+        return [row[0] for row in await self.all(keys)]
+
+    async def newest(self, key: str) -> UUID | None:
+        """Return the newest version of a key; None if it has none."""
+        ranked = sa.select(ARTIFACT.c.id).where(ARTIFACT.c.key == key)
+        newest: UUID | None = await self.scalar(ranked.order_by(ARTIFACT.c.created.desc(), ARTIFACT.c.id.desc()).limit(1))
+        return newest
+
+    async def is_behind(self, key: str, latest_id: UUID) -> bool:
+        """Whether a key has a newer version than its latest, or its latest is a version of another key."""
+        latest = sa.select(ARTIFACT.c.created).where(ARTIFACT.c.id == latest_id, ARTIFACT.c.key == key).scalar_subquery()
+        newer = count(ARTIFACT).where(ARTIFACT.c.key == key, sa.or_(latest.is_(None), ARTIFACT.c.created > latest))
+        return bool(await self.scalar(newer))
+
     async def present(self, column: sa.Column[UUID], ids: Collection[UUID]) -> set[UUID]:
         """Return those of the ids that a column has."""
         return {row[0] for row in await self.all(sa.select(column).where(self.among(column, ids)))}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any, NamedTuple
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError
@@ -22,7 +22,6 @@ from prefect_artifact_retention.stores.archive.stubs import STUB_BYTES
 from prefect_artifact_retention.stores.changes import Changes
 from prefect_artifact_retention.stores.queries import Queries
 from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, COPIED
-from sqlalchemy.dialects import postgresql, sqlite
 
 Slices = Callable[[], AsyncIterator[Sequence[ArchivedVersion]]]
 """Gives the versions of a transaction, some at a time, and gives them again if the transaction is repeated."""
@@ -196,7 +195,7 @@ async def _move(
         rank = inserted[key].latest or (inserted[key].newest if is_same else None)
         if collection.latest_id not in latest:
             # It has vanished: as for a repair, the newest version takes its place.
-            latest_id = await _newest(changes, key)
+            latest_id = await changes.newest(key)
         elif rank and rank > latest[collection.latest_id]:
             latest_id = rank[1]
         else:
@@ -223,31 +222,16 @@ async def _create(
     created: set[str] = set()
     for key in keys:
         row = archived.get(key)
+        latest_id: UUID | None
         if row and row.latest_id in known:
             latest_id = row.latest_id
         elif counts[key] == inserted[key].versions:
             latest_id = (inserted[key].latest or inserted[key].newest)[1]
         else:
-            latest_id = await _newest(changes, key)
-        given: dict[str, sa.ColumnElement[Any]] = {"latest_id": ARTIFACT.c.id}
-        given |= {name: ARTIFACT.c[name] for name in ("key", "created", "updated", *COPIED)}
-        given["id"] = sa.literal(row.id if row else uuid4(), COLLECTION.c.id.type)
-        if row:
-            given |= {name: sa.literal(getattr(row, name), COLLECTION.c[name].type) for name in ("created", "updated")}
-        values = sa.select(*(column.label(f"given_{name}") for name, column in given.items())).where(
-            ARTIFACT.c.id == latest_id
-        )
-        insert = sqlite.insert if changes.is_sqlite else postgresql.insert
-        inserting = insert(COLLECTION).from_select(list(given), values).on_conflict_do_nothing(index_elements=["key"])
-        if await changes.scalar(inserting.returning(COLLECTION.c.key)) is not None:
+            latest_id = await changes.newest(key)
+        if latest_id and await changes.create_collection(latest_id, row):
             created.add(key)
     return created
-
-
-async def _newest(changes: Queries, key: str) -> UUID:
-    ranked = sa.select(ARTIFACT.c.id).order_by(ARTIFACT.c.created.desc(), ARTIFACT.c.id.desc())
-    version_id: UUID = await changes.scalar(ranked.where(ARTIFACT.c.key == key).limit(1))
-    return version_id
 
 
 def unfit_for_postgresql(versions: Iterable[ArchivedVersion]) -> Iterator[UUID]:

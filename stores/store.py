@@ -176,6 +176,24 @@ class Store(RunReader, Protocol):
         """Return those of the keys whose collection names a latest version that does not exist, or a left-over placeholder."""
         ...
 
-    async def repair(self, key: str) -> bool:
-        """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none."""
+    async def uncollected(self, keys: Iterable[str]) -> list[str]:
+        """Return the keys of versions that have no collection, in order.
+
+        Args:
+            keys: The keys that have one.
+        """
+        ...
+
+    async def gone_runs(self, flow_runs: Iterable[UUID]) -> set[UUID]:
+        """Return those of the flow runs that do not exist."""
+        ...
+
+    async def repair(self, key: str, *, to_newest: bool = False) -> bool:
+        """Repair a collection whose latest version has vanished, or finish such a repair. Return False if it needs none.
+
+        Args:
+            key: The key.
+            to_newest: Whether to make the newest version the latest, too, if another one is, and to create a collection that
+                is missing.
+        """
         ...

@@ -56,7 +56,7 @@ async def make_plan(run: Run) -> None:
         else:
             run.report.unmanaged.append(collection.key)
     run.report.doubts = [
-        *_without_keys(run, {policy.name for _collection, policy in managed.values()}),
+        *without_keys(run, {policy.name for _collection, policy in managed.values()}),
         *find_doubts(run.policies, offloads=_offloads(run)),
     ]
     await _expect(run)
@@ -72,7 +72,7 @@ async def make_plan(run: Run) -> None:
         run.unbudgeted_seconds = run.seconds
 
 
-def _without_keys(run: Run, used: AbstractSet[str]) -> Iterator[str]:
+def without_keys(run: Run, used: AbstractSet[str]) -> Iterator[str]:
     """Describe each policy that has no key today; those that were to protect something come first."""
     if run.report.scope or not run.report.keys_seen:
         return

@@ -15,6 +15,7 @@ from prefect_artifact_retention.flows.cli import app
 from prefect_artifact_retention.flows.restore import artifact_restore
 from prefect_artifact_retention.flows.settings import ENV_PREFIX, RetentionSettings
 from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.tasks.doctor import Checkup, DiskReport, Finding, KeySize
 from prefect_artifact_retention.tasks.report import ArchiveReport, CleanupReport, KeyReport, PolicyReport, RuleCount
 from prefect_artifact_retention.tasks.restore_report import RestoredKey, RestoreReport
 from pydantic import BaseModel
@@ -35,13 +36,14 @@ def renew_tables(page: str) -> str:
 def tables() -> dict[str, Iterator[Row]]:
     """The rows of each table by its marker, the head first."""
     models = (CleanupReport, KeyReport, PolicyReport, RuleCount, ArchiveReport, RestoreReport, RestoredKey)
+    examination = (Checkup, Finding, KeySize, DiskReport)
     return {
         "policy fields": policy_fields(),
         "settings": settings(),
         "flow parameters": flow_parameters(artifact_cleanup),
         "restore parameters": flow_parameters(artifact_restore),
         "commands": commands(),
-        **{model.__name__: report_fields(model) for model in models},
+        **{model.__name__: report_fields(model) for model in (*models, *examination)},
     }
 
 

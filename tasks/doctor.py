@@ -1,0 +1,411 @@
+"""Examines the artifacts of a server: what is broken, what deserves a look, and what grows. Only `fix` writes anything.
+
+Collections are judged on three readings: the collection, its versions, and the collection again. Of one that has changed in
+between, nothing is said: its producer is at work, and the next version sets its latest right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from typing import Literal
+from uuid import UUID
+
+from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.policies.control import read_control
+from prefect_artifact_retention.policies.formatting import count
+from prefect_artifact_retention.policies.likeness import look_alikes
+from prefect_artifact_retention.policies.loading import OWN_KEYS, PREVIEW_POLICY, select_policy
+from prefect_artifact_retention.policies.model import Versions
+from prefect_artifact_retention.stores.database import DatabaseStore
+from prefect_artifact_retention.stores.store import Collection, History
+from prefect_artifact_retention.tasks.discover import discover
+from prefect_artifact_retention.tasks.plan import without_keys
+from prefect_artifact_retention.tasks.rendering import label, size
+from prefect_artifact_retention.tasks.run import Run
+from prefect_artifact_retention.tasks.verify import MAX_REPAIR_ROUNDS
+from pydantic import BaseModel, Field
+
+MAX_EXAMPLES = 10
+"""Examples of a finding. More make the report longer."""
+
+MAX_LARGEST_KEYS = 10
+DAY, WEEK = timedelta(days=1), timedelta(days=7)
+PROJECTED_DAYS = 30
+UNFINISHED_AGE = timedelta(days=14)
+"""The age from which an unfinished run is reported that keeps versions. With less, a run that takes long is."""
+
+MIN_DEAD_ROWS = 10_000
+MIN_FREE_BYTES = 100_000_000
+MAX_DEAD_SHARE = 0.2
+"""Dead rows, or free pages of SQLite, are reported from these numbers on if they are a larger share than this. PostgreSQL's
+own autovacuum begins at the same share by default."""
+
+Kind = Literal[
+    "unreadable",
+    "latest_missing",
+    "latest_not_newest",
+    "no_collection",
+    "metadata_unreadable",
+    "keys_without_policy",
+    "policies_without_key",
+    "look_alikes",
+    "runs_gone",
+    "runs_unfinished",
+    "not_vacuumed",
+]
+REPAIRABLE: Sequence[Kind] = ("latest_missing", "latest_not_newest", "no_collection")
+
+
+_COLLECTIONS: Mapping[Kind, tuple[str, str]] = {
+    "latest_missing": (
+        "Keys whose latest version does not exist, is of another key, or was left by a repair",
+        "doctor --fix makes the newest version the latest; of a key without any, it restores the server's copy",
+    ),
+    "latest_not_newest": (
+        "Keys whose latest version is not the newest, as happens where several runs write at the same moment",
+        "doctor --fix makes the newest version the latest",
+    ),
+    "no_collection": (
+        "Keys that the server lists nowhere, because the collection of their versions is missing",
+        "doctor --fix creates it, with the newest version as the latest",
+    ),
+}
+"""What is said of broken collections, and what to do."""
+
+
+class Finding(BaseModel):
+    """One kind of thing that was found."""
+
+    kind: Kind = Field(description="What kind of thing it is.")
+    is_broken: bool = Field(description="Whether something is wrong. Otherwise, it deserves a look.")
+    what: str = Field(description="What was found.")
+    count: int = Field(description="How many.")
+    examples: list[str] = Field(description=f"Some of them, {MAX_EXAMPLES} at most.")
+    advice: str = Field(description="What to do.")
+    repaired: int = Field(default=0, description="How many of them --fix has repaired.")
+    errors: list[str] = Field(default=[], description=f"Why it has not repaired others, {MAX_EXAMPLES} at most.")
+    keys_to_repair: list[str] = Field(default=[], exclude=True)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether anything that is broken is left of it."""
+        return self.is_broken and self.repaired < self.count
+
+
+class KeySize(BaseModel):
+    """What there is of one key; of all artifacts without one, if it is null."""
+
+    key: str | None = Field(description="The key.")
+    versions: int = Field(default=0, description="Its versions.")
+    bytes: int = Field(default=0, description="Bytes of the data of its versions.")
+    versions_of_day: int = Field(default=0, description="Those of the last day.")
+    bytes_of_day: int = Field(default=0, description="Bytes of these.")
+    versions_of_week: int = Field(default=0, description="Those of the last seven days.")
+    bytes_of_week: int = Field(default=0, description="Bytes of these.")
+
+
+class DiskReport(BaseModel):
+    """What artifacts take in the database."""
+
+    bytes: int = Field(description="Bytes on disk, with indexes; on SQLite, of the whole file.")
+    free_bytes: int = Field(description="Bytes of pages of SQLite that are free to be used again.")
+    rows: int = Field(description="Rows, as PostgreSQL's statistics have them.")
+    dead_rows: int = Field(description="Deleted rows that no vacuum has removed, likewise.")
+    vacuumed: datetime | None = Field(description="When PostgreSQL has vacuumed the table last, by itself or told to.")
+
+
+class Checkup(BaseModel):
+    """What an examination of a server has found."""
+
+    server: str = Field(description="The address of the API, without credentials.")
+    now: datetime = Field(description="The server's clock, from which ages are counted.")
+    through: Literal["api", "database"] = Field(description="How versions were read.")
+    keys: int = Field(default=0, description="Keys with a collection or versions.")
+    findings: list[Finding] = Field(default=[], description="What was found, broken things first; none if all is well.")
+    total: KeySize = Field(default=KeySize(key=None), description="All artifacts together.")
+    projected_bytes: int = Field(
+        default=0, description=f"Bytes in {PROJECTED_DAYS} days if it grows as in the last week, and nothing is deleted."
+    )
+    most_versions: list[KeySize] = Field(default=[], description="The keys with the most versions.")
+    most_bytes: list[KeySize] = Field(default=[], description="The keys with the most bytes.")
+    disk: DiskReport | None = Field(default=None, description="Through the database only.")
+    warnings: list[str] = Field(default=[], description="What must be known to read this.")
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether anything is broken that is not repaired."""
+        return any(finding.is_left for finding in self.findings)
+
+
+class _Examination:
+    """Collects what is found while versions are read, of which none is kept."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.now = run.report.now
+        self.sizes: list[KeySize] = []
+        self.suspects: dict[str, tuple[Collection, Kind]] = {}
+        self.unreadable = list(run.report.errors)
+        self.metadata: list[str] = []
+        self.gone: dict[UUID, int] = {}
+        self.of_gone_runs = 0
+        self.unfinished: dict[UUID, tuple[datetime, KeySize]] = {}
+        self.oldest = self.now
+
+    async def read_keys(self) -> None:
+        """Read the versions of all keys."""
+        collections = {each.key: each for each in self.run.collections}
+        done = 0
+        async with aclosing(self.run.store.histories([*collections])) as listing:
+            async for page in listing:
+                await self.run.notify("planning", done := done + len(page), len(collections))
+                await self._add_runs([history.versions for history in page])
+                for history in page:
+                    self._add(history.key, history.versions)
+                    self._judge(collections[history.key], history)
+
+    async def read_unkeyed(self) -> None:
+        """Read the artifacts without a key, in pages that may repeat some."""
+        amount, seen, unreadable = KeySize(key=None), set[UUID](), list[str | None]()
+        async with aclosing(self.run.store.unkeyed(await self.run.store.count_unkeyed(), unreadable)) as pages:
+            async for page in pages:
+                fresh = Versions.of(version for version in page if version.id not in seen)
+                seen.update(fresh.ids)
+                await self._add_runs([fresh])
+                self._add(None, fresh, amount)
+        self.unreadable += [f"{label(None)}: an artifact that the server fails to show (500)"] * len(unreadable)
+        if amount.versions:
+            self.sizes.append(amount)
+
+    def _add(self, key: str | None, versions: Versions, amount: KeySize | None = None) -> None:
+        if amount is None:
+            amount = KeySize(key=key)
+            self.sizes.append(amount)
+        for created, held in zip(versions.created, versions.sizes, strict=True):
+            _measure(amount, held, self.now - created)
+        if versions:
+            self.oldest = min(self.oldest, versions.created[-1])
+        for version in (versions[index] for index in versions.controlled):
+            problems = read_control(version.metadata, self.now).unreadable
+            self.metadata += [f"{label(key)}, {version.id}: {problem}" for problem in problems]
+
+    async def _add_runs(self, pages: Sequence[Versions]) -> None:
+        rows = [row for each in pages for row in zip(each.flow_run_ids, each.task_run_ids, each.sizes, strict=True)]
+        flow_runs = {flow_run for flow_run, _task_run, _held in rows if flow_run}
+        task_runs = {task_run for _flow_run, task_run, _held in rows if task_run}
+        gone = await self.run.store.gone_runs(flow_runs)
+        unfinished = await self.run.store.unfinished(flow_runs, task_runs)
+        old = {run_id: since for run_id, since in unfinished.items() if self.now - since > UNFINISHED_AGE}
+        for flow_run, task_run, held in rows:
+            if flow_run in gone:
+                self.of_gone_runs += 1
+                if flow_run in self.gone or len(self.gone) < MAX_EXAMPLES:
+                    self.gone[flow_run] = self.gone.get(flow_run, 0) + 1
+            # A task run that has not finished is named by its flow run, if that has not, either.
+            if run_id := next((each for each in (flow_run, task_run) if each in old), None):
+                _since, amount = self.unfinished.setdefault(run_id, (old[run_id], KeySize(key=None)))
+                _measure(amount, held, UNFINISHED_AGE)
+
+    def _judge(self, collection: Collection, history: History) -> None:
+        if not history.complete:
+            why = history.error or "its versions changed while they were read"
+            self.unreadable.append(f"{label(history.key)}: not examined, because {why}")
+        elif kind := _problem(collection, history.versions, server_deletes=self.run.server_deletes):
+            self.suspects[history.key] = collection, kind
+
+    async def confirm(self) -> dict[Kind, list[str]]:
+        """Return the keys with broken collections, without those that have changed since they were read."""
+        store = self.run.store
+        broken: dict[Kind, list[str]] = {kind: [] for kind in REPAIRABLE}
+        for again in await store.collections([*self.suspects]):
+            before, kind = self.suspects[again.key]
+            if again.latest_id == before.latest_id:
+                broken[kind].append(again.key)
+        # Their versions are read in between: a key that is created, or deleted as a whole, meanwhile has both, or neither.
+        if missing := await store.uncollected([each.key for each in self.run.collections]):
+            missing = await _without_collection(self.run, missing)
+            async with aclosing(store.histories(missing)) as listing:
+                histories = [history async for page in listing for history in page if history.versions]
+            broken["no_collection"] = await _without_collection(self.run, [history.key for history in histories])
+            for history in histories:
+                if history.key in broken["no_collection"]:
+                    self._add(history.key, history.versions)
+        return broken
+
+
+async def examine(run: Run) -> Checkup:
+    """Examine the artifacts of a server. Writes nothing.
+
+    Raises:
+        StoreError: The store cannot be read.
+    """
+    await discover(run)
+    found = _Examination(run)
+    await found.read_keys()
+    await found.read_unkeyed()
+    broken = await found.confirm()
+    checkup = Checkup(
+        server=run.report.server,
+        now=run.report.now,
+        through="database" if isinstance(run.store, DatabaseStore) else "api",
+        keys=sum(amount.key is not None for amount in found.sizes),
+        warnings=run.report.warnings,
+    )
+    _summarize(checkup, found)
+    checkup.findings = [
+        *_broken_collections(broken),
+        *_broken_rows(found),
+        *_about_policies(run),
+        *_about_keys(run),
+        *_about_runs(found),
+    ]
+    if isinstance(run.store, DatabaseStore):
+        use = await run.store.disk_use()
+        checkup.disk = DiskReport(
+            bytes=use.size, free_bytes=use.free, rows=use.rows, dead_rows=use.dead_rows, vacuumed=use.vacuumed
+        )
+        checkup.findings += _about_disk(checkup.disk)
+    return checkup
+
+
+async def fix(run: Run, checkup: Checkup) -> None:
+    """Repair the collections that were found broken, and check that they are whole."""
+    left = [key for finding in checkup.findings for key in finding.keys_to_repair]
+    errors: dict[str, str] = {}
+    # In rounds, because others may write meanwhile.
+    for _round in range(MAX_REPAIR_ROUNDS):
+        for key in left:
+            try:
+                await run.store.repair(key, to_newest=True)
+            except StoreError as error:
+                errors[key] = f"{label(key)}: {error}"
+        if not (left := await _still_broken(run, left)):
+            break
+    for finding in checkup.findings:
+        broken = [key for key in finding.keys_to_repair if key in left]
+        finding.repaired = len(finding.keys_to_repair) - len(broken)
+        finding.errors = [errors.get(key, f"{label(key)}: others change it again and again") for key in broken[:MAX_EXAMPLES]]
+
+
+async def _still_broken(run: Run, keys: Sequence[str]) -> list[str]:
+    """Return those of the keys whose collection is broken, or missing though there are versions."""
+    collections = {each.key: each for each in await run.store.collections(keys)}
+    left: list[str] = []
+    async with aclosing(run.store.histories(keys)) as listing:
+        async for page in listing:
+            for history in page:
+                collection = collections.get(history.key)
+                is_broken = _problem(collection, history.versions) if collection else bool(history.versions)
+                if is_broken or not history.complete:
+                    left.append(history.key)
+    return left
+
+
+def _problem(collection: Collection, versions: Versions, *, server_deletes: bool = False) -> Kind | None:
+    """Return what is broken of a collection, by all versions of its key; None if nothing is."""
+    if not versions:
+        # Otherwise, the server may be about to delete the collection, too.
+        return None if server_deletes else "latest_missing"
+    if collection.latest_id not in versions.ids or (collection.is_placeholder and len(versions) > 1):
+        return "latest_missing"
+    newest = versions.created[0]
+    return "latest_not_newest" if newest > versions.created[versions.ids.index(collection.latest_id)] else None
+
+
+async def _without_collection(run: Run, keys: Sequence[str]) -> list[str]:
+    unreadable: list[str | None] = []
+    have_one = {each.key for each in await run.store.collections(keys, unreadable)}
+    # Any of them may have a collection that the server fails to show, which is a finding already.
+    return [] if unreadable else [key for key in keys if key not in have_one]
+
+
+def _measure(amount: KeySize, held: int, age: timedelta) -> None:
+    amount.versions += 1
+    amount.bytes += held
+    if age <= WEEK:
+        amount.versions_of_week += 1
+        amount.bytes_of_week += held
+    if age <= DAY:
+        amount.versions_of_day += 1
+        amount.bytes_of_day += held
+
+
+def _summarize(checkup: Checkup, found: _Examination) -> None:
+    numbers = [name for name in KeySize.model_fields if name != "key"]
+    total = checkup.total = KeySize(key=None, **{name: sum(getattr(each, name) for each in found.sizes) for name in numbers})
+    # What has been there for two days has not grown for a week.
+    grown_for = min(WEEK, max(DAY, found.now - found.oldest)) / DAY
+    checkup.projected_bytes = total.bytes + round(total.bytes_of_week / grown_for * PROJECTED_DAYS)
+    checkup.most_versions = sorted(found.sizes, key=lambda each: each.versions, reverse=True)[:MAX_LARGEST_KEYS]
+    checkup.most_bytes = sorted(found.sizes, key=lambda each: each.bytes, reverse=True)[:MAX_LARGEST_KEYS]
+
+
+def _finding(kind: Kind, what: str, examples: Sequence[str], advice: str, *, is_broken: bool = False) -> Iterable[Finding]:
+    """Yield a finding if there are examples of it, which are all of them."""
+    if examples:
+        shown = list(examples[:MAX_EXAMPLES])
+        yield Finding(kind=kind, is_broken=is_broken, what=what, count=len(examples), examples=shown, advice=advice)
+
+
+def _broken_collections(broken: Mapping[Kind, Sequence[str]]) -> Iterable[Finding]:
+    for kind, (what, advice) in _COLLECTIONS.items():
+        for finding in _finding(kind, what, [*map(label, broken[kind])], advice, is_broken=True):
+            finding.keys_to_repair = list(broken[kind])
+            yield finding
+
+
+def _broken_rows(found: _Examination) -> Iterable[Finding]:
+    advice = "See the server's log for why; a cleanup deletes nothing of what it cannot read"
+    yield from _finding("unreadable", "Keys and artifacts that could not be read", found.unreadable, advice, is_broken=True)
+    advice = "Correct the entry where the artifact is written. Until then, it keeps its version"
+    what = "Entries of metadata that cannot be read as a hold or a TTL"
+    yield from _finding("metadata_unreadable", what, found.metadata, advice, is_broken=True)
+
+
+def _about_policies(run: Run) -> Iterable[Finding]:
+    if run.policies[1:] == (PREVIEW_POLICY,):
+        return
+    chosen = {
+        each.key: select_policy(run.policies, each.key, each.type) for each in run.collections if each.key not in OWN_KEYS
+    }
+    unmanaged = [label(key) for key, policy in chosen.items() if policy is None]
+    advice = "They grow without end. Write a policy that matches them, with keep_all if that is what you want"
+    yield from _finding("keys_without_policy", "Keys without a policy", unmanaged, advice)
+    unused = [*without_keys(run, {policy.name for policy in chosen.values() if policy})]
+    advice = "Correct match_keys, or remove the policy"
+    yield from _finding("policies_without_key", "Policies without a key", unused, advice)
+
+
+def _about_keys(run: Run) -> Iterable[Finding]:
+    alike = [", ".join(map(label, keys)) for keys in look_alikes(each.key for each in run.collections)]
+    advice = "If one history is split in two, write to one of them only, and let drop_idle_keys_after_days delete the other"
+    yield from _finding("look_alikes", "Keys that look alike", alike, advice)
+
+
+def _about_runs(found: _Examination) -> Iterable[Finding]:
+    gone = [f"{run_id}: {count(number, 'version')}" for run_id, number in found.gone.items()]
+    advice = "Nothing, if somebody has deleted the runs: the policies treat their versions as any others"
+    for finding in _finding("runs_gone", "Artifacts whose flow run is gone", gone, advice):
+        finding.count = found.of_gone_runs
+        yield finding
+    oldest_first = sorted(found.unfinished.items(), key=lambda item: item[1][0])
+    unfinished = [
+        f"{run_id}, since {since:%Y-%m-%d}: {count(amount.versions, 'version')}, {size(amount.bytes)}"
+        for run_id, (since, amount) in oldest_first
+    ]
+    what = f"Runs that have not finished for more than {UNFINISHED_AGE.days} days, and keep versions"
+    advice = "If nothing runs there any more, cancel or delete the run in the Prefect UI: until then, its versions stay"
+    yield from _finding("runs_unfinished", what, unfinished, advice)
+
+
+def _about_disk(disk: DiskReport) -> Iterable[Finding]:
+    examples = []
+    if disk.dead_rows >= max(MIN_DEAD_ROWS, MAX_DEAD_SHARE * (disk.rows + disk.dead_rows)):
+        since = f"{disk.vacuumed:%Y-%m-%d %H:%M} UTC" if disk.vacuumed else "never"
+        examples = [f"artifact: {disk.dead_rows} dead rows beside {disk.rows}; last vacuum: {since}"]
+    elif disk.free_bytes >= max(MIN_FREE_BYTES, MAX_DEAD_SHARE * disk.bytes):
+        examples = [f"{size(disk.free_bytes)} of {size(disk.bytes)} of the file are free"]
+    advice = 'A VACUUM makes their room free again; a delete run with reclaim = "vacuum" ends with one'
+    yield from _finding("not_vacuumed", "Room in the database that deleted rows take", examples, advice)

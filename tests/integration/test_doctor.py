@@ -1,0 +1,216 @@
+"""`doctor`: what it finds on real servers, what `--fix` repairs, and that it says nothing of what is healthy."""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from uuid import uuid4
+
+import pytest
+from database import Database, Row, days, series
+from fake import FakeServer
+from prefect import Flow, get_client
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect_artifact_retention.flows.cli import DONE, FAILED, main
+from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
+from servers import (
+    BY_DATABASE,
+    BY_FAKE,
+    FAKE,
+    POSTGRESQL_API,
+    POSTGRESQL_DATABASE,
+    SQLITE_API,
+    SQLITE_DATABASE,
+    Server,
+    on,
+    thorough,
+)
+
+NEWEST = "SELECT id FROM artifact n WHERE n.key = c.key ORDER BY created DESC LIMIT 1"
+
+BREAKAGE = {
+    "vanished": (25, "DELETE FROM artifact WHERE id IN (SELECT latest_id FROM artifact_collection WHERE key LIKE :keys)"),
+    "emptied": (10, "DELETE FROM artifact WHERE key LIKE :keys"),
+    "foreign": (
+        5,
+        "UPDATE artifact_collection SET latest_id = (SELECT id FROM artifact WHERE key = 'single') WHERE key LIKE :keys",
+    ),
+    "older": (
+        40,
+        f"UPDATE artifact_collection AS c SET latest_id = ({NEWEST.replace(' DESC', '')}) WHERE key LIKE :keys",
+    ),
+    "unlisted": (20, "DELETE FROM artifact_collection WHERE key LIKE :keys"),
+}
+"""A hundred keys, and the statement that breaks those of each kind."""
+
+POLICIES = """
+[[policies]]
+name = "reports"
+match_keys = ["daily*"]
+keep_last = 5
+
+[[policies]]
+name = "invoices"
+match_keys = ["invoice-*"]
+keep_all = true
+"""
+
+
+async def doctor(
+    server: Server | FakeServer, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, dict[str, Any], str]:
+    """Run the command, and return its exit code, its document, and what it says on stderr."""
+    capsys.readouterr()
+    # A --config is told to the flow by a variable.
+    with server.active(), patch.dict(os.environ):
+        code = await asyncio.to_thread(main, ["doctor", "--json", *arguments])
+    printed = capsys.readouterr()
+    return code, json.loads(printed.out), printed.err
+
+
+def counts(document: dict[str, Any]) -> dict[str, int]:
+    """The findings of a document."""
+    return {finding["kind"]: finding["count"] for finding in document["findings"]}
+
+
+async def break_collections(database: Database) -> None:
+    """Break a hundred collections on purpose, beside healthy ones."""
+    sizes = {name: size for name, (size, _statement) in BREAKAGE.items()} | {"healthy": 60}
+    keys = [f"{name}-n{number:02}" for name, size in sizes.items() for number in range(size)]
+    rows = [Row(key, days(age), data=f"{key} {age}") for key in keys for age in (3, 2, 1)]
+    await database.insert([*rows, Row("single", days(400))])
+    for name, (_size, statement) in BREAKAGE.items():
+        await database.run(statement, [{"keys": f"{name}-%"}])
+
+
+async def still_broken(database: Database) -> set[str]:
+    """The keys whose collection does not name the newest version, with its data; seen without this package."""
+    query = (
+        "SELECT a.key FROM artifact a LEFT JOIN artifact_collection c ON c.key = a.key "
+        f"WHERE a.id = ({NEWEST.replace('c.key', 'a.key')}) AND (c.latest_id IS NULL OR c.latest_id <> a.id "
+        "OR CAST(c.data AS TEXT) <> CAST(a.data AS TEXT))"
+    )
+    return {row[0] for row in await database.run(query)} | {*await database.dangling()}
+
+
+@on(thorough(SQLITE_API), POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE), thorough(POSTGRESQL_API))
+async def test_a_hundred_broken_collections_are_found_and_repaired(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only with --fix, which says so first; then nothing is said of them. Of the healthy ones, nothing ever is."""
+    await break_collections(server.database)
+    before = await server.database.run("SELECT id FROM artifact ORDER BY id")
+    broken = {"latest_missing": 40, "latest_not_newest": 40, "no_collection": 20}
+
+    code, found, complaints = await doctor(server, capsys)
+    assert (code, counts(found)) == (FAILED, broken)
+    assert "repairing" not in complaints
+    assert all(len(finding["examples"]) == 10 for finding in found["findings"])
+    assert not any(example.startswith(("healthy", "single")) for each in found["findings"] for example in each["examples"])
+    assert await server.database.run("SELECT id FROM artifact ORDER BY id") == before
+    assert len(await still_broken(server.database)) == 100
+
+    code, fixed, complaints = await doctor(server, capsys, "--fix")
+    assert (code, counts(fixed)) == (DONE, broken)
+    assert {each["kind"]: each["repaired"] for each in fixed["findings"]} == broken
+    assert "repairing the collections of 100 keys" in complaints
+    assert await still_broken(server.database) == set()
+    after = await server.database.run("SELECT id FROM artifact ORDER BY id")
+    # The server has kept the latest version of the ten keys of which no version was left.
+    assert {*before} < {*after}
+    assert len(after) == len(before) + 10
+
+    assert (await doctor(server, capsys))[:1] == (DONE,)
+    assert (await doctor(server, capsys))[1]["findings"] == []
+
+
+async def test_of_a_healthy_server_it_says_that_it_is_healthy(
+    server: Server | FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Series of keys, versions of the same moment, and artifacts without a key are nothing to speak of."""
+    rows = [row for number in range(1, 30) for row in series(f"report-{number}", [40, 3, 0.5])]
+    await server.database.insert([*rows, *[Row("twins", days(1)) for _twin in range(2)], *series(None, [1, 2])])
+    code, found, _complaints = await doctor(server, capsys, "--fix")
+    assert (code, found["findings"]) == (DONE, [])
+    with server.active():
+        assert await asyncio.to_thread(main, ["doctor"]) == DONE
+    assert capsys.readouterr().out.startswith("Healthy: 30 keys with 91 versions (273 B), and nothing is broken\n")
+
+
+async def test_what_deserves_a_look_is_told_and_fails_nothing(
+    server: Server | FakeServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Keys and policies without each other, keys that look alike, versions of runs that are gone."""
+    (tmp_path / "retention.toml").write_text(POLICIES, encoding="utf-8")
+    gone = uuid4()
+    rows = [*series("daily-report", [1, 2]), *series("daily-report-2", [1, 2]), *series("stray", [1, 2])]
+    await server.database.insert([*rows, Row("daily", days(0.1), data="y" * 700, flow_run_id=gone)])
+    code, found, _complaints = await doctor(server, capsys, "--config", str(tmp_path / "retention.toml"))
+    assert code == DONE
+    assert {each["kind"]: each["examples"] for each in found["findings"]} == {
+        "keys_without_policy": ["stray"],
+        "policies_without_key": ['policy "invoices" PROTECTS NOTHING today: it matches no key'],
+        "look_alikes": ["daily-report, daily-report-2"],
+        "runs_gone": [f"{gone}: 1 version"],
+    }
+    assert not any(each["is_broken"] for each in found["findings"])
+    assert (found["most_bytes"][0]["key"], found["most_bytes"][0]["bytes"]) == ("daily", 702)
+    # 720 bytes in two days.
+    assert 720 + 30 * 350 < found["projected_bytes"] < 720 + 30 * 361
+
+
+async def test_metadata_that_nobody_can_read_is_broken(
+    server: Server | FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the key, the version and the entry; --fix leaves it alone."""
+    (row,) = await server.database.insert([Row("report", days(1), metadata={"retention-hold": "forever"})])
+    code, found, complaints = await doctor(server, capsys, "--fix")
+    assert code == FAILED
+    assert found["findings"][0]["examples"] == [f"report, {row.id}: unreadable retention-hold 'forever'"]
+    assert "repairing" not in complaints
+
+
+@on(FAKE, thorough(SQLITE_API))
+async def test_what_the_server_fails_to_show_ends_no_examination(
+    server: Server | FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is broken, and named by its neighbour; all others are examined."""
+    rows = await server.database.insert([row for key in ("a", "b", "c") for row in series(key, [2, 1])])
+    await server.database.break_data(rows[3].id)
+    code, found, _complaints = await doctor(server, capsys, "--fix")
+    assert (code, counts(found)) == (FAILED, {"unreadable": 1})
+    assert found["findings"][0]["examples"] == ["the key after a: nothing deleted, because the server fails to show it (500)"]
+    assert (found["keys"], found["total"]["versions"]) == (2, 4)
+
+
+@on(*BY_FAKE)
+async def test_a_repair_that_was_interrupted_is_finished(
+    server: Server | FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The placeholder goes, and the newest of the others is the latest again."""
+    rows = await server.database.insert(series("report", [3, 2]))
+    with server.active():
+        async with get_client() as client:
+            placeholder = ArtifactCreate(key="report", data="x", metadata_={PLACEHOLDER_OF: str(rows[1].id)})
+            await client.create_artifact(placeholder)
+    code, found, _complaints = await doctor(server, capsys, "--fix")
+    assert (code, counts(found), found["findings"][0]["repaired"]) == (DONE, {"latest_missing": 1}, 1)
+    assert await server.database.ids() == {row.id for row in rows}
+
+
+@on(*BY_DATABASE)
+async def test_through_the_database_a_run_of_last_month_and_the_disk_are_seen(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run that has not finished is named, with what it keeps."""
+    with server.active():
+        async with get_client() as client:
+            run = await client.create_flow_run(Flow(lambda: None, name="unfinished"))
+    when = "datetime(created, '-40 days') || '.000000'" if server.database.is_sqlite else "created - interval '40 days'"
+    await server.database.run(f"UPDATE flow_run SET created = {when} WHERE name = '{run.name}'")
+    await server.database.insert([Row("report", days(age), flow_run_id=run.id) for age in (39, 38)])
+    code, found, _complaints = await doctor(server, capsys)
+    assert (code, counts(found)) == (DONE, {"runs_unfinished": 1})
+    assert found["findings"][0]["examples"][0].startswith(f"{run.id}, since ")
+    assert found["findings"][0]["examples"][0].endswith(": 2 versions, 6 B")
+    assert found["disk"]["bytes"] > 0
