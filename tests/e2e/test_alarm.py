@@ -286,7 +286,7 @@ def test_a_second_apply_changes_nothing_and_one_with_less_removes(
 
     theirs = {
         "name": f"{FAILED}-of-theirs",
-        "trigger": {"type": "event", "posture": "Reactive"},
+        "trigger": {"type": "event", "posture": "Reactive", "expect": ["their.event"]},
         "actions": [{"type": "do-nothing"}],
     }
     deployed.ask("POST", "/automations/", theirs)
