@@ -95,8 +95,15 @@ RUNNING_SECONDS = 1800
 """The interval of these events. With more, the alarm may go off while a run is at work; with less, it goes off later for runs
 that are killed every night."""
 
-EVENT_FIELDS = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "keys_seen", "versions_seen"}
+EVENT_FIELDS = {"planned", "deleted", "already_gone", "failed", "bytes_freed", "keys_seen", "versions_seen", "stalled_runs"}
 """The fields of the report in the events of delete runs."""
+
+LABELLED_FIELDS = ("deleted", "stalled_runs")
+"""The fields of them that are labels, too, because automations read no payload."""
+
+LABEL_DIGITS = 9
+"""The width of a number in a label. With more, an automation that compares it has more patterns; with less, more numbers count
+as the largest."""
 
 EPHEMERAL_SERVER = (
     "neither PREFECT_API_URL nor the active Prefect profile names a server, so Prefect starts a temporary one, "
@@ -677,6 +684,11 @@ def _outcome(report: CleanupReport) -> Outcome:
     return "refused" if report.refusals and report.outcome not in {"skipped", "declined"} else report.outcome
 
 
+def number_label(number: int) -> str:
+    """Format a number for a label, in digits of a fixed width, so that patterns can compare it."""
+    return f"{min(number, 10**LABEL_DIGITS - 1):0{LABEL_DIGITS}d}"
+
+
 def _announce(ending: Outcome | Literal["stopped", "running"], scope: Sequence[str], payload: Mapping[str, Any]) -> None:
     """Emit the event of a delete run, such as `artifact-retention.cleanup.completed`. A failure is logged only."""
     try:
@@ -686,6 +698,7 @@ def _announce(ending: Outcome | Literal["stopped", "running"], scope: Sequence[s
                 "prefect.resource.id": EVENT,
                 "prefect.resource.name": f"artifact cleanup of {scope_label(scope)}",
                 SCOPE_LABEL: scope_digest(scope),
+                **{f"artifact-retention.{name}": number_label(payload[name]) for name in LABELLED_FIELDS if name in payload},
             },
             payload={"scope": list(scope), **payload},
         )

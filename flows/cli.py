@@ -99,6 +99,8 @@ app = App(
 )
 policies_app = App(name="policies", help="Inspect the policies.")
 app.command(policies_app)
+automations_app = App(name="automations", help="Alarms about the cleanups, as automations of the server.")
+app.command(automations_app)
 
 
 @app.command
@@ -497,7 +499,7 @@ def alarm(
     BLOCK is a notification or webhook block of the server, as TYPE/NAME, such as slack-webhook/ops.
     """
     _load_prefect()
-    from prefect_artifact_retention.flows.alarm import set_up_alarm  # noqa: PLC0415
+    from prefect_artifact_retention.flows.automations import set_up_alarm  # noqa: PLC0415
 
     done = _run_async(set_up_alarm(block, hours, key))
     if as_json:
@@ -536,6 +538,95 @@ def doctor(
     else:
         examination.show(checkup)
     return FAILED if checkup.is_broken else DONE
+
+
+@automations_app.command
+def apply(  # noqa: PLR0913 - the flags of the command
+    *,
+    block: Annotated[
+        str, Parameter(help="The notification or webhook block to call, as TYPE/NAME, such as slack-webhook/ops.")
+    ],
+    key: Keys = (),
+    hours: Annotated[float, Parameter(help="How long no cleanup may have succeeded.")] = 26,
+    deleted_more_than: Annotated[
+        int, Parameter(help="How many versions one run may delete. 0: no such alarm.", converter=_whole_number)
+    ] = 0,
+    unfinished_runs: Annotated[
+        int,
+        Parameter(
+            help="How many unfinished runs in a row may leave a backlog that does not shrink. 0: no such alarm.",
+            converter=_whole_number,
+        ),
+    ] = 3,
+    waiting_hours: Annotated[
+        float, Parameter(help="How long a run may wait for its approval; only without --key. 0: no such alarm.")
+    ] = 24,
+    as_json: Json = False,
+) -> int:
+    """Set up the alarms of a scope, or change them; remove those that are not asked for any more."""
+    _load_prefect()
+    from prefect_artifact_retention.flows import automations  # noqa: PLC0415
+
+    thresholds = automations.Thresholds(hours, deleted_more_than, unfinished_runs, waiting_hours)
+    done = _run_async(automations.apply(block, thresholds, key))
+    if as_json:
+        _print_json(done.model_dump(mode="json"))
+    else:
+        lines = [*(each.describe() for each in done.alarms), *(f"{name}: removed" for name in done.removed)]
+        sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
+    return DONE
+
+
+@automations_app.command(name="list")
+def list_automations(*, as_json: Json = False) -> int:
+    """List the alarms of all scopes."""
+    _load_prefect()
+    from prefect_artifact_retention.flows import automations  # noqa: PLC0415
+
+    found = _run_async(automations.find_alarms())
+    if as_json:
+        _print_json({"automations": [each.model_dump(mode="json") for each in found]})
+    else:
+        automations.show(found)
+    return DONE
+
+
+@automations_app.command(name="remove")
+def remove_automations(*, key: Keys = (), as_json: Json = False) -> int:
+    """Remove the alarms of a scope."""
+    _load_prefect()
+    from prefect_artifact_retention.flows import automations  # noqa: PLC0415
+
+    removed = _run_async(automations.remove(key))
+    if as_json:
+        _print_json({"removed": removed})
+    else:
+        sys.stdout.write("".join(f"{printable(name)}: removed\n" for name in removed) or "there was no such alarm\n")
+    return DONE
+
+
+@app.command
+def metrics(
+    *,
+    out: Annotated[
+        Path | None, Parameter(help="Write them into this file, such as node_exporter's textfile collector reads.")
+    ] = None,
+    push: Annotated[str, Parameter(help="Push them to the Prometheus push gateway at this address.")] = "",
+) -> int:
+    """Give figures of the last delete runs in the format of OpenMetrics; on stdout without --out and --push."""
+    _check_target("--out", out)
+    _load_prefect()
+    from prefect_artifact_retention.flows import metrics as figures  # noqa: PLC0415
+
+    figures.check_gateway(push)
+    collected = _run_async(figures.collect())
+    if out:
+        figures.write(out, collected)
+    if push:
+        figures.push(push, collected)
+    if not (out or push):
+        sys.stdout.write(figures.text(collected))
+    return DONE
 
 
 @policies_app.command

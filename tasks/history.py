@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Annotated
 
 import httpx
@@ -14,6 +15,7 @@ from prefect_artifact_retention.policies.expectation import UNKEYED, PastRun, Se
 from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.loading import HISTORY_KEY
 from prefect_artifact_retention.stores.connection import reason
+from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.tasks.charts import Bar
 from prefect_artifact_retention.tasks.producers.entries import Rows
 from prefect_artifact_retention.tasks.publish import create_first_accepted
@@ -37,6 +39,9 @@ MAX_LONG_TEXT_CHARS = 4_000
 ShortText = Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(printable)]
 LongText = Annotated[str, Field(max_length=MAX_LONG_TEXT_CHARS), AfterValidator(printable)]
 """Bounded texts, because anybody may write a version of the history; a row with a longer one is dropped."""
+
+NOT_AT_WORK = ("skipped", "declined")
+"""The outcomes of delete runs that have planned nothing."""
 
 TABLE = Rows()
 """The format of a table. The protocol by which others append to one is not for the history, see `extend_history`."""
@@ -74,6 +79,16 @@ class Row(BaseModel):
     planned_at: ShortText = Field(default="", alias="plan of (UTC)")
     """Of a run that kept to a plan: when that was made. What has become stale since, the run has left."""
 
+    @property
+    def began(self) -> datetime | None:
+        """When the run began, to the minute; None if that cannot be read."""
+        return _moment(self.when)
+
+    @property
+    def backlog(self) -> int | None:
+        """Stale versions that the run has left; None if it had no time to plan all keys."""
+        return None if self.covered else max(0, self.stale - (self.versions_before - self.versions_after))
+
 
 _SETTLED = TypeAdapter(dict[str, tuple[Amount, Amount]])
 _COVERED = TypeAdapter(tuple[str, str])
@@ -87,14 +102,22 @@ async def read_past_runs(run: Run) -> list[PastRun]:
     Raises:
         StoreError: The server cannot be reached, or fails to show the history.
     """
-    rows = {(row.when, row.run, row.mode, row.scope, row.settled): row for row in await _read_rows(run)}
+    rows = {(row.when, row.run, row.mode, row.scope, row.settled): row for row in await read_rows(run.server)}
     return [past for row in rows.values() if (past := _past_run(row, run.report))]
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.strptime(text, WHEN).replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 def _past_run(row: Row, report: CleanupReport) -> PastRun | None:
     counts = row.scope == _scope(report) and row.policies == _policies(report)
+    if (when := _moment(row.planned_at or row.when)) is None:
+        return None
     try:
-        when = datetime.strptime(row.planned_at or row.when, WHEN).replace(tzinfo=UTC)
         covered = _COVERED.validate_json(row.covered or '["", ""]')
         settled = _SETTLED.validate_json((row.settled if counts else "") or "{}", strict=False)
     except ValueError:
@@ -152,7 +175,7 @@ async def extend_history(run: Run, run_name: str, links: Mapping[str, str]) -> l
     Raises:
         StoreError: The server cannot be reached, or refuses the artifact.
     """
-    before = await _read_rows(run)
+    before = await read_rows(run.server)
     next_start = run.next_start
     if next_start is None:
         # A run that was refused, skipped or stopped early does not change it, nor does a preview.
@@ -204,7 +227,7 @@ async def read_next_start(run: Run) -> str:
     Raises:
         StoreError: The server cannot be reached, or refuses a request.
     """
-    return _next_start(await _read_rows(run), run.report)
+    return _next_start(await read_rows(run.server), run.report)
 
 
 def _next_start(rows: Iterable[Row], report: CleanupReport) -> str:
@@ -220,6 +243,29 @@ def trend(rows: Sequence[Row], report: CleanupReport) -> tuple[list[Bar], list[B
     )
 
 
+def stalled_runs(rows: Iterable[Row]) -> int:
+    """Count the delete runs of one scope in a row, up to the last, that were unfinished and have not made the backlog smaller.
+
+    Counted back to the first one that left no more stale versions than the last one. If the last one had no time to plan all
+    keys, its backlog is unknown, and counts as not smaller. 0 if the last one is not unfinished.
+
+    Args:
+        rows: The delete runs of one scope, the newest first.
+    """
+    at_work = (row for row in rows if row.outcome not in NOT_AT_WORK)
+    left = [row.backlog for row in takewhile(lambda row: row.outcome == "unfinished", at_work)]
+    return max((number for number, each in enumerate(left, 1) if _is_no_smaller(left[0], each)), default=0)
+
+
+def delete_runs(rows: Iterable[Row], report: CleanupReport) -> list[Row]:
+    """Return the delete runs of the same scope, and by policies of the same source."""
+    return [row for row in rows if row.scope == _scope(report) and row.mode == "delete" and row.policies == _policies(report)]
+
+
+def _is_no_smaller(now: int | None, before: int | None) -> bool:
+    return now is None or (before is not None and now >= before)
+
+
 def _scope(report: CleanupReport) -> str:
     return scope_label(report.scope)[:MAX_TEXT_CHARS]
 
@@ -228,8 +274,13 @@ def _policies(report: CleanupReport) -> str:
     return "given for this run" if report.policy_source == GIVEN_POLICIES else "configured"
 
 
-async def _read_rows(run: Run) -> list[Row]:
-    versions = await run.server.newest_rows(HISTORY_KEY, HISTORY_VERSIONS_READ)
+async def read_rows(server: Server) -> list[Row]:
+    """Read the rows of all runs, the newest first.
+
+    Raises:
+        StoreError: The server cannot be reached, or fails to show the history.
+    """
+    versions = await server.newest_rows(HISTORY_KEY, HISTORY_VERSIONS_READ)
     return _merged([_rows(version.get("data")) for version in versions])
 
 

@@ -10,7 +10,7 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.loading import HISTORY_KEY, PROGRESS_KEY, REPORT_KEY
 from prefect_artifact_retention.stores.connection import reason, ui_address
 from prefect_artifact_retention.tasks.charts import keys_chart, trend_chart
-from prefect_artifact_retention.tasks.history import extend_history, trend
+from prefect_artifact_retention.tasks.history import delete_runs, extend_history, stalled_runs, trend
 from prefect_artifact_retention.tasks.publish import create_first_accepted
 from prefect_artifact_retention.tasks.rendering import headline, markdown
 from prefect_artifact_retention.tasks.report import CleanupReport
@@ -40,6 +40,7 @@ async def publish_report(run: Run) -> None:
         report.warn(f"the history could not be written: unexpected {type(error).__name__}")
     if report.mode == "delete":
         report.stopped_at = rows[0].next_start if rows else run.next_start or ""
+        report.stalled_runs = stalled_runs(delete_runs(rows, report))
     if report.outcome == "skipped":
         return
     try:

@@ -164,6 +164,11 @@ class CleanupReport(BaseModel):
         description="Of a delete run: the key with which the next one over the same keys begins; ~ stands for the artifacts "
         "without a key, and empty for the first key. Of a preview: the key before which its planning time was over.",
     )
+    stalled_runs: int = Field(
+        default=0,
+        description="How many delete runs over the same keys, up to this one, were unfinished in a row while the backlog of "
+        "stale versions did not shrink; 0 if this one is not unfinished.",
+    )
     duration_seconds: float = Field(default=0.0, description="From the first request to the end of the verification.")
 
     @computed_field  # type: ignore[prop-decorator]

@@ -82,7 +82,8 @@ def commands() -> Iterator[Row]:
         for argument in arguments:
             if argument.index is None:
                 given = argument.field_info.default
-                yield "", f"`{argument.names[0]}`", f"`{given}`" if given else "", argument.parameter.help or ""
+                shown = "required" if argument.required else f"`{given}`" if given else ""
+                yield "", f"`{argument.names[0]}`", shown, argument.parameter.help or ""
 
 
 def leaves(parent: App, prefix: str = "") -> Iterator[tuple[str, App]]:

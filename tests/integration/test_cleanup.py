@@ -265,6 +265,8 @@ async def test_a_delete_run_ends_with_an_event(server: Server) -> None:
     (event,) = await events(server, since)
     assert event["event"] == "artifact-retention.cleanup.completed"
     assert event["payload"]["deleted"] == 1
+    assert event["resource"]["artifact-retention.deleted"] == "000000001"
+    assert event["resource"]["artifact-retention.stalled_runs"] == "000000000"
     assert any(related["prefect.resource.role"] == "flow-run" for related in event["related"])
 
 

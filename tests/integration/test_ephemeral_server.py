@@ -54,9 +54,10 @@ def test_a_deletion_without_a_server_is_an_error_and_starts_none(folder: Path) -
 
 
 @pytest.mark.thorough
-def test_an_alarm_without_a_server_is_an_error(folder: Path) -> None:
-    """It would be set up on a server that ends with the command."""
-    done = call(folder, *CLI, "alarm", "slack-webhook/ops")
+@pytest.mark.parametrize("command", [("alarm", "slack-webhook/ops"), ("automations", "list"), ("metrics",)])
+def test_an_alarm_without_a_server_is_an_error(folder: Path, command: tuple[str, ...]) -> None:
+    """It would be set up on a server that ends with the command; nor has a cleanup run there."""
+    done = call(folder, *CLI, *command)
     assert (done.returncode, NO_SERVER in done.stderr) == (2, True)
 
 

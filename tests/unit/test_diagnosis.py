@@ -16,7 +16,7 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores.connection import connect
 
 NOBODY = "http://127.0.0.1:9/api"
-COMMANDS = (["preview"], ["delete"], ["explain", "report"], ["alarm", "slack-webhook/ops"])
+COMMANDS = (["preview"], ["delete"], ["explain", "report"], ["alarm", "slack-webhook/ops"], ["metrics"])
 SHAPE = "It looks like http://HOST:4200/api".lower()
 
 
