@@ -73,8 +73,29 @@ def test_a_line_is_inside_its_axes(most: int) -> None:
     assert low == max(heights)
     assert min(heights) <= high
     assert most < 2 or (low - high) > (low - min(heights)) / 5
-    labels = [each.text for each in svg.iter(f"{SVG}text") if each.get("class") == "end"]
-    assert len({*labels}) == 5
+
+
+@pytest.mark.parametrize(
+    ("most", "ticks"),
+    [
+        (0, [0, 1]),
+        (1, [0, 1]),
+        (4, [0, 1, 2, 3, 4]),
+        (7, [0, 2, 4, 6, 8]),
+        (50, [0, 10, 20, 30, 40, 50]),
+        (51, [0, 20, 40, 60]),
+        (365, [0, 100, 200, 300, 400]),
+        (8_000_001, [0, 2_000_000, 4_000_000, 6_000_000, 8_000_000, 10_000_000]),
+    ],
+)
+def test_the_gridlines_are_at_the_round_numbers_that_label_them(most: int, ticks: list[int]) -> None:
+    """As many pixels above the lowest as the number is large: there is no line at 12.5 that is labelled 12."""
+    svg = drawing(line_chart("versions", [Line("a", [0, most])], NOW, [], str))
+    heights = [float(each.get("y1", "")) for each in svg.iter(f"{SVG}line")]
+    labels = [int(each.text or "") for each in svg.iter(f"{SVG}text") if each.get("class") == "end"]
+    assert labels == ticks
+    above = [heights[0] - height for height in heights]
+    assert above == pytest.approx([above[-1] * label / labels[-1] for label in labels], abs=0.1)
 
 
 def test_more_lines_than_colors_differ_by_their_dashes() -> None:
