@@ -272,9 +272,10 @@ def _year(year: int, y: int, by_day: dict[date, list[Mark]], last: date) -> Iter
     left = 40
     for weekday, name in ((0, "Mon"), (2, "Wed"), (4, "Fri")):
         yield _text(left - 5, y + CELL * (weekday + 2) - 3, name, "end")
-    for month in range(1, 13):
-        week = (date(year, month, 1) - monday).days // 7
-        yield _text(left + week * CELL, y + 11, f"{date(year, month, 1):%b}")
+    # A month of which no day is drawn has no label: that would stand above days of the one before.
+    for begin in (begin for month in range(1, 13) if (begin := date(year, month, 1)) <= last):
+        week = (begin - monday).days // 7
+        yield _text(left + week * CELL, y + 11, f"{begin:%b}")
     for number in range((min(date(year, 12, 31), last) - first).days + 1):
         day = first + timedelta(days=number)
         week, weekday = divmod((day - monday).days, 7)

@@ -149,6 +149,17 @@ def test_the_days_of_a_calendar_are_in_their_week_and_on_their_weekday() -> None
     assert (first[0] - sunday[0], sunday[1] - first[1]) == (14, 6 * 14)
 
 
+@pytest.mark.parametrize("end", [datetime(2026, 12, 31, 12, tzinfo=UTC), datetime(2027, 11, 29, 12, tzinfo=UTC)])
+def test_the_label_of_a_month_is_above_the_first_column_that_has_a_day_of_it(end: datetime) -> None:
+    """A month that is yet to come has none, though its first week has begun: 2027-11-29 is no day of December."""
+    firsts = [datetime(end.year, month, 1, tzinfo=UTC) for month in range(1, end.month + 1)]
+    svg = drawing(calendar([mark(first, "latest") for first in firsts], end, "UTC"))
+    days = {int(each.get("x", "")): each.get("data-day") for each in svg.iter(f"{SVG}rect") if each.get("data-day")}
+    names = {f"{datetime(end.year, month, 1, tzinfo=UTC):%b}" for month in range(1, 13)}
+    labels = {int(each.get("x", "")): each.text for each in svg.iter(f"{SVG}text") if each.text in names}
+    assert {days[x]: name for x, name in labels.items()} == {f"{first:%Y-%m-%d}": f"{first:%b}" for first in firsts}
+
+
 def test_the_page_of_a_simulation_has_the_table_and_the_same_numbers_in_its_charts() -> None:
     """Versions and bytes, at each milestone."""
     given, tally = simulated(policy(keep_last=3), RetentionPolicy(name="all", keep_all=True))
