@@ -56,7 +56,17 @@ def _policy(policy: SimulatedPolicy, tally: Tally) -> str:
     zone = sample.course.policy.timezone
     marks = [*_marks(sample, tally)]
     stay = f"{count(len(marks), 'version')} of {label(sample.key)} on {end:%Y-%m-%d}; days in {zone}"
-    return section(f"{policy.name}: what stays", paragraph(policy.sentence), paragraph(stay), calendar(marks, end, zone))
+    texts = [policy.sentence, stay, *_others(policy, sample)]
+    return section(f"{policy.name}: what stays", *map(paragraph, texts), calendar(marks, end, zone))
+
+
+def _others(policy: SimulatedPolicy, sample: Sample) -> Iterator[str]:
+    """Say which key of several the calendar is of, and how another is drawn."""
+    if policy.keys > 1:
+        yield (
+            f"The calendar is that of {label(sample.key)} alone, which keeps the most of {count(policy.keys, 'key')}. "
+            "Another is drawn if it is named: simulate --key KEY --html FILE"
+        )
 
 
 def _marks(sample: Sample, tally: Tally) -> Iterator[Mark]:

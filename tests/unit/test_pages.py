@@ -172,6 +172,22 @@ def test_the_page_of_a_simulation_has_the_table_and_the_same_numbers_in_its_char
     assert html.count("data-day=") == 2 * 61 + 3 + 70
 
 
+def test_the_page_of_a_simulation_names_the_key_that_it_draws_and_the_option_that_draws_another() -> None:
+    """A policy of a single key has no other."""
+    rules = policy(keep_within_days=30)
+    tally = Tally(Simulator(NOW, 60), [rules])
+    pages = []
+    for key, ages in {"weekly": (7, 14), "daily": (1, 2)}.items():
+        past = history(*ages)
+        tally.add(key, Course(rules, past, continue_rhythm(past, NOW, NOW + 60 * ONE_DAY)))
+        policies = tally.policies_with_keys()
+        given = Simulation(server="s", now=NOW, days=60, rhythm="r", policy_source="p", policies=policies)
+        pages.append(simulation_page(given, tally))
+    assert "--key" not in pages[0]
+    assert "<p>The calendar is that of daily alone, which keeps the most of 2 keys. Another is drawn if" in pages[1]
+    assert "simulate --key KEY --html FILE</p>" in pages[1]
+
+
 def test_a_page_loads_nothing_runs_nothing_and_says_what_is_hostile_as_text() -> None:
     """Whatever keys, policies and servers are called."""
     rules = RetentionPolicy(name='<img src="//x">', keep_last=2)
