@@ -32,6 +32,7 @@ def _parts(simulation: Simulation, tally: Tally) -> Iterator[str]:
         "What the policies would leave",
         f"{count(simulation.days, 'day')} simulated from {simulation.now:%Y-%m-%d %H:%M} UTC on, with a cleanup each day. "
         f"Rhythm: {simulation.rhythm}{where}. Policies: {simulation.policy_source}.",
+        *(["The charts begin with what is there now, before the first cleanup."] if simulation.server else []),
     )
     if not simulation.policies:
         yield section("Nothing to show", paragraph("No key has a policy."), *map(paragraph, simulation.notes))
@@ -46,7 +47,7 @@ def _parts(simulation: Simulation, tally: Tally) -> Iterator[str]:
 
 def _chart(simulation: Simulation, what: str) -> str:
     is_size = what == "bytes"
-    lines = [Line(policy.name, policy.bytes if is_size else policy.versions) for policy in simulation.policies]
+    lines = [Line(policy.name, policy.bytes_over_time if is_size else policy.versions_over_time) for policy in simulation.policies]
     title = "Bytes over time, by policy" if is_size else "Versions over time, by policy"
     return line_chart(title, lines, simulation.now, simulation.milestones, size if is_size else "{:,}".format)
 

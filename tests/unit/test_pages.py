@@ -161,12 +161,15 @@ def test_the_label_of_a_month_is_above_the_first_column_that_has_a_day_of_it(end
 
 
 def test_the_page_of_a_simulation_has_the_table_and_the_same_numbers_in_its_charts() -> None:
-    """Versions and bytes, at each milestone."""
+    """Versions and bytes, at each milestone, and before them what is there now, with what the first cleanup deletes."""
     given, tally = simulated(policy(keep_last=3), RetentionPolicy(name="all", keep_all=True))
     html = simulation_page(given, tally)
     cells = re.findall(r'<td class="number">([^<]*)</td>', html)
     assert cells == [cell for row in [*table(given)][1:] for cell in row[1:]]
     told = titles(html, "hit")
+    assert told["0"].splitlines()[1:] == ["test: 10", "all: 10"]
+    assert told["1"].splitlines()[1:] == ["test: 3", "all: 11"]
+    assert "The charts begin with what is there now, before the first cleanup." in html
     assert told["30"].splitlines()[1:] == ["test: 3", "all: 40"]
     assert told["60"].splitlines()[1:] == ["test: 3", "all: 70"]
     assert html.count("data-day=") == 2 * 61 + 3 + 70
