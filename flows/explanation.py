@@ -224,12 +224,14 @@ def explanation_page(explanation: Explanation) -> str:
         Mark(
             version.created,
             version.rules if version.keep else [GONE],
-            f"{version.created:%H:%M} UTC, {size(version.size)}: {'; '.join(version.reasons)}; goes {_goes(version)}",
+            f"{version.created:%H:%M} UTC, {size(version.size)}: {'; '.join(version.reasons)}; goes {_goes(version)}; "
+            f"version {version.id}",
         )
         for version in versions
     ]
     rows = [
         (
+            str(version.id),
             "keep" if version.keep else "delete",
             f"{version.created:%Y-%m-%d %H:%M}",
             size(version.size),
@@ -239,13 +241,13 @@ def explanation_page(explanation: Explanation) -> str:
         for version in versions[:MAX_ROWS]
     ]
     rest = [paragraph(f"and {len(versions) - MAX_ROWS} older ones")] if len(versions) > MAX_ROWS else []
-    head = ("Verdict", "Created (UTC)", "Size", "Goes (UTC)", "Why")
+    head = ("Version", "Verdict", "Created (UTC)", "Size", "Goes (UTC)", "Why")
     as_of = f"As of {explanation.now:%Y-%m-%d %H:%M} UTC, on {explanation.server}. Days in {explanation.timezone}."
     return page(
         title,
         [
             heading(title, policy, as_of, *explanation.warnings),
             section("Calendar", calendar(marks, explanation.now, explanation.timezone)),
-            section("Versions", html_table([head, *rows], whole=3), *rest),
+            section("Versions", html_table([head, *rows], whole=4), *rest),
         ],
     )

@@ -131,8 +131,9 @@ def show(simulation: Simulation) -> None:
 def _charts(policies: Sequence[SimulatedPolicy]) -> Iterator[Text]:
     widest = max((len(policy.name) for policy in policies), default=0)
     for policy in policies:
-        most = count(max(policy.versions), "version")
-        yield Text.assemble(f"{policy.name:<{widest}} ", (spark(policy.versions), "blue"), f" {most} at most")
+        amounts = policy.versions_over_time
+        most = count(max(amounts), "version")
+        yield Text.assemble(f"{policy.name:<{widest}} ", (spark(amounts), "blue"), f" {most} at most")
 
 
 def spark(amounts: Sequence[int]) -> str:

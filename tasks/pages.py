@@ -25,6 +25,9 @@ CELL = 14
 COLORS = 8
 """The lines that differ in color; more differ in their dashes."""
 
+MAX_STEPS = 5
+"""Steps of an axis; more draw more gridlines."""
+
 MAX_STRIPS = 400
 """Places of a chart that tell their numbers; with more, pages get large."""
 
@@ -172,10 +175,11 @@ def line_chart(title: str, lines: Sequence[Line], begin: datetime, days: Sequenc
         form: Formats a number.
     """
     last = len(lines[0].amounts) - 1
-    highest = _ceiling(max(max(line.amounts) for line in lines))
+    ticks = _ticks(max(max(line.amounts) for line in lines))
+    highest = ticks[-1]
     across, bottom = (WIDTH - LEFT - RIGHT) / max(1, last), TOP + PLOT
     parts = [
-        *_grid(highest, form),
+        *_grid(ticks, form),
         *_dates(begin, last, across, bottom),
         *(_path(number, line, across, highest) for number, line in enumerate(lines)),
         *_strips(lines, begin, days, across, form),
@@ -187,17 +191,19 @@ def line_chart(title: str, lines: Sequence[Line], begin: datetime, days: Sequenc
     return f"<p>{legend}</p>" + _svg(bottom + 24, title, parts)
 
 
-def _ceiling(amount: int) -> int:
-    """Round up to 1, 2, 2.5 or 5 times a power of ten, whose quarters are short numbers."""
-    power = 10 ** max(0, len(str(amount)) - 1)
-    return next((int(power * step) for step in (1, 2, 2.5, 4, 5, 8) if power * step >= max(amount, 4)), 10 * power)
+def _ticks(amount: int) -> range:
+    """Return the numbers of an axis, from 0 to an amount or more, whose steps are 1, 2 or 5 times a power of ten."""
+    amount = max(amount, 1)
+    powers = (10**exponent for exponent in range(len(str(amount))))
+    step = next(step for power in powers for step in (power, 2 * power, 5 * power) if step * MAX_STEPS >= amount)
+    return range(0, -(-amount // step) * step + 1, step)
 
 
-def _grid(highest: int, form: Callable[[int], str]) -> Iterator[str]:
-    for quarter in range(5):
-        y = TOP + PLOT * (4 - quarter) / 4
-        yield f'<line class="axis" x1="{LEFT}" y1="{y:.0f}" x2="{WIDTH - RIGHT}" y2="{y:.0f}"/>'
-        yield _text(LEFT - 6, y + 4, form(highest * quarter // 4), "end")
+def _grid(ticks: range, form: Callable[[int], str]) -> Iterator[str]:
+    for tick in ticks:
+        y = TOP + PLOT * (1 - tick / ticks[-1])
+        yield f'<line class="axis" x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}"/>'
+        yield _text(LEFT - 6, y + 4, form(tick), "end")
 
 
 def _dates(begin: datetime, last: int, across: float, bottom: float) -> Iterator[str]:
@@ -266,9 +272,10 @@ def _year(year: int, y: int, by_day: dict[date, list[Mark]], last: date) -> Iter
     left = 40
     for weekday, name in ((0, "Mon"), (2, "Wed"), (4, "Fri")):
         yield _text(left - 5, y + CELL * (weekday + 2) - 3, name, "end")
-    for month in range(1, 13):
-        week = (date(year, month, 1) - monday).days // 7
-        yield _text(left + week * CELL, y + 11, f"{date(year, month, 1):%b}")
+    # A month of which no day is drawn has no label: that would stand above days of the one before.
+    for begin in (begin for month in range(1, 13) if (begin := date(year, month, 1)) <= last):
+        week = (begin - monday).days // 7
+        yield _text(left + week * CELL, y + 11, f"{begin:%b}")
     for number in range((min(date(year, 12, 31), last) - first).days + 1):
         day = first + timedelta(days=number)
         week, weekday = divmod((day - monday).days, 7)

@@ -64,6 +64,16 @@ class SimulatedPolicy(BaseModel):
     versions: list[int] = Field(description="The versions after the cleanup of each day, the first being today's.")
     bytes: list[int] = Field(description="The bytes of the data of these.")
 
+    @property
+    def versions_over_time(self) -> list[int]:
+        """What is drawn of the versions: those there are now, before the first cleanup, and those after each later one."""
+        return [self.versions_now, *self.versions[1:]]
+
+    @property
+    def bytes_over_time(self) -> list[int]:
+        """What is drawn of the bytes of the data of these."""
+        return [self.bytes_now, *self.bytes[1:]]
+
     def steady(self) -> tuple[int, int, int] | None:
         """Return the most versions and bytes of the last quarter, and how many versions more that is than in the one before.
 

@@ -32,6 +32,7 @@ def _parts(simulation: Simulation, tally: Tally) -> Iterator[str]:
         "What the policies would leave",
         f"{count(simulation.days, 'day')} simulated from {simulation.now:%Y-%m-%d %H:%M} UTC on, with a cleanup each day. "
         f"Rhythm: {simulation.rhythm}{where}. Policies: {simulation.policy_source}.",
+        *(["The charts begin with what is there now, before the first cleanup."] if simulation.server else []),
     )
     if not simulation.policies:
         yield section("Nothing to show", paragraph("No key has a policy."), *map(paragraph, simulation.notes))
@@ -46,7 +47,7 @@ def _parts(simulation: Simulation, tally: Tally) -> Iterator[str]:
 
 def _chart(simulation: Simulation, what: str) -> str:
     is_size = what == "bytes"
-    lines = [Line(policy.name, policy.bytes if is_size else policy.versions) for policy in simulation.policies]
+    lines = [Line(policy.name, policy.bytes_over_time if is_size else policy.versions_over_time) for policy in simulation.policies]
     title = "Bytes over time, by policy" if is_size else "Versions over time, by policy"
     return line_chart(title, lines, simulation.now, simulation.milestones, size if is_size else "{:,}".format)
 
@@ -56,7 +57,17 @@ def _policy(policy: SimulatedPolicy, tally: Tally) -> str:
     zone = sample.course.policy.timezone
     marks = [*_marks(sample, tally)]
     stay = f"{count(len(marks), 'version')} of {label(sample.key)} on {end:%Y-%m-%d}; days in {zone}"
-    return section(f"{policy.name}: what stays", paragraph(policy.sentence), paragraph(stay), calendar(marks, end, zone))
+    texts = [policy.sentence, stay, *_others(policy, sample)]
+    return section(f"{policy.name}: what stays", *map(paragraph, texts), calendar(marks, end, zone))
+
+
+def _others(policy: SimulatedPolicy, sample: Sample) -> Iterator[str]:
+    """Say which key of several the calendar is of, and how another is drawn."""
+    if policy.keys > 1:
+        yield (
+            f"The calendar is that of {label(sample.key)} alone, which keeps the most of {count(policy.keys, 'key')}. "
+            "Another is drawn if it is named: simulate --key KEY --html FILE"
+        )
 
 
 def _marks(sample: Sample, tally: Tally) -> Iterator[Mark]:

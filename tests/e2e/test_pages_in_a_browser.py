@@ -157,12 +157,12 @@ def test_the_calendar_of_a_key_has_each_version_of_its_table(pages: Path, theme:
         rows = [row.locator("td").all_inner_texts() for row in page.locator("table tbody tr").all()]
         days = page.locator("svg rect.day")
         assert len(rows) == days.count() == 41
-        kept = sum(row[0] == "keep" for row in rows)
+        kept = sum(row[1] == "keep" for row in rows)
         assert page.locator("h1").inner_text() == f"report-sales: {kept} kept, {41 - kept} to delete"
         assert page.locator("svg rect.gone").count() == 41 - kept
         assert page.locator("svg rect.protected").count() == 1
         for row in rows:
-            title = page.locator(f"svg rect[data-day='{row[1][:10]}'] title").text_content() or ""
-            assert f"goes {row[3]}" in title
+            title = page.locator(f"svg rect[data-day='{row[2][:10]}'] title").text_content() or ""
+            assert f"goes {row[4]}; version {row[0]}" in title
         assert wrong == []
         assert color(page, "svg rect.gone", "fill") == {"light": "rgb(220, 38, 38)", "dark": "rgb(248, 113, 113)"}[theme]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -109,6 +110,9 @@ async def test_each_version_that_stays_says_when_it_goes(
     assert (kept["goes_at"], kept["goes_when"]) == (None, "when it is released")
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert page.count("data-day=") == len(rows)
+    ids = [version["id"] for version in explained["versions"]]
+    assert re.findall(r'<tr><td class="whole">([^<]*)</td>', page) == ids
+    assert sorted(re.findall(r"; version ([0-9a-f-]{36})</title>", page)) == sorted(ids)
     assert "goes when it is released" in page
     assert "<td>when it is released</td>" in page
     assert await call(server, "explain", "report") == 0

@@ -120,3 +120,18 @@ async def test_the_command_tells_what_the_keys_of_a_server_would_have(
         "Artifacts without a key are left out",
     ]
     assert server.database.fingerprint() == before
+
+
+@on(FAKE)
+async def test_the_picture_begins_with_what_is_there_before_the_first_cleanup(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So the most that it says is not less than what the table says is there now."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "retention.toml").write_text('[[policies]]\nname = "last"\nkeep_last = 3\n', encoding="utf-8")
+    await server.database.insert(series("daily", (age + 0.5 for age in range(46))))
+    with server.active():
+        assert await asyncio.to_thread(main, ["simulate", "--days", "20"]) == 0
+    *_, row, chart = (line for line in capsys.readouterr().out.splitlines() if "last" in line)
+    assert row.split()[:3] == ["last", "1", "46"]
+    assert chart == "last █" + 20 * "▁" + " 46 versions at most"

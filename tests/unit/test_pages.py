@@ -73,8 +73,29 @@ def test_a_line_is_inside_its_axes(most: int) -> None:
     assert low == max(heights)
     assert min(heights) <= high
     assert most < 2 or (low - high) > (low - min(heights)) / 5
-    labels = [each.text for each in svg.iter(f"{SVG}text") if each.get("class") == "end"]
-    assert len({*labels}) == 5
+
+
+@pytest.mark.parametrize(
+    ("most", "ticks"),
+    [
+        (0, [0, 1]),
+        (1, [0, 1]),
+        (4, [0, 1, 2, 3, 4]),
+        (7, [0, 2, 4, 6, 8]),
+        (50, [0, 10, 20, 30, 40, 50]),
+        (51, [0, 20, 40, 60]),
+        (365, [0, 100, 200, 300, 400]),
+        (8_000_001, [0, 2_000_000, 4_000_000, 6_000_000, 8_000_000, 10_000_000]),
+    ],
+)
+def test_the_gridlines_are_at_the_round_numbers_that_label_them(most: int, ticks: list[int]) -> None:
+    """As many pixels above the lowest as the number is large: there is no line at 12.5 that is labelled 12."""
+    svg = drawing(line_chart("versions", [Line("a", [0, most])], NOW, [], str))
+    heights = [float(each.get("y1", "")) for each in svg.iter(f"{SVG}line")]
+    labels = [int(each.text or "") for each in svg.iter(f"{SVG}text") if each.get("class") == "end"]
+    assert labels == ticks
+    above = [heights[0] - height for height in heights]
+    assert above == pytest.approx([above[-1] * label / labels[-1] for label in labels], abs=0.1)
 
 
 def test_more_lines_than_colors_differ_by_their_dashes() -> None:
@@ -128,16 +149,46 @@ def test_the_days_of_a_calendar_are_in_their_week_and_on_their_weekday() -> None
     assert (first[0] - sunday[0], sunday[1] - first[1]) == (14, 6 * 14)
 
 
+@pytest.mark.parametrize("end", [datetime(2026, 12, 31, 12, tzinfo=UTC), datetime(2027, 11, 29, 12, tzinfo=UTC)])
+def test_the_label_of_a_month_is_above_the_first_column_that_has_a_day_of_it(end: datetime) -> None:
+    """A month that is yet to come has none, though its first week has begun: 2027-11-29 is no day of December."""
+    firsts = [datetime(end.year, month, 1, tzinfo=UTC) for month in range(1, end.month + 1)]
+    svg = drawing(calendar([mark(first, "latest") for first in firsts], end, "UTC"))
+    days = {int(each.get("x", "")): each.get("data-day") for each in svg.iter(f"{SVG}rect") if each.get("data-day")}
+    names = {f"{datetime(end.year, month, 1, tzinfo=UTC):%b}" for month in range(1, 13)}
+    labels = {int(each.get("x", "")): each.text for each in svg.iter(f"{SVG}text") if each.text in names}
+    assert {days[x]: name for x, name in labels.items()} == {f"{first:%Y-%m-%d}": f"{first:%b}" for first in firsts}
+
+
 def test_the_page_of_a_simulation_has_the_table_and_the_same_numbers_in_its_charts() -> None:
-    """Versions and bytes, at each milestone."""
+    """Versions and bytes, at each milestone, and before them what is there now, with what the first cleanup deletes."""
     given, tally = simulated(policy(keep_last=3), RetentionPolicy(name="all", keep_all=True))
     html = simulation_page(given, tally)
     cells = re.findall(r'<td class="number">([^<]*)</td>', html)
     assert cells == [cell for row in [*table(given)][1:] for cell in row[1:]]
     told = titles(html, "hit")
+    assert told["0"].splitlines()[1:] == ["test: 10", "all: 10"]
+    assert told["1"].splitlines()[1:] == ["test: 3", "all: 11"]
+    assert "The charts begin with what is there now, before the first cleanup." in html
     assert told["30"].splitlines()[1:] == ["test: 3", "all: 40"]
     assert told["60"].splitlines()[1:] == ["test: 3", "all: 70"]
     assert html.count("data-day=") == 2 * 61 + 3 + 70
+
+
+def test_the_page_of_a_simulation_names_the_key_that_it_draws_and_the_option_that_draws_another() -> None:
+    """A policy of a single key has no other."""
+    rules = policy(keep_within_days=30)
+    tally = Tally(Simulator(NOW, 60), [rules])
+    pages = []
+    for key, ages in {"weekly": (7, 14), "daily": (1, 2)}.items():
+        past = history(*ages)
+        tally.add(key, Course(rules, past, continue_rhythm(past, NOW, NOW + 60 * ONE_DAY)))
+        policies = tally.policies_with_keys()
+        given = Simulation(server="s", now=NOW, days=60, rhythm="r", policy_source="p", policies=policies)
+        pages.append(simulation_page(given, tally))
+    assert "--key" not in pages[0]
+    assert "<p>The calendar is that of daily alone, which keeps the most of 2 keys. Another is drawn if" in pages[1]
+    assert "simulate --key KEY --html FILE</p>" in pages[1]
 
 
 def test_a_page_loads_nothing_runs_nothing_and_says_what_is_hostile_as_text() -> None:
