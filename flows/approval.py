@@ -118,6 +118,7 @@ async def clean_up_with_approval(
             report, waiting = await _plan(run_id, number, why, work)
             if waiting is None:
                 return report
+            get_run_logger().info(report.awaits)
         answer = await ask(waiting, settings)
         if answer.approve and answer.versions != waiting.versions:
             wrong = f"{answer.versions} is not the number of versions that would go."
