@@ -50,7 +50,9 @@ class Approval(RunInput):
     approve: bool = Field(
         default=False, title="Delete these versions", description="Off: nothing is deleted, and the run ends."
     )
-    versions: int = Field(default=0, title="Number of versions", description="Type how many versions go, as it is said above.")
+    versions: int = Field(
+        default=0, title="Number of versions", description="Type how many versions go, as it is said above, in digits alone."
+    )
     by: str = Field(
         default="", title="Your name", description="Stands in the report and in the history.", max_length=MAX_NAME_CHARS
     )
@@ -119,7 +121,7 @@ async def clean_up_with_approval(
                 return report
         answer = await ask(waiting, settings)
         if answer.approve and answer.versions != waiting.versions:
-            why = f"**{answer.versions} is not the number of versions that would go.**"
+            why = f"**{answer.versions:,} is not the number of versions that would go.**"
             waiting = waiting.model_copy(
                 update={"number": waiting.number + 1, "text": f"{why}\n\n{_unquestioned(waiting.text)}"}
             )
@@ -220,7 +222,7 @@ async def answer_run(run: str, *, approves: bool, versions: int | None = None, b
         if (waiting := await find_waiting(connection, run_id)) is None:
             raise RetentionError(f"run {printable(name)} is paused, but waits for no approval of this package")
         if versions not in {None, waiting.versions}:
-            raise RetentionError(f"run {printable(name)} would delete {count(waiting.versions, 'version')}, not {versions}")
+            raise RetentionError(f"run {printable(name)} would delete {count(waiting.versions, 'version')}, not {versions:,}")
         given = {"approve": approves, "versions": waiting.versions, "by": by[:MAX_NAME_CHARS]}
         answered = connection.json(await connection.request("POST", f"/flow_runs/{run_id}/resume", {"run_input": given}))
         if answered["status"] != "ACCEPT":

@@ -47,7 +47,9 @@ def _parts(simulation: Simulation, tally: Tally) -> Iterator[str]:
 
 def _chart(simulation: Simulation, what: str) -> str:
     is_size = what == "bytes"
-    lines = [Line(policy.name, policy.bytes_over_time if is_size else policy.versions_over_time) for policy in simulation.policies]
+    lines = [
+        Line(policy.name, policy.bytes_over_time if is_size else policy.versions_over_time) for policy in simulation.policies
+    ]
     title = "Bytes over time, by policy" if is_size else "Versions over time, by policy"
     return line_chart(title, lines, simulation.now, simulation.milestones, size if is_size else "{:,}".format)
 
