@@ -67,7 +67,7 @@ def _others(policy: SimulatedPolicy, sample: Sample) -> Iterator[str]:
     """Say which key of several the calendar is of, and how another is drawn."""
     if policy.keys > 1:
         yield (
-            f"The calendar is that of {label(sample.key)} alone, which keeps the most of {count(policy.keys, 'key')}. "
+            f"Only {label(sample.key)} is drawn, which keeps the most of {count(policy.keys, 'key')}. "
             "Another is drawn if it is named: simulate --key KEY --html FILE"
         )
 
