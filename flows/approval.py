@@ -51,7 +51,9 @@ class Approval(RunInput):
     approve: bool = Field(
         default=False, title="Delete these versions", description="Off: nothing is deleted, and the run ends."
     )
-    versions: int = Field(default=0, title="Number of versions", description="Type how many versions go, as it is said above.")
+    versions: int = Field(
+        default=0, title="Number of versions", description="Type how many versions go, as it is said above, in digits alone."
+    )
     by: str = Field(
         default="", title="Your name", description="Stands in the report and in the history.", max_length=MAX_NAME_CHARS
     )
@@ -121,7 +123,7 @@ async def clean_up_with_approval(
             get_run_logger().info(report.awaits)
         answer = await ask(waiting, settings)
         if answer.approve and answer.versions != waiting.versions:
-            wrong = f"{answer.versions} is not the number of versions that would go."
+            wrong = f"{answer.versions:,} is not the number of versions that would go."
             get_run_logger().warning(f"{wrong} Nothing was deleted, and it is asked again")
             why = f"**{wrong}**"
             waiting = waiting.model_copy(
@@ -230,7 +232,7 @@ async def answer_run(run: str, *, approves: bool, versions: int | None = None, b
         if (waiting := await find_waiting(connection, run_id)) is None:
             raise RetentionError(f"run {printable(name)} is paused, but waits for no approval of this package")
         if versions not in {None, waiting.versions}:
-            raise RetentionError(f"run {printable(name)} would delete {count(waiting.versions, 'version')}, not {versions}")
+            raise RetentionError(f"run {printable(name)} would delete {count(waiting.versions, 'version')}, not {versions:,}")
         given = {"approve": approves, "versions": waiting.versions, "by": by[:MAX_NAME_CHARS]}
         answered = connection.json(await connection.request("POST", f"/flow_runs/{run_id}/resume", {"run_input": given}))
         if answered["status"] != "ACCEPT":

@@ -35,7 +35,7 @@ from prefect_artifact_retention.flows.settings import (
 )
 from prefect_artifact_retention.flows.termination import cancel_on_sigterm
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
-from prefect_artifact_retention.policies.formatting import days
+from prefect_artifact_retention.policies.formatting import count, days
 from prefect_artifact_retention.policies.meaning import digest
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.archive.model import ArchiveError
@@ -600,7 +600,7 @@ async def _prune(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     await progress.announce_deleting()
     if await _skip_for_other_run(run, progress):
         return
-    _logger().info(f"Deleting {run.planned} stale versions of {len(run.plans)} keys")
+    _logger().info(f"Deleting {count(run.planned, 'stale version')} of {count(len(run.plans), 'key')}")
     await _delete(run, vacuum=vacuum)
 
 

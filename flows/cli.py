@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter, Token
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, load_policies
-from prefect_artifact_retention.policies.formatting import printable
+from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.loading import describe_validation_error, stand_in
 from prefect_artifact_retention.policies.meaning import digest
 from prefect_artifact_retention.policies.model import MAX_DAYS
@@ -480,7 +480,7 @@ def approve(
     if as_json:
         _print_json({"run": name, "approved": not decline, "versions": waiting.versions})
     else:
-        done = "declined" if decline else f"approved: it deletes at most {waiting.versions} versions"
+        done = "declined" if decline else f"approved: it deletes at most {count(waiting.versions, 'version')}"
         sys.stdout.write(f"{printable(name)} is {done}\n")
     return DONE
 

@@ -218,7 +218,7 @@ async def _fill() -> str:
         database.executemany("UPDATE artifact SET created = ?, updated = ? WHERE id = ?", rows)
     database.close()
     keys = sum(series.key is not None for series in SERIES)
-    return f"Created {len(rows)} versions of {keys} keys (and some without a key), backdated over a year."
+    return f"Created {len(rows):,} versions of {keys} keys (and some without a key), backdated over a year."
 
 
 def _sqlite_time(moment: datetime) -> str:

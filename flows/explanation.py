@@ -191,7 +191,7 @@ def _goes(version: ExplainedVersion) -> str:
 def _title(explanation: Explanation) -> tuple[str, str]:
     """Return what becomes of the versions, and by which policy."""
     kept = sum(version.keep for version in explanation.versions)
-    title = f"{label(explanation.key)}: {kept} kept, {len(explanation.versions) - kept} to delete"
+    title = f"{label(explanation.key)}: {kept:,} kept, {len(explanation.versions) - kept:,} to delete"
     return title, f"{explanation.policy or 'no policy'} ({explanation.policy_source}): {explanation.sentence}"
 
 
@@ -240,7 +240,7 @@ def explanation_page(explanation: Explanation) -> str:
         )
         for version in versions[:MAX_ROWS]
     ]
-    rest = [paragraph(f"and {len(versions) - MAX_ROWS} older ones")] if len(versions) > MAX_ROWS else []
+    rest = [paragraph(f"and {len(versions) - MAX_ROWS:,} older ones")] if len(versions) > MAX_ROWS else []
     head = ("Version", "Verdict", "Created (UTC)", "Size", "Goes (UTC)", "Why")
     as_of = f"As of {explanation.now:%Y-%m-%d %H:%M} UTC, on {explanation.server}. Days in {explanation.timezone}."
     return page(

@@ -205,7 +205,7 @@ def show(ledger: Ledger) -> None:
     """Print deleted versions as a table, one row each."""
     found = f"{count(ledger.total, 'deleted version')} in the archive {printable(ledger.archive)}"
     if len(ledger.versions) < ledger.total:
-        found += f", the last {len(ledger.versions)} of them here"
+        found += f", the last {len(ledger.versions):,} of them here"
     title = Text(found, style="bold")
     if not ledger.versions:
         terminal.show(title)

@@ -54,4 +54,4 @@ class _PlainLines:
         if tenth > self._shown.get(step, -1) and done:
             self._shown[step] = tenth
             noun = "keys" if step == "planning" else "versions"
-            sys.stderr.write(f"{step}: {done}/{total} {noun}\n")
+            sys.stderr.write(f"{step}: {done:,}/{total:,} {noun}\n")

@@ -299,7 +299,7 @@ class _RestoreProgress:
     async def listen(self, step: Step, done: int, total: int) -> None:
         percent = 100 * done / total if total else 100.0
         if step == "restoring" and percent - self._shown >= UPDATE_PERCENT and done < total:
-            await self._update(percent, f"{done}/{total} versions restored")
+            await self._update(percent, f"{done:,}/{total:,} versions restored")
 
     async def finish(self, description: str, *, complete: bool) -> None:
         await self._update(100.0 if complete else self._shown, description)

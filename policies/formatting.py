@@ -2,8 +2,8 @@
 
 
 def count(number: float, noun: str) -> str:
-    """Format a number with its noun: 1 day, 2 days, 0.5 days."""
-    digits = str(number) if isinstance(number, int) else f"{number:g}"
+    """Format a number with its noun: 1 day, 2,880 days, 0.5 days."""
+    digits = f"{number:,}" if isinstance(number, int) else f"{number:,g}"
     return f"{digits} {noun}" if number == 1 else f"{digits} {noun}s"
 
 

@@ -81,7 +81,7 @@ def keys_chart(report: CleanupReport) -> Picture | None:
         return None
     deletes = report.mode == "delete"
     panels = [
-        Panel("versions", [_versions(key, deletes=deletes) for key in stale], str),
+        Panel("versions", [_versions(key, deletes=deletes) for key in stale], "{:,}".format),
         Panel("size of their data", [_bytes(key, deletes=deletes) for key in stale], size),
     ]
     parts = [
@@ -92,7 +92,7 @@ def keys_chart(report: CleanupReport) -> Picture | None:
     width = (WIDTH - 2 * MARGIN - NAMES) // len(panels)
     for column, panel in enumerate(panels):
         parts += _across(panel, MARGIN + NAMES + column * width, width)
-    summary = "; ".join(f"{bar.name}: {bar.before} versions before, {bar.after} after" for bar in panels[0].bars[:3])
+    summary = "; ".join(f"{bar.name}: {bar.before:,} versions before, {bar.after:,} after" for bar in panels[0].bars[:3])
     height = TITLE + 20 + len(stale) * ROW + MARGIN
     return Picture(_svg(height, parts), f"Bar chart of versions and bytes before and after, by key. {summary}")
 
@@ -101,13 +101,13 @@ def trend_chart(versions: Sequence[Bar], amounts: Sequence[Bar]) -> Picture | No
     """Draw versions and bytes before and after each of the last runs, the oldest first; None for fewer than two runs."""
     if len(versions) < 2:  # noqa: PLR2004 - one run is no trend
         return None
-    panels = [Panel("versions", versions[-MAX_RUNS:], str), Panel("size of their data", amounts[-MAX_RUNS:], size)]
+    panels = [Panel("versions", versions[-MAX_RUNS:], "{:,}".format), Panel("size of their data", amounts[-MAX_RUNS:], size)]
     runs = panels[0].bars
     parts = [_text(MARGIN, 28, f"The last {len(runs)} runs", "title"), *_legend("left", "deleted")]
     width = (WIDTH - 3 * MARGIN) // len(panels)
     for column, panel in enumerate(panels):
         parts += _upright(panel, MARGIN + column * (width + MARGIN), width)
-    ends = " to ".join(f"{run.after} versions left on {run.name}" for run in (runs[0], runs[-1]))
+    ends = " to ".join(f"{run.after:,} versions left on {run.name}" for run in (runs[0], runs[-1]))
     return Picture(_svg(TITLE + PLOT + 50, parts), f"Bar chart of the last {len(runs)} runs, from {ends}")
 
 

@@ -34,7 +34,7 @@ def pack(plans: Sequence[KeyPlan], limit: int) -> list[list[KeyPlan]]:
 
 def group_label(group: Sequence[KeyPlan]) -> str:
     """Name a prune task by its key, or by the number of its keys."""
-    return label(group[0].key) if len(group) == 1 else f"{len(group)} keys from {label(group[0].key)}"
+    return label(group[0].key) if len(group) == 1 else f"{len(group):,} keys from {label(group[0].key)}"
 
 
 def batches_of_keys(plans: Sequence[KeyPlan], deletions: int) -> Iterator[Sequence[KeyPlan]]:

@@ -36,7 +36,7 @@ def _keys(report: CleanupReport) -> Iterator[KeyReport]:
 def _line(key: KeyReport) -> str:
     facts = []
     if key.deleted:
-        rules = ", ".join(f"{rule} {number}" for rule, number in key.stale_by.items())
+        rules = ", ".join(f"{rule} {number:,}" for rule, number in key.stale_by.items())
         facts.append(
             f'{count(key.deleted, "version")} deleted by policy "{key.policy}" (stale: {rules}), '
             f"first {key.first_deleted}, last {key.last_deleted}"

@@ -291,9 +291,9 @@ def _day(day: date, marks: Sequence[Mark], x: int, y: int) -> Iterator[str]:
     kind = next(kind for kind in (*RULES, PROTECTED, GONE) if kind in kinds)
     stay = sum(each != GONE for each in kinds)
     head = f"{day:%Y-%m-%d}: {count(stay, 'version')} that {'stays' if stay == 1 else 'stay'}"
-    head += f", {len(marks) - stay} to delete" if stay < len(marks) else ""
+    head += f", {len(marks) - stay:,} to delete" if stay < len(marks) else ""
     told = [head, *(mark.text for mark in marks[:MAX_LINES])]
-    told += [f"and {len(marks) - MAX_LINES} more"] if len(marks) > MAX_LINES else []
+    told += [f"and {len(marks) - MAX_LINES:,} more"] if len(marks) > MAX_LINES else []
     yield (
         f'<rect class="day {kind}" data-day="{day}" x="{x}" y="{y}" width="{size}" height="{size}" rx="2">'
         f"<title>{_safe_lines(chr(10).join(told))}</title></rect>"

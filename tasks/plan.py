@@ -93,7 +93,7 @@ def _single_versions(run: Run) -> Iterator[str]:
         single = sum(each.versions == 1 for each in keys)
         if single >= MANY_SINGLE_VERSIONS and 2 * single > len(keys):
             yield (
-                f'policy "{policy.name}": {single} of its {len(keys)} keys have a single version, which always stays; '
+                f'policy "{policy.name}": {single:,} of its {len(keys):,} keys have a single version, which always stays; '
                 "only drop_idle_keys_after_days deletes such keys"
             )
 
@@ -264,7 +264,7 @@ async def _plan_unkeyed(run: Run, policy: RetentionPolicy) -> None:
             if stale and is_partial and not run.has_planning_time():
                 run.report.outcome = "unfinished"
                 run.has_all_unkeyed = False
-                run.report.warn(f"planning time was over after {len(seen)} of {expected} artifacts without a key")
+                run.report.warn(f"planning time was over after {len(seen):,} of {expected:,} artifacts without a key")
                 break
         else:
             if len(seen) + len(unreadable) < expected:
@@ -354,8 +354,8 @@ def guard(run: Run) -> None:
         if not percent or 100 * policy.unexpected <= percent * policy.versions:
             continue
         refusal = (
-            f'policy "{policy.name}" would delete {policy.planned} of {policy.versions} versions, '
-            f"{policy.unexpected} of them unexpectedly ({100 * policy.unexpected / policy.versions:.0f} %), "
+            f'policy "{policy.name}" would delete {policy.planned:,} of {policy.versions:,} versions, '
+            f"{policy.unexpected:,} of them unexpectedly ({100 * policy.unexpected / policy.versions:.0f} %), "
             f"more than refuse_above_percent = {percent:g} allows: {run.expectations.explain(policy.name)}"
         )
         if run.report.mode == "delete":

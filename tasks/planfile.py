@@ -180,5 +180,5 @@ def describe_differences(differences: Sequence[Difference]) -> list[str]:
     lines = [each.describe() for each in differences[:MAX_DIFFERENCES]]
     if more := differences[MAX_DIFFERENCES:]:
         number = sum(each.more for each in more), sum(each.fewer for each in more)
-        lines.append(f"and {count(len(more), 'key')} more: {number[0]} versions more, {number[1]} fewer")
+        lines.append(f"and {count(len(more), 'key')} more: {number[0]:,} versions more, {number[1]:,} fewer")
     return lines

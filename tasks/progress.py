@@ -116,10 +116,10 @@ class ProgressArtifact:
         """Update the artifact if the progress warrants it; a `Listener` of the run."""
         share = done / total if total else 1.0
         if step == "planning":
-            percent, description = PLANNING_PERCENT * share, f"Step 1/3: planned {done}/{total} keys"
+            percent, description = PLANNING_PERCENT * share, f"Step 1/3: planned {done:,}/{total:,} keys"
         else:
             percent = PLANNING_PERCENT + (100 - PLANNING_PERCENT) * share
-            description = f"Step 2/3: {'archiving, ' if step == 'archiving' else ''}deleted {done}/{total}"
+            description = f"Step 2/3: {'archiving, ' if step == 'archiving' else ''}deleted {done:,}/{total:,}"
         since = time.monotonic() - self._updated
         if (percent - self._shown >= UPDATE_PERCENT and percent < 100 and since >= 1) or since >= HEARTBEAT_SECONDS:  # noqa: PLR2004
             await self._update(min(percent, 99.0), description)

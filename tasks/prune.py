@@ -99,7 +99,7 @@ async def prune_task(pruner: Pruner, group: Sequence[KeyPlan], name: str) -> Sta
     await pruner.prune(group)
     if failed := [plan for plan in group if plan.report.error]:
         return Failed(message="; ".join(f"{label(plan.key)}: {plan.report.error}" for plan in failed[:5]))
-    return Completed(message=f"{sum(plan.report.deleted for plan in group)} deleted")
+    return Completed(message=f"{sum(plan.report.deleted for plan in group):,} deleted")
 
 
 class Pruner:

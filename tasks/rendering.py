@@ -35,7 +35,7 @@ _MAX_LABEL_CHARS = 250
 
 def headline(report: CleanupReport) -> str:
     """Summarize in one line what a run did or would do."""
-    stale = f"{report.planned} of {count(report.versions_seen, 'version')} stale {stale_where(report)}".rstrip()
+    stale = f"{report.planned:,} of {count(report.versions_seen, 'version')} stale {stale_where(report)}".rstrip()
     if report.mode == "preview" and not _is_unplanned(report):
         what = f"{count(report.planned, 'version')} ({size(report.bytes_planned)})"
         by = f" by {report.planned_for:%Y-%m-%d %H:%M}" if report.next_days else ""
@@ -54,7 +54,7 @@ def headline(report: CleanupReport) -> str:
         what = "no version was evaluated" if _is_unplanned(report) else stale
         return f"Refused in part. {text}" if report.deleted else f"Refused, nothing deleted: {what}"
     if report.outcome == "unfinished":
-        return f"{text}; unfinished" + (f", {report.remaining} remain" if report.remaining else "")
+        return f"{text}; unfinished" + (f", {report.remaining:,} remain" if report.remaining else "")
     if report.outcome == "failed":
         return f"{text}; failed, {count(sum(1 for _ in report.failures()) + len(report.errors), 'error')}"
     return text
@@ -83,7 +83,7 @@ def _is_unplanned(report: CleanupReport) -> bool:
 def outcome_message(report: CleanupReport) -> str:
     """Return the headline with the first causes of a refusal or failure."""
     causes = [*report.refusals, *report.errors, *(f"{label(key.key)}: {key.error}" for key in report.failures())]
-    return ". ".join([headline(report), *causes[:3], *([f"and {len(causes) - 3} more"] if len(causes) > 3 else [])])  # noqa: PLR2004
+    return ". ".join([headline(report), *causes[:3], *([f"and {len(causes) - 3:,} more"] if len(causes) > 3 else [])])  # noqa: PLR2004
 
 
 def size(amount: int) -> str:
@@ -179,22 +179,22 @@ def _totals(report: CleanupReport) -> str:
         ("Keys seen", report.keys_seen),
         ("Versions evaluated", report.versions_seen),
         ("Kept", report.kept),
-        ("Stale", f"{report.planned} ({size(report.bytes_planned)})"),
+        ("Stale", f"{report.planned:,} ({size(report.bytes_planned)})"),
     ]
     if report.mode != "preview":
         rows += [
-            ("Deleted", f"{report.deleted} ({size(report.bytes_freed)})"),
+            ("Deleted", f"{report.deleted:,} ({size(report.bytes_freed)})"),
             ("Already gone", report.already_gone),
             ("Kept on re-check", report.spared),
             *([("Not in the plan that was shown", report.withheld)] if report.withheld else []),
             ("Failed", report.failed),
         ]
     if report.to_offload:
-        rows.append(("Data to move to the archive", f"{report.to_offload} ({size(report.bytes_to_offload)})"))
+        rows.append(("Data to move to the archive", f"{report.to_offload:,} ({size(report.bytes_to_offload)})"))
         if report.mode != "preview":
-            rows.append(("Moved", f"{report.offloaded} ({size(report.bytes_offloaded)})"))
+            rows.append(("Moved", f"{report.offloaded:,} ({size(report.bytes_offloaded)})"))
     if report.events_purged is not None:
-        rows.append(("Events about them deleted", f"{report.events_purged} ({size(report.event_bytes_purged)})"))
+        rows.append(("Events about them deleted", f"{report.events_purged:,} ({size(report.event_bytes_purged)})"))
     table = pipe_table(("Total", "Versions"), rows)
     is_held = report.events_purged is None and (report.planned if report.mode == "preview" else report.deleted)
     return f"{table}\n\n{HELD_BY_EVENTS}" if is_held else table
@@ -288,6 +288,10 @@ def _is_number(cell: object) -> bool:
     return isinstance(cell, int) or bool(_SIZE.fullmatch(str(cell)))
 
 
+def _digits(cell: object) -> str:
+    return f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+
 def bullet_list(lines: Iterable[str]) -> str:
     """Render lines of plain text as a list."""
     return "\n".join(f"- {escape(line.strip())}" for line in lines)
@@ -299,5 +303,5 @@ def pipe_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     numeric = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(header))]
     lines = [header, ["---:" if right else ":---" for right in numeric]]
     # A number and its unit stay on one line.
-    lines += [[escape(str(cell)).replace(" ", NO_BREAK if _is_number(cell) else " ") for cell in row] for row in rows]
+    lines += [[escape(_digits(cell)).replace(" ", NO_BREAK if _is_number(cell) else " ") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -55,7 +55,7 @@ async def _restore_groups(restore: Restore, stream: ArchivedStream) -> None:
             await _restore_group(restore, group, stream)
             continue
         keys = [each for batch in group for each in batch]
-        name = label(keys[0].key) if len(keys) == 1 else f"{len(keys)} keys from {label(keys[0].key)}"
+        name = label(keys[0].key) if len(keys) == 1 else f"{len(keys):,} keys from {label(keys[0].key)}"
         # Prefect types a call of an async task as its result.
         state: State[None] = await restore_task(restore, group, stream, name, return_state=True)  # type: ignore[misc]
         if not state.is_completed() and not any(each.report.error for each in keys):

@@ -105,7 +105,7 @@ def _refusal(version: ArchivedVersion, error: StoreError) -> str:
 
 
 def _some(refused: Sequence[str]) -> list[str]:
-    more = [f"and {len(refused) - MAX_REFUSED} more"] if len(refused) > MAX_REFUSED else []
+    more = [f"and {len(refused) - MAX_REFUSED:,} more"] if len(refused) > MAX_REFUSED else []
     return [*refused[:MAX_REFUSED], *more]
 
 

@@ -129,7 +129,7 @@ class _Inserter:
             return str(error)
         if not unfit:
             return str(error)
-        more = f" and {len(unfit) - MAX_LISTED} more" if len(unfit) > MAX_LISTED else ""
+        more = f" and {len(unfit) - MAX_LISTED:,} more" if len(unfit) > MAX_LISTED else ""
         named = ", ".join(map(str, unfit[:MAX_LISTED])) + more
         return f"PostgreSQL takes no NaN and nothing else that is no JSON, as in version {named}: {error}"
 

@@ -210,7 +210,7 @@ async def plan_restore(restore: Restore) -> None:
         # Whatever server a lost part is of: nothing else tells who has deleted what.
         raise ArchiveError("; ".join([nothing_found(restore, others), *(restore.unreadable[part.name] for part in lost)]))
     if restore.selection.to_key and len(found) > 1:
-        raise ConfigurationError(f"the versions of {len(found)} keys are to go under one: name a single key with --key")
+        raise ConfigurationError(f"the versions of {len(found):,} keys are to go under one: name a single key with --key")
     existing = await (restore.database or restore.api).existing([row.id for rows in found.values() for row in rows])
     for key in sorted(found, key=key_order):
         restore.keys.append(await _plan_key(restore, key, sorted(found[key]), existing))

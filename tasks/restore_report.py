@@ -116,9 +116,9 @@ def headline(report: RestoreReport) -> str:
     if report.data:
         text = f"data of {text}"
     if report.present:
-        text += f", {report.present} present already"
+        text += f", {report.present:,} present already"
     if report.unavailable:
-        text += f", {report.unavailable} not archived with their payloads"
+        text += f", {report.unavailable:,} not archived with their payloads"
     if failed := sum(bool(each.error) for each in report.key_reports):
         text += f", {count(failed, 'key')} failed"
     return text
@@ -127,7 +127,7 @@ def headline(report: RestoreReport) -> str:
 def outcome_message(report: RestoreReport) -> str:
     """Return the headline with the first causes of a failure."""
     causes = report.causes()
-    more = [f"and {len(causes) - MAX_CAUSES} more"] if len(causes) > MAX_CAUSES else []
+    more = [f"and {len(causes) - MAX_CAUSES:,} more"] if len(causes) > MAX_CAUSES else []
     return ". ".join([headline(report), *causes[:MAX_CAUSES], *more])
 
 
@@ -145,7 +145,7 @@ def remark(each: RestoredKey) -> str:
     if each.error:
         facts.append(each.error)
     if each.unavailable:
-        facts.append(f"{each.unavailable} cannot be restored: the archive has not their payloads")
+        facts.append(f"{each.unavailable:,} cannot be restored: the archive has not their payloads")
     if each.to_key != each.key:
         facts.append(f"as new versions of {label(each.to_key)}")
     if each.held:

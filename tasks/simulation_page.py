@@ -47,7 +47,9 @@ def _parts(simulation: Simulation, tally: Tally) -> Iterator[str]:
 
 def _chart(simulation: Simulation, what: str) -> str:
     is_size = what == "bytes"
-    lines = [Line(policy.name, policy.bytes_over_time if is_size else policy.versions_over_time) for policy in simulation.policies]
+    lines = [
+        Line(policy.name, policy.bytes_over_time if is_size else policy.versions_over_time) for policy in simulation.policies
+    ]
     title = "Bytes over time, by policy" if is_size else "Versions over time, by policy"
     return line_chart(title, lines, simulation.now, simulation.milestones, size if is_size else "{:,}".format)
 
@@ -65,7 +67,7 @@ def _others(policy: SimulatedPolicy, sample: Sample) -> Iterator[str]:
     """Say which key of several the calendar is of, and how another is drawn."""
     if policy.keys > 1:
         yield (
-            f"The calendar is that of {label(sample.key)} alone, which keeps the most of {count(policy.keys, 'key')}. "
+            f"Only {label(sample.key)} is drawn, which keeps the most of {count(policy.keys, 'key')}. "
             "Another is drawn if it is named: simulate --key KEY --html FILE"
         )
 

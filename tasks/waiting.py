@@ -60,7 +60,8 @@ async def store_plan(connection: Connection, run_id: UUID, plan: PlanFile, numbe
     """
     if plan.versions > MAX_VERSIONS:
         raise StoreError(
-            f"{plan.versions} versions are too many for one approval, which is for {MAX_VERSIONS} at most: give it fewer keys"
+            f"{plan.versions:,} versions are too many for one approval, which is for {MAX_VERSIONS:,} at most: "
+            "give it fewer keys"
         )
     inputs, name = RunInputs(connection, run_id), uuid4().hex
     packed = zlib.compress(plan.model_dump_json().encode())

@@ -162,13 +162,13 @@ def find_problems(location: Location) -> list[str]:
     for part in catalog.parts:
         if part.name not in parts:
             problems.append(
-                f"{part_file(part.name)} is missing: its {part.rows} versions cannot be read. "
+                f"{part_file(part.name)} is missing: its {part.rows:,} versions cannot be read. "
                 f"Put it back, or remove {manifest_file(part.name)} to do without them"
             )
         elif parts[part.name] != part.bytes:
             problems.append(
                 f"{part_file(part.name)} has {parts[part.name]} bytes instead of {part.bytes}: "
-                f"its {part.rows} versions cannot be restored"
+                f"its {part.rows:,} versions cannot be restored"
             )
     for name in sorted(parts):
         if name in catalog.replaced:

@@ -192,7 +192,7 @@ def _each_part(
                 if unreadable is None:
                     raise
                 unreadable[part.name] = (
-                    f"{error}: its {part.rows} versions cannot be read. "
+                    f"{error}: its {part.rows:,} versions cannot be read. "
                     f"Put it back, or remove {manifest_file(part.name)} to do without them"
                 )
             return []

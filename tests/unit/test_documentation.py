@@ -5,6 +5,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from prefect_artifact_retention.flows.settings import (
     load_settings,
     resolve_policies,
 )
+from prefect_artifact_retention.flows.simulation import simulate_policies
+from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.policies.doubts import find_doubts
 
 from tools.cookbook import recipes, renew_verdicts
@@ -201,7 +204,24 @@ def test_the_numbers_of_the_simulations_are_those_of_the_code() -> None:
     """Each example's policies, played as its command says; `make docs` renews them."""
     page = PAGES["docs/simulate.md"]
     assert renew_simulations(page) == page
-    assert re.search(r"^\| days, weeks, months \| 1 \| 0 \(0 B\) \| 9 \(", page, flags=re.MULTILINE)
+    assert re.search(r"^\| days, weeks, months \| 1 \| 0 \(0 B\) \| (9|10|11) \(", page, flags=re.MULTILINE)
+
+
+def test_how_many_days_weeks_and_months_there_are_depends_on_the_day_as_the_page_says() -> None:
+    """Nine, or ten on a Sunday; with the months 9, 10 or 11 in 30 days, whichever day of two weeks the command is given."""
+    noon = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+    def left(days: int, begin: datetime, **months: int) -> list[int]:
+        rules = RetentionPolicy(name="r", match_keys=["r"], keep_daily=7, keep_weekly=4, timezone="Europe/Zurich", **months)
+        simulated, _tally = simulate_policies([rules], "a test", "daily", "50kB", days, begin)
+        return simulated.policies[0].versions
+
+    by_day = {(noon + timedelta(days=day)).isoweekday(): number for day, number in [*enumerate(left(90, noon))][60:]}
+    assert by_day == {1: 9, 2: 9, 3: 9, 4: 9, 5: 9, 6: 9, 7: 10}
+    begins = [noon + timedelta(days=day) for day in range(14)]
+    assert {left(30, begin, keep_monthly=12)[30] for begin in begins} == {9, 10, 11}
+    assert "makes nine versions, or ten on a Sunday, and not eleven" in PAGES["docs/simulate.md"]
+    assert "the same command says 9, 10 or 11 there" in PAGES["docs/simulate.md"]
 
 
 # --- pages

@@ -36,7 +36,7 @@ LIMITED = [
     ),
     pytest.param(
         {"keep_yearly": 5, "drop_idle_keys_after_days": 60},
-        ("keep_yearly = 5 would reach back about 1826 days", IDLE),
+        ("keep_yearly = 5 would reach back about 1,826 days", IDLE),
         id="years-of-idle-keys",
     ),
     pytest.param(

@@ -187,7 +187,7 @@ def test_the_page_of_a_simulation_names_the_key_that_it_draws_and_the_option_tha
         given = Simulation(server="s", now=NOW, days=60, rhythm="r", policy_source="p", policies=policies)
         pages.append(simulation_page(given, tally))
     assert "--key" not in pages[0]
-    assert "<p>The calendar is that of daily alone, which keeps the most of 2 keys. Another is drawn if" in pages[1]
+    assert "<p>Only daily is drawn, which keeps the most of 2 keys. Another is drawn if" in pages[1]
     assert "simulate --key KEY --html FILE</p>" in pages[1]
 
 

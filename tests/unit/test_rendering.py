@@ -583,6 +583,14 @@ def test_a_group_is_named_by_its_key_or_by_how_many_it_has() -> None:
     assert group_label([plan(0, 1), plan(1, 1)]) == "2 keys from key-0"
 
 
+def test_every_number_of_a_report_has_one_format() -> None:
+    """Whether it is in a sentence or in a table."""
+    many = KeyReport(key="often", policy="default", versions=12_345, kept=10_000, planned=2345, bytes=1200)
+    text = markdown(report(versions_seen=12_345, key_reports=[many]))
+    assert "2,345 of 12,345 versions stale" in text
+    assert "| often | default | 12,345 | 10,000 | 2,345 |" in text
+
+
 def test_sizes_are_aligned_like_numbers_and_stay_on_one_line() -> None:
     """A narrow page does not part a number from its unit."""
     table = markdown(deletion()).split("## Keys")[1].split("## ")[0]

@@ -347,6 +347,17 @@ def test_a_single_version_is_singular(config: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.rstrip().endswith(" 1 version at most")
 
 
+def test_the_chart_has_the_numbers_of_the_table_in_the_same_format(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Thousands have a comma in each, and so have the days."""
+    config.write_text('[[policies]]\nname = "month"\nkeep_within_days = 30\n', encoding="utf-8")
+    assert main(["simulate", "--rhythm", "*/15 * * * *", "--days", "40"]) == DONE
+    *_, row, chart = (line for line in capsys.readouterr().out.splitlines() if "month" in line)
+    assert row.split()[5] == "2,880"
+    assert chart.endswith(" 2,880 versions at most")
+    assert main(["simulate", "--rhythm", "weekly", "--days", "1000"]) == DONE
+    assert capsys.readouterr().out.startswith("1,000 days simulated")
+
+
 @pytest.mark.usefixtures("config")
 def test_a_given_rhythm_is_simulated_without_prefect() -> None:
     """Which takes seconds to import."""

@@ -87,7 +87,7 @@ def test_through_a_pipe_each_key_is_one_line_with_all_its_figures(printed: Calla
     lines = printed(show, report())
     for key in KEYS:
         (row,) = [line for line in lines if key in line and POLICY in line]
-        assert " ".join(row.split()) == f"{key} {POLICY} 1200 1000 200 200 12.3 kB 1.2 kB 0 B"
+        assert " ".join(row.split()) == f"{key} {POLICY} 1,200 1,000 200 200 12.3 kB 1.2 kB 0 B"
         assert f"• {key}: nothing deleted, because its versions changed while they were read" in "\n".join(lines)
     assert all(line == line.rstrip() for line in lines)
     assert "\x1b" not in "".join(lines)
