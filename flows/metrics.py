@@ -64,7 +64,7 @@ def write(file: Path, collected: Collected) -> None:
     """
     try:
         target = file.resolve()
-        is_special = target.exists() and not target.is_file()
+        is_special = file.exists() and not file.is_file()
     except (OSError, RuntimeError):
         raise ConfigurationError(f"command line: --out {file} cannot be reached") from None
     if is_special:
