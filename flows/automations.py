@@ -6,7 +6,8 @@ on an event. Prefect compares labels of events with patterns only, so numbers ar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -35,9 +36,10 @@ from prefect_artifact_retention.stores.connection import (
     connect,
     uses_ephemeral_server,
 )
+from prefect_artifact_retention.tasks.history import MAX_HISTORY_ROWS
 from prefect_artifact_retention.tasks.rendering import scope_label
 from prefect_artifact_retention.tasks.report import in_order, scope_digest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from rich.text import Text
 
 NAME = "artifact-retention-alarm"
@@ -63,6 +65,10 @@ ANSWERS = {f"{FLOW_RUN}.{state}" for state in ("Resuming", "Cancelling", "Cancel
 has none of them."""
 
 
+_Present = Mapping[str, Sequence[Mapping[str, Any]]]
+"""The automations of the server, by name; a name is not unique."""
+
+
 class Thresholds(NamedTuple):
     """When the alarms go off.
 
@@ -80,7 +86,7 @@ class Thresholds(NamedTuple):
 
 
 class Alarm(BaseModel):
-    """An alarm that was created or changed."""
+    """An alarm that was asked for."""
 
     name: str = Field(description="The automation.")
     server: str = Field(description="The address of the server's API, without credentials.")
@@ -89,17 +95,20 @@ class Alarm(BaseModel):
     when: str = Field(description="When it goes off.")
     hours: float = Field(description="For how long something must be missing; 0 if it goes off at once.")
     renewed: bool = Field(description="Whether the automation was there before.")
+    changed: bool = Field(description="Whether it was written: it was not there, or not the same.")
+    enabled: bool = Field(description="Whether it is switched on. One that somebody has paused stays paused.")
 
     def describe(self) -> str:
         """Describe in one line when the alarm goes off, and which block it calls."""
-        how = "changed" if self.renewed else "set up"
-        return f"{self.name}: {how} on {self.server}; calls {self.block} {self.when}"
+        how = "set up" if not self.renewed else "changed" if self.changed else "unchanged"
+        paused = "" if self.enabled else f". It is paused: `prefect automation resume '{self.name}'` switches it on"
+        return f"{self.name}: {how} on {self.server}; calls {self.block} {self.when}{paused}"
 
 
 class Applied(BaseModel):
     """The alarms of a scope."""
 
-    alarms: list[Alarm] = Field(description="The alarms that were created or changed.")
+    alarms: list[Alarm] = Field(description="The alarms that were asked for, all of which are there now.")
     removed: list[str] = Field(description="The alarms that were there and are not asked for any more.")
 
 
@@ -132,17 +141,22 @@ async def set_up_alarm(block: str, hours: float, keys: Sequence[str] = ()) -> Al
 
     Raises:
         ConfigurationError: There is no such block, it is no notification or webhook, `hours` is out of bounds, no key can
-            match one of `keys`, or no server is configured.
+            match one of `keys`, somebody else's automation has the name, or no server is configured.
         StoreError: The server cannot be reached, or refuses a request.
     """
     _check(keys, hours=hours)
     async with connect() as connection:
-        (alarm,) = await _set_up(connection, block, [_overdue(hours, keys)], keys)
+        wanted = _overdue(hours, keys)
+        present = await _present(connection, [wanted.name])
+        (alarm,) = await _set_up(connection, block, [wanted], keys, present)
     return alarm
 
 
 async def apply(block: str, thresholds: Thresholds, keys: Sequence[str] = ()) -> Applied:
     """Set up all alarms of a scope, or change them, and remove those that are not asked for any more.
+
+    One that is the same already is left alone, because with each change Prefect forgets what the alarm has waited for. One
+    that somebody has paused stays paused, and tags stay.
 
     Raises:
         ConfigurationError: As `set_up_alarm` does, or another threshold is out of bounds.
@@ -150,18 +164,18 @@ async def apply(block: str, thresholds: Thresholds, keys: Sequence[str] = ()) ->
     """
     switched_on = {"waiting-hours": thresholds.waiting_hours} if thresholds.waiting_hours else {}
     _check(keys, hours=thresholds.hours, **switched_on)
-    for flag, number in (
-        ("--deleted-more-than", thresholds.deleted_more_than),
-        ("--unfinished-runs", thresholds.unfinished_runs),
+    for flag, number, most in (
+        ("--deleted-more-than", thresholds.deleted_more_than, MAX_NUMBER),
+        # The history knows of no more.
+        ("--unfinished-runs", thresholds.unfinished_runs, MAX_HISTORY_ROWS),
     ):
-        if not 0 <= number <= MAX_NUMBER:
-            raise ConfigurationError(
-                f"command line: {flag} {number}: must be between 0, for no such alarm, and {MAX_NUMBER:,}"
-            )
+        if not 0 <= number <= most:
+            raise ConfigurationError(f"command line: {flag} {number}: must be between 0, for no such alarm, and {most:,}")
     wanted = _wanted(thresholds, keys)
     async with connect() as connection:
-        alarms = await _set_up(connection, block, wanted, keys)
-        removed = await _remove(connection, set(_names(keys)) - {each.name for each in wanted})
+        present = await _present(connection, _names(keys))
+        alarms = await _set_up(connection, block, wanted, keys, present)
+        removed = await _remove(connection, present.keys() - {each.name for each in wanted}, present)
     return Applied(alarms=alarms, removed=removed)
 
 
@@ -169,13 +183,13 @@ async def remove(keys: Sequence[str] = ()) -> list[str]:
     """Remove all alarms of a scope, and return their names.
 
     Raises:
-        ConfigurationError: No key can match one of `keys`, or no server is configured.
+        ConfigurationError: No key can match one of `keys`, somebody else's automation has a name, or no server is configured.
         StoreError: The server cannot be reached, or refuses a request.
     """
     _check(keys)
     async with connect() as connection:
-        await connection.now()
-        return await _remove(connection, _names(keys))
+        present = await _present(connection, _names(keys))
+        return await _remove(connection, present, present)
 
 
 async def find_alarms() -> list[Found]:
@@ -235,33 +249,40 @@ def _name(name: str, keys: Iterable[str]) -> str:
     return " ".join([name, *in_order(keys)])
 
 
-async def _set_up(connection: Connection, block: str, wanted: Sequence[_Wanted], keys: Sequence[str]) -> list[Alarm]:
+async def _set_up(
+    connection: Connection, block: str, wanted: Sequence[_Wanted], keys: Sequence[str], present: _Present
+) -> list[Alarm]:
     """Create automations, or change those of the same names."""
     kind, _, name = block.partition("/")
     if not kind or not name:
         raise ConfigurationError(f"{block} names no block: it must be TYPE/NAME, such as slack-webhook/ops")
-    await connection.now()
     path = f"/block_types/slug/{quote(kind, safe='')}/block_documents/name/{quote(name, safe='')}"
-    if (answer := await connection.find(path)) is None:
+    answer = await connection.find(path)
+    document = connection.json(answer) if answer else None
+    # A name such as .. makes another path of it.
+    if not (isinstance(document, dict) and "id" in document):
         raise ConfigurationError(f"there is no block {block}: create it in the UI, or see `prefect block ls`")
-    document = connection.json(answer)
     alarms = []
-    present = await _present(connection, [each.name for each in wanted])
     for each in wanted:
+        before = present[each.name]
         automation = AutomationCore(
             name=each.name,
             description=f"Goes off {each.when}.",
+            enabled=not before or any(one["enabled"] for one in before),
+            tags=before[0].get("tags", []) if before else [],
             trigger=each.trigger,
             actions=[_action(document, block, each)],
-        ).model_dump(mode="json", exclude={"owner_resource"})  # a change may not have it
-        ids = present[each.name]
-        if ids:
-            await connection.request("PUT", f"/automations/{ids[0]}", automation)
-        else:
-            await connection.request("POST", "/automations/", automation)
+        )
+        # A change may not have an owner.
+        content = automation.model_dump(mode="json", exclude={"owner_resource"})
+        changed = not (before and _is_same(automation, before[0]))
+        if not before:
+            await connection.request("POST", "/automations/", content)
+        elif changed:
+            await connection.request("PUT", f"/automations/{before[0]['id']}", content)
         # A name is not unique: two calls at once, or an answer that was lost, leave two.
-        for automation_id in ids[1:]:
-            await _delete(connection, automation_id)
+        for one in before[1:]:
+            await _delete(connection, one["id"])
         alarms.append(
             Alarm(
                 name=each.name,
@@ -270,26 +291,60 @@ async def _set_up(connection: Connection, block: str, wanted: Sequence[_Wanted],
                 scope=scope_label(keys),
                 when=each.when,
                 hours=each.hours,
-                renewed=bool(ids),
+                renewed=bool(before),
+                changed=changed,
+                enabled=automation.enabled,
             )
         )
     return alarms
 
 
-async def _present(connection: Connection, names: Collection[str]) -> dict[str, list[str]]:
-    """Return the ids of the automations of some names, by name."""
-    found: dict[str, list[str]] = {}
+def _is_same(wanted: AutomationCore, present: Mapping[str, Any]) -> bool:
+    """Whether an automation of the server says the same, but for the ids that the server gives to triggers."""
+    try:
+        found = AutomationCore.model_validate(present)
+    except ValidationError:
+        return False
+    one, other = (_comparable(each.model_dump(mode="json", exclude={"owner_resource"})) for each in (wanted, found))
+    return bool(one == other)
+
+
+def _comparable(item: Any) -> Any:  # noqa: ANN401 - JSON
+    """Drop ids, and sort lists of texts, most of which are sets."""
+    if isinstance(item, dict):
+        return {key: _comparable(value) for key, value in item.items() if key != "id"}
+    if isinstance(item, list):
+        is_text = all(isinstance(each, str) for each in item)
+        return sorted(item) if is_text else [_comparable(each) for each in item]
+    return item
+
+
+async def _present(connection: Connection, names: Collection[str]) -> _Present:
+    """Return the automations of some names, by name.
+
+    Raises:
+        ConfigurationError: One of them is about something else: somebody has given it the name of an alarm.
+    """
+    await connection.now()
+    found: dict[str, list[dict[str, Any]]] = {}
     for name in names:
         body = {"automations": {"name": {"any_": [name]}}, "sort": "CREATED_DESC"}
-        found[name] = [each["id"] for each in await connection.ask("/automations/filter", body)]
+        found[name] = await connection.ask("/automations/filter", body)
+        for each in found[name]:
+            trigger = json.dumps(each["trigger"])
+            if not any(subject in trigger for subject in (EVENT, artifact_cleanup.name)):
+                raise ConfigurationError(
+                    f"the automation {name} ({each['id']}) is not about cleanups: somebody has made it for something else. "
+                    "Rename or delete it in the UI"
+                )
     return found
 
 
-async def _remove(connection: Connection, names: Collection[str]) -> list[str]:
-    present = {name: ids for name, ids in (await _present(connection, names)).items() if ids}
-    for automation_id in (each for ids in present.values() for each in ids):
-        await _delete(connection, automation_id)
-    return sorted(present)
+async def _remove(connection: Connection, names: Iterable[str], present: _Present) -> list[str]:
+    removed = sorted(name for name in names if present[name])
+    for automation in (each for name in removed for each in present[name]):
+        await _delete(connection, automation["id"])
+    return removed
 
 
 async def _delete(connection: Connection, automation_id: str) -> None:
@@ -310,21 +365,21 @@ def _action(block: dict[str, Any], name: str, wanted: _Wanted) -> CallWebhook | 
 
 
 def _wanted(thresholds: Thresholds, keys: Sequence[str]) -> list[_Wanted]:
-    scope = scope_label(keys)
+    scope, text = scope_label(keys), _literal(scope_label(keys))
     wanted = [
         _overdue(thresholds.hours, keys),
         _Wanted(
             _name(FAILED, keys),
             f"when a cleanup of {scope} fails",
             "Artifact cleanup has failed",
-            f"A cleanup of {scope} has failed.",
+            f"A cleanup of {text} has failed.",
             _on_event(["failed"], keys),
         ),
         _Wanted(
             _name(REFUSED, keys),
             f"when a cleanup of {scope} is refused",
             "Artifact cleanup was refused",
-            f"A cleanup of {scope} was refused: somebody has to decide.",
+            f"A cleanup of {text} was refused: somebody has to decide.",
             _on_event(["refused"], keys),
         ),
     ]
@@ -334,7 +389,7 @@ def _wanted(thresholds: Thresholds, keys: Sequence[str]) -> list[_Wanted]:
                 _name(LARGE, keys),
                 f"when a cleanup of {scope} deletes more than {count(limit, 'version')}",
                 "Artifact cleanup has deleted much",
-                f"A cleanup of {scope} has deleted {{{{ event.payload.deleted }}}} versions, more than {limit:,}.",
+                f"A cleanup of {text} has deleted {{{{ event.payload.deleted }}}} versions, more than {limit:,}.",
                 _on_event(ENDINGS, keys, deleted=limit),
             )
         )
@@ -345,7 +400,7 @@ def _wanted(thresholds: Thresholds, keys: Sequence[str]) -> list[_Wanted]:
                 f"when {count(runs, 'cleanup')} of {scope} in a row {'is' if runs == 1 else 'are'} unfinished and "
                 "the backlog does not shrink",
                 "Artifact cleanup does not keep up",
-                f"The last {{{{ event.payload.stalled_runs }}}} cleanups of {scope} were unfinished, and the backlog of stale "
+                f"The last {{{{ event.payload.stalled_runs }}}} cleanups of {text} were unfinished, and the backlog of stale "
                 "versions has not shrunk.",
                 _on_event(["unfinished"], keys, stalled_runs=runs - 1),
             )
@@ -354,6 +409,11 @@ def _wanted(thresholds: Thresholds, keys: Sequence[str]) -> list[_Wanted]:
     if thresholds.waiting_hours and not keys:
         wanted.append(_waiting(thresholds.waiting_hours))
     return wanted
+
+
+def _literal(text: str) -> str:
+    """Write a text so that a template, as which Prefect reads messages, gives it back; a set in a glob may have a brace."""
+    return text.replace("{", "{{ '{' }}")
 
 
 def _on_event(endings: Iterable[str], keys: Sequence[str], **numbers: int) -> EventTrigger:
@@ -418,7 +478,7 @@ def _overdue(hours: float, keys: Sequence[str]) -> _Wanted:
         _name(NAME, keys),
         f"when no cleanup of {scope} succeeds for {hours:g} hours",
         "Artifact cleanup is overdue",
-        f"No cleanup of {scope} has succeeded for {hours:g} hours.",
+        f"No cleanup of {_literal(scope)} has succeeded for {hours:g} hours.",
         CompoundTrigger(require="any", within=None, triggers=list(triggers)),
         hours,
     )

@@ -611,14 +611,15 @@ def metrics(
     out: Annotated[
         Path | None, Parameter(help="Write them into this file, such as node_exporter's textfile collector reads.")
     ] = None,
-    push: Annotated[str, Parameter(help="Push them to the Prometheus push gateway at this address.")] = "",
+    push: Annotated[str | None, Parameter(help="Push them to the Prometheus push gateway at this address.")] = None,
 ) -> int:
     """Give figures of the last delete runs in the format of OpenMetrics; on stdout without --out and --push."""
     _check_target("--out", out)
     _load_prefect()
     from prefect_artifact_retention.flows import metrics as figures  # noqa: PLC0415
 
-    figures.check_gateway(push)
+    if push is not None:
+        figures.check_gateway(push)
     collected = _run_async(figures.collect())
     if out:
         figures.write(out, collected)

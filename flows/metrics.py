@@ -57,16 +57,23 @@ def text(collected: Collected) -> str:
 
 
 def write(file: Path, collected: Collected) -> None:
-    """Write a file that whoever reads it finds whole, before and after.
+    """Write a file that whoever reads it finds whole, before and after; of a link, the file that it leads to.
 
     Raises:
-        ConfigurationError: The file cannot be written.
+        ConfigurationError: The file cannot be written, or is none that could be replaced, such as a device.
     """
+    try:
+        target = file.resolve()
+        is_special = file.exists() and not file.is_file()
+    except (OSError, RuntimeError):
+        raise ConfigurationError(f"command line: --out {file} cannot be reached") from None
+    if is_special:
+        raise ConfigurationError(f"command line: --out {file} is no regular file; without --out, the figures go to stdout")
     # Its name does not end in .prom, by which node_exporter would read it.
-    new = file.with_name(f"{file.name}.{os.getpid()}.new")
+    new = target.with_name(f"{target.name}.{os.getpid()}.new")
     try:
         new.write_text(text(collected), encoding="utf-8")
-        new.replace(file)
+        new.replace(target)
     except OSError as error:
         with suppress(OSError):
             new.unlink()
@@ -79,17 +86,18 @@ def check_gateway(address: str) -> None:
     Raises:
         ConfigurationError: It is not to be used.
     """
-    if not address:
-        return
     try:
         parts = urlsplit(address)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and address.isascii()
     except ValueError:
         usable = False
     if not usable:
         raise ConfigurationError("command line: --push: the address must be http://HOST:PORT or https://HOST:PORT")
     if parts.username is not None:
-        raise ConfigurationError("command line: --push: an address with credentials in it is not taken")
+        raise ConfigurationError(
+            "command line: --push: the address has credentials, which the list of processes would show to everybody. "
+            "Print the figures instead, and let a client push them that reads its credentials from a file, such as curl"
+        )
 
 
 def push(address: str, collected: Collected) -> None:
@@ -103,6 +111,6 @@ def push(address: str, collected: Collected) -> None:
         push_to_gateway(address, job=JOB, registry=collected.registry, grouping_key=grouping, timeout=PUSH_SECONDS)
     except HTTPError as error:
         raise StoreError(f"the push gateway answers with {error.code} {printable(str(error.reason))}") from None
-    except (URLError, OSError, HTTPException) as error:
+    except (URLError, OSError, HTTPException, UnicodeError) as error:
         cause = error.reason if isinstance(error, URLError) else error
         raise StoreError(f"the push gateway cannot be reached: {printable(str(cause))}") from None

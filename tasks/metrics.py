@@ -51,7 +51,7 @@ def collect_metrics(server: str, rows: Sequence[Row]) -> CollectorRegistry:
         put("last_success_timestamp_seconds", scope, next((_timestamp(row) for row in runs if row.outcome in SUCCESSES), None))
         for outcome in OUTCOMES:
             put("last_run_outcome", scope, last.outcome == outcome, outcome)
-        at_work = next((row for row in runs if row.outcome not in NOT_AT_WORK), None)
+        at_work = next((row for row in runs if _has_figures(row)), None)
         if at_work:
             put("last_run_duration_seconds", scope, at_work.seconds)
             put("last_run_deleted_versions", scope, at_work.deleted)
@@ -70,6 +70,11 @@ def _by_scope(rows: Iterable[Row]) -> dict[str, list[Row]]:
         if row.mode == "delete" and row.began is not None:
             found.setdefault(row.scope, []).append(row)
     return found
+
+
+def _has_figures(row: Row) -> bool:
+    """Whether a run has looked at any key: one that failed or was refused before has zeros, which would hide a backlog."""
+    return row.outcome not in NOT_AT_WORK and (row.keys_seen > 0 or row.outcome in SUCCESSES)
 
 
 def _timestamp(row: Row) -> float | None:

@@ -1,5 +1,6 @@
 """The figures for Prometheus: what the history says, as the official parsers read it, in a file and at a gateway."""
 
+import os
 import queue
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -80,6 +81,17 @@ def test_the_last_delete_run_of_each_scope_is_what_the_official_parsers_read() -
     assert all(family.documentation for family in families)
 
 
+def test_a_run_that_looked_at_no_key_does_not_hide_what_the_one_before_left() -> None:
+    """It failed or was refused before it planned; that, and when it was, is said all the same."""
+    zeros = {"keys_seen": 0, "versions_before": 0, "stale": 0, "deleted": 0, "versions_after": 0, "bytes_after": 0}
+    for outcome in ("failed", "refused"):
+        seen = figures(text(collected(row("2026-11-29 03:00", outcome=outcome, **zeros), row())), "all keys")
+        assert (seen[f"last_run_outcome{outcome}"], seen["last_run_timestamp_seconds"]) == (1, 1795921200)
+        assert (seen["backlog_versions"], seen["versions"], seen["keys"]) == (20, 90, 7)
+    empty = figures(text(collected(row(outcome="completed", **zeros), row())), "all keys")
+    assert (empty["versions"], empty["backlog_versions"]) == (0, 0)
+
+
 def test_a_history_without_delete_runs_has_no_figures() -> None:
     """It is valid all the same."""
     assert figures(text(collected(row(mode="preview"))), "all keys") == {}
@@ -111,9 +123,24 @@ def test_a_file_is_replaced_whole_and_left_as_it_was_if_that_fails(tmp_path: Pat
     assert [each.name for each in tmp_path.iterdir()] == ["retention.prom"]
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(ConfigurationError, match="cannot be written"):
+    with pytest.raises(ConfigurationError, match="is no regular file"):
         write(folder, collected(row()))
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        write(tmp_path / ("x" * 250), collected(row()))
     assert sorted(each.name for each in tmp_path.iterdir()) == ["folder", "retention.prom"]
+
+
+def test_a_link_stays_one_and_a_device_is_left_alone(tmp_path: Path) -> None:
+    """Whoever calls it as root with /dev/stdout still has that afterwards."""
+    file, link, pipe = (tmp_path / name for name in ("retention.prom", "link.prom", "pipe"))
+    link.symlink_to(file)
+    write(link, collected(row()))
+    assert link.is_symlink()
+    assert file.read_text(encoding="utf-8") == text(collected(row()))
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigurationError, match="is no regular file"):
+        write(pipe, collected(row()))
+    assert pipe.is_fifo()
 
 
 def test_a_push_replaces_the_figures_of_the_server() -> None:
@@ -145,11 +172,15 @@ def test_a_push_replaces_the_figures_of_the_server() -> None:
             thread.join()
     assert path.startswith("/metrics/job/artifact-retention/server@base64/")
     assert {family.name for family in parse_prometheus(body)} >= {"artifact_retention_versions"}
-    with pytest.raises(StoreError, match="cannot be reached"):
-        push(address, collected(row()))
+    for unreachable in (address, f"http://{'a' * 70}.example"):
+        with pytest.raises(StoreError, match="cannot be reached"):
+            push(unreachable, collected(row()))
 
 
-@pytest.mark.parametrize("address", ["gateway", "ftp://gateway", "http://", "http://gateway:x", "http://ada:secret@gateway"])
+@pytest.mark.parametrize(
+    "address",
+    ["", "gateway", "ftp://gateway", "http://", "http://gateway:x", "http://gateway/é", "http://ada:secret@gateway"],
+)
 def test_an_address_that_is_no_gateway_is_refused(address: str) -> None:
     """Also one with a password, which the list of processes would show; it is not repeated."""
     with pytest.raises(ConfigurationError, match="--push") as refused:
