@@ -31,7 +31,6 @@ IS_UNKEYED = sa.and_(ARTIFACT.c.key.is_(None), ARTIFACT.c.type != RESULT)
 """Selects artifacts without a key, except results of runs: of type `result`, or NULL, which SQL never finds unequal."""
 
 
-
 def is_placeholder(table: sa.Table) -> sa.ColumnElement[bool]:
     """Whether a version, or the latest one of a collection, is a placeholder: by the metadata that its row has."""
     metadata = table.c.metadata_
