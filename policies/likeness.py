@@ -9,10 +9,10 @@ from collections.abc import Iterable
 MAX_ALIKE = 3
 """Keys that look alike. More are no slip, but a series that somebody means: with a larger number, series are reported."""
 
-_COPY = re.compile(r"[^a-z0-9]+(v?[2-9]|copy)$")
+_COPY = re.compile(r"[\W_]+(v?[2-9]|copy)$")
 """How the key of a copy ends. 1 is not among them: whoever counts from there means it."""
 
-_SEPARATOR = re.compile(r"(?<![0-9])[^a-z0-9]+|[^a-z0-9]+(?![0-9])")
+_SEPARATOR = re.compile(r"(?<![0-9])[\W_]+|[\W_]+(?![0-9])")
 """Separators, but for those between two digits: 1-12 is not 11-2."""
 
 

@@ -13,6 +13,7 @@ import random
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from math import inf
 from typing import Any
@@ -38,6 +39,7 @@ from prefect_artifact_retention.stores.paging import (
     body_bytes,
 )
 from prefect_artifact_retention.stores.rows import (
+    copied_from,
     read_collection,
     read_collection_row,
     read_histories,
@@ -61,6 +63,9 @@ MAX_REPLACEMENT_SECONDS = 10
 MAX_REPLACEMENT_REQUESTS = 3
 """How old the reading may be on which data are replaced, or for how many requests of a rate limit. With more, what somebody
 writes meanwhile may be lost; with less, a server that is slow refuses more often."""
+
+NEWEST_ROWS = 20
+"""The newest versions that are read to look for one. With fewer, others that write to the same key may hide it."""
 
 UNKEYED_FILTER = {"key": {"exists_": False}, "type": {"not_any_": [RESULT]}}
 """Selects artifacts without a key, except results of runs: of type `result`, or NULL, which SQL never finds unequal."""
@@ -450,10 +455,14 @@ class ApiStore(Paging):
             return to_newest and await self._promote_newest(key, None)
         collection = read_collection(row)
         if await self._count("/artifacts", any_of([collection.latest_id])):
-            if collection.is_placeholder and await self._has_others(collection):
+            if not (collection.is_placeholder and await self._has_others(collection)):
+                return to_newest and await self._promote_newest(key, collection.latest_id)
+            # The collection may have the metadata of another version than it names.
+            named = await self.connection.ask("/artifacts/filter", {"artifacts": any_of([collection.latest_id]), "limit": 1})
+            if any(row["key"] == key and copied_from(row) is not None for row in named):
                 await self.delete(collection.latest_id)
                 return True
-            return to_newest and await self._promote_newest(key, collection.latest_id)
+            return to_newest and await self._promote_newest(key, None)
         others = await self._count("/artifacts", {"key": {"any_": [key]}})
         await self._post_again(row, collection.latest_id, as_placeholder=bool(others))
         return True
@@ -473,11 +482,36 @@ class ApiStore(Paging):
         return True
 
     async def _post_again(self, row: Mapping[str, Any], version_id: UUID, *, as_placeholder: bool) -> None:
-        """Post the data of a row as a new version. A placeholder is deleted at once."""
+        """Post the data of a row as a new version. A placeholder is deleted at once.
+
+        So is what is no placeholder if somebody else has written to the key first, or an attempt whose answer was lost has
+        posted it already.
+        """
         wire = {field: row[field] for field in ("key", "type", "description", "data", "flow_run_id", "task_run_id")}
         metadata = {name: value for name, value in (row_metadata(row) or {}).items() if name != PLACEHOLDER_OF}
         # Without other versions, the new one stays, and is no placeholder.
         wire["metadata_"] = (metadata | {PLACEHOLDER_OF: str(version_id)}) if as_placeholder else (metadata or None)
-        posted = self.connection.json(await self.connection.request("POST", "/artifacts/", wire))
-        if as_placeholder:
+        attempts: list[float] = []
+        try:
+            posted = self.connection.json(await self.connection.request("POST", "/artifacts/", wire, attempts=attempts))
+        except StoreError:
+            if as_placeholder:
+                with suppress(StoreError):
+                    await self._delete_copies(row["key"], version_id)
+            raise
+        if as_placeholder or await self._has_older(row["key"], read_version(posted)):
             await self.delete(UUID(posted["id"]))
+        if as_placeholder and len(attempts) > 1:
+            await self._delete_copies(row["key"], version_id)
+
+    async def _has_older(self, key: str, version: Version) -> bool:
+        """Whether a key has an older version; of two equal repairs at the same moment, only one finds that it has."""
+        versions = await self._versions({"key": {"any_": [key]}}, "CREATED_DESC")
+        return any((each.created, each.id) < (version.created, version.id) for each in versions)
+
+    async def _delete_copies(self, key: str, version_id: UUID) -> None:
+        """Delete placeholders whose posting was not answered: once others write to the key, nothing else would find them."""
+        body = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": NEWEST_ROWS}
+        for row in await self.connection.ask("/artifacts/filter", body):
+            if copied_from(row) == str(version_id):
+                await self.delete(UUID(row["id"]))

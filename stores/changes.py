@@ -18,7 +18,7 @@ import asyncpg  # type: ignore[import-untyped]
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores.archive.model import CollectionRow
-from prefect_artifact_retention.stores.queries import IS_UNKEYED, Queries, count
+from prefect_artifact_retention.stores.queries import IS_UNKEYED, Queries, count, is_placeholder
 from prefect_artifact_retention.stores.schema import (
     ARTIFACT,
     ARTIFACT_EVENTS,
@@ -249,8 +249,10 @@ class Changes(Queries):
                 count(ARTIFACT).where(ARTIFACT.c.key == key, ~is_latest)
             )
             if others:
-                # A placeholder that an interrupted repair through the API has left.
-                await self.connection.execute(sa.delete(ARTIFACT).where(is_latest))
+                # A placeholder that an interrupted repair through the API has left; or another version than the collection
+                # has the metadata of.
+                own = ARTIFACT.c.key == key, is_placeholder(ARTIFACT)
+                await self.connection.execute(sa.delete(ARTIFACT).where(is_latest, *own))
             elif not (to_newest and await self.is_behind(key, collections[0].latest_id)):
                 return False
         newest = await self.newest(key)

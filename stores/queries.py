@@ -30,9 +30,14 @@ METADATA_WORD = "retention"
 IS_UNKEYED = sa.and_(ARTIFACT.c.key.is_(None), ARTIFACT.c.type != RESULT)
 """Selects artifacts without a key, except results of runs: of type `result`, or NULL, which SQL never finds unequal."""
 
-IS_PLACEHOLDER = sa.and_(
-    COLLECTION.c.metadata_[PLACEHOLDER_OF].as_string().is_not(None), COLLECTION.c.metadata_[HOLD].as_string().is_(None)
-)
+
+def is_placeholder(table: sa.Table) -> sa.ColumnElement[bool]:
+    """Whether a version, or the latest one of a collection, is a placeholder: by the metadata that its row has."""
+    metadata = table.c.metadata_
+    return sa.and_(metadata[PLACEHOLDER_OF].as_string().is_not(None), metadata[HOLD].as_string().is_(None))
+
+
+IS_PLACEHOLDER = is_placeholder(COLLECTION)
 
 _WRITER: sa.ColumnElement[int] = sa.literal_column(
     "hashtextextended(artifact.xmin::text, uuid_hash(artifact.id))", sa.BigInteger

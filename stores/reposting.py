@@ -14,7 +14,7 @@ from uuid import UUID
 
 import orjson
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.stores.api import NEWEST_ROWS, ApiStore
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion
 from prefect_artifact_retention.stores.connection import HTTP_CREDENTIALS_REFUSED, HTTP_TOO_MANY_REQUESTS, without_retries
 from prefect_artifact_retention.stores.paging import HTTP_SERVER_ERROR
@@ -32,9 +32,6 @@ HTTP_REQUEST_TIMEOUT = 408
 ATTEMPT_PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0)
 """The pauses before a version is looked for whose creation was not answered, and created again if it is not there. With more
 or longer ones, a server that is out of reach is waited for longer."""
-
-NEWEST_ROWS = 20
-"""The newest versions that are read to look for one. With fewer, others that write to the same key may hide it."""
 
 
 class Reposting(ApiStore):

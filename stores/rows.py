@@ -88,11 +88,15 @@ def read_flow_run(row: Mapping[str, Any]) -> FlowRun:
 
 @_as_known
 def read_collection(row: Mapping[str, Any]) -> Collection:
-    """Read a collection; its latest version is no placeholder if a person has put a hold on it."""
-    metadata = row_metadata(row) or {}
-    is_placeholder = metadata.get(PLACEHOLDER_OF) is not None and metadata.get(HOLD) is None
+    """Read a collection."""
     updated = datetime.fromisoformat(row["updated"])
-    return Collection(row["key"], UUID(row["latest_id"]), row["type"], is_placeholder, updated)
+    return Collection(row["key"], UUID(row["latest_id"]), row["type"], copied_from(row) is not None, updated)
+
+
+def copied_from(row: Mapping[str, Any]) -> object:
+    """Return of which version a placeholder is a copy; None of what is none, or has a hold that a person has put on it."""
+    metadata = row_metadata(row) or {}
+    return metadata.get(PLACEHOLDER_OF) if metadata.get(HOLD) is None else None
 
 
 @_as_known

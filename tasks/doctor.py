@@ -209,9 +209,10 @@ class _Examination:
                 _measure(amount, held, UNFINISHED_AGE)
 
     def _judge(self, collection: Collection, history: History) -> None:
-        if not history.complete:
-            why = history.error or "its versions changed while they were read"
-            self.unreadable.append(f"{label(history.key)}: not examined, because {why}")
+        if history.error:
+            self.unreadable.append(f"{label(history.key)}: not examined, because {history.error}")
+        elif not history.complete:
+            self.run.report.warn(f"{label(history.key)}: not examined, because its versions changed while they were read")
         elif kind := _problem(collection, history.versions, server_deletes=self.run.server_deletes):
             self.suspects[history.key] = collection, kind
 
@@ -227,11 +228,11 @@ class _Examination:
         if missing := await store.uncollected([each.key for each in self.run.collections]):
             missing = await _without_collection(self.run, missing)
             async with aclosing(store.histories(missing)) as listing:
-                histories = [history async for page in listing for history in page if history.versions]
-            broken["no_collection"] = await _without_collection(self.run, [history.key for history in histories])
-            for history in histories:
-                if history.key in broken["no_collection"]:
-                    self._add(history.key, history.versions)
+                async for page in listing:
+                    found = {history.key: history.versions for history in page if history.versions}
+                    for key in await _without_collection(self.run, [*found]):
+                        broken["no_collection"].append(key)
+                        self._add(key, found[key])
         return broken
 
 

@@ -8,12 +8,14 @@ from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
 
+import httpx
 import pytest
 from database import Database, Row, days, series
 from fake import FakeServer
 from prefect import Flow, get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect_artifact_retention.flows.cli import DONE, FAILED, main
+from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
 from servers import (
     BY_DATABASE,
@@ -214,3 +216,109 @@ async def test_through_the_database_a_run_of_last_month_and_the_disk_are_seen(
     assert found["findings"][0]["examples"][0].startswith(f"{run.id}, since ")
     assert found["findings"][0]["examples"][0].endswith(": 2 versions, 6 B")
     assert found["disk"]["bytes"] > 0
+
+
+async def post(key: str, data: str) -> None:
+    """Write a version, as a producer does."""
+    async with get_client() as client:
+        await client.create_artifact(ArtifactCreate(key=key, data=data))
+
+
+async def versions(server: Server | FakeServer) -> list[tuple[str, str]]:
+    """The keys and data of all versions, the oldest first, as the server shows them; and its latest ones after these."""
+    shown = []
+    async with httpx.AsyncClient() as client:
+        for path in ("", "latest/"):
+            response = await client.post(f"{server.local.address}/api/artifacts/{path}filter", json={})
+            rows = sorted(response.json(), key=lambda row: row["created"])
+            shown += [(row["key"], row["data"]) for row in rows]
+    return shown
+
+
+@on(SQLITE_API, POSTGRESQL_DATABASE)
+async def test_a_collection_with_the_metadata_of_a_placeholder_costs_no_version(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it names is deleted only if it is a placeholder itself, and of its key."""
+    rows = await server.database.insert([Row("single", days(5)), *series("other", [3, 2]), *series("own", [3, 2])])
+    metadata = json.dumps({PLACEHOLDER_OF: str(uuid4())})
+    named = {"other": rows[0].id, "own": rows[3].id}
+    kind = server.database.json_type
+    change = f"UPDATE artifact_collection SET latest_id = :id, metadata_ = CAST(:metadata AS {kind}) WHERE key = :key"
+    as_stored = str if server.database.is_sqlite else lambda each: each
+    changes = [{"key": key, "id": as_stored(each), "metadata": metadata} for key, each in named.items()]
+    await server.database.run(change, changes)
+    code, found, _complaints = await doctor(server, capsys, "--fix")
+    assert (code, counts(found)) == (DONE, {"latest_missing": 2})
+    assert await server.database.ids() == {row.id for row in rows}
+    assert (await doctor(server, capsys))[1]["findings"] == []
+
+
+@on(*BY_FAKE)
+async def test_a_version_that_is_written_during_a_repair_stays_the_latest(
+    server: Server | FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a key that had no version left, the old copy does not become newer than it."""
+    (row,) = await server.database.insert([Row("report", days(3), data="old")])
+    await server.database.delete_version(row.id)
+    repost = ApiStore._post_again  # noqa: SLF001 - the moment before it
+
+    async def post_first(*arguments: Any, **options: Any) -> None:  # noqa: ANN401
+        await post("report", "produced")
+        await repost(*arguments, **options)
+
+    with patch.object(ApiStore, "_post_again", post_first):
+        code, _found, _complaints = await doctor(server, capsys, "--fix")
+    assert code == DONE
+    assert await versions(server) == [("report", "produced")] * 2
+
+
+@on(SQLITE_API)
+@pytest.mark.parametrize("left", [0, 2])
+async def test_an_answer_that_is_lost_leaves_no_second_copy(
+    server: Server, left: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither of a key without a version, nor a placeholder that a producer's version has hidden."""
+    rows = await server.database.insert([Row("report", days(3), data="old"), *series("report", [2, 1][:left])])
+    if left:
+        await server.database.run("UPDATE artifact_collection SET latest_id = :id", [{"id": str(rows[0].id)}])
+    else:
+        await server.database.delete_version(rows[0].id)
+    send = httpx.AsyncHTTPTransport.handle_async_request
+    lost: list[httpx.Request] = []
+
+    async def lose(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        response = await send(transport, request)
+        if request.method == "POST" and request.url.path.endswith("/artifacts/") and not lost:
+            lost.append(request)
+            if left:
+                await post("report", "produced")
+            raise httpx.ReadTimeout("lost", request=request)
+        return response
+
+    with patch.object(httpx.AsyncHTTPTransport, "handle_async_request", lose):
+        code, _found, _complaints = await doctor(server, capsys, "--fix")
+    assert (code, len(lost)) == (DONE, 1)
+    expected = ["old", "x", "x", "produced", "produced"] if left else ["old", "old"]
+    assert await versions(server) == [("report", data) for data in expected]
+
+
+@on(FAKE)
+async def test_a_key_that_others_change_all_the_time_is_not_broken(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not examined, and the document says so."""
+    server.limit = 5
+    rows = await server.database.insert(series("busy", [number / 10 for number in range(1, 90)]))
+    going = iter(reversed(rows))
+    answer = server.answer
+
+    async def answer_and_delete(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/artifacts/filter"):
+            await server.database.delete_version(next(going).id)
+        return await answer(request)
+
+    with patch.object(server, "answer", answer_and_delete):
+        code, found, _complaints = await doctor(server, capsys)
+    assert (code, found["findings"]) == (DONE, [])
+    assert found["warnings"] == ["busy: not examined, because its versions changed while they were read"]

@@ -26,6 +26,7 @@ def test_a_spelling_or_a_copy_splits_a_key(keys: list[str]) -> None:
         ["region-1-12", "region-11-2"],
         ["report", "report-1", "report-2024", "reports"],
         ["report", *(f"report-{number}" for number in range(2, 6))],
+        ["отчет", "данные"],
     ],
 )
 def test_series_and_other_words_are_no_look_alikes(keys: list[str]) -> None:
