@@ -25,7 +25,7 @@ from prefect_artifact_retention.stores.connection import HTTP_NOT_FOUND, connect
 from prefect_artifact_retention.tasks.planfile import ShownPlan
 from prefect_artifact_retention.tasks.publication import links
 from prefect_artifact_retention.tasks.rendering import escape, pipe_table, size, stale_where
-from prefect_artifact_retention.tasks.report import CleanupReport, Mode
+from prefect_artifact_retention.tasks.report import SUCCESSES, CleanupReport, Mode
 from prefect_artifact_retention.tasks.run import Run
 from prefect_artifact_retention.tasks.shown import plan_of
 from prefect_artifact_retention.tasks.waiting import (
@@ -153,7 +153,7 @@ async def _plan(run_id: UUID, number: int, why: str, work: Work) -> tuple[Cleanu
 
     async def store(run: Run) -> None:
         plan = plan_of(run)
-        if plan.versions and run.report.outcome in {"completed", "unfinished"}:
+        if plan.versions and run.report.outcome in SUCCESSES:
             text = "\n\n".join(part for part in (why, _question(run.report)) if part)
             stored.append(await store_plan(run.server.connection, run_id, plan, number, text))
 

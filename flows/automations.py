@@ -22,7 +22,7 @@ from prefect_artifact_retention.flows.cleanup import (
     LABEL_DIGITS,
     RUNNING,
     SCOPE_LABEL,
-    SUCCESSES,
+    SUCCESS_EVENTS,
     artifact_cleanup,
     number_label,
 )
@@ -457,7 +457,7 @@ def _overdue(hours: float, keys: Sequence[str]) -> _Wanted:
     Without it, a run that hangs, or is killed every night after an hour, would put the alarm off for ever.
     """
     scope = scope_label(keys)
-    signs = SUCCESSES | {RUNNING}
+    signs = SUCCESS_EVENTS | {RUNNING}
     triggers = [
         EventTrigger(
             posture=Posture.Proactive,
@@ -471,7 +471,7 @@ def _overdue(hours: float, keys: Sequence[str]) -> _Wanted:
             (signs, signs, set[str]()),
             (set[str](), signs, set[str]()),
             # By a label that is the same in all: without one, Prefect does not wait for `after`, but begins at once.
-            ({RUNNING}, SUCCESSES, {"prefect.resource.id"}),
+            ({RUNNING}, SUCCESS_EVENTS, {"prefect.resource.id"}),
         )
     ]
     return _Wanted(

@@ -57,7 +57,15 @@ from prefect_artifact_retention.tasks.prune_database import prune_in_database_ta
 from prefect_artifact_retention.tasks.publication import links, publish_report, report_task
 from prefect_artifact_retention.tasks.reclaim import measure_disk, reclaim_task, report_purge
 from prefect_artifact_retention.tasks.rendering import headline, outcome_message, scope_label, with_links
-from prefect_artifact_retention.tasks.report import ArchiveReport, CleanupFailed, CleanupReport, Mode, Outcome, scope_digest
+from prefect_artifact_retention.tasks.report import (
+    SUCCESSES,
+    ArchiveReport,
+    CleanupFailed,
+    CleanupReport,
+    Mode,
+    Outcome,
+    scope_digest,
+)
 from prefect_artifact_retention.tasks.run import Limits, Listener, Run, in_flow_run
 from prefect_artifact_retention.tasks.shown import keep_to_plan
 from prefect_artifact_retention.tasks.verify import verify, verify_task
@@ -85,7 +93,7 @@ EVENT = "artifact-retention.cleanup"
 SCOPE_LABEL = "artifact-retention.scope"
 """The label with the scope of the run: a digest, because automations would read a glob as a pattern."""
 
-SUCCESSES = {f"{EVENT}.{outcome}" for outcome in ("completed", "unfinished")}
+SUCCESS_EVENTS = {f"{EVENT}.{outcome}" for outcome in SUCCESSES}
 """The events of successful runs. An unfinished run counts, because it stopped at a limit as configured."""
 
 RUNNING = f"{EVENT}.running"

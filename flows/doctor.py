@@ -72,8 +72,8 @@ def _parts(checkup: Checkup) -> Iterator[str]:
 
 def _title(left: int, repaired: int) -> str:
     if not left:
-        return f"{repaired} repaired, and nothing else is broken"
-    return f"{left} broken" + (f", {repaired} repaired" if repaired else "")
+        return f"{repaired:,} repaired, and nothing else is broken"
+    return f"{left:,} broken" + (f", {repaired:,} repaired" if repaired else "")
 
 
 def _table(findings: Sequence[Finding]) -> str:
@@ -84,13 +84,13 @@ def _table(findings: Sequence[Finding]) -> str:
 def _state(finding: Finding) -> str:
     if not finding.repaired:
         return finding.advice
-    return "Repaired" if not finding.is_left else f"{finding.repaired} are repaired. {finding.advice}"
+    return "Repaired" if not finding.is_left else f"{finding.repaired:,} are repaired. {finding.advice}"
 
 
 def _examples(finding: Finding) -> str:
     shown = finding.examples[:MAX_EXAMPLES_SHOWN]
     more = finding.count - len(shown)
-    return "; ".join(shown) + (f"; and {more} more" if more else "")
+    return "; ".join(shown) + (f"; and {more:,} more" if more else "")
 
 
 def _growth(checkup: Checkup) -> Iterator[str]:

@@ -462,7 +462,7 @@ class ApiStore(Paging):
             if any(row["key"] == key and copied_from(row) is not None for row in named):
                 await self.delete(collection.latest_id)
                 return True
-            return to_newest and await self._promote_newest(key, None)
+            return await self._promote_newest(key, None)
         others = await self._count("/artifacts", {"key": {"any_": [key]}})
         await self._post_again(row, collection.latest_id, as_placeholder=bool(others))
         return True

@@ -12,7 +12,7 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.acceptance import Acceptance, latest
 from prefect_artifact_retention.policies.meaning import describe_changes, meaning
 from prefect_artifact_retention.stores.acceptances import Acceptances
-from prefect_artifact_retention.tasks.report import GIVEN_POLICIES
+from prefect_artifact_retention.tasks.report import GIVEN_POLICIES, SUCCESSES
 from prefect_artifact_retention.tasks.run import Run
 
 REMEDY = (
@@ -72,7 +72,7 @@ async def record_applied(run: Run, by: str) -> None:
     A run over some keys leaves none: nobody has seen what the policies do to the others.
     """
     report = run.report
-    if report.mode != "delete" or report.outcome not in {"completed", "unfinished"} or report.scope:
+    if report.mode != "delete" or report.outcome not in SUCCESSES or report.scope:
         return
     records = Acceptances(run.server.connection)
     try:

@@ -405,7 +405,7 @@ def _about_disk(disk: DiskReport) -> Iterable[Finding]:
     examples = []
     if disk.dead_rows >= max(MIN_DEAD_ROWS, MAX_DEAD_SHARE * (disk.rows + disk.dead_rows)):
         since = f"{disk.vacuumed:%Y-%m-%d %H:%M} UTC" if disk.vacuumed else "never"
-        examples = [f"artifact: {disk.dead_rows} dead rows beside {disk.rows}; last vacuum: {since}"]
+        examples = [f"artifact: {count(disk.dead_rows, 'dead row')} beside {disk.rows:,}; last vacuum: {since}"]
     elif disk.free_bytes >= max(MIN_FREE_BYTES, MAX_DEAD_SHARE * disk.bytes):
         examples = [f"{size(disk.free_bytes)} of {size(disk.bytes)} of the file are free"]
     advice = 'A VACUUM makes their room free again; a delete run with reclaim = "vacuum" ends with one'

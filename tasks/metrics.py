@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import get_args
 
 from prefect_artifact_retention.tasks.history import NOT_AT_WORK, Row, stalled_runs
-from prefect_artifact_retention.tasks.report import Outcome
+from prefect_artifact_retention.tasks.report import SUCCESSES, Outcome
 from prometheus_client import CollectorRegistry, Gauge
 
 PREFIX = "artifact_retention"
-SUCCESSES = ("completed", "unfinished")
 OUTCOMES = [outcome for outcome in get_args(Outcome) if outcome != "outdated"]
 """The outcomes that a row of the history may have."""
 

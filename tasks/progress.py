@@ -92,9 +92,9 @@ class ProgressArtifact:
             StoreError: The server cannot be reached, or sends an unexpected answer.
         """
         if self._is_begun and self._artifact.id is None:
-            for row in reversed(await server.newest_rows(PROGRESS_KEY, PROGRESS_VERSIONS_READ)):
-                if row["flow_run_id"] and UUID(row["flow_run_id"]) in own_runs:
-                    self._artifact.id = UUID(row["id"])
+            own = {str(run_id) for run_id in own_runs}
+            rows = await server.newest_rows(PROGRESS_KEY, PROGRESS_VERSIONS_READ)
+            self._artifact.id = next((UUID(row["id"]) for row in rows if row["flow_run_id"] in own), None)
 
     def now(self) -> datetime:
         """Return the time by the clock with which the server dates artifacts: when it created this one, and since.

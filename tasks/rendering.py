@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from prefect_artifact_retention.policies.expectation import UNKEYED
 from prefect_artifact_retention.policies.formatting import count
-from prefect_artifact_retention.tasks.report import CleanupReport, RuleCount, in_order
+from prefect_artifact_retention.tasks.report import SUCCESSES, CleanupReport, RuleCount, in_order
 
 MAX_STALE_KEYS_LISTED = 20
 MAX_KEYS_LISTED = 20
@@ -129,7 +129,7 @@ def markdown(report: CleanupReport, *, links: Mapping[str, str] = NO_LINKS, pict
         + (f" · by the plan of {report.planned_at:%Y-%m-%d %H:%M:%S} UTC" if report.planned_at else "")
         + (f" · only {escape(scope_label(report.scope))}" if report.scope else "")
         + (f" · server {escape(report.server)}" if report.server else ""),
-        escape(report.awaits) if report.planned else "",
+        escape(report.awaits) if report.planned and report.outcome in SUCCESSES else "",
         *_problems(report),
         *(f"![{escape(alt)}]({url})" for alt, url in pictures),
         *([] if _is_unplanned(report) else _details(report)),

@@ -13,6 +13,8 @@ from pydantic import BaseModel, Field, computed_field
 
 Mode = Literal["preview", "delete"]
 Outcome = Literal["completed", "unfinished", "refused", "skipped", "declined", "outdated", "failed"]
+SUCCESSES: tuple[Outcome, ...] = ("completed", "unfinished")
+"""The outcomes of runs that have done what they could."""
 
 GIVEN_POLICIES = "parameters of this run"
 """The source of policies that are not the configured ones."""

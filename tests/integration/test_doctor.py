@@ -15,6 +15,7 @@ from fake import FakeServer
 from prefect import Flow, get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect_artifact_retention.flows.cli import DONE, FAILED, main
+from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
 from servers import (
@@ -236,10 +237,11 @@ async def versions(server: Server | FakeServer) -> list[tuple[str, str]]:
 
 
 @on(SQLITE_API, POSTGRESQL_DATABASE)
+@pytest.mark.parametrize("by", ["doctor", "cleanup"])
 async def test_a_collection_with_the_metadata_of_a_placeholder_costs_no_version(
-    server: Server, capsys: pytest.CaptureFixture[str]
+    server: Server, capsys: pytest.CaptureFixture[str], by: str
 ) -> None:
-    """What it names is deleted only if it is a placeholder itself, and of its key."""
+    """What it names is deleted only if it is a placeholder itself, and of its key; either way, it is repaired."""
     rows = await server.database.insert([Row("single", days(5)), *series("other", [3, 2]), *series("own", [3, 2])])
     metadata = json.dumps({PLACEHOLDER_OF: str(uuid4())})
     named = {"other": rows[0].id, "own": rows[3].id}
@@ -248,8 +250,12 @@ async def test_a_collection_with_the_metadata_of_a_placeholder_costs_no_version(
     as_stored = str if server.database.is_sqlite else lambda each: each
     changes = [{"key": key, "id": as_stored(each), "metadata": metadata} for key, each in named.items()]
     await server.database.run(change, changes)
-    code, found, _complaints = await doctor(server, capsys, "--fix")
-    assert (code, counts(found)) == (DONE, {"latest_missing": 2})
+    if by == "doctor":
+        code, found, _complaints = await doctor(server, capsys, "--fix")
+        assert (code, counts(found)) == (DONE, {"latest_missing": 2})
+    else:
+        report = await server.cleanup([RetentionPolicy(name="all", keep_all=True)], mode="delete")
+        assert (report.outcome, report.repaired, report.deleted) == ("completed", ["other", "own"], 0)
     assert await server.database.ids() == {row.id for row in rows}
     assert (await doctor(server, capsys))[1]["findings"] == []
 

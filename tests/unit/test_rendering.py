@@ -151,6 +151,13 @@ def test_a_preview_says_what_a_deletion_would_delete() -> None:
     assert headline(report()) == "Would delete 12 versions (1.5 kB): 12 of 40 versions stale in 2 keys"
 
 
+def test_a_plan_says_that_it_waits_only_if_somebody_is_asked() -> None:
+    """Nobody is asked to approve nothing, or what could not be planned."""
+    assert "Nothing goes until" in markdown(report(awaits="Nothing goes until"))
+    assert "Nothing goes until" not in markdown(report(awaits="Nothing goes until", key_reports=[]))
+    assert "Nothing goes until" not in markdown(report(awaits="Nothing goes until", outcome="failed"))
+
+
 def test_a_preview_of_the_next_days_says_by_when() -> None:
     """Its report has the moment at which it was made beside it."""
     ahead = report(next_days=1.5)
