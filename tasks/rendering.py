@@ -62,9 +62,15 @@ def headline(report: CleanupReport) -> str:
 
 def stale_where(report: CleanupReport) -> str:
     """Say in how many keys versions are stale; empty if none are."""
-    stale = [each.key is not None for each in report.key_reports if each.planned]
-    keys = [f"in {count(sum(stale), 'key')}"] if any(stale) else []
-    return " and ".join([*keys, *["without a key"] * (not all(stale))])
+    return in_keys(each.key for each in report.key_reports if each.planned)
+
+
+def in_keys(keys: Iterable[str | None]) -> str:
+    """Say in how many keys something is, apart from what is without a key (None); empty if there are none."""
+    have_key = [key is not None for key in keys]
+    return " and ".join(
+        [*([f"in {count(sum(have_key), 'key')}"] if any(have_key) else []), *["without a key"] * (not all(have_key))]
+    )
 
 
 def _moved(report: CleanupReport) -> str:
