@@ -112,6 +112,11 @@ def with_links(text: str, links: Mapping[str, str], *names: str) -> str:
     return " · ".join([text, *(f"[{name}]({links[name]})" for name in names if name in links)])
 
 
+def link_line(links: Mapping[str, str]) -> str:
+    """Render the addresses of related pages by name as a line of markdown; empty without any."""
+    return " · ".join(f"[{escape(name)}]({url})" for name, url in links.items())
+
+
 def markdown(report: CleanupReport, *, links: Mapping[str, str] = NO_LINKS, pictures: Sequence[tuple[str, str]] = ()) -> str:
     """Render the report as markdown for both Prefect UIs.
 
@@ -122,7 +127,7 @@ def markdown(report: CleanupReport, *, links: Mapping[str, str] = NO_LINKS, pict
     """
     parts = [
         f"# {escape(headline(report))}",
-        " · ".join(f"[{escape(name)}]({url})" for name, url in links.items()),
+        link_line(links),
         f"{report.outcome.capitalize()} · mode {report.mode} · as of {report.now:%Y-%m-%d %H:%M:%S} UTC · "
         f"{report.duration_seconds:.0f} s"
         + (f" · {_answer(report)} by {escape(report.approved_by)}" if report.approved_by else "")

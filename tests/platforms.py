@@ -132,7 +132,7 @@ class Platform:
 
         def deployed() -> bool | None:
             assert shell.poll() is None, self.log()
-            return True if self.deployments() == ["nightly", "on-demand", "restore", "with-approval"] else None
+            return True if self.deployments() == ["doctor", "nightly", "on-demand", "restore", "with-approval"] else None
 
         wait_for("the deployments", deployed, timeout=TIMEOUT_SECONDS * 4)
 
