@@ -102,6 +102,13 @@ def label(key: str | None) -> str:
     return text if len(text) <= _MAX_LABEL_CHARS else f"{text[:_MAX_LABEL_CHARS]}… ({len(key)} characters)"
 
 
+def count_keys(keys: Iterable[str | None]) -> str:
+    """Count keys; artifacts without one (None) are none, and named apart."""
+    keys = list(keys)
+    named = [key for key in keys if key is not None]
+    return " and ".join([*([count(len(named), "key")] if named else []), *(["the artifacts without a key"] * (None in keys))])
+
+
 def scope_label(keys: Iterable[str]) -> str:
     """Format the scope of a run, from the globs of its keys in any order, as one printable line."""
     return ", ".join(label(glob) for glob in in_order(keys)) or "all keys"
@@ -250,7 +257,7 @@ def _keys(report: CleanupReport) -> str:
         )
         for key in stale[:MAX_STALE_KEYS_LISTED]
     ]
-    title = f"## Keys\n\n{count(len(stale), 'key')} with stale versions"
+    title = f"## Keys\n\n{count_keys(key.key for key in stale)} with stale versions"
     title += f"; the {MAX_STALE_KEYS_LISTED} with the most:" if len(stale) > MAX_STALE_KEYS_LISTED else ":"
     deleted, freed = (["Deleted"], ["Freed"]) if report.mode == "delete" else ([], [])
     header = ("Key", "Policy", "Versions", "Kept", "Stale", *deleted, "Size", "Stale size", *freed)

@@ -169,7 +169,8 @@ class Platform:
 
     def deployment(self, name: str) -> Any:  # noqa: ANN401 - JSON
         """Read a deployment."""
-        return self.ask("GET", f"/deployments/name/artifact-cleanup/{name}")
+        flow = {"doctor": "artifact-doctor", "restore": "artifact-restore"}.get(name, "artifact-cleanup")
+        return self.ask("GET", f"/deployments/name/{flow}/{name}")
 
     def start(self, name: str, **parameters: object) -> str:
         """Press Run on a deployment, and return the flow run's id."""
