@@ -52,7 +52,7 @@ async def _examine_and_repair(run: Run, repair: Callable[[Sequence[Finding]], bo
     if repairable and repair(repairable):
         try:
             if isinstance(run.store, DatabaseStore):
-                await check_writable(run.store.transactions, with_events=False, with_data=False, with_new=True)
+                await check_writable(run.store.transactions, with_events=False, with_data=False)
             await doctor.fix(run, checkup)
         except StoreError as error:
             # What was found is told all the same.

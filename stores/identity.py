@@ -22,7 +22,6 @@ _NEEDED = (
     *(("artifact_collection", privilege) for privilege in ("UPDATE", "DELETE")),
     *((table, "SELECT") for table in ("artifact", "artifact_collection", "flow_run", "task_run")),
 )
-_NEEDED_FOR_NEW = (("artifact", "INSERT"), ("artifact_collection", "INSERT"))
 _NEEDED_FOR_EVENTS = tuple((table, privilege) for table in ("events", "event_resources") for privilege in ("SELECT", "DELETE"))
 """What a role must be granted."""
 
@@ -100,14 +99,13 @@ async def _check_schema(queries: Queries, *, with_events: bool) -> None:
     await queries.connection.run_sync(check_schema, with_events=with_events)
 
 
-async def check_writable(database: Transactions, *, with_events: bool, with_data: bool, with_new: bool = False) -> None:
+async def check_writable(database: Transactions, *, with_events: bool, with_data: bool) -> None:
     """Check that versions can be deleted, before a plan is made in vain.
 
     Args:
         database: The database.
         with_events: Whether events are deleted, too.
         with_data: Whether the data of versions are replaced, too.
-        with_new: Whether versions and collections are created, too.
 
     Raises:
         StoreError: They cannot.
@@ -127,7 +125,6 @@ async def check_writable(database: Transactions, *, with_events: bool, with_data
         *_NEEDED,
         *(_NEEDED_FOR_EVENTS if with_events else ()),
         *([("artifact", "UPDATE")] if with_data else []),
-        *(_NEEDED_FOR_NEW if with_new else ()),
     )
     lacking = [
         f"{privilege} on {table}"
