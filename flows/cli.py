@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter, Token
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, load_policies
@@ -525,7 +525,7 @@ def doctor(
     settings, _ = _configure(config)
     _load_prefect()
     from prefect_artifact_retention.flows import doctor as examination  # noqa: PLC0415
-    from prefect_artifact_retention.tasks.doctor import Finding  # noqa: PLC0415
+    from prefect_artifact_retention.tasks.checkup import Finding  # noqa: PLC0415
 
     def repair(findings: Sequence[Finding]) -> bool:
         if fix:
@@ -537,6 +537,8 @@ def doctor(
         _print_json(checkup.model_dump(mode="json"))
     else:
         examination.show(checkup)
+    for error in checkup.errors:
+        _complain(error)
     return FAILED if checkup.is_broken else DONE
 
 
@@ -631,27 +633,56 @@ def metrics(
 
 
 @policies_app.command
-def check(*, config: Config = None, as_json: Json = False) -> int:
+def check(
+    *,
+    expires_after: Annotated[
+        float | None,
+        Parameter(help="Also say what of the policies does not hold where the server deletes artifacts after so many days."),
+    ] = None,
+    plan: Annotated[
+        Literal["hobby", "starter", "team", "pro"] | None,
+        Parameter(help="The same for a plan of Prefect Cloud. Enterprise has days of its own: --expires-after."),
+    ] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
     """Load the policies and describe each of them. Needs no server."""
+    if plan and expires_after is not None:
+        raise ConfigurationError("command line: --plan and --expires-after say the same: give one of them")
+    if expires_after is not None and not 0 < expires_after <= MAX_DAYS:
+        raise ConfigurationError(f"command line: --expires-after {expires_after:g} is not between 0 and {MAX_DAYS:,} days")
     settings, _ = _configure(config)
     if not settings.policies:
         raise ConfigurationError("no policy is configured: write a [[policies]] table into retention.toml")
     from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
     from prefect_artifact_retention.policies.doubts import find_doubts  # noqa: PLC0415
+    from prefect_artifact_retention.policies.expiry import PLANS, broken_promises, consequences  # noqa: PLC0415
 
     with_own, source = resolve_policies((), settings, "delete")
     policies, doubts = with_own[1:], find_doubts(with_own, offloads=settings.archives_payloads)
     warnings = list(settings.without_effect())
+    expiry: list[str] = []
+    if after_days := PLANS[plan] if plan else expires_after:
+        expiry = broken_promises(policies, after_days)
+        expiry += consequences(policies, after_days, archives=settings.archives_payloads)
     if as_json:
         described = [policy.model_dump() | {"sentence": policy.describe()} for policy in policies]
         _print_json(
-            {"source": source, "digest": digest(with_own), "policies": described, "doubts": doubts, "warnings": warnings}
+            {
+                "source": source,
+                "digest": digest(with_own),
+                "policies": described,
+                "doubts": doubts,
+                "expiry": expiry,
+                "warnings": warnings,
+            }
         )
     else:
         lines = [
             f"{printable(source)}: {len(policies)} policies, tried in this order",
             *(f"  {policy.name}: {policy.describe()}" for policy in policies),
             *(f"doubtful: {printable(doubt)}" for doubt in doubts),
+            *(f"expiry: {printable(line)}" for line in expiry),
             *(f"warning: {printable(warning)}" for warning in warnings),
         ]
         sys.stdout.write("".join(f"{line}\n" for line in lines))

@@ -26,7 +26,7 @@ from prefect_artifact_retention.stores.store import History
 from prefect_artifact_retention.tasks.discover import check_scope, discover
 from prefect_artifact_retention.tasks.holds import read_holds
 from prefect_artifact_retention.tasks.plan import judge_all, judge_unkeyed, subject
-from prefect_artifact_retention.tasks.rendering import bullet_list, escape, in_keys, label, pipe_table, size
+from prefect_artifact_retention.tasks.rendering import bullet_list, count_keys, escape, label, pipe_table, size
 from prefect_artifact_retention.tasks.report import RuleCount
 from prefect_artifact_retention.tasks.run import Run
 from pydantic import BaseModel, Field
@@ -268,7 +268,7 @@ def _parts(comparison: Comparison) -> Iterator[str]:
     ]
     more = f"; the {MAX_KEYS_SHOWN} with the most:" if len(most) > MAX_KEYS_SHOWN else ":"
     table = pipe_table(("Key", "Newly deleted", "because", "Newly kept", "because"), keys)
-    yield f"## Keys\n\nVersions differ {in_keys(each.key for each in most)}{more}\n\n{table}"
+    yield f"## Keys\n\n{count_keys(each.key for each in most)} differ{more}\n\n{table}"
 
 
 def _totals(differences: Sequence[KeyDifference], before: str, after: str) -> tuple[object, ...]:

@@ -1,19 +1,38 @@
-"""Examines the artifacts of a server, repairs what is broken if told to, and prints what was found."""
+"""The doctor: examines the artifacts of a server, repairs what is broken if told to, and tells what was found.
+
+The command line writes nothing without `--fix`. The flow `artifact-doctor` also leaves its result as an artifact with charts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from uuid import UUID
 
+import httpx
+from prefect import flow, get_run_logger, runtime
+from prefect.states import Completed, Failed
 from prefect_artifact_retention.flows import terminal
 from prefect_artifact_retention.flows.cleanup import open_run
-from prefect_artifact_retention.flows.settings import RetentionSettings
+from prefect_artifact_retention.flows.settings import RetentionSettings, load_settings
+from prefect_artifact_retention.policies import RetentionError, StoreError
 from prefect_artifact_retention.policies.formatting import count
+from prefect_artifact_retention.policies.loading import DOCTOR_KEY
+from prefect_artifact_retention.stores.connection import reason, ui_address
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.identity import check_writable
-from prefect_artifact_retention.tasks.doctor import PROJECTED_DAYS, Checkup, Finding, KeySize, examine, fix
-from prefect_artifact_retention.tasks.rendering import WORD_JOINER, bullet_list, escape, label, pipe_table, size
-
-MAX_EXAMPLES_SHOWN = 3
+from prefect_artifact_retention.tasks import doctor
+from prefect_artifact_retention.tasks.charts import growth_chart, largest_chart
+from prefect_artifact_retention.tasks.checkup import (
+    Checkup,
+    CheckupFailed,
+    Finding,
+    headline,
+    markdown,
+    outcome_message,
+)
+from prefect_artifact_retention.tasks.publish import create_first_accepted
+from prefect_artifact_retention.tasks.rendering import WORD_JOINER
+from prefect_artifact_retention.tasks.run import Run
 
 
 async def examine_server(settings: RetentionSettings, repair: Callable[[Sequence[Finding]], bool]) -> Checkup:
@@ -21,100 +40,105 @@ async def examine_server(settings: RetentionSettings, repair: Callable[[Sequence
 
     Raises:
         ConfigurationError: The policies are invalid.
-        StoreError: The server or the database cannot be reached; or the database not written to, and there is something to
-            repair.
+        StoreError: The server or the database cannot be reached.
     """
     async with open_run(settings, "preview", (), ()) as run:
-        checkup = await examine(run)
-        repairable = [finding for finding in checkup.findings if finding.keys_to_repair]
-        if repairable and repair(repairable):
+        return await _examine_and_repair(run, repair)
+
+
+async def _examine_and_repair(run: Run, repair: Callable[[Sequence[Finding]], bool]) -> Checkup:
+    checkup = await doctor.examine(run)
+    repairable = [finding for finding in checkup.findings if finding.keys_to_repair]
+    if repairable and repair(repairable):
+        try:
             if isinstance(run.store, DatabaseStore):
                 await check_writable(run.store.transactions, with_events=False, with_data=False)
-            await fix(run, checkup)
-        return checkup
+            await doctor.fix(run, checkup)
+        except StoreError as error:
+            # What was found is told all the same.
+            checkup.errors.append(str(error))
+    return checkup
 
 
 def announcement(findings: Sequence[Finding]) -> str:
     """Say what a repair is about to do."""
-    parts = [f"{finding.what.lower()}: {_examples(finding)}" for finding in findings]
+    parts = [f"{finding.what.lower()}: {finding.shown}" for finding in findings]
     keys = sum(len(finding.keys_to_repair) for finding in findings)
     return f"repairing the collections of {count(keys, 'key')}. " + "; ".join(parts)
 
 
 def show(checkup: Checkup) -> None:
-    """Print what was found."""
-    terminal.show(terminal.Report("\n\n".join(_parts(checkup)).replace(WORD_JOINER, "")))
+    """Print what was found, without why nothing was repaired."""
+    text = markdown(checkup.model_copy(update={"errors": []}))
+    terminal.show(terminal.Report(text.replace(WORD_JOINER, "")))
 
 
-def _parts(checkup: Checkup) -> Iterator[str]:
-    broken = [finding for finding in checkup.findings if finding.is_broken]
-    advice = [finding for finding in checkup.findings if not finding.is_broken]
-    total = checkup.total
-    all_of_it = f"{count(checkup.keys, 'key')} with {count(total.versions, 'version')} ({size(total.bytes)})"
-    if not broken:
-        yield f"# Healthy: {all_of_it}, and nothing is broken"
-    else:
-        left = sum(finding.count - finding.repaired for finding in broken)
-        yield f"# {_title(left, sum(finding.repaired for finding in broken))}: {all_of_it}"
-    through = "database" if checkup.through == "database" else "API"
-    yield f"On {escape(checkup.server)}, as of {checkup.now:%Y-%m-%d %H:%M:%S} UTC, through the {through}."
-    if checkup.warnings:
-        yield f"## Warnings\n\n{bullet_list(checkup.warnings)}"
-    if broken:
-        yield f"## Broken\n\n{_table(broken)}"
-        if errors := [error for finding in broken for error in finding.errors]:
-            yield f"## Not repaired\n\n{bullet_list(errors)}"
-    if advice:
-        yield f"## Worth a look\n\n{_table(advice)}"
-    if total.versions:
-        yield from _growth(checkup)
+def _flow_run_name() -> str:
+    return "examine and repair" if runtime.flow_run.parameters.get("fix") else "examine"
 
 
-def _title(left: int, repaired: int) -> str:
-    if not left:
-        return f"{repaired:,} repaired, and nothing else is broken"
-    return f"{left:,} broken" + (f", {repaired:,} repaired" if repaired else "")
+@flow(name="artifact-doctor", flow_run_name=_flow_run_name, persist_result=False, retries=0)
+async def artifact_doctor(fix: bool = False) -> Checkup:  # noqa: FBT001, FBT002 - a box of the run form
+    """Examine the artifacts of the server: what is broken, what deserves a look, what grows.
+
+    The run ends Completed, named Healthy, if nothing is broken or all of it was repaired; and Failed, named Broken, otherwise,
+    as the command exits with 1.
+
+    Args:
+        fix: Repair broken collections, as the server itself would. Otherwise, the run only reports them.
+
+    Returns:
+        What was found, also published as the artifact `artifact-retention-doctor`.
+
+    Raises:
+        CheckupFailed: Something is broken; carries what was found.
+        ConfigurationError: A setting is invalid; nothing was examined.
+        StoreError: The server or the database cannot be reached, or the report cannot be written.
+    """
+    try:
+        checkup = await _examine_and_publish(load_settings(), fix=fix)
+    except RetentionError as error:
+        # The caller raises the error that is the data of the state. Raised here, it would be logged with a traceback.
+        return Failed(message=str(error), data=error)  # type: ignore[return-value]
+    message = outcome_message(checkup)
+    if checkup.is_broken:
+        return Failed(name="Broken", message=message, data=CheckupFailed(checkup, message))  # type: ignore[return-value]
+    return Completed(name="Healthy", message=message, data=checkup)  # type: ignore[return-value]
 
 
-def _table(findings: Sequence[Finding]) -> str:
-    rows = [(each.what, each.count, _examples(each), _state(each)) for each in findings]
-    return pipe_table(("Found", "Number", "For example", "What to do"), rows)
+async def _examine_and_publish(settings: RetentionSettings, *, fix: bool) -> Checkup:
+    log = get_run_logger()
+
+    def repair(findings: Sequence[Finding]) -> bool:
+        if fix:
+            log.info(announcement(findings))
+        return fix
+
+    async with open_run(settings, "preview", (), (), {UUID(runtime.flow_run.id)}) as run:
+        await run.server.detect_concurrency(artifact_doctor.name)
+        checkup = await _examine_and_repair(run, repair)
+        log.info(outcome_message(checkup))
+        try:
+            await create_first_accepted(
+                run.server.connection.client,
+                _texts(checkup),
+                type="markdown",
+                key=DOCTOR_KEY,
+                description=headline(checkup),
+            )
+        except httpx.HTTPError as error:
+            raise StoreError(f"the report could not be written: {reason(error)}") from None
+        return checkup
 
 
-def _state(finding: Finding) -> str:
-    if not finding.repaired:
-        return finding.advice
-    return "Repaired" if not finding.is_left else f"{finding.repaired:,} are repaired. {finding.advice}"
+def _texts(checkup: Checkup) -> Iterator[str]:
+    """Render what was found; for a proxy that takes no large artifact also without pictures."""
+    pictures = [picture for picture in (growth_chart(checkup), largest_chart(checkup)) if picture]
+    yield markdown(checkup, links=_links(), pictures=[(picture.alt, picture.data_uri) for picture in pictures])
+    yield markdown(checkup, links=_links())
 
 
-def _examples(finding: Finding) -> str:
-    shown = finding.examples[:MAX_EXAMPLES_SHOWN]
-    more = finding.count - len(shown)
-    return "; ".join(shown) + (f"; and {more:,} more" if more else "")
-
-
-def _growth(checkup: Checkup) -> Iterator[str]:
-    total = checkup.total
-    lines = [
-        f"Last day: {count(total.versions_of_day, 'version')}, {size(total.bytes_of_day)}",
-        f"Last week: {count(total.versions_of_week, 'version')}, {size(total.bytes_of_week)}",
-        f"In {PROJECTED_DAYS} days, if it goes on as in the last week and nothing is deleted: {size(checkup.projected_bytes)}",
-    ]
-    if disk := checkup.disk:
-        lines.append(f"On disk: {size(disk.bytes)}")
-        if disk.rows or disk.dead_rows:
-            vacuumed = f"{disk.vacuumed:%Y-%m-%d %H:%M} UTC" if disk.vacuumed else "none yet"
-            lines[-1] += f"; {count(disk.dead_rows, 'dead row')}, last vacuum: {vacuumed}"
-    yield f"## Growth\n\n{bullet_list(lines)}"
-    for title, keys in (("Most versions", checkup.most_versions), ("Most bytes", checkup.most_bytes)):
-        yield f"## {title}\n\n{pipe_table(('Key', 'Versions', 'Size', 'Versions of the last week', 'Size'), map(_row, keys))}"
-
-
-def _row(amount: KeySize) -> tuple[object, ...]:
-    return (
-        label(amount.key),
-        amount.versions,
-        size(amount.bytes),
-        amount.versions_of_week,
-        size(amount.bytes_of_week),
-    )
+def _links() -> Mapping[str, str]:
+    ui = ui_address()
+    pages = {"This run": f"runs/flow-run/{runtime.flow_run.id}", "Checkups": f"artifacts/key/{DOCTOR_KEY}"}
+    return {name: f"{ui}/{page}" for name, page in pages.items()} if ui else {}

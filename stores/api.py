@@ -455,17 +455,34 @@ class ApiStore(Paging):
             return to_newest and await self._promote_newest(key, None)
         collection = read_collection(row)
         if await self._count("/artifacts", any_of([collection.latest_id])):
-            if not (collection.is_placeholder and await self._has_others(collection)):
-                return to_newest and await self._promote_newest(key, collection.latest_id)
-            # The collection may have the metadata of another version than it names.
-            named = await self.connection.ask("/artifacts/filter", {"artifacts": any_of([collection.latest_id]), "limit": 1})
-            if any(row["key"] == key and copied_from(row) is not None for row in named):
-                await self.delete(collection.latest_id)
-                return True
-            return await self._promote_newest(key, None)
+            if collection.is_placeholder and await self._has_others(collection):
+                # The collection may have the metadata of another version than it names.
+                if collection.latest_id in await self._placeholders(key, [collection.latest_id]):
+                    await self.delete(collection.latest_id)
+                    return True
+                return await self._promote_newest(key, None)
+            if not to_newest:
+                return False
+            if await self._count("/artifacts", {"key": {"any_": [key]}}):
+                return await self._promote_newest(key, collection.latest_id)
+            # What it names is a version of another key.
         others = await self._count("/artifacts", {"key": {"any_": [key]}})
         await self._post_again(row, collection.latest_id, as_placeholder=bool(others))
         return True
+
+    async def delete_placeholders(self, key: str, ids: Sequence[UUID]) -> None:
+        """Delete those of the versions that are placeholders of a key still, unless it has no other version."""
+        for version_id in await self._placeholders(key, ids):
+            if await self._count("/artifacts", {"key": {"any_": [key]}}) > 1:
+                await self.delete(version_id)
+
+    async def _placeholders(self, key: str, ids: Sequence[UUID]) -> list[UUID]:
+        """Return those of the versions that are placeholders of a key."""
+
+        def read(row: Mapping[str, Any]) -> tuple[UUID, bool]:
+            return UUID(row["id"]), row["key"] == key and copied_from(row) is not None
+
+        return [version_id for version_id, is_one in await self._existing("artifacts", ids, read) if is_one]
 
     async def _promote_newest(self, key: str, latest_id: UUID | None) -> bool:
         """Make the newest version of a key its latest, unless that is as new. Return whether it was not."""

@@ -253,10 +253,15 @@ class Changes(Queries):
                 # has the metadata of.
                 own = ARTIFACT.c.key == key, is_placeholder(ARTIFACT)
                 await self.connection.execute(sa.delete(ARTIFACT).where(is_latest, *own))
-            elif not (to_newest and await self.is_behind(key, collections[0].latest_id)):
+            elif not to_newest or (
+                not await self.is_behind(key, collections[0].latest_id) and await self.newest(key) is not None
+            ):
                 return False
         newest = await self.newest(key)
         if newest is None:
+            if await self.scalar(count(ARTIFACT).where(is_latest)):
+                # It is a version of another key, which keeps it.
+                await self.connection.execute(sa.update(COLLECTION).where(COLLECTION.c.key == key).values(latest_id=uuid4()))
             # For a version that was the latest from its creation on, the collection has that date in `updated` only.
             copied = ("latest_id", "key", "updated", "updated", *COPIED)
             row = sa.select(*(COLLECTION.c[name].label(f"copied_{index}") for index, name in enumerate(copied)))
@@ -268,6 +273,12 @@ class Changes(Queries):
             change = sa.update(COLLECTION).where(COLLECTION.c.key == key).values(latest_id=newest, **values)
             await self.connection.execute(change)
         return True
+
+    async def delete_placeholders(self, key: str, ids: Collection[UUID]) -> None:
+        """Delete those of the versions that are placeholders of a key still, unless one is its latest version."""
+        latest = [each.latest_id for each in await self.lock([key])]
+        own = ARTIFACT.c.key == key, is_placeholder(ARTIFACT), ARTIFACT.c.id.not_in(latest)
+        await self.connection.execute(sa.delete(ARTIFACT).where(self.among(ARTIFACT.c.id, ids), *own))
 
     async def copy(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Insert rows by COPY, which only PostgreSQL has."""

@@ -217,6 +217,10 @@ class DatabaseStore:
         """
         return await self.transactions.write(Changes.repair, key, to_newest=to_newest)
 
+    async def delete_placeholders(self, key: str, ids: Sequence[UUID]) -> None:
+        """Delete those of the versions that are placeholders of a key still, unless one is its latest version."""
+        await self.transactions.write(Changes.delete_placeholders, key, ids)
+
     async def purge_events(self, ids: Sequence[UUID]) -> None:
         """Delete what the server's events hold of deleted versions, if asked to.
 

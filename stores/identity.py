@@ -100,7 +100,12 @@ async def _check_schema(queries: Queries, *, with_events: bool) -> None:
 
 
 async def check_writable(database: Transactions, *, with_events: bool, with_data: bool) -> None:
-    """Check that versions can be deleted, before a plan is made in vain; or events, and the data of versions replaced, too.
+    """Check that versions can be deleted, before a plan is made in vain.
+
+    Args:
+        database: The database.
+        with_events: Whether events are deleted, too.
+        with_data: Whether the data of versions are replaced, too.
 
     Raises:
         StoreError: They cannot.
@@ -116,7 +121,15 @@ async def check_writable(database: Transactions, *, with_events: bool, with_data
         return
     if await database.read(Queries.scalar, sa.text(_IS_READ_ONLY)):
         raise StoreError(f"{database.address} is read-only, as a replica is; {WAY_OUT}")
-    needed = *_NEEDED, *(_NEEDED_FOR_EVENTS if with_events else ()), *([("artifact", "UPDATE")] if with_data else [])
-    for table, privilege in needed:
-        if not await database.read(Queries.scalar, sa.select(sa.func.has_table_privilege(table, privilege))):
-            raise StoreError(f"{database.address}: permission denied: the role may not {privilege} on {table}; {WAY_OUT}")
+    needed = (
+        *_NEEDED,
+        *(_NEEDED_FOR_EVENTS if with_events else ()),
+        *([("artifact", "UPDATE")] if with_data else []),
+    )
+    lacking = [
+        f"{privilege} on {table}"
+        for table, privilege in needed
+        if not await database.read(Queries.scalar, sa.select(sa.func.has_table_privilege(table, privilege)))
+    ]
+    if lacking:
+        raise StoreError(f"{database.address}: permission denied: the role may not {', '.join(lacking)}; {WAY_OUT}")

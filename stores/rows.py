@@ -171,12 +171,16 @@ def row_metadata(row: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
 
 
 def control_metadata(metadata: Any) -> Mapping[str, str]:  # noqa: ANN401 - JSON
-    """Select what controls retention from an artifact's metadata. Metadata that is no object counts as an invalid hold."""
+    """Select what controls retention from an artifact's metadata, and whether it is a placeholder.
+
+    Metadata that is no object counts as an invalid hold.
+    """
     if not metadata:
         return NO_METADATA
     if not isinstance(metadata, dict):
         return {HOLD: "(metadata that is no object)"}
-    return select_control(metadata) or NO_METADATA
+    placeholder = {PLACEHOLDER_OF: metadata[PLACEHOLDER_OF]} if PLACEHOLDER_OF in metadata else NO_METADATA
+    return {**select_control(metadata), **placeholder} or NO_METADATA
 
 
 def _size(data: object) -> int:

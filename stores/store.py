@@ -197,3 +197,7 @@ class Store(RunReader, Protocol):
                 is missing.
         """
         ...
+
+    async def delete_placeholders(self, key: str, ids: Sequence[UUID]) -> None:
+        """Delete those of the versions that are placeholders of a key still, unless it has no other version."""
+        ...

@@ -1,7 +1,8 @@
-"""Draws the charts of the report: SVG that follows the light or dark theme, as data URIs that Prefect's markdown shows.
+"""Draws the charts of the reports: SVG that follows the light or dark theme, as data URIs that Prefect's markdown shows.
 
-In both charts, a bar is the amount before the run; its first part is the amount left, the rest was deleted or is stale. An SVG
-in an `<img>` can load and run nothing, so each is self-contained.
+In the charts of a cleanup, a bar is the amount before the run; its first part is the amount left, the rest was deleted or is
+stale. In those of a checkup, the rest of a bar is what came last, or is expected. An SVG in an `<img>` can load and run
+nothing, so each is self-contained.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from prefect_artifact_retention.tasks.checkup import PROJECTED_DAYS, Checkup, KeySize
 from prefect_artifact_retention.tasks.rendering import label, size
 from prefect_artifact_retention.tasks.report import CleanupReport, KeyReport
 
 MAX_BARS = 10
 MAX_RUNS = 30
 """Keys or runs in a chart; more make it taller, or its bars thinner."""
+
+WEEK_DAYS = 7
+MAX_DAYS = 14
+"""Days in the chart of the growth; more make its bars thinner."""
 
 WIDTH = 760
 MARGIN = 20
@@ -40,7 +46,7 @@ text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:#334155
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar: an amount before and after the run."""
+    """One bar: an amount before and after the run; or all of an amount, and its first part."""
 
     name: str
     before: int
@@ -49,16 +55,21 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Bars of one unit, with the function that formats their numbers."""
+    """Bars of one unit, with the function that formats their numbers, and what is written behind a bar."""
 
     unit: str
     bars: Sequence[Bar]
     format: Callable[[int], str]
+    numbers: str = "{before} → {after}"
 
     @property
     def highest(self) -> int:
         """The amount of the longest bar."""
         return max(1, *(bar.before for bar in self.bars))
+
+    def text(self, bar: Bar) -> str:
+        """The numbers of a bar."""
+        return self.numbers.format(before=self.format(bar.before), after=self.format(bar.after))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +95,62 @@ def keys_chart(report: CleanupReport) -> Picture | None:
         Panel("versions", [_versions(key, deletes=deletes) for key in stale], "{:,}".format),
         Panel("size of their data", [_bytes(key, deletes=deletes) for key in stale], size),
     ]
-    parts = [
-        _text(MARGIN, 28, "Before and after, by key", "title"),
-        *_legend(*("left", "deleted") if deletes else ("would be left", "stale")),
-        *(_text(MARGIN, TITLE + 33 + row * ROW, _short(bar.name)) for row, bar in enumerate(panels[0].bars)),
-    ]
-    width = (WIDTH - 2 * MARGIN - NAMES) // len(panels)
-    for column, panel in enumerate(panels):
-        parts += _across(panel, MARGIN + NAMES + column * width, width)
+    legend = ("left", "deleted") if deletes else ("would be left", "stale")
     summary = "; ".join(f"{bar.name}: {bar.before:,} versions before, {bar.after:,} after" for bar in panels[0].bars[:3])
-    height = TITLE + 20 + len(stale) * ROW + MARGIN
-    return Picture(_svg(height, parts), f"Bar chart of versions and bytes before and after, by key. {summary}")
+    svg = _by_key("Before and after, by key", legend, panels)
+    return Picture(svg, f"Bar chart of versions and bytes before and after, by key. {summary}")
+
+
+def largest_chart(checkup: Checkup) -> Picture | None:
+    """Draw versions and bytes of the largest keys, and how much of that the last week has added; None without versions."""
+    if not (largest := checkup.most_bytes[:MAX_BARS]):
+        return None
+    versions = [Bar(label(key.key), key.versions, key.versions - key.versions_of_week) for key in largest]
+    amounts = [Bar(label(key.key), key.bytes, key.bytes - key.bytes_of_week) for key in largest]
+    panels = [
+        Panel("versions", versions, "{:,}".format, numbers="{before}"),
+        Panel("size of their data", amounts, size, numbers="{before}"),
+    ]
+    summary = "; ".join(_in_words(key) for key in largest[:3])
+    return Picture(
+        _by_key("The largest keys", ("older", "of the last week"), panels), f"Bar chart of the largest keys. {summary}"
+    )
+
+
+def _in_words(key: KeySize) -> str:
+    return f"{label(key.key)}: {size(key.bytes)}, of which {size(key.bytes_of_week)} of the last week"
+
+
+def growth_chart(checkup: Checkup) -> Picture | None:
+    """Draw the bytes that each day and week have added, and their sum as it was and will be; None without versions.
+
+    What has been deleted meanwhile is in none of them.
+    """
+    if not checkup.total.versions:
+        return None
+    oldest_first = checkup.growth[::-1]
+    weeks = [oldest_first[start : start + WEEK_DAYS] for start in range(0, len(oldest_first), WEEK_DAYS)]
+    names = [f"{week[-1].until:%m-%d}" for week in weeks]
+    a_week = [sum(day.bytes for day in week) for week in weeks]
+    sums = [checkup.total.bytes - sum(a_week[number + 1 :]) for number in range(len(weeks))]
+    panels = [
+        Panel("a day", [Bar(f"{day.until:%m-%d}", day.bytes, day.bytes) for day in oldest_first[-MAX_DAYS:]], size),
+        Panel("a week", [Bar(*each) for each in zip(names, a_week, a_week, strict=True)], size),
+        Panel(
+            "in all",
+            [
+                *(Bar(*each) for each in zip(names, sums, sums, strict=True)),
+                Bar(f"in {PROJECTED_DAYS} days", checkup.projected_bytes, checkup.total.bytes),
+            ],
+            size,
+        ),
+    ]
+    summary = (
+        f"{size(checkup.total.bytes_of_day)} in the last day, {size(checkup.total.bytes_of_week)} in the last week, "
+        f"{size(checkup.total.bytes)} in all, {size(checkup.projected_bytes)} in {PROJECTED_DAYS} days"
+    )
+    svg = _over_time("Growth, as far as it is still there", ("there today", "expected"), panels)
+    return Picture(svg, f"Bar chart of the growth: {summary}")
 
 
 def trend_chart(versions: Sequence[Bar], amounts: Sequence[Bar]) -> Picture | None:
@@ -103,12 +159,31 @@ def trend_chart(versions: Sequence[Bar], amounts: Sequence[Bar]) -> Picture | No
         return None
     panels = [Panel("versions", versions[-MAX_RUNS:], "{:,}".format), Panel("size of their data", amounts[-MAX_RUNS:], size)]
     runs = panels[0].bars
-    parts = [_text(MARGIN, 28, f"The last {len(runs)} runs", "title"), *_legend("left", "deleted")]
-    width = (WIDTH - 3 * MARGIN) // len(panels)
+    ends = " to ".join(f"{run.after:,} versions left on {run.name}" for run in (runs[0], runs[-1]))
+    svg = _over_time(f"The last {len(runs)} runs", ("left", "deleted"), panels)
+    return Picture(svg, f"Bar chart of the last {len(runs)} runs, from {ends}")
+
+
+def _by_key(title: str, legend: tuple[str, str], panels: Sequence[Panel]) -> str:
+    """Draw panels of horizontal bars, whose names are those of the first one's."""
+    parts = [
+        _text(MARGIN, 28, title, "title"),
+        *_legend(*legend),
+        *(_text(MARGIN, TITLE + 33 + row * ROW, _short(bar.name)) for row, bar in enumerate(panels[0].bars)),
+    ]
+    width = (WIDTH - 2 * MARGIN - NAMES) // len(panels)
+    for column, panel in enumerate(panels):
+        parts += _across(panel, MARGIN + NAMES + column * width, width)
+    return _svg(TITLE + 20 + len(panels[0].bars) * ROW + MARGIN, parts)
+
+
+def _over_time(title: str, legend: tuple[str, str], panels: Sequence[Panel]) -> str:
+    """Draw panels of vertical bars, the oldest first."""
+    parts = [_text(MARGIN, 28, title, "title"), *_legend(*legend)]
+    width = (WIDTH - (len(panels) + 1) * MARGIN) // len(panels)
     for column, panel in enumerate(panels):
         parts += _upright(panel, MARGIN + column * (width + MARGIN), width)
-    ends = " to ".join(f"{run.after:,} versions left on {run.name}" for run in (runs[0], runs[-1]))
-    return Picture(_svg(TITLE + PLOT + 50, parts), f"Bar chart of the last {len(runs)} runs, from {ends}")
+    return _svg(TITLE + PLOT + 50, parts)
 
 
 def _versions(key: KeyReport, *, deletes: bool) -> Bar:
@@ -128,7 +203,7 @@ def _across(panel: Panel, x: float, width: float) -> Iterator[str]:
         y = TITLE + 20 + row * ROW
         yield _rect(x, y, scale * bar.before, 16, "gone")
         yield _rect(x, y, scale * bar.after, 16, "kept")
-        yield _text(x + scale * bar.before + 6, y + 13, f"{panel.format(bar.before)} → {panel.format(bar.after)}", "soft")
+        yield _text(x + scale * bar.before + 6, y + 13, panel.text(bar), "soft")
 
 
 def _upright(panel: Panel, x: float, width: float) -> Iterator[str]:

@@ -9,30 +9,39 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
-from typing import Literal
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError
-from prefect_artifact_retention.policies.control import read_control
+from prefect_artifact_retention.policies.control import HOLD, read_control
 from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.policies.likeness import look_alikes
 from prefect_artifact_retention.policies.loading import OWN_KEYS, PREVIEW_POLICY, select_policy
 from prefect_artifact_retention.policies.model import Versions
 from prefect_artifact_retention.stores.database import DatabaseStore
-from prefect_artifact_retention.stores.store import Collection, History
+from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection, History
+from prefect_artifact_retention.stores.transactions import BusyError
+from prefect_artifact_retention.tasks.checkup import (
+    GROWTH_DAYS,
+    MAX_EXAMPLES,
+    PROJECTED_DAYS,
+    Checkup,
+    DiskReport,
+    Finding,
+    Growth,
+    KeySize,
+    Kind,
+)
 from prefect_artifact_retention.tasks.discover import discover
 from prefect_artifact_retention.tasks.plan import without_keys
 from prefect_artifact_retention.tasks.rendering import label, size
 from prefect_artifact_retention.tasks.run import Run
 from prefect_artifact_retention.tasks.verify import MAX_REPAIR_ROUNDS
-from pydantic import BaseModel, Field
-
-MAX_EXAMPLES = 10
-"""Examples of a finding. More make the report longer."""
 
 MAX_LARGEST_KEYS = 10
 DAY, WEEK = timedelta(days=1), timedelta(days=7)
-PROJECTED_DAYS = 30
+MAX_UNFINISHED_RUNS = 1_000
+"""Unfinished runs of which it is known what each keeps; of further ones, only how much together. More take more memory."""
+
 UNFINISHED_AGE = timedelta(days=14)
 """The age from which an unfinished run is reported that keeps versions. With less, a run that takes long is."""
 
@@ -42,20 +51,7 @@ MAX_DEAD_SHARE = 0.2
 """Dead rows, or free pages of SQLite, are reported from these numbers on if they are a larger share than this. PostgreSQL's
 own autovacuum begins at the same share by default."""
 
-Kind = Literal[
-    "unreadable",
-    "latest_missing",
-    "latest_not_newest",
-    "no_collection",
-    "metadata_unreadable",
-    "keys_without_policy",
-    "policies_without_key",
-    "look_alikes",
-    "runs_gone",
-    "runs_unfinished",
-    "not_vacuumed",
-]
-REPAIRABLE: Sequence[Kind] = ("latest_missing", "latest_not_newest", "no_collection")
+REPAIRABLE: Sequence[Kind] = ("latest_missing", "latest_not_newest", "no_collection", "placeholder_left")
 
 
 _COLLECTIONS: Mapping[Kind, tuple[str, str]] = {
@@ -71,72 +67,25 @@ _COLLECTIONS: Mapping[Kind, tuple[str, str]] = {
         "Keys that the server lists nowhere, because the collection of their versions is missing",
         "doctor --fix creates it, with the newest version as the latest",
     ),
+    "placeholder_left": (
+        "Keys with a placeholder among their versions, left by a repair through the API that was interrupted",
+        "doctor --fix deletes it",
+    ),
 }
 """What is said of broken collections, and what to do."""
 
 
-class Finding(BaseModel):
-    """One kind of thing that was found."""
+class _Sample:
+    """How many of something there are, and the first of them."""
 
-    kind: Kind = Field(description="What kind of thing it is.")
-    is_broken: bool = Field(description="Whether something is wrong. Otherwise, it deserves a look.")
-    what: str = Field(description="What was found.")
-    count: int = Field(description="How many.")
-    examples: list[str] = Field(description=f"Some of them, {MAX_EXAMPLES} at most.")
-    advice: str = Field(description="What to do.")
-    repaired: int = Field(default=0, description="How many of them --fix has repaired.")
-    errors: list[str] = Field(default=[], description=f"Why it has not repaired others, {MAX_EXAMPLES} at most.")
-    keys_to_repair: list[str] = Field(default=[], exclude=True)
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self.number = 0
+        self.first: list[str] = []
+        self.add(*texts)
 
-    @property
-    def is_left(self) -> bool:
-        """Whether anything that is broken is left of it."""
-        return self.is_broken and self.repaired < self.count
-
-
-class KeySize(BaseModel):
-    """What there is of one key; of all artifacts without one, if it is null."""
-
-    key: str | None = Field(description="The key.")
-    versions: int = Field(default=0, description="Its versions.")
-    bytes: int = Field(default=0, description="Bytes of the data of its versions.")
-    versions_of_day: int = Field(default=0, description="Those of the last day.")
-    bytes_of_day: int = Field(default=0, description="Bytes of these.")
-    versions_of_week: int = Field(default=0, description="Those of the last seven days.")
-    bytes_of_week: int = Field(default=0, description="Bytes of these.")
-
-
-class DiskReport(BaseModel):
-    """What artifacts take in the database."""
-
-    bytes: int = Field(description="Bytes on disk, with indexes; on SQLite, of the whole file.")
-    free_bytes: int = Field(description="Bytes of pages of SQLite that are free to be used again.")
-    rows: int = Field(description="Rows, as PostgreSQL's statistics have them.")
-    dead_rows: int = Field(description="Deleted rows that no vacuum has removed, likewise.")
-    vacuumed: datetime | None = Field(description="When PostgreSQL has vacuumed the table last, by itself or told to.")
-
-
-class Checkup(BaseModel):
-    """What an examination of a server has found."""
-
-    server: str = Field(description="The address of the API, without credentials.")
-    now: datetime = Field(description="The server's clock, from which ages are counted.")
-    through: Literal["api", "database"] = Field(description="How versions were read.")
-    keys: int = Field(default=0, description="Keys with a collection or versions.")
-    findings: list[Finding] = Field(default=[], description="What was found, broken things first; none if all is well.")
-    total: KeySize = Field(default=KeySize(key=None), description="All artifacts together.")
-    projected_bytes: int = Field(
-        default=0, description=f"Bytes in {PROJECTED_DAYS} days if it grows as in the last week, and nothing is deleted."
-    )
-    most_versions: list[KeySize] = Field(default=[], description="The keys with the most versions.")
-    most_bytes: list[KeySize] = Field(default=[], description="The keys with the most bytes.")
-    disk: DiskReport | None = Field(default=None, description="Through the database only.")
-    warnings: list[str] = Field(default=[], description="What must be known to read this.")
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether anything is broken that is not repaired."""
-        return any(finding.is_left for finding in self.findings)
+    def add(self, *texts: str) -> None:
+        self.number += len(texts)
+        self.first += texts[: MAX_EXAMPLES - len(self.first)]
 
 
 class _Examination:
@@ -147,12 +96,15 @@ class _Examination:
         self.now = run.report.now
         self.sizes: list[KeySize] = []
         self.suspects: dict[str, tuple[Collection, Kind]] = {}
-        self.unreadable = list(run.report.errors)
-        self.metadata: list[str] = []
+        self.placeholders: dict[str, list[UUID]] = {}
+        self.unreadable = _Sample(run.report.errors)
+        self.metadata = _Sample()
         self.gone: dict[UUID, int] = {}
         self.of_gone_runs = 0
         self.unfinished: dict[UUID, tuple[datetime, KeySize]] = {}
+        self.of_unfinished_runs = 0
         self.oldest = self.now
+        self.growth = [Growth(until=self.now - number * DAY) for number in range(GROWTH_DAYS)]
 
     async def read_keys(self) -> None:
         """Read the versions of all keys."""
@@ -175,21 +127,29 @@ class _Examination:
                 seen.update(fresh.ids)
                 await self._add_runs([fresh])
                 self._add(None, fresh, amount)
-        self.unreadable += [f"{label(None)}: an artifact that the server fails to show (500)"] * len(unreadable)
+        self.unreadable.add(*[f"{label(None)}: an artifact that the server fails to show (500)"] * len(unreadable))
         if amount.versions:
             self.sizes.append(amount)
 
     def _add(self, key: str | None, versions: Versions, amount: KeySize | None = None) -> None:
+        # As of a cleanup, what this package writes itself is in no total.
+        if key in OWN_KEYS:
+            return
         if amount is None:
             amount = KeySize(key=key)
             self.sizes.append(amount)
         for created, held in zip(versions.created, versions.sizes, strict=True):
-            _measure(amount, held, self.now - created)
+            age = self.now - created
+            _measure(amount, held, age)
+            # What is newer than the server's clock, which has whole seconds, is of the last day.
+            if (day := max(0, age // DAY)) < GROWTH_DAYS:
+                self.growth[day].versions += 1
+                self.growth[day].bytes += held
         if versions:
             self.oldest = min(self.oldest, versions.created[-1])
         for version in (versions[index] for index in versions.controlled):
             problems = read_control(version.metadata, self.now).unreadable
-            self.metadata += [f"{label(key)}, {version.id}: {problem}" for problem in problems]
+            self.metadata.add(*(f"{label(key)}, {version.id}: {problem}" for problem in problems))
 
     async def _add_runs(self, pages: Sequence[Versions]) -> None:
         rows = [row for each in pages for row in zip(each.flow_run_ids, each.task_run_ids, each.sizes, strict=True)]
@@ -205,16 +165,20 @@ class _Examination:
                     self.gone[flow_run] = self.gone.get(flow_run, 0) + 1
             # A task run that has not finished is named by its flow run, if that has not, either.
             if run_id := next((each for each in (flow_run, task_run) if each in old), None):
-                _since, amount = self.unfinished.setdefault(run_id, (old[run_id], KeySize(key=None)))
-                _measure(amount, held, UNFINISHED_AGE)
+                self.of_unfinished_runs += 1
+                if run_id in self.unfinished or len(self.unfinished) < MAX_UNFINISHED_RUNS:
+                    _since, amount = self.unfinished.setdefault(run_id, (old[run_id], KeySize(key=None)))
+                    _measure(amount, held, UNFINISHED_AGE)
 
     def _judge(self, collection: Collection, history: History) -> None:
         if history.error:
-            self.unreadable.append(f"{label(history.key)}: not examined, because {history.error}")
+            self.unreadable.add(f"{label(history.key)}: not examined, because {history.error}")
         elif not history.complete:
             self.run.report.warn(f"{label(history.key)}: not examined, because its versions changed while they were read")
         elif kind := _problem(collection, history.versions, server_deletes=self.run.server_deletes):
             self.suspects[history.key] = collection, kind
+        elif left := _left_placeholders(collection, history.versions):
+            self.placeholders[history.key] = left
 
     async def confirm(self) -> dict[Kind, list[str]]:
         """Return the keys with broken collections, without those that have changed since they were read."""
@@ -233,6 +197,9 @@ class _Examination:
                     for key in await _without_collection(self.run, [*found]):
                         broken["no_collection"].append(key)
                         self._add(key, found[key])
+        # A repair may be at work, and about to delete its placeholder.
+        left = await store.existing([each for ids in self.placeholders.values() for each in ids])
+        broken["placeholder_left"] = [key for key, ids in self.placeholders.items() if not left.isdisjoint(ids)]
         return broken
 
 
@@ -251,12 +218,12 @@ async def examine(run: Run) -> Checkup:
         server=run.report.server,
         now=run.report.now,
         through="database" if isinstance(run.store, DatabaseStore) else "api",
-        keys=sum(amount.key is not None for amount in found.sizes),
+        keys_seen=sum(amount.key is not None for amount in found.sizes),
         warnings=run.report.warnings,
     )
     _summarize(checkup, found)
     checkup.findings = [
-        *_broken_collections(broken),
+        *_broken_collections(broken, found.placeholders),
         *_broken_rows(found),
         *_about_policies(run),
         *_about_keys(run),
@@ -274,20 +241,29 @@ async def examine(run: Run) -> Checkup:
 async def fix(run: Run, checkup: Checkup) -> None:
     """Repair the collections that were found broken, and check that they are whole."""
     left = [key for finding in checkup.findings for key in finding.keys_to_repair]
+    placeholders = {key: ids for finding in checkup.findings for key, ids in finding.placeholders.items()}
     errors: dict[str, str] = {}
     # In rounds, because others may write meanwhile.
     for _round in range(MAX_REPAIR_ROUNDS):
         for key in left:
             try:
                 await run.store.repair(key, to_newest=True)
+                if ids := placeholders.get(key):
+                    await run.store.delete_placeholders(key, ids)
             except StoreError as error:
+                if isinstance(error, BusyError) and isinstance(run.store, DatabaseStore) and run.store.is_sqlite:
+                    # Its lock is one of the whole file: each further key would wait as long.
+                    checkup.errors.append(f"{error}: others write to it, so run --fix again later; nothing is half repaired")
+                    break
                 errors[key] = f"{label(key)}: {error}"
-        if not (left := await _still_broken(run, left)):
+        if not (left := await _still_broken(run, left)) or checkup.errors:
             break
     for finding in checkup.findings:
         broken = [key for key in finding.keys_to_repair if key in left]
         finding.repaired = len(finding.keys_to_repair) - len(broken)
-        finding.errors = [errors.get(key, f"{label(key)}: others change it again and again") for key in broken[:MAX_EXAMPLES]]
+        if not checkup.errors:
+            changed = "it is broken again, because others change it at the same time"
+            finding.errors = [errors.get(key, f"{label(key)}: {changed}") for key in broken[:MAX_EXAMPLES]]
 
 
 async def _still_broken(run: Run, keys: Sequence[str]) -> list[str]:
@@ -298,10 +274,20 @@ async def _still_broken(run: Run, keys: Sequence[str]) -> list[str]:
         async for page in listing:
             for history in page:
                 collection = collections.get(history.key)
-                is_broken = _problem(collection, history.versions) if collection else bool(history.versions)
+                is_broken = (
+                    _problem(collection, history.versions) or _left_placeholders(collection, history.versions)
+                    if collection
+                    else bool(history.versions)
+                )
                 if is_broken or not history.complete:
                     left.append(history.key)
     return left
+
+
+def _left_placeholders(collection: Collection, versions: Versions) -> list[UUID]:
+    """Return the placeholders among the versions of a key, without its latest version."""
+    found = (versions[index] for index in versions.controlled if versions.ids[index] != collection.latest_id)
+    return [version.id for version in found if PLACEHOLDER_OF in version.metadata and HOLD not in version.metadata]
 
 
 def _problem(collection: Collection, versions: Versions, *, server_deletes: bool = False) -> Kind | None:
@@ -338,22 +324,27 @@ def _summarize(checkup: Checkup, found: _Examination) -> None:
     total = checkup.total = KeySize(key=None, **{name: sum(getattr(each, name) for each in found.sizes) for name in numbers})
     # What has been there for two days has not grown for a week.
     grown_for = min(WEEK, max(DAY, found.now - found.oldest)) / DAY
+    checkup.growth = found.growth
     checkup.projected_bytes = total.bytes + round(total.bytes_of_week / grown_for * PROJECTED_DAYS)
     checkup.most_versions = sorted(found.sizes, key=lambda each: each.versions, reverse=True)[:MAX_LARGEST_KEYS]
     checkup.most_bytes = sorted(found.sizes, key=lambda each: each.bytes, reverse=True)[:MAX_LARGEST_KEYS]
 
 
-def _finding(kind: Kind, what: str, examples: Sequence[str], advice: str, *, is_broken: bool = False) -> Iterable[Finding]:
-    """Yield a finding if there are examples of it, which are all of them."""
-    if examples:
-        shown = list(examples[:MAX_EXAMPLES])
-        yield Finding(kind=kind, is_broken=is_broken, what=what, count=len(examples), examples=shown, advice=advice)
+def _finding(
+    kind: Kind, what: str, found: Sequence[str] | _Sample, advice: str, *, is_broken: bool = False
+) -> Iterable[Finding]:
+    """Yield a finding if there are any examples of it, which are all of them unless a sample counts them."""
+    sample = found if isinstance(found, _Sample) else _Sample(found)
+    if sample.number:
+        yield Finding(kind=kind, is_broken=is_broken, what=what, count=sample.number, examples=sample.first, advice=advice)
 
 
-def _broken_collections(broken: Mapping[Kind, Sequence[str]]) -> Iterable[Finding]:
+def _broken_collections(broken: Mapping[Kind, Sequence[str]], placeholders: Mapping[str, list[UUID]]) -> Iterable[Finding]:
     for kind, (what, advice) in _COLLECTIONS.items():
         for finding in _finding(kind, what, [*map(label, broken[kind])], advice, is_broken=True):
             finding.keys_to_repair = list(broken[kind])
+            if kind == "placeholder_left":
+                finding.placeholders = {key: placeholders[key] for key in broken[kind]}
             yield finding
 
 
@@ -389,16 +380,18 @@ def _about_runs(found: _Examination) -> Iterable[Finding]:
     gone = [f"{run_id}: {count(number, 'version')}" for run_id, number in found.gone.items()]
     advice = "Nothing, if somebody has deleted the runs: the policies treat their versions as any others"
     for finding in _finding("runs_gone", "Artifacts whose flow run is gone", gone, advice):
-        finding.count = found.of_gone_runs
+        finding.count, finding.shares = found.of_gone_runs, [*found.gone.values()]
         yield finding
     oldest_first = sorted(found.unfinished.items(), key=lambda item: item[1][0])
     unfinished = [
         f"{run_id}, since {since:%Y-%m-%d}: {count(amount.versions, 'version')}, {size(amount.bytes)}"
         for run_id, (since, amount) in oldest_first
     ]
-    what = f"Runs that have not finished for more than {UNFINISHED_AGE.days} days, and keep versions"
+    what = f"Artifacts of runs that have not finished for more than {UNFINISHED_AGE.days} days, and keep them"
     advice = "If nothing runs there any more, cancel or delete the run in the Prefect UI: until then, its versions stay"
-    yield from _finding("runs_unfinished", what, unfinished, advice)
+    for finding in _finding("runs_unfinished", what, unfinished, advice):
+        finding.count, finding.shares = found.of_unfinished_runs, [each[1][1].versions for each in oldest_first]
+        yield finding
 
 
 def _about_disk(disk: DiskReport) -> Iterable[Finding]:

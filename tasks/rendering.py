@@ -62,15 +62,9 @@ def headline(report: CleanupReport) -> str:
 
 def stale_where(report: CleanupReport) -> str:
     """Say in how many keys versions are stale; empty if none are."""
-    return in_keys(each.key for each in report.key_reports if each.planned)
-
-
-def in_keys(keys: Iterable[str | None]) -> str:
-    """Say in how many keys something is, apart from what is without a key (None); empty if there are none."""
-    have_key = [key is not None for key in keys]
-    return " and ".join(
-        [*([f"in {count(sum(have_key), 'key')}"] if any(have_key) else []), *["without a key"] * (not all(have_key))]
-    )
+    stale = [each.key is not None for each in report.key_reports if each.planned]
+    keys = [f"in {count(sum(stale), 'key')}"] if any(stale) else []
+    return " and ".join([*keys, *["without a key"] * (not all(stale))])
 
 
 def _moved(report: CleanupReport) -> str:
@@ -108,6 +102,13 @@ def label(key: str | None) -> str:
     return text if len(text) <= _MAX_LABEL_CHARS else f"{text[:_MAX_LABEL_CHARS]}… ({len(key)} characters)"
 
 
+def count_keys(keys: Iterable[str | None]) -> str:
+    """Count keys; artifacts without one (None) are none, and named apart."""
+    keys = list(keys)
+    named = [key for key in keys if key is not None]
+    return " and ".join([*([count(len(named), "key")] if named else []), *(["the artifacts without a key"] * (None in keys))])
+
+
 def scope_label(keys: Iterable[str]) -> str:
     """Format the scope of a run, from the globs of its keys in any order, as one printable line."""
     return ", ".join(label(glob) for glob in in_order(keys)) or "all keys"
@@ -116,6 +117,11 @@ def scope_label(keys: Iterable[str]) -> str:
 def with_links(text: str, links: Mapping[str, str], *names: str) -> str:
     """Append the named links, as far as they are known, to the markdown description of an artifact."""
     return " · ".join([text, *(f"[{name}]({links[name]})" for name in names if name in links)])
+
+
+def link_line(links: Mapping[str, str]) -> str:
+    """Render the addresses of related pages by name as a line of markdown; empty without any."""
+    return " · ".join(f"[{escape(name)}]({url})" for name, url in links.items())
 
 
 def markdown(report: CleanupReport, *, links: Mapping[str, str] = NO_LINKS, pictures: Sequence[tuple[str, str]] = ()) -> str:
@@ -128,7 +134,7 @@ def markdown(report: CleanupReport, *, links: Mapping[str, str] = NO_LINKS, pict
     """
     parts = [
         f"# {escape(headline(report))}",
-        " · ".join(f"[{escape(name)}]({url})" for name, url in links.items()),
+        link_line(links),
         f"{report.outcome.capitalize()} · mode {report.mode} · as of {report.now:%Y-%m-%d %H:%M:%S} UTC · "
         f"{report.duration_seconds:.0f} s"
         + (f" · {_answer(report)} by {escape(report.approved_by)}" if report.approved_by else "")
@@ -251,7 +257,7 @@ def _keys(report: CleanupReport) -> str:
         )
         for key in stale[:MAX_STALE_KEYS_LISTED]
     ]
-    title = f"## Keys\n\n{count(len(stale), 'key')} with stale versions"
+    title = f"## Keys\n\n{count_keys(key.key for key in stale)} with stale versions"
     title += f"; the {MAX_STALE_KEYS_LISTED} with the most:" if len(stale) > MAX_STALE_KEYS_LISTED else ":"
     deleted, freed = (["Deleted"], ["Freed"]) if report.mode == "delete" else ([], [])
     header = ("Key", "Policy", "Versions", "Kept", "Stale", *deleted, "Size", "Stale size", *freed)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from prefect_artifact_retention.policies import RetentionError
 from prefect_artifact_retention.policies.formatting import count
-from prefect_artifact_retention.tasks.rendering import NO_LINKS, bullet_list, escape, label, pipe_table, size
+from prefect_artifact_retention.tasks.rendering import NO_LINKS, bullet_list, escape, label, link_line, pipe_table, size
 from pydantic import BaseModel, Field, computed_field
 
 MAX_CAUSES = 3
@@ -175,7 +175,7 @@ def markdown(report: RestoreReport, *, links: Mapping[str, str] = NO_LINKS) -> s
     ways = {"database": "exactly, in the database", "api": "as new versions, through the API"}
     parts = [
         f"# {escape(headline(report))}",
-        " · ".join(f"[{escape(name)}]({url})" for name, url in links.items()),
+        link_line(links),
         " · ".join(
             (
                 report.outcome.capitalize(),

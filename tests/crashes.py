@@ -52,7 +52,7 @@ keep_oldest = true
 class Death:
     """A process kills itself at its n-th request (of one method, if given): before it is sent, once sent, or once answered.
 
-    Of the method `SQL`: at its n-th statement that deletes from the database, before it or within its transaction after it.
+    Of the method `SQL`: at its n-th statement that changes the database, before it or within its transaction after it.
     Of the method `FILE`: at the n-th file that appears in its archive, before that or after it.
     With another signal, a request is broken off at that moment by what Prefect's handler of the signal raises.
     """
@@ -84,13 +84,14 @@ class Forge:
         self,
         server: Server,
         *arguments: str,
+        command: str = "delete",
         death: Death | None = None,
         per_minute: int = 0,
         archive: Path | None = None,
     ) -> BaseProcess:
-        """Start `artifact-retention delete` by the server's store; it has begun to run when this returns."""
+        """Start `artifact-retention delete`, or another command, by the server's store; it has begun when this returns."""
         begun = self._context.Event()
-        command = ("delete", "--config", str(self.config), *arguments)
+        whole_command = (command, "--config", str(self.config), *arguments)
         settings = {"ARTIFACT_RETENTION_MAX_REQUESTS_PER_MINUTE": str(per_minute)}
         if server.store == "database":
             settings["ARTIFACT_RETENTION_DATABASE_URL"] = server.database.url
@@ -98,7 +99,7 @@ class Forge:
             settings["ARTIFACT_RETENTION_ARCHIVE_URL"] = str(archive)
         process = self._context.Process(
             target=_clean_up,
-            args=(f"{server.local.address}/api", command, str(self.log), begun, death, settings),
+            args=(f"{server.local.address}/api", whole_command, str(self.log), begun, death, settings),
             daemon=True,
         )
         process.start()
@@ -190,7 +191,7 @@ def _die_in_sql(death: Death) -> None:
     @sa.event.listens_for(sa.Engine, event)
     def count_down(_connection: object, _cursor: object, statement: str, *_others: object) -> None:
         nonlocal seen
-        seen += statement.startswith("DELETE")
+        seen += statement.startswith(("DELETE", "UPDATE", "INSERT"))
         if seen == death.number:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -51,8 +51,11 @@ class Gateway:
 
 
 @contextmanager
-def gateway(upstream: str, location: str, folder: Path) -> Iterator[Gateway]:
-    """Pass on what `location` says, whose server is at `upstream`, until the context ends. Without nginx, skip the test."""
+def gateway(upstream: str, location: str, folder: Path, host: str = "localhost") -> Iterator[Gateway]:
+    """Pass on what `location` says, whose server is at `upstream`, until the context ends. Without nginx, skip the test.
+
+    Its certificate is for `host`.
+    """
     path = f"{os.environ['PATH']}:/usr/sbin"
     nginx, openssl = shutil.which("nginx", path=path), shutil.which("openssl", path=path)
     if not nginx or not openssl:
@@ -61,7 +64,7 @@ def gateway(upstream: str, location: str, folder: Path) -> Iterator[Gateway]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subject = ["-subj", f"/CN={host}", "-addext", f"subjectAltName=DNS:{host}"]
     files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "certificate.pem")]
     command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject, *files]
     subprocess.run(command, check=True, capture_output=True)
@@ -77,7 +80,7 @@ def gateway(upstream: str, location: str, folder: Path) -> Iterator[Gateway]:
                 if attempt.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.05)
-        yield Gateway(f"https://localhost:{port}", folder / "certificate.pem", folder)
+        yield Gateway(f"https://{host}:{port}", folder / "certificate.pem", folder)
     finally:
         process.terminate()
         process.wait()

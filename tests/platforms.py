@@ -132,7 +132,7 @@ class Platform:
 
         def deployed() -> bool | None:
             assert shell.poll() is None, self.log()
-            return True if self.deployments() == ["nightly", "on-demand", "restore", "with-approval"] else None
+            return True if self.deployments() == ["doctor", "nightly", "on-demand", "restore", "with-approval"] else None
 
         wait_for("the deployments", deployed, timeout=TIMEOUT_SECONDS * 4)
 
@@ -169,7 +169,8 @@ class Platform:
 
     def deployment(self, name: str) -> Any:  # noqa: ANN401 - JSON
         """Read a deployment."""
-        return self.ask("GET", f"/deployments/name/artifact-cleanup/{name}")
+        flow = {"doctor": "artifact-doctor", "restore": "artifact-restore"}.get(name, "artifact-cleanup")
+        return self.ask("GET", f"/deployments/name/{flow}/{name}")
 
     def start(self, name: str, **parameters: object) -> str:
         """Press Run on a deployment, and return the flow run's id."""

@@ -170,7 +170,7 @@ def deploy_and_run(made: Platform, address: str) -> None:
     finally:
         end(process, signal.SIGTERM)
     assert made.left() == kept
-    assert made.deployments() == ["nightly", "on-demand", "restore", "with-approval"]
+    assert made.deployments() == ["doctor", "nightly", "on-demand", "restore", "with-approval"]
 
 
 @pytest.mark.usefixtures("image")

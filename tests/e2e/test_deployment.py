@@ -53,6 +53,22 @@ def test_pressing_run_on_demand_previews_and_the_description_leads_to_what_it_wr
 
 
 @pytest.mark.thorough
+def test_pressing_run_on_doctor_leaves_a_report_and_repairs_only_if_told_to(deployed: Platform) -> None:
+    """The run of a worker: Failed, named Broken, until what is broken is repaired."""
+    deployed.fill(KEYS)
+    deployed.sql(f"DELETE FROM artifact WHERE id = (SELECT latest_id FROM artifact_collection WHERE key = '{KEYS[0]}')")
+    ended = [deployed.run("doctor", **parameters) for parameters in ({}, {"fix": True}, {})]
+    assert [(run["state_type"], run["state"]["name"], run["name"]) for run in ended] == [
+        ("FAILED", "Broken", "examine"),
+        ("COMPLETED", "Healthy", "examine and repair"),
+        ("COMPLETED", "Healthy", "examine"),
+    ]
+    report = deployed.ask("GET", "/artifacts/artifact-retention-doctor/latest")
+    assert report["data"].startswith("# Healthy: 4 keys with 39 versions")
+    assert report["data"].count("](data:image/svg+xml;base64,") == 2
+
+
+@pytest.mark.thorough
 def test_a_schedule_starts_the_nightly_run_and_stays_the_only_one_and_paused(deployed: Platform) -> None:
     """Nobody presses anything; and whoever paused it in the UI finds it paused after deploying again, and again."""
     kept = deployed.fill(KEYS)

@@ -3,6 +3,9 @@
 import asyncio
 import json
 import os
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -10,23 +13,32 @@ from uuid import uuid4
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from database import Database, Row, days, series
 from fake import FakeServer
 from prefect import Flow, get_client
 from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.filters import ArtifactFilter
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect_artifact_retention.flows.cli import DONE, FAILED, main
+from prefect_artifact_retention.flows.doctor import artifact_doctor
 from prefect_artifact_retention.policies import RetentionPolicy
-from prefect_artifact_retention.stores.api import ApiStore
+from prefect_artifact_retention.policies.loading import DOCTOR_KEY
+from prefect_artifact_retention.stores import transactions
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
+from prefect_artifact_retention.tasks.checkup import CheckupFailed
 from servers import (
     BY_DATABASE,
     BY_FAKE,
     FAKE,
     POSTGRESQL_API,
     POSTGRESQL_DATABASE,
+    REAL,
     SQLITE_API,
     SQLITE_DATABASE,
     Server,
+    drain,
     on,
     thorough,
 )
@@ -183,7 +195,7 @@ async def test_what_the_server_fails_to_show_ends_no_examination(
     code, found, _complaints = await doctor(server, capsys, "--fix")
     assert (code, counts(found)) == (FAILED, {"unreadable": 1})
     assert found["findings"][0]["examples"] == ["the key after a: nothing deleted, because the server fails to show it (500)"]
-    assert (found["keys"], found["total"]["versions"]) == (2, 4)
+    assert (found["keys_seen"], found["total"]["versions"]) == (2, 4)
 
 
 @on(*BY_FAKE)
@@ -201,6 +213,110 @@ async def test_a_repair_that_was_interrupted_is_finished(
     assert await server.database.ids() == {row.id for row in rows}
 
 
+async def test_a_placeholder_behind_a_newer_version_is_found_and_deleted(
+    server: Server | FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a repair through the API leaves it that is killed, and whose key is written to; without --fix, it stays.
+
+    One with a hold is a version that a person wants, and one of its own key is nobody's else.
+    """
+    left = {PLACEHOLDER_OF: str(uuid4())}
+    held = Row("report", days(2.5), metadata=left | {"retention-hold": "true"})
+    placeholder = Row("report", days(2), metadata=left)
+    rows = await server.database.insert([*series("report", [3, 1]), placeholder, held, *series("other", [2, 1])])
+    for arguments, code, those in (((), FAILED, rows), (("--fix",), DONE, [row for row in rows if row is not placeholder])):
+        assert (await doctor(server, capsys, *arguments))[0] == code
+        assert await server.database.ids() == {row.id for row in those}
+    code, found, _complaints = await doctor(server, capsys)
+    assert (code, found["findings"]) == (DONE, [])
+
+
+@on(SQLITE_API, POSTGRESQL_DATABASE, thorough(POSTGRESQL_API), thorough(SQLITE_DATABASE))
+async def test_a_key_without_versions_whose_latest_is_of_another_key_gets_its_copy_back(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other key keeps its version."""
+    (lost, other) = await server.database.insert([Row("report", days(2), data="kept"), Row("other", days(1), data="other")])
+    await server.database.run("DELETE FROM artifact WHERE id = :id", [{"id": id_of(server, lost)}])
+    change = "UPDATE artifact_collection SET latest_id = :id WHERE key = 'report'"
+    await server.database.run(change, [{"id": id_of(server, other)}])
+    code, found, _complaints = await doctor(server, capsys, "--fix")
+    assert (code, counts(found), found["findings"][0]["repaired"]) == (DONE, {"latest_missing": 1}, 1)
+    assert sorted(await versions(server)) == [("other", "other")] * 2 + [("report", "kept")] * 2
+    assert (await doctor(server, capsys))[1]["findings"] == []
+
+
+async def test_of_many_findings_ten_are_told_and_all_are_counted(
+    server: Server | FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However many there are, no more of them are in memory."""
+    rows = [Row(f"key-n{number}", days(1), metadata={"retention-hold": "forever"}) for number in range(30)]
+    await server.database.insert(rows)
+    _code, found, _complaints = await doctor(server, capsys)
+    (finding,) = found["findings"]
+    assert (finding["kind"], finding["count"], len(finding["examples"])) == ("metadata_unreadable", 30, 10)
+    with server.active():
+        assert await asyncio.to_thread(main, ["doctor"]) == FAILED
+    assert "and 27 more" in " ".join(capsys.readouterr().out.split())
+
+
+@on(POSTGRESQL_DATABASE)  # SQLite has no roles
+async def test_a_role_that_may_only_read_is_shown_all_and_told_what_it_lacks(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one message; nothing is repaired."""
+    rows = await server.database.insert(series("report", [2, 1]))
+    await server.database.delete_version(rows[1].id)
+    await server.database.run("DROP ROLE IF EXISTS reader")
+    await server.database.run("CREATE ROLE reader LOGIN PASSWORD 's3cret'")
+    await server.database.run("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+    url = sa.make_url(server.database.url).set(username="reader", password="s3cret")  # noqa: S106 - of a server that lives for one test
+    reader = replace(server, database=Database(url.render_as_string(hide_password=False)))
+    try:
+        code, found, complaints = await doctor(reader, capsys, "--fix")
+        with reader.active():
+            await asyncio.to_thread(main, ["doctor", "--fix"])
+        shown = capsys.readouterr()
+    finally:
+        await server.database.run("DROP OWNED BY reader")
+        await server.database.run("DROP ROLE reader")
+    assert (code, counts(found)) == (FAILED, {"latest_missing": 1})
+    (error,) = found["errors"]
+    lacking = "DELETE on artifact, UPDATE on artifact_collection, DELETE on artifact_collection"
+    assert f"the role may not {lacking};" in error
+    assert complaints.count("permission denied") == 1
+    assert "1 broken" in shown.out
+    assert "permission denied" not in shown.out
+    assert "s3cret" not in complaints + str(found)
+    assert await server.database.dangling() == ["report"]
+
+
+@on(SQLITE_DATABASE)
+async def test_a_file_that_somebody_else_writes_to_is_given_up_at_once(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one message, after one wait, though two keys are broken; what was found is told, and nothing is half done."""
+    monkeypatch.setattr(transactions, "BUSY_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(transactions, "FIRST_RETRY_PAUSE_SECONDS", 0.01)
+    rows = await server.database.insert([*series("a", [2, 1]), *series("b", [2, 1])])
+    for row in rows[1::2]:
+        await server.database.delete_version(row.id)
+    with closing(sqlite3.connect(sa.make_url(server.database.url).database or "")) as somebody:
+        somebody.execute("BEGIN IMMEDIATE")
+        code, found, complaints = await doctor(server, capsys, "--fix")
+        somebody.rollback()
+    assert (code, counts(found)) == (FAILED, {"latest_missing": 2})
+    assert complaints.count("database is locked") == len(found["errors"]) == 1
+    assert await server.database.dangling() == ["a", "b"]
+    assert (await doctor(server, capsys, "--fix"))[0] == DONE
+    assert await server.database.dangling() == []
+
+
+def id_of(server: Server, row: Row) -> object:
+    """The id of a version as its database takes it."""
+    return str(row.id) if server.database.is_sqlite else row.id
+
+
 @on(*BY_DATABASE)
 async def test_through_the_database_a_run_of_last_month_and_the_disk_are_seen(
     server: Server, capsys: pytest.CaptureFixture[str]
@@ -213,7 +329,7 @@ async def test_through_the_database_a_run_of_last_month_and_the_disk_are_seen(
     await server.database.run(f"UPDATE flow_run SET created = {when} WHERE name = '{run.name}'")
     await server.database.insert([Row("report", days(age), flow_run_id=run.id) for age in (39, 38)])
     code, found, _complaints = await doctor(server, capsys)
-    assert (code, counts(found)) == (DONE, {"runs_unfinished": 1})
+    assert (code, counts(found)) == (DONE, {"runs_unfinished": 2})
     assert found["findings"][0]["examples"][0].startswith(f"{run.id}, since ")
     assert found["findings"][0]["examples"][0].endswith(": 2 versions, 6 B")
     assert found["disk"]["bytes"] > 0
@@ -267,15 +383,18 @@ async def test_a_version_that_is_written_during_a_repair_stays_the_latest(
     """Of a key that had no version left, the old copy does not become newer than it."""
     (row,) = await server.database.insert([Row("report", days(3), data="old")])
     await server.database.delete_version(row.id)
-    repost = ApiStore._post_again  # noqa: SLF001 - the moment before it
+    send = httpx.AsyncHTTPTransport.handle_async_request
+    posted: list[httpx.Request] = []
 
-    async def post_first(*arguments: Any, **options: Any) -> None:  # noqa: ANN401
-        await post("report", "produced")
-        await repost(*arguments, **options)
+    async def post_first(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST" and request.url.path.endswith("/artifacts/") and not posted:
+            posted.append(request)
+            await post("report", "produced")
+        return await send(transport, request)
 
-    with patch.object(ApiStore, "_post_again", post_first):
+    with patch.object(httpx.AsyncHTTPTransport, "handle_async_request", post_first):
         code, _found, _complaints = await doctor(server, capsys, "--fix")
-    assert code == DONE
+    assert (code, len(posted)) == (DONE, 1)
     assert await versions(server) == [("report", "produced")] * 2
 
 
@@ -328,3 +447,32 @@ async def test_a_key_that_others_change_all_the_time_is_not_broken(
         code, found, _complaints = await doctor(server, capsys)
     assert (code, found["findings"]) == (DONE, [])
     assert found["warnings"] == ["busy: not examined, because its versions changed while they were read"]
+
+
+@on(*REAL)
+async def test_the_flow_leaves_its_result_with_charts_and_ends_as_the_command_does(server: Server) -> None:
+    """Failed, named Broken, while anything is broken; Completed, named Healthy, once all is repaired."""
+    rows = await server.database.insert([*series("report", [40, 3, 2]), *series("other", [1])])
+    await server.database.delete_version(rows[2].id)
+    with server.active():
+        broken = await artifact_doctor(return_state=True)
+        repaired = await artifact_doctor(fix=True, return_state=True)
+        healthy = await artifact_doctor(return_state=True)
+        async with get_client() as client:
+            only = ArtifactFilter(key={"any_": [DOCTOR_KEY]})
+            artifacts = await client.read_artifacts(artifact_filter=only, sort=ArtifactSort.CREATED_DESC)
+        drain()
+    assert (broken.type, broken.name) == (StateType.FAILED, "Broken")
+    assert "Keys whose latest version does not exist" in str(broken.message)
+    with pytest.raises(CheckupFailed):
+        await broken.result()
+    assert [(each.type, each.name) for each in (repaired, healthy)] == [(StateType.COMPLETED, "Healthy")] * 2
+    assert str(repaired.message).startswith("1 repaired, and nothing else is broken: 2 keys with 3 versions")
+    # Without what it has written itself.
+    assert str(healthy.message).startswith("Healthy: 2 keys with 3 versions")
+    assert [each.description for each in artifacts] == [
+        str(state.message).partition(". ")[0] for state in (healthy, repaired, broken)
+    ]
+    for each in artifacts:
+        assert str(each.data).count("](data:image/svg+xml;base64,") == 2
+        assert each.type == "markdown"

@@ -54,7 +54,7 @@ async def test_each_version_that_would_newly_go_or_stay_is_named_with_its_reason
     shown = capsys.readouterr().out
     assert "Newly deleted: 2 versions, newly kept: 2 versions" in shown
     assert "b-1" in shown
-    assert "Versions differ in 2 keys and without a key:" in shown
+    assert "2 keys and the artifacts without a key differ:" in shown
 
 
 @on(*BY_FAKE)

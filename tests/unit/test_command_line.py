@@ -224,7 +224,7 @@ def test_policies_check_as_json_is_one_document_and_nothing_else(call: Call) -> 
     outcome = call("policies", "check", "--json")
     assert outcome.code == 0
     document = json.loads(outcome.stdout)
-    assert set(document) == {"source", "digest", "policies", "doubts", "warnings"}
+    assert set(document) == {"source", "digest", "policies", "doubts", "expiry", "warnings"}
     assert (document["doubts"], document["warnings"]) == ([], [])
     assert document["source"] == "retention.toml"
     audit, default = document["policies"]
