@@ -10,6 +10,7 @@ from prefect_artifact_retention.flows.outcome import report_of
 from prefect_artifact_retention.flows.server_policies import resolve_all
 from prefect_artifact_retention.flows.settings import RetentionSettings, resolve_policies
 from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.stores.connection import uses_ephemeral_server
 from prefect_artifact_retention.tasks.planfile import ShownPlan
 from prefect_artifact_retention.tasks.report import CleanupReport
 
@@ -48,7 +49,7 @@ def delete(
         ConfigurationError: The policies are invalid, or there are none.
         RetentionError: The run could not begin.
     """
-    if settings.policies:
+    if settings.policies or uses_ephemeral_server():
         # Before anything is sent.
         resolve_policies(policies, settings, "delete")
     finished: list[CleanupReport] = []

@@ -1,4 +1,4 @@
-"""The list of policies on the server: how a run reads it, and the commands `policies push`, `pull`, `log` and `check --live`."""
+"""The list of policies on the server: how a run reads it, and `policies push`, `pull`, `log` and `check --live`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from prefect_artifact_retention.policies.pushes import (
 )
 from prefect_artifact_retention.policies.writing import as_tables
 from prefect_artifact_retention.stores.acceptances import Acceptances
-from prefect_artifact_retention.stores.connection import Connection, connect
+from prefect_artifact_retention.stores.connection import Connection, connect, uses_ephemeral_server
 from prefect_artifact_retention.stores.policy_lists import PolicyList, PolicyLists
 from prefect_artifact_retention.tasks.report import Mode
 from pydantic import BaseModel, Field
@@ -60,8 +60,8 @@ async def with_server_policies(settings: RetentionSettings, connection: Connecti
 
 
 async def find_policies(settings: RetentionSettings) -> RetentionSettings:
-    """Do the same outside a run, with a connection of its own if it takes one."""
-    if settings.policies:
+    """Do the same outside a run, with a connection of its own if it takes one; not to start a temporary server for it."""
+    if settings.policies or uses_ephemeral_server():
         return settings
     async with connect() as connection:
         return await with_server_policies(settings, connection)
@@ -106,7 +106,9 @@ async def push(settings: RetentionSettings, by: str, over: str = "") -> Pushed:
             pushes = await lists.pushes()
             _refuse_edited(pushes, present, over)
             number = max((each.number for each in pushes), default=0) + 1
-            made = Push(number=number, at=now, by=by, before=data, policies=as_tables(policies))
+            made = Push(
+                number=number, at=now, by=by, before=data, before_at=present and present.updated, policies=as_tables(policies)
+            )
             await lists.push(made, present)
             done.push, done.changes = number, changes_between(data, made.after)
         records = Acceptances(connection)
@@ -116,7 +118,7 @@ async def push(settings: RetentionSettings, by: str, over: str = "") -> Pushed:
 
 
 def _refuse_edited(pushes: Sequence[Push], present: PolicyList | None, over: str) -> None:
-    if present is None or not is_edited(pushes, present.data) or list_digest(present.data) == over:
+    if present is None or not is_edited(pushes, present.data, present.updated) or list_digest(present.data) == over:
         return
     last = max(pushes, key=lambda push: push.number, default=None)
     since = f", since push {last.number}" if last else ""
@@ -179,7 +181,7 @@ def show_log(changes: Sequence[Change]) -> None:
 
 
 def _lines(change: Change) -> list[str]:
-    when = f"{change.at:%Y-%m-%d %H:%M} UTC" if change.at else "before the push above"
+    when = f"{change.at:%Y-%m-%d %H:%M} UTC" if change.at else "at some time"
     who = f"push {change.push} by {change.by}" if change.push else change.what
     ended = ", not finished: the list before it stayed" if change.what == "not finished" else ""
     return [f"{when}: {who}{ended} ({change.digest or 'none'})", *(f"  {line}" for line in change.changes)]

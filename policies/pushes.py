@@ -62,6 +62,7 @@ class Push(BaseModel):
         at: When it was, by the server's clock.
         by: Who has pushed.
         before: What the block had before; None if there was none.
+        before_at: When that was last saved.
         policies: What it has since.
     """
 
@@ -71,6 +72,7 @@ class Push(BaseModel):
     at: AwareDatetime
     by: str
     before: Any
+    before_at: AwareDatetime | None = None
     policies: list[Any]
 
     @property
@@ -92,7 +94,9 @@ class Change(BaseModel):
 
     what: Happening = Field(description="What has happened; a push that is not finished has changed nothing.")
     push: int | None = Field(default=None, description="The number of the push; null if it was none.")
-    at: datetime | None = Field(default=None, description="When; null of an edit in the UI that a push has replaced since.")
+    at: datetime | None = Field(
+        default=None, description="When; of the UI, the last time before the next push. Null of a deletion."
+    )
     by: str = Field(default="", description="Who has pushed it; empty if nobody knows.")
     digest: str = Field(description="Of the list since then; empty if there is none.")
     changes: list[str] = Field(description="How it differs from the list before.")
@@ -123,15 +127,17 @@ def _meanings(data: object) -> list[Meaning] | str:
         return str(error)
 
 
-def is_edited(pushes: Sequence[Push], data: object) -> bool:
+def is_edited(pushes: Sequence[Push], data: object, updated: datetime | None) -> bool:
     """Whether the list was changed by something else than the last push."""
     last = max(pushes, key=lambda push: push.number, default=None)
     if data is None:
         return False
-    if last is None:
-        return True
-    # The one before a push that was interrupted is still there.
-    return list_digest(data) not in {list_digest(last.after), list_digest(last.before)}
+    return last is None or not (list_digest(data) == list_digest(last.after) or _is_still_before(last, data, updated))
+
+
+def _is_still_before(push: Push, data: object, updated: datetime | None) -> bool:
+    """Whether a push was interrupted: its record is written first, and nobody has saved the list since."""
+    return list_digest(data) == list_digest(push.before) and (updated is None or updated <= push.at)
 
 
 def history(pushes: Iterable[Push], data: object, updated: datetime | None) -> list[Change]:
@@ -149,18 +155,19 @@ def _history(pushes: Sequence[Push], data: object, updated: datetime | None) -> 
     present: object = None
     for index, push in enumerate(pushes):
         if list_digest(push.before) != list_digest(present):
-            yield _edit(present, push.before, None)
-        following = pushes[index + 1].before if index + 1 < len(pushes) else data
-        done = list_digest(following) != list_digest(push.before) or list_digest(push.before) == list_digest(push.after)
+            yield _edit(present, push.before, push.before_at)
+        following = pushes[index + 1] if index + 1 < len(pushes) else None
+        then = (following.before, following.before_at) if following else (data, updated)
+        interrupted = _is_still_before(push, *then)
         yield Change(
-            what="pushed" if done else "not finished",
+            what="not finished" if interrupted else "pushed",
             push=push.number,
             at=push.at,
             by=push.by,
             digest=list_digest(push.after),
             changes=changes_between(push.before, push.after),
         )
-        present = push.after if done else push.before
+        present = push.before if interrupted else push.after
     if list_digest(data) != list_digest(present):
         yield _edit(present, data, updated)
 
