@@ -136,8 +136,8 @@ def is_edited(pushes: Sequence[Push], data: object, updated: datetime | None) ->
 
 
 def _is_still_before(push: Push, data: object, updated: datetime | None) -> bool:
-    """Whether a push was interrupted: its record is written first, and nobody has saved the list since."""
-    return list_digest(data) == list_digest(push.before) and (updated is None or updated <= push.at)
+    """Whether a push was interrupted: its record is written first, and nothing has been saved since."""
+    return updated == push.before_at and list_digest(data) == list_digest(push.before)
 
 
 def history(pushes: Iterable[Push], data: object, updated: datetime | None) -> list[Change]:

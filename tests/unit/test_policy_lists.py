@@ -88,10 +88,11 @@ def hour(number: float) -> datetime:
     return MORNING + timedelta(hours=number)
 
 
-def push(number: int, before: object, *numbers: object, before_at: float = 0) -> Push:
+def push(number: int, before: object, *numbers: object, before_at: float = 1.1) -> Push:
     """The record of a push, one an hour."""
     made = listed(*numbers)["policies"]
-    return Push(number=number, at=hour(number), by="ada", before=before, before_at=hour(before_at), policies=made)
+    saved = None if before is None else hour(before_at)
+    return Push(number=number, at=hour(number), by="ada", before=before, before_at=saved, policies=made)
 
 
 FIRST, SECOND = push(1, None, 3), push(2, listed(3), 4)
