@@ -18,7 +18,8 @@ from prefect.exceptions import PrefectException
 from prefect.flow_runs import asuspend_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
-from prefect_artifact_retention.flows.settings import RetentionSettings, resolve_policies
+from prefect_artifact_retention.flows.server_policies import resolve_all
+from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.stores.connection import HTTP_NOT_FOUND, connect, reason
@@ -105,7 +106,7 @@ async def clean_up_with_approval(
         StoreError: The server cannot be reached, or refuses a request.
         prefect.exceptions.Pause: The flow run is suspended until somebody answers.
     """
-    resolve_policies(policies, settings, "delete")
+    await resolve_all(policies, settings, "delete")
     context = FlowRunContext.get()
     if context and context.flow_run and context.flow_run.parent_task_run_id:
         raise ConfigurationError("mode = approve: Prefect suspends no flow run that another flow has started")

@@ -24,6 +24,7 @@ from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.flows.approval import Part, awaits, clean_up_with_approval
+from prefect_artifact_retention.flows.server_policies import with_server_policies
 from prefect_artifact_retention.flows.settings import (
     ENV_PREFIX,
     Minutes,
@@ -141,7 +142,7 @@ async def open_run(  # noqa: PLR0913, PLR0917 - what a run is opened for
     own_runs: Collection[UUID] = frozenset(),
     shown: ShownPlan | None = None,
 ) -> AsyncIterator[Run]:
-    """Open a run: resolve its policies, connect to the server and the database, and read the server's clock.
+    """Open a run: connect to the server and the database, read the server's clock, and resolve the policies.
 
     A run that is to carry out a plan which somebody has seen is refused if that is not for it.
 
@@ -149,13 +150,16 @@ async def open_run(  # noqa: PLR0913, PLR0917 - what a run is opened for
         ConfigurationError: The policies are invalid, or there are none in a delete run.
         StoreError: The server or the database cannot be reached, or refuses a request.
     """
-    all_policies, source = resolve_policies(policies, settings, mode)
+    if settings.policies:
+        # Before anything is sent.
+        resolve_policies(policies, settings, mode)
     if mode == "delete":
         refuse_ephemeral_server(settings)
     async with connect(settings.max_requests_per_minute) as connection, AsyncExitStack() as stack:
         server = Server(connection)
         # First, because it also shows whether the server can be reached at all.
         now = await server.now()
+        all_policies, source = resolve_policies(policies, await with_server_policies(settings, connection), mode)
         store: Store = ApiStore(connection)
         if url := await database_url(settings, connection.client):
             opening = open_database(url, settings.max_deletions_per_second, purges_events=settings.purge_events)

@@ -635,6 +635,7 @@ def metrics(
 @policies_app.command
 def check(
     *,
+    live: Annotated[bool, Parameter(help="In place of the configured policies: the list on the server.", negative=())] = False,
     expires_after: Annotated[
         float | None,
         Parameter(help="Also say what of the policies does not hold where the server deletes artifacts after so many days."),
@@ -646,21 +647,30 @@ def check(
     config: Config = None,
     as_json: Json = False,
 ) -> int:
-    """Load the policies and describe each of them. Needs no server."""
+    """Load the policies and describe each of them. Needs no server without --live."""
     if plan and expires_after is not None:
         raise ConfigurationError("command line: --plan and --expires-after say the same: give one of them")
     if expires_after is not None and not 0 < expires_after <= MAX_DAYS:
         raise ConfigurationError(f"command line: --expires-after {expires_after:g} is not between 0 and {MAX_DAYS:,} days")
     settings, _ = _configure(config)
+    warnings = list(settings.without_effect())
+    if live:
+        if settings.policies:
+            warnings.append(f"{settings.source('policies')} has policies, too, and comes first where it is found")
+        _load_prefect()
+        from prefect_artifact_retention.flows import server_policies  # noqa: PLC0415
+
+        settings = settings.with_policies(*_run_async(server_policies.read_tables_of_server()))
     if not settings.policies:
-        raise ConfigurationError("no policy is configured: write a [[policies]] table into retention.toml")
+        raise ConfigurationError(
+            "no policy is configured: write a [[policies]] table into retention.toml, or see those on the server with --live"
+        )
     from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
     from prefect_artifact_retention.policies.doubts import find_doubts  # noqa: PLC0415
     from prefect_artifact_retention.policies.expiry import PLANS, broken_promises, consequences  # noqa: PLC0415
 
     with_own, source = resolve_policies((), settings, "delete")
     policies, doubts = with_own[1:], find_doubts(with_own, offloads=settings.archives_payloads)
-    warnings = list(settings.without_effect())
     expiry: list[str] = []
     if after_days := PLANS[plan] if plan else expires_after:
         expiry = broken_promises(policies, after_days)
@@ -713,15 +723,17 @@ def diff(  # noqa: PLR0913 - the flags of the command
 
     settings, _ = _configure(config)
     sides = [(read_policies(file), str(file)) for file in files]
-    if len(sides) < (1 if live else 2):
-        policies, source = resolve_policies((), settings, "delete")
-        sides.append((policies[1:], source))
+    is_configured = len(sides) < (1 if live else 2)
+    if is_configured and settings.policies:
+        # Before anything is sent.
+        resolve_policies((), settings, "delete")
     _load_prefect()
     from prefect_artifact_retention.flows import comparison  # noqa: PLC0415
 
     async def compare() -> comparison.Comparison:
         before = await comparison.live_policies() if live else comparison.Side(*sides[0])
-        return await comparison.compare(settings, before, comparison.Side(*sides[-1]), key)
+        after = await comparison.configured_policies(settings) if is_configured else comparison.Side(*sides[-1])
+        return await comparison.compare(settings, before, after, key)
 
     found = _run_async(compare())
     if as_json:
@@ -742,14 +754,76 @@ def accept(
     settings, _ = _configure(config)
     _load_prefect()
     from prefect_artifact_retention.flows import acceptance  # noqa: PLC0415
-    from prefect_artifact_retention.flows.settings import resolve_policies  # noqa: PLC0415
 
-    _, source = resolve_policies((), settings, "preview")
-    record = _run_async(acceptance.accept(settings, by))
+    record, source = _run_async(acceptance.accept(settings, by))
     if as_json:
         _print_json(record.model_dump(mode="json"))
     else:
         sys.stdout.write(printable(f"policies {record.digest} of {source} are accepted by {record.by}") + "\n")
+    return DONE
+
+
+@policies_app.command
+def push(
+    *,
+    by: Annotated[str, Parameter(help="Who pushes them. Default: user@host.")] = "",
+    over: Annotated[
+        str, Parameter(help="Also replace the list with this digest, which was changed in the UI since the last push.")
+    ] = "",
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Put the configured policies on the server, for runs that find none in a file or variable, and accept them."""
+    settings, _ = _configure(config)
+    _load_prefect()
+    from prefect_artifact_retention.flows import cleanup, server_policies  # noqa: PLC0415
+    from prefect_artifact_retention.tasks.producers.holding import default_holder  # noqa: PLC0415
+
+    cleanup.refuse_ephemeral_server(settings)
+    done = _run_async(server_policies.push(settings, by or default_holder(), over))
+    if as_json:
+        _print_json(done.model_dump(mode="json"))
+    else:
+        server_policies.show_push(done)
+    return DONE
+
+
+@policies_app.command
+def pull(
+    *,
+    digest_of_list: Annotated[
+        str, Parameter(name="--digest", help="An earlier list, by its digest in the log. Default: the present one.")
+    ] = "",
+    out: Annotated[Path | None, Parameter(help="Write them into this file.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Print the policies on the server as [[policies]] tables."""
+    _check_target("--out", out)
+    _load_prefect()
+    from prefect_artifact_retention.flows import server_policies  # noqa: PLC0415
+    from prefect_artifact_retention.policies.writing import as_tables, as_toml  # noqa: PLC0415
+
+    policies, source = _run_async(server_policies.pull(digest_of_list))
+    if out:
+        _write("--out", out, as_toml(policies))
+    if as_json:
+        _print_json({"source": source, "digest": digest(policies), "policies": as_tables(policies)})
+    elif not out:
+        sys.stdout.write(as_toml(policies))
+    return DONE
+
+
+@policies_app.command
+def log(*, as_json: Json = False) -> int:
+    """List the changes of the policies on the server, newest first: who has pushed what, and what was edited in the UI."""
+    _load_prefect()
+    from prefect_artifact_retention.flows import server_policies  # noqa: PLC0415
+
+    changes = _run_async(server_policies.read_log())
+    if as_json:
+        _print_json({"changes": [each.model_dump(mode="json") for each in changes]})
+    else:
+        server_policies.show_log(changes)
     return DONE
 
 
@@ -883,6 +957,11 @@ def _configure(
         override = RetentionPolicy.model_validate({"name": "command line", "match_keys": list(keys), **rules})
     except ValidationError as error:
         raise ConfigurationError("\n".join(f"command line: {line}" for line in describe_validation_error(error))) from error
+    if not settings.policies:
+        _load_prefect()
+        from prefect_artifact_retention.flows.server_policies import find_policies  # noqa: PLC0415
+
+        settings = _run_async(find_policies(settings))
     configured = load_policies(settings.policies, source=settings.source("policies"))
     return settings, stand_in(configured, override)
 
@@ -895,6 +974,13 @@ def _check_target(flag: str, file: Path | None) -> None:
     except OSError as error:
         # Such as a name that is too long.
         raise ConfigurationError(f"command line: {flag}: {error.strerror}") from None
+
+
+def _write(flag: str, file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"command line: {flag} {file} cannot be written: {error.strerror}") from None
 
 
 def _load_prefect() -> None:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from prefect_artifact_retention.flows import terminal
 from prefect_artifact_retention.flows.cleanup import open_run
+from prefect_artifact_retention.flows.server_policies import resolve_all
 from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
 from prefect_artifact_retention.policies.acceptance import latest
@@ -20,6 +21,7 @@ from prefect_artifact_retention.policies.evaluation import Judgement, Reason
 from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.policies.loading import OWN_KEYS, OWN_POLICY, check_policies, load_policies, select_policy
 from prefect_artifact_retention.policies.meaning import describe_changes, meaning
+from prefect_artifact_retention.policies.writing import as_tables
 from prefect_artifact_retention.stores.acceptances import Acceptances
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.stores.store import History
@@ -94,6 +96,17 @@ async def live_policies() -> Side:
     return Side(load_policies(record.policies, source="--live"), source)
 
 
+async def configured_policies(settings: RetentionSettings) -> Side:
+    """Return the configured policies, those on the server included.
+
+    Raises:
+        ConfigurationError: There are none, or they are invalid.
+        StoreError: The server cannot be reached.
+    """
+    policies, source = await resolve_all((), settings, "delete")
+    return Side(policies[1:], source)
+
+
 async def compare(settings: RetentionSettings, old: Side, new: Side, keys: Sequence[str] = ()) -> Comparison:
     """Judge the versions of the server by both lists.
 
@@ -103,9 +116,9 @@ async def compare(settings: RetentionSettings, old: Side, new: Side, keys: Seque
     """
     for side in (old, new):
         check_policies((OWN_POLICY, *side.policies), source=side.source)
-    # Without the configured ones, of which some would stay in force.
-    given = settings.model_copy(update={"policies": []})
-    async with open_run(given, "preview", new.policies, keys) as run:
+    # In place of the configured ones, of which some would stay in force.
+    given = settings.with_policies(as_tables(new.policies), new.source)
+    async with open_run(given, "preview", (), keys) as run:
         await discover(run)
         check_scope(run)
         await read_holds(run)

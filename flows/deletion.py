@@ -7,8 +7,10 @@ from typing import Any, TypedDict, Unpack
 
 from prefect_artifact_retention.flows import cleanup
 from prefect_artifact_retention.flows.outcome import report_of
+from prefect_artifact_retention.flows.server_policies import resolve_all
 from prefect_artifact_retention.flows.settings import RetentionSettings, resolve_policies
 from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.stores.connection import uses_ephemeral_server
 from prefect_artifact_retention.tasks.planfile import ShownPlan
 from prefect_artifact_retention.tasks.report import CleanupReport
 
@@ -47,13 +49,16 @@ def delete(
         ConfigurationError: The policies are invalid, or there are none.
         RetentionError: The run could not begin.
     """
-    resolve_policies(policies, settings, "delete")
+    if settings.policies or uses_ephemeral_server():
+        # Before anything is sent.
+        resolve_policies(policies, settings, "delete")
     finished: list[CleanupReport] = []
 
     async def run() -> CleanupReport:
         cleanup.FINISHED.set(finished)
         cleanup.SHOWN.set(shown)
         await cleanup.reach_server(settings)
+        await resolve_all(policies, settings, "delete")
         return await cleanup.artifact_cleanup(mode="delete", policies=list(policies), keys=list(keys), **parameters)
 
     try:

@@ -133,6 +133,12 @@ class RetentionSettings(BaseSettings):
         given = {name: value for name, value in parameters.items() if value}
         return self.model_copy(update={**given, "refuse_above_percent": 0 if ignore_guard else strictest})
 
+    def with_policies(self, policies: Sequence[Any], source: str) -> RetentionSettings:
+        """Return these settings with policies from a source of their own."""
+        settings = self.model_copy(update={"policies": list(policies)})
+        settings._sources = {**self._sources, "policies": source}  # noqa: SLF001 - of the copy
+        return settings
+
     @property
     def archives_payloads(self) -> bool:
         """Whether an archive is configured that keeps data."""

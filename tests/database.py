@@ -56,10 +56,11 @@ class Database:
             return result.all() if result.returns_rows else []
 
     async def clear(self) -> None:
-        """Forget all artifacts, all holds on keys, and which policies were applied."""
+        """Forget all artifacts, all holds on keys, which policies were applied, and those on the server."""
         whose = " OR ".join(f"name LIKE 'artifact-retention-{kind}-%'" for kind in ("hold", "policies"))
         async with self.engine.begin() as connection:
-            for what in (f"variable WHERE {whose}", "artifact", "artifact_collection"):
+            ours = "block_document WHERE block_type_name = 'Artifact Retention'"
+            for what in (f"variable WHERE {whose}", ours, "artifact", "artifact_collection"):
                 await connection.execute(sa.text(f"DELETE FROM {what}"))
 
     async def vacuum(self) -> None:

@@ -209,6 +209,8 @@ class FakeServer:
                 return 200, self._page(_matching(self.database.variables.values(), only), body, _VariablePage)
             case (("GET" | "PATCH" | "DELETE"), ["variables", "name", name]):
                 return self._variable(method, name, body)
+            case "GET", ["block_types", "slug", slug, "block_documents", "name", name]:
+                return 200, self._block(slug, name)
             case "POST", ["flows", "count"]:
                 return 200, self._count_flows(body)
             case "POST", ["flows", ""]:
@@ -277,6 +279,11 @@ class FakeServer:
         else:
             del self.database.variables[name]
         return 204, None
+
+    def _block(self, slug: str, name: str) -> dict[str, Any]:
+        if not (block := self.database.blocks.get(f"{slug}/{name}")):
+            raise _RefusedError(404, "Block document not found")
+        return block
 
     def _count_flows(self, body: Body) -> int:
         name = filters.FlowFilter(**_only(body, "flows")).name

@@ -36,6 +36,7 @@ class FakeDatabase:
         self.collections: dict[str, Artifact] = {}
         self.flows: dict[str, UUID] = {}
         self.variables: dict[str, dict[str, Any]] = {}
+        self.blocks: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, dict[UUID, dict[str, Any]]] = {"flow_runs": {}, "task_runs": {}}
 
     def new_id(self) -> UUID:
@@ -43,8 +44,9 @@ class FakeDatabase:
         return UUID(int=self._chance.getrandbits(128), version=4)
 
     async def clear(self) -> None:
-        """Forget all artifacts, and all holds on keys."""
+        """Forget all artifacts, all holds on keys, and all blocks."""
         self.variables.clear()
+        self.blocks.clear()
         self.artifacts.clear()
         self.collections.clear()
 

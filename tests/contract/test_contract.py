@@ -387,6 +387,15 @@ async def test_variables_are_listed_by_a_part_of_their_names(api: Api) -> None:
         await api.delete(f"/variables/name/{name}")
 
 
+# --- blocks
+
+
+async def test_a_block_that_is_not_there_is_not_found(api: Api) -> None:
+    """Whether its type is there or not."""
+    answers = [await api.get(f"/block_types/slug/{kind}/block_documents/name/x") for kind in ("secret", "artifact-retention")]
+    assert {(answer.status_code, answer.json()["detail"]) for answer in answers} == {(404, "Block document not found")}
+
+
 # --- runs, and the server itself
 
 

@@ -84,7 +84,7 @@ async def test_accepted_policies_are_applied_and_so_are_those_that_were_applied_
     await nightly(server)
     configure(2)
     with server.active():
-        record = await accept(load_settings(), "ada")
+        record, _source = await accept(load_settings(), "ada")
     assert (record.by, read_acceptance(record.variable, record.value())) == ("ada", record)
     server.pass_time(timedelta(days=1))
     assert (await nightly(server)).outcome == "completed"
