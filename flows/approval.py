@@ -227,7 +227,9 @@ async def answer_run(run: str, *, approves: bool, versions: int | None = None, b
         found = await connection.ask("/flow_runs/filter", {"flow_runs": named, "sort": "EXPECTED_START_TIME_DESC"})
         paused = [each for each in found if each["state_type"] == "PAUSED"]
         if len(paused) != 1:
-            states = ", ".join(f"{each['id']} is {each['state_name']}" for each in found[:5]) or "there is none"
+            # `prefect deployment run` prints the name that Prefect invents, and the run has another once it has begun.
+            none = "there is none; a run changes its name when it begins, and keeps its id"
+            states = ", ".join(f"{each['id']} is {each['state_name']}" for each in found[:5]) or none
             raise RetentionError(f"of the name or id {run!r}, {len(paused)} runs wait for an approval: {printable(states)}")
         run_id, name = UUID(paused[0]["id"]), str(paused[0]["name"])
         if (waiting := await find_waiting(connection, run_id)) is None:

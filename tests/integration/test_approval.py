@@ -133,6 +133,8 @@ async def test_what_was_shown_goes_once_a_person_has_approved_it_and_nothing_bef
     other = await server.cleanup(mode="delete", keys=["b"])
     assert other.outcome == "completed"
     with server.active():
+        with pytest.raises(RetentionError, match="there is none; a run changes its name when it begins, and keeps its id"):
+            await answer_run("rested-owl", approves=True)
         with pytest.raises(RetentionError, match="would delete 2 versions, not 3"):
             await answer_run(str(asking.run_id), approves=True, versions=3)
         await answer_run(str(asking.run_id), approves=True, by="ada")
