@@ -41,8 +41,8 @@ class Pushed(BaseModel):
     source: str = Field(description="Where the policies come from.")
     digest: str = Field(description="The digest of the list, as reports have it.")
     push: int | None = Field(description="The number of the push; null if the list was the same.")
-    by: str
-    at: datetime
+    by: str = Field(description="Who has pushed.")
+    at: datetime = Field(description="When, by the server's clock.")
     changes: list[str] = Field(description="How the list differs from the one before.")
     form_renewed: bool = Field(default=False, description="Whether the form in the UI was brought up to this release.")
 

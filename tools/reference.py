@@ -14,8 +14,10 @@ from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.flows.cli import app
 from prefect_artifact_retention.flows.doctor import artifact_doctor
 from prefect_artifact_retention.flows.restore import artifact_restore
+from prefect_artifact_retention.flows.server_policies import Pushed
 from prefect_artifact_retention.flows.settings import ENV_PREFIX, RetentionSettings
 from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.policies.pushes import Change
 from prefect_artifact_retention.tasks.checkup import Checkup, DiskReport, Finding, Growth, KeySize
 from prefect_artifact_retention.tasks.report import ArchiveReport, CleanupReport, KeyReport, PolicyReport, RuleCount
 from prefect_artifact_retention.tasks.restore_report import RestoredKey, RestoreReport
@@ -38,6 +40,7 @@ def tables() -> dict[str, Iterator[Row]]:
     """The rows of each table by its marker, the head first."""
     models = (CleanupReport, KeyReport, PolicyReport, RuleCount, ArchiveReport, RestoreReport, RestoredKey)
     examination = (Checkup, Finding, KeySize, Growth, DiskReport)
+    listed = (Pushed, Change)
     return {
         "policy fields": policy_fields(),
         "settings": settings(),
@@ -45,7 +48,7 @@ def tables() -> dict[str, Iterator[Row]]:
         "restore parameters": flow_parameters(artifact_restore),
         "doctor parameters": flow_parameters(artifact_doctor),
         "commands": commands(),
-        **{model.__name__: report_fields(model) for model in (*models, *examination)},
+        **{model.__name__: report_fields(model) for model in (*models, *examination, *listed)},
     }
 
 

@@ -328,3 +328,18 @@ async def test_a_block_of_an_older_release_gets_the_new_form_by_a_push(server: S
             assert renewed
             assert (renewed.form, renewed.data) == (found.form, found.data)
         assert not (await push(load_settings(), "ada")).form_renewed
+
+
+@on(FAKE)
+async def test_flags_that_stand_in_for_rules_stand_in_for_those_of_the_list(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By command, with the selectors of the list; what it keeps for good stays."""
+    table = {"name": "audit", "match_keys": ["a"], "keep_all": True}
+    await save_in_ui(server, {"policies": [table, {"name": "rest", "keep_last": 9}]})
+    await server.database.insert([*series("a", range(1, 10)), *series("b", range(1, 10))])
+    with server.active():
+        code = await asyncio.to_thread(main, ["preview", "--key", "[ab]", "--keep-last", "2", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert (code, report["planned"]) == (0, 7)
+    assert {each["key"]: each["policy"] for each in report["key_reports"]}["b"] == "rest, by command line"
