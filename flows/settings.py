@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
+from prefect_artifact_retention.flows.targets import Target, find_target, load_targets, source_of
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, load_policies
 from prefect_artifact_retention.policies.loading import (
     OWN_POLICY,
@@ -58,6 +59,10 @@ class RetentionSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=DOTENV, extra="ignore", frozen=True)
 
     policies: list[Any] = Field(default=[], description="The policies, in the order in which they are tried.")
+    targets: list[Any] = Field(
+        default=[],
+        description="The servers and workspaces that are cleaned up from here: one each for `--target` and a sweep.",
+    )
     max_deletions: Number = Field(default=0, description="Delete at most this many versions in one run.")
     time_budget_minutes: Minutes = Field(default=0, description="Stop after this time; planning takes at most half of it.")
     refuse_above_percent: Percent = Field(
@@ -133,6 +138,30 @@ class RetentionSettings(BaseSettings):
         given = {name: value for name, value in parameters.items() if value}
         return self.model_copy(update={**given, "refuse_above_percent": 0 if ignore_guard else strictest})
 
+    def all_targets(self) -> tuple[Target, ...]:
+        """Return the targets.
+
+        Raises:
+            ConfigurationError: One of them is invalid.
+        """
+        return load_targets(self.targets, source=self.source("targets"))
+
+    def at_target(self, name: str) -> RetentionSettings:
+        """Return the settings of a run on a target: with its database, and its own policies, if any. Without a name, these.
+
+        Raises:
+            ConfigurationError: There is no such target, or one is invalid.
+        """
+        if not name:
+            return self
+        target = find_target(self.all_targets(), name, source=self.source("targets"))
+        where = source_of(self.source("targets"), name)
+        own = {"policies": list(target.policies)} if target.policies else {}
+        database = {"database_url": SecretStr(""), "database_block": target.database_block}
+        there = self.model_copy(update=own | database)
+        there._sources = self._sources | dict.fromkeys([*own, "database_block"], where)  # noqa: SLF001 - a copy of these
+        return there
+
     @property
     def archives_payloads(self) -> bool:
         """Whether an archive is configured that keeps data."""
@@ -192,12 +221,18 @@ def load_settings(config: Path | None = None) -> RetentionSettings:
     try:
         settings = RetentionSettings(**table)
     except SettingsError as error:
-        raise ConfigurationError(f"{sources.get('policies', ENV_PREFIX + 'POLICIES')}: is no JSON list of policies") from error
+        what = "targets" if '"targets"' in str(error) else "policies"
+        raise ConfigurationError(f"{sources.get(what, ENV_PREFIX + what.upper())}: is no JSON list of {what}") from None
     except ValidationError as error:
-        problems = zip(error.errors(), describe_validation_error(error), strict=True)
-        lines = [f"{sources.get(str(problem['loc'][0]), file)}: {line}" for problem, line in problems]
-        raise ConfigurationError("\n".join(lines)) from error
+        names = [str(problem["loc"][0]) for problem in error.errors()]
+        # What is written among the targets may be a secret in the wrong place.
+        lines = [
+            f"{sources.get(name, file)}: {'targets is no list of tables' if name == 'targets' else line}"
+            for name, line in zip(names, describe_validation_error(error), strict=True)
+        ]
+        raise ConfigurationError("\n".join(lines)) from None
     settings._sources.update(sources)  # noqa: SLF001 - filled where it is made
+    settings.all_targets()
     return settings
 
 

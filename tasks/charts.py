@@ -84,8 +84,20 @@ def keys_chart(report: CleanupReport) -> Picture | None:
         Panel("versions", [_versions(key, deletes=deletes) for key in stale], "{:,}".format),
         Panel("size of their data", [_bytes(key, deletes=deletes) for key in stale], size),
     ]
+    return _before_and_after("key", panels, deletes=deletes)
+
+
+def targets_chart(versions: Sequence[Bar], amounts: Sequence[Bar], *, deletes: bool) -> Picture | None:
+    """Draw versions and bytes before and after a sweep, by target; None without any."""
+    if not versions:
+        return None
+    panels = [Panel("versions", versions[:MAX_RUNS], "{:,}".format), Panel("size of their data", amounts[:MAX_RUNS], size)]
+    return _before_and_after("target", panels, deletes=deletes)
+
+
+def _before_and_after(what: str, panels: Sequence[Panel], *, deletes: bool) -> Picture:
     parts = [
-        _text(MARGIN, 28, "Before and after, by key", "title"),
+        _text(MARGIN, 28, f"Before and after, by {what}", "title"),
         *_legend(*("left", "deleted") if deletes else ("would be left", "stale")),
         *(_text(MARGIN, TITLE + 33 + row * ROW, _short(bar.name)) for row, bar in enumerate(panels[0].bars)),
     ]
@@ -93,22 +105,22 @@ def keys_chart(report: CleanupReport) -> Picture | None:
     for column, panel in enumerate(panels):
         parts += _across(panel, MARGIN + NAMES + column * width, width)
     summary = "; ".join(f"{bar.name}: {bar.before:,} versions before, {bar.after:,} after" for bar in panels[0].bars[:3])
-    height = TITLE + 20 + len(stale) * ROW + MARGIN
-    return Picture(_svg(height, parts), f"Bar chart of versions and bytes before and after, by key. {summary}")
+    height = TITLE + 20 + len(panels[0].bars) * ROW + MARGIN
+    return Picture(_svg(height, parts), f"Bar chart of versions and bytes before and after, by {what}. {summary}")
 
 
-def trend_chart(versions: Sequence[Bar], amounts: Sequence[Bar]) -> Picture | None:
+def trend_chart(versions: Sequence[Bar], amounts: Sequence[Bar], what: str = "runs") -> Picture | None:
     """Draw versions and bytes before and after each of the last runs, the oldest first; None for fewer than two runs."""
     if len(versions) < 2:  # noqa: PLR2004 - one run is no trend
         return None
     panels = [Panel("versions", versions[-MAX_RUNS:], "{:,}".format), Panel("size of their data", amounts[-MAX_RUNS:], size)]
     runs = panels[0].bars
-    parts = [_text(MARGIN, 28, f"The last {len(runs)} runs", "title"), *_legend("left", "deleted")]
+    parts = [_text(MARGIN, 28, f"The last {len(runs)} {what}", "title"), *_legend("left", "deleted")]
     width = (WIDTH - 3 * MARGIN) // len(panels)
     for column, panel in enumerate(panels):
         parts += _upright(panel, MARGIN + column * (width + MARGIN), width)
     ends = " to ".join(f"{run.after:,} versions left on {run.name}" for run in (runs[0], runs[-1]))
-    return Picture(_svg(TITLE + PLOT + 50, parts), f"Bar chart of the last {len(runs)} runs, from {ends}")
+    return Picture(_svg(TITLE + PLOT + 50, parts), f"Bar chart of the last {len(runs)} {what}, from {ends}")
 
 
 def _versions(key: KeyReport, *, deletes: bool) -> Bar:
