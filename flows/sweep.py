@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
+from httpx import HTTPError
 from prefect import flow, get_run_logger, runtime
 from prefect.exceptions import PrefectException, TerminationSignal
 from prefect.states import Completed, Failed
@@ -32,7 +33,7 @@ from prefect_artifact_retention.flows.termination import cancel_on_sigterm
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError
 from prefect_artifact_retention.policies.loading import REPORT_KEY
 from prefect_artifact_retention.policies.model import refuse_bool
-from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.stores.connection import connect, reason
 from prefect_artifact_retention.stores.destination import Destination
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.tasks.acceptance import is_attended
@@ -194,6 +195,8 @@ async def _clean_up(name: str, given: dict[str, Any]) -> TargetRow:
         return _row(name, error.report)
     except (RetentionError, PrefectException) as error:
         cause = str(error)
+    except HTTPError as error:
+        cause = f"the Prefect server on which the sweep is failed during the run: {reason(error)}"
     except Exception as error:  # noqa: BLE001 - an error on one target is none of the others
         cause = f"unexpected {type(error).__name__}"
     if finished:

@@ -231,9 +231,9 @@ def _targets_chart(report: SweepReport) -> Picture | None:
 
 def _trend_chart(past: Sequence[_Past], report: SweepReport) -> Picture | None:
     """Draw the totals of the sweeps in which all targets of this one took part: a target less would look like a deletion."""
-    if report.mode == "preview":
-        return None
     names = {row.name for row in report.targets if row.has_numbers}
+    if report.mode == "preview" or not names:
+        return None
     own = {row.name: (row.versions_seen, row.versions_left, row.bytes_seen, row.bytes_left) for row in report.targets}
     versions, amounts = [], []
     for each in [*reversed(past), _Past(report.now, own)]:

@@ -16,6 +16,7 @@ from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.flows.deployment import DeploymentSettings
 from prefect_artifact_retention.flows.restore import artifact_restore
 from prefect_artifact_retention.flows.settings import DEPLOY_PREFIX
+from prefect_artifact_retention.flows.sweep import artifact_sweep
 from pydantic import BaseModel, TypeAdapter
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +54,7 @@ def test_a_file_has_only_fields_that_prefect_knows(file: Path) -> None:
     """At every level, and of the right types."""
     content = read(file)
     assert unknown(content, PrefectYamlModel) == set()
-    assert len(PrefectYamlModel.model_validate(content).deployments) == 4
+    assert len(PrefectYamlModel.model_validate(content).deployments) == 5
     for deployment in content["deployments"]:
         assert unknown(deployment, DeploymentConfig) == set()
         assert unknown(deployment["work_pool"], WorkPoolConfig) == set()
@@ -67,19 +68,20 @@ def test_a_file_deploys_a_flow_that_exists_with_parameters_that_it_takes(file: P
 
     That they have none is said as null: of an empty list, Prefect 3.9 warns at each deployment, and of nothing, it asks.
     """
-    nightly, on_demand, with_approval, restore = read(file)["deployments"]
-    names = [each["name"] for each in (nightly, on_demand, with_approval, restore)]
-    assert names == ["nightly", "on-demand", "with-approval", "restore"]
+    nightly, on_demand, with_approval, restore, sweep = read(file)["deployments"]
+    names = [each["name"] for each in (nightly, on_demand, with_approval, restore, sweep)]
+    assert names == ["nightly", "on-demand", "with-approval", "restore", "sweep"]
     assert nightly["parameters"] == {"mode": "delete", "refuse_above_percent": 50, "require_accepted_policies": True}
     assert on_demand["parameters"] == {"mode": "preview"}
     assert with_approval["parameters"] == {"mode": "approve"}
     assert restore["parameters"] == {"apply": False}
+    assert sweep["parameters"] == {**nightly["parameters"], "mode": "preview"}
     assert [each["slug"] for each in nightly["schedules"]] == ["nightly"]
-    for deployment in (on_demand, with_approval, restore):
+    for deployment in (on_demand, with_approval, restore, sweep):
         assert "schedules" in deployment
         assert deployment["schedules"] is None
-    flows = artifact_cleanup, artifact_cleanup, artifact_cleanup, artifact_restore
-    for deployment, flow in zip((nightly, on_demand, with_approval, restore), flows, strict=True):
+    flows = artifact_cleanup, artifact_cleanup, artifact_cleanup, artifact_restore, artifact_sweep
+    for deployment, flow in zip((nightly, on_demand, with_approval, restore, sweep), flows, strict=True):
         assert deployment["enforce_parameter_schema"] is True
         assert load_flow_from_entrypoint(deployment["entrypoint"]).name == flow.name
         assert flow.validate_parameters(deployment["parameters"])
@@ -122,7 +124,7 @@ def test_the_job_variables_of_a_file_exist_in_its_kind_of_work_pool(file: Path) 
         assert set(deployment["work_pool"].get("job_variables", {})) <= set(known)
 
 
-@pytest.mark.parametrize("flow", [artifact_cleanup, artifact_restore], ids=lambda flow: flow.name)
+@pytest.mark.parametrize("flow", [artifact_cleanup, artifact_restore, artifact_sweep], ids=lambda flow: flow.name)
 def test_numbers_of_the_run_form_have_bounds_and_every_field_is_described(flow: Flow[..., Any]) -> None:
     """The form refuses what is out of them, and says what each field is for."""
     schema = TypeAdapter(dict[str, Any]).validate_python(flow.parameters.model_dump())
