@@ -59,10 +59,6 @@ class RetentionSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=DOTENV, extra="ignore", frozen=True)
 
     policies: list[Any] = Field(default=[], description="The policies, in the order in which they are tried.")
-    targets: list[Any] = Field(
-        default=[],
-        description="The servers and workspaces that are cleaned up from here: one each for `--target` and a sweep.",
-    )
     max_deletions: Number = Field(default=0, description="Delete at most this many versions in one run.")
     time_budget_minutes: Minutes = Field(default=0, description="Stop after this time; planning takes at most half of it.")
     refuse_above_percent: Percent = Field(
@@ -118,6 +114,11 @@ class RetentionSettings(BaseSettings):
     require_accepted_policies: bool = Field(
         default=False,
         description="Whether a scheduled run is refused whose policies no person has applied or accepted yet.",
+    )
+
+    targets: list[Any] = Field(
+        default=[],
+        description="The servers and workspaces that are cleaned up from here: one each for `--target` and a sweep.",
     )
 
     allow_ephemeral_server: bool = Field(

@@ -273,7 +273,10 @@ async def test_sigterm_ends_all_targets_with_their_final_reports(
         began = time.monotonic()
         process.terminate()
         assert await process.wait() != 0
-        tell(f"a sweep ends {time.monotonic() - began:.1f} s after SIGTERM")
+        took = time.monotonic() - began
+        # What Docker kills after.
+        assert took < 10
+        tell(f"a sweep ends {took:.1f} s after SIGTERM")
     for server in (home, there):
         (report, *_) = await own(server, REPORT_KEY)
         assert "shut down before it was finished" in report["data"]
