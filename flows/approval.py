@@ -22,7 +22,7 @@ from prefect_artifact_retention.flows.server_policies import resolve_all
 from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.formatting import count, printable
-from prefect_artifact_retention.stores.connection import HTTP_NOT_FOUND, connect, reason
+from prefect_artifact_retention.stores.connection import HTTP_NOT_FOUND, connect, connect_home, reason
 from prefect_artifact_retention.tasks.planfile import ShownPlan
 from prefect_artifact_retention.tasks.publication import links
 from prefect_artifact_retention.tasks.rendering import escape, pipe_table, size, stale_where
@@ -156,7 +156,8 @@ async def _plan(run_id: UUID, number: int, why: str, work: Work) -> tuple[Cleanu
         plan = plan_of(run)
         if plan.versions and run.report.outcome in SUCCESSES:
             text = "\n\n".join(part for part in (why, _question(run.report)) if part)
-            stored.append(await store_plan(run.server.connection, run_id, plan, number, text))
+            async with connect_home(run.server.connection) as home:
+                stored.append(await store_plan(home, run_id, plan, number, text))
 
     report = await work(Part("preview", planned=store))
     return report, stored[0] if stored else None

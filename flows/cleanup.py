@@ -9,21 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID, uuid4
 
-import httpx
 from prefect import flow, get_run_logger, runtime
-from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
-from prefect.exceptions import ObjectNotFound, TerminationSignal
+from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.flows.approval import Part, awaits, clean_up_with_approval
+from prefect_artifact_retention.flows.blocks import read_block, read_secret
+from prefect_artifact_retention.flows.destinations import at_target
 from prefect_artifact_retention.flows.server_policies import with_server_policies
 from prefect_artifact_retention.flows.settings import (
     ENV_PREFIX,
@@ -40,8 +40,9 @@ from prefect_artifact_retention.policies.formatting import count, days
 from prefect_artifact_retention.policies.meaning import digest
 from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.archive.model import ArchiveError
-from prefect_artifact_retention.stores.connection import connect, reason, uses_ephemeral_server
+from prefect_artifact_retention.stores.connection import Connection, connect, uses_ephemeral_server
 from prefect_artifact_retention.stores.database import DatabaseStore, open_database
+from prefect_artifact_retention.stores.destination import destination, is_elsewhere
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Store
 from prefect_artifact_retention.tasks.acceptance import is_attended, record_applied, refuse_unaccepted
@@ -52,7 +53,7 @@ from prefect_artifact_retention.tasks.ledger import ledger
 from prefect_artifact_retention.tasks.offload import offload
 from prefect_artifact_retention.tasks.plan import guard, make_plan, plan_task
 from prefect_artifact_retention.tasks.planfile import PlanFile, ShownPlan
-from prefect_artifact_retention.tasks.progress import ProgressArtifact, other_run
+from prefect_artifact_retention.tasks.progress import Guest, ProgressArtifact, other_run
 from prefect_artifact_retention.tasks.prune import prune_through_api
 from prefect_artifact_retention.tasks.prune_database import prune_in_database_task
 from prefect_artifact_retention.tasks.publication import links, publish_report, report_task
@@ -86,6 +87,9 @@ SHOWN: ContextVar[ShownPlan | None] = ContextVar("shown", default=None)
 FINISHED: ContextVar[list[CleanupReport] | None] = ContextVar("finished", default=None)
 """Gets the report of each delete run in this context, for a caller whom Prefect may give an error instead of the result."""
 
+IS_ATTENDED: ContextVar[bool] = ContextVar("is_attended", default=False)
+"""Whether a person has started what starts the runs in this context."""
+
 FlowMode = Literal["preview", "approve", "delete"]
 
 EVENT = "artifact-retention.cleanup"
@@ -93,6 +97,9 @@ EVENT = "artifact-retention.cleanup"
 
 SCOPE_LABEL = "artifact-retention.scope"
 """The label with the scope of the run: a digest, because automations would read a glob as a pattern."""
+
+TARGET_LABEL = "artifact-retention.target"
+"""The label with the name of the target, of a run that has one."""
 
 SUCCESS_EVENTS = {f"{EVENT}.{outcome}" for outcome in SUCCESSES}
 """The events of successful runs. An unfinished run counts, because it stopped at a limit as configured."""
@@ -155,21 +162,23 @@ async def open_run(  # noqa: PLR0913, PLR0917 - what a run is opened for
         resolve_policies(policies, settings, mode)
     if mode == "delete":
         refuse_ephemeral_server(settings)
+    there = destination()
     async with connect(settings.max_requests_per_minute) as connection, AsyncExitStack() as stack:
         server = Server(connection)
         # First, because it also shows whether the server can be reached at all.
         now = await server.now()
         all_policies, source = resolve_policies(policies, await with_server_policies(settings, connection), mode)
         store: Store = ApiStore(connection)
-        if url := await database_url(settings, connection.client):
+        if url := await database_url(settings, connection):
             opening = open_database(url, settings.max_deletions_per_second, purges_events=settings.purge_events)
             store = database = await stack.enter_async_context(opening)
             replaces = settings.archives_payloads and any(policy.offload_larger_than_kb for policy in all_policies)
             await database.check(server, own_runs, deletes=mode == "delete", replaces=replaces)
-        archive = await open_archive_of(settings, connection.client)
+        archive = await open_archive_of(settings, connection)
         report = CleanupReport(
             mode=mode,
             server=connection.address,
+            target=there.name if there else "",
             now=now,
             scope=list(keys),
             policy_source=source,
@@ -214,7 +223,7 @@ async def open_run(  # noqa: PLR0913, PLR0917 - what a run is opened for
         )
 
 
-async def database_url(settings: RetentionSettings, client: PrefectClient) -> str:
+async def database_url(settings: RetentionSettings, connection: Connection) -> str:
     """Read the address of the server's database from the settings or from a block; empty to use the API.
 
     Raises:
@@ -222,33 +231,15 @@ async def database_url(settings: RetentionSettings, client: PrefectClient) -> st
         StoreError: The block cannot be read.
     """
     url = settings.database_url.get_secret_value()
-    name = settings.database_block
-    if url or not name:
+    if url or not (name := settings.database_block):
         return url
-    return str((await _block_data(client, name, "Secret", settings.source("database_block"))).get("value"))
+    return await read_secret(connection, name, settings.source("database_block"))
 
 
-async def _block_data(client: PrefectClient, name: str, kind: str, source: str) -> Mapping[str, Any]:
-    """Read what a block of a kind has, which a setting names.
-
-    Raises:
-        ConfigurationError: There is no such block.
-        StoreError: The block cannot be read.
-    """
-    try:
-        # Not by the method of the block itself, which emits an event: a preview writes nothing to the server.
-        document = await client.read_block_document_by_name(name, kind.lower().replace(" ", "-"))
-    except ObjectNotFound:
-        raise ConfigurationError(f"{source}: the server has no {kind} block {name}") from None
-    except httpx.HTTPError as error:
-        raise StoreError(f"the {kind} block {name} cannot be read: {reason(error)}") from None
-    return document.data
-
-
-async def open_archive_of(settings: RetentionSettings, client: PrefectClient | None) -> Archive | None:
+async def open_archive_of(settings: RetentionSettings, connection: Connection | None) -> Archive | None:
     """Open the archive that the settings, or a block that they name, have an address of; None without one.
 
-    Without a client, no block is read.
+    Without a connection, no block is read.
 
     Raises:
         ConfigurationError: There is no such block, or the address cannot be used.
@@ -256,9 +247,9 @@ async def open_archive_of(settings: RetentionSettings, client: PrefectClient | N
     """
     url, source = settings.archive_url, settings.source("archive_url")
     options: Mapping[str, Any] = {}
-    if client and not url and (name := settings.archive_block):
+    if connection and not url and (name := settings.archive_block):
         source = settings.source("archive_block")
-        data = await _block_data(client, name, "Remote File System", source)
+        data = await read_block(connection, name, "Remote File System", source)
         url, options = str(data.get("basepath") or ""), data.get("settings") or {}
         if not url.strip():
             raise ConfigurationError(f"{source}: the Remote File System block {name} has no base path")
@@ -371,7 +362,8 @@ async def plan_only(
 
 def _flow_run_name() -> str:
     parameters = runtime.flow_run.parameters
-    return f"{parameters.get('mode', 'preview')} {scope_label(parameters.get('keys', []))[:80]}"
+    where = f" on {target}" if (target := parameters.get("target")) else ""
+    return f"{parameters.get('mode', 'preview')} {scope_label(parameters.get('keys', []))[:80]}{where}"
 
 
 @flow(name="artifact-cleanup", flow_run_name=_flow_run_name, persist_result=False, retries=0)
@@ -386,6 +378,7 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     max_requests_per_minute: Number = 0,
     ignore_guard: bool = False,  # noqa: FBT001, FBT002 - a box of the run form
     require_accepted_policies: bool = False,  # noqa: FBT001, FBT002
+    target: str = "",
 ) -> CleanupReport:
     """Delete the artifact versions that no retention policy keeps, and report what was kept, what went, and why.
 
@@ -406,6 +399,7 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         ignore_guard: Delete whatever share of the versions goes, in this run; refuse_above_percent does not apply.
         require_accepted_policies: Refuse a scheduled run whose policies no person has applied or accepted yet. Off: as
             configured.
+        target: Name of the target in the configuration on which to run. Empty: the server on which this flow runs.
 
     Returns:
         The report, also published as the artifact `artifact-retention-report`.
@@ -424,10 +418,11 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         "require_accepted_policies": require_accepted_policies,
     }
     try:
-        settings = load_settings().with_parameters(ignore_guard=ignore_guard, **given)
+        settings = load_settings().at_target(target).with_parameters(ignore_guard=ignore_guard, **given)
 
         async def work(part: Part) -> CleanupReport:
-            return await _open_and_clean_up(settings, part, policies, keys)
+            async with at_target(settings, target):
+                return await _open_and_clean_up(settings, part, policies, keys)
 
         if mode == "approve":
             report = await clean_up_with_approval(settings, policies, work)
@@ -435,7 +430,7 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
             report = await work(Part(mode, SHOWN.get()))
     except RetentionError as error:
         if mode != "preview":
-            _announce("failed", keys, {"error": str(error)})
+            announce("failed", keys, {"error": str(error)}, target)
         # The caller raises the error that is the data of the state. Raised here, it would be logged with a traceback.
         return Failed(message=str(error), data=error)  # type: ignore[return-value]
     return _final_state(report)  # type: ignore[return-value]
@@ -444,11 +439,12 @@ async def artifact_cleanup(  # noqa: PLR0913, PLR0917 - the fields of the run fo
 async def _open_and_clean_up(
     settings: RetentionSettings, part: Part, policies: Sequence[RetentionPolicy], keys: Sequence[str]
 ) -> CleanupReport:
-    own_runs = {UUID(runtime.flow_run.id)}
-    async with open_run(settings, part.mode, policies, keys, own_runs, part.shown) as run:
-        progress = ProgressArtifact(run.server.connection)
+    run_id = UUID(runtime.flow_run.id)
+    guest = Guest(run_id, str(runtime.flow_run.name), list(keys)) if is_elsewhere() else None
+    async with open_run(settings, part.mode, policies, keys, frozenset() if guest else {run_id}, part.shown) as run:
+        progress = ProgressArtifact(run.server.connection, guest)
         run.listen(progress.listen)
-        run.is_attended = bool(part.answer) or is_attended()
+        run.is_attended = bool(part.answer) or IS_ATTENDED.get() or is_attended()
         run.plans_all = bool(part.planned or part.answer)
         if part.planned:
             run.report.awaits = awaits(settings)
@@ -456,7 +452,7 @@ async def _open_and_clean_up(
             run.report.approved_by = part.answer.by
             run.is_declined, run.needs_all_shown = not part.answer.approves, part.answer.approves
         try:
-            async with _signs_of_life(run.report):
+            async with signs_of_life(lambda: _announce_report("running", run.report)):
                 await cancel_on_sigterm(clean_up(run, progress, vacuum=settings.reclaim == "vacuum"))
         except (TerminationSignal, asyncio.CancelledError):
             await _final_report(run, progress)
@@ -466,23 +462,23 @@ async def _open_and_clean_up(
         if part.mode == "delete" and run.report.outcome != "outdated":
             if (finished := FINISHED.get()) is not None:
                 finished.append(run.report)
-            _announce(run.report.outcome, keys, run.report.model_dump(mode="json", include=EVENT_FIELDS))
+            _announce_report(run.report.outcome, run.report)
         return run.report
 
 
 @asynccontextmanager
-async def _signs_of_life(report: CleanupReport) -> AsyncIterator[None]:
-    """Emit an event every half an hour while a delete run is at work.
+async def signs_of_life(emit: Callable[[], None]) -> AsyncIterator[None]:
+    """Call what emits an event every half an hour, while a run is at work.
 
     The first comes after half an hour: a run that is killed or fails soon, each night, must not put the alarm off.
     """
 
-    async def emit() -> None:
-        while report.mode == "delete":
+    async def beat() -> None:
+        while True:
             await asyncio.sleep(RUNNING_SECONDS)
-            _announce("running", report.scope, report.model_dump(mode="json", include=EVENT_FIELDS))
+            emit()
 
-    task = asyncio.create_task(emit())
+    task = asyncio.create_task(beat())
     try:
         yield
     finally:
@@ -552,8 +548,7 @@ async def _final_report(run: Run, progress: ProgressArtifact) -> None:
         async with asyncio.timeout(FINAL_REPORT_SECONDS):
             # Neither ends the other: the archive may be in reach where the server is not.
             await asyncio.gather(_leave_report(run, progress, description), finish_archive(run), return_exceptions=True)
-    if report.mode == "delete":
-        _announce("stopped", report.scope, report.model_dump(mode="json", include=EVENT_FIELDS))
+    _announce_report("stopped", report)
 
 
 async def _leave_report(run: Run, progress: ProgressArtifact, description: str) -> None:
@@ -624,7 +619,7 @@ async def _delete(run: Run, *, vacuum: bool) -> None:
         if database:
             await prune_in_database_task(run, database)
         elif isinstance(run.store, ApiStore):
-            await run.server.detect_concurrency(runtime.flow_run.flow_name or artifact_cleanup.name)
+            await run.server.detect_concurrency("" if is_elsewhere() else runtime.flow_run.flow_name or artifact_cleanup.name)
             await prune_through_api(run, run.store)
         await offload(run)
     except RetentionError as error:
@@ -682,7 +677,7 @@ async def _skip_for_other_run(run: Run, progress: ProgressArtifact) -> bool:
     """
     if run.report.mode != "delete":
         return False
-    for own_id in run.own_runs:
+    for own_id in {progress.guest.run_id} if progress.guest else run.own_runs:
         if other := await other_run(run, own_id, progress.now(), progress.announced):
             run.report.outcome = "skipped"
             run.report.refusals = [other]
@@ -701,21 +696,34 @@ def number_label(number: int) -> str:
     return f"{min(number, 10**LABEL_DIGITS - 1):0{LABEL_DIGITS}d}"
 
 
-def _announce(ending: Outcome | Literal["stopped", "running"], scope: Sequence[str], payload: Mapping[str, Any]) -> None:
-    """Emit the event of a delete run, such as `artifact-retention.cleanup.completed`. A failure is logged only."""
+def announce(
+    ending: Outcome | Literal["stopped", "running"], scope: Sequence[str], payload: Mapping[str, Any], target: str = ""
+) -> None:
+    """Emit the event of a delete run, such as `artifact-retention.cleanup.completed`. A failure is logged only.
+
+    A run on a target has a scope of its own: its success is none of the server on which it is, whose alarms wait for one.
+    """
+    where = f" on {target}" if target else ""
     try:
         emit_event(
             event=f"{EVENT}.{ending}",
             resource={
                 "prefect.resource.id": EVENT,
-                "prefect.resource.name": f"artifact cleanup of {scope_label(scope)}",
-                SCOPE_LABEL: scope_digest(scope),
+                "prefect.resource.name": f"artifact cleanup of {scope_label(scope)}{where}",
+                SCOPE_LABEL: scope_digest(scope, target),
+                **({TARGET_LABEL: target} if target else {}),
                 **{f"artifact-retention.{name}": number_label(payload[name]) for name in LABELLED_FIELDS if name in payload},
             },
-            payload={"scope": list(scope), **payload},
+            payload={"scope": list(scope), **({"target": target} if target else {}), **payload},
         )
     except Exception as error:  # noqa: BLE001 - the run is over, and its state says how it ended
         _logger().warning(f"The event of the run could not be emitted: {type(error).__name__}")
+
+
+def _announce_report(ending: Outcome | Literal["stopped", "running"], report: CleanupReport) -> None:
+    """Emit the event of a run, if it is a delete run."""
+    if report.mode == "delete":
+        announce(ending, report.scope, report.model_dump(mode="json", include=EVENT_FIELDS), report.target)
 
 
 def _final_state(report: CleanupReport) -> State[CleanupReport]:

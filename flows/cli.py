@@ -43,6 +43,16 @@ EXIT_CODES = {
     **dict.fromkeys(("unfinished", "skipped", "declined", "outdated"), UNFINISHED),
 }
 
+AT_HOME = {
+    "approve": "runs wait on the server on which they are",
+    "alarm": "runs and their events, for which alarms wait, are on the server on which they are",
+    "automations": "runs and their events, for which alarms wait, are on the server on which they are",
+    "deleted": "an archive has what was deleted on all servers",
+    "demo": "the demo has a server of its own",
+    "targets": "it lists all of them",
+}
+"""The commands that know no target, and why."""
+
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -51,6 +61,18 @@ def _run_async(work: Coroutine[Any, Any, T]) -> T:
     import asyncio  # noqa: PLC0415
 
     return asyncio.run(work)
+
+
+def _run_on(target: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run on a target of the configuration; without one, on the server of the active Prefect profile."""
+    return _run_async(_on(target, work))
+
+
+async def _on(target: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    from prefect_artifact_retention.flows.destinations import on_target  # noqa: PLC0415
+    from prefect_artifact_retention.flows.settings import load_settings  # noqa: PLC0415
+
+    return await on_target(load_settings(), target, work) if target else await work()
 
 
 def _whole_number(_type: object, tokens: Sequence[Token]) -> int:
@@ -84,6 +106,9 @@ Runs = Annotated[
 Config = Annotated[
     Path | None, Parameter(name="--config", help="The configuration file. Default: retention.toml, if there is one.")
 ]
+OnTarget = Annotated[
+    str, Parameter(name="--target", help="The target of the configuration on which to do it. Default: this Prefect profile's.")
+]
 Html = Annotated[Path | None, Parameter(name="--html", help="Also write a page with pictures into this file.")]
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document on stdout, and nothing else.", negative=())]
 
@@ -113,6 +138,7 @@ def preview(  # noqa: PLR0913 - the flags of the command
         float, Parameter(name="--next", help="Show what would go within so many days if nothing is written meanwhile.")
     ] = 0,
     out: Annotated[Path | None, Parameter(help="Write the plan into this file, for delete --plan.")] = None,
+    target: OnTarget = "",
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -122,15 +148,15 @@ def preview(  # noqa: PLR0913 - the flags of the command
     if next_days and out:
         raise ConfigurationError("command line: --next cannot stand beside --out: a plan is of what is stale now")
     _check_target("--out", out)
-    settings, policies = _configure(config, key, keep_last, keep_within_days)
+    settings, policies = _configure(config, key, keep_last, keep_within_days, target=target)
     _load_prefect()
     from prefect_artifact_retention.flows import cleanup, plans  # noqa: PLC0415
 
     if out is None:
-        report = _follow(lambda: cleanup.preview(settings, policies, key, next_days), quiet=as_json)
+        report = _follow(lambda: cleanup.preview(settings, policies, key, next_days), quiet=as_json, target=target)
     else:
         given = plans.Given(keep_last, keep_within_days)
-        report = _follow(lambda: plans.preview_into(out, given, settings, policies, key), quiet=as_json)
+        report = _follow(lambda: plans.preview_into(out, given, settings, policies, key), quiet=as_json, target=target)
     return _show(report, as_json=as_json)
 
 
@@ -152,6 +178,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
         Path | None, Parameter(help="Delete only what is in this plan, which preview --out has written, and stale still.")
     ] = None,
     max_age: Annotated[float, Parameter(help="How old the plan may be, in hours.")] = DEFAULT_MAX_AGE_HOURS,
+    target: OnTarget = "",
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -161,7 +188,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
         if key or (keep_last, keep_within_days) != (None, None):
             raise ConfigurationError("command line: --key, --keep-last and --keep-within-days are those of the --plan")
         key, keep_last, keep_within_days = tuple(shown.plan.scope), shown.plan.keep_last, shown.plan.keep_within_days
-    settings, policies = _configure(config, key, keep_last, keep_within_days)
+    settings, policies = _configure(config, key, keep_last, keep_within_days, target=target)
     _check_limits(
         max_deletions=max_deletions,
         time_budget_minutes=time_budget_minutes,
@@ -178,6 +205,7 @@ def delete(  # noqa: PLR0913 - the flags of the command
         policies,
         key,
         shown=shown,
+        target=target,
         max_deletions=max_deletions,
         time_budget_minutes=time_budget_minutes,
         refuse_above_percent=refuse_above_percent,
@@ -202,6 +230,7 @@ def explain(  # noqa: PLR0913 - the flags of the command
         bool, Parameter(name="--deleted", help="Show the versions that were deleted, from the archive.", negative=())
     ] = False,
     html: Html = None,
+    target: OnTarget = "",
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -210,10 +239,12 @@ def explain(  # noqa: PLR0913 - the flags of the command
         raise ConfigurationError("command line: explain takes a KEY, or --unkeyed for the artifacts without a key")
     if was_deleted and html:
         raise ConfigurationError("command line: --html shows the versions that there are, and --deleted others")
+    if was_deleted and target:
+        raise ConfigurationError("command line: --deleted shows what the archive has of all servers; it takes no --target")
     if was_deleted and key is None:
         raise ConfigurationError("command line: --deleted takes a KEY; see the command deleted for all others")
     _check_target("--html", html)
-    settings, _ = _configure(config)
+    settings, _ = _configure(config, target=target)
     _load_prefect()
     if was_deleted:
         from prefect_artifact_retention.flows.ledger import make_query  # noqa: PLC0415
@@ -221,7 +252,9 @@ def explain(  # noqa: PLR0913 - the flags of the command
         return _show_ledger(settings, make_query([key or ""]), 0, as_json=as_json)
     from prefect_artifact_retention.flows import explanation  # noqa: PLC0415
 
-    explained = _run_async(explanation.explain_unkeyed(settings) if key is None else explanation.explain(settings, key))
+    explained = _run_on(
+        target, lambda: explanation.explain_unkeyed(settings) if key is None else explanation.explain(settings, key)
+    )
     if html:
         from prefect_artifact_retention.flows.simulation import write_page  # noqa: PLC0415
 
@@ -247,6 +280,7 @@ def simulate(  # noqa: PLR0913 - the flags of the command
     days: Annotated[int, Parameter(help="How many days to simulate.", converter=_whole_number)] = 365,
     key: Keys = (),
     html: Html = None,
+    target: OnTarget = "",
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -255,12 +289,12 @@ def simulate(  # noqa: PLR0913 - the flags of the command
 
     simulation.check_flags(rhythm, size, days, key)
     _check_target("--html", html)
-    settings, _ = _configure(config)
+    settings, _ = _configure(config, target=target)
     if rhythm is not None:
         simulated, tally = simulation.simulate_rhythm(settings, rhythm, size, days)
     else:
         _load_prefect()
-        simulated, tally = _run_async(simulation.simulate_server(settings, key, days))
+        simulated, tally = _run_on(target, lambda: simulation.simulate_server(settings, key, days))
     if html:
         from prefect_artifact_retention.tasks.simulation_page import simulation_page  # noqa: PLC0415
 
@@ -319,13 +353,14 @@ def restore(  # noqa: PLR0913 - the flags of the command
         bool, Parameter(help="Through the API: restore under the original key, which must have no versions.", negative=())
     ] = False,
     from_server: Annotated[str, Parameter(help="Restore what was deleted on the server with this address.")] = "",
+    target: OnTarget = "",
     config: Config = None,
     as_json: Json = False,
 ) -> int:
     """Restore deleted versions from the archive. Shows what would be restored, unless --apply is given."""
     if not (key or version_id or run or since or until or everything):
         raise ConfigurationError("command line: name what is to be restored: --key, --id, --run, --since, --until, or --all")
-    settings, _ = _configure(config)
+    settings, _ = _configure(config, target=target)
     # Prefect's log goes to the server only; on the terminal, this command prints the report.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     _load_prefect()
@@ -346,9 +381,9 @@ def restore(  # noqa: PLR0913 - the flags of the command
     selection = request.selection("command line")
     restoring.refuse_without_archive(settings)
     if not apply:
-        report = _run_async(restoring.preview_restore(settings, selection))
+        report = _run_on(target, lambda: restoring.preview_restore(settings, selection))
     else:
-        report = _restore(settings, request, quiet=as_json)
+        report = _restore(settings, request, target, quiet=as_json)
     try:
         if as_json:
             _print_json(report.model_dump(mode="json"))
@@ -361,7 +396,7 @@ def restore(  # noqa: PLR0913 - the flags of the command
     return EXIT_CODES[report.outcome]
 
 
-def _restore(settings: RetentionSettings, request: Request, *, quiet: bool) -> RestoreReport:
+def _restore(settings: RetentionSettings, request: Request, target: str, *, quiet: bool) -> RestoreReport:
     """Run the flow `artifact-restore`, and return its report, whatever Prefect makes of the run."""
     from prefect_artifact_retention.flows import cleanup, restore  # noqa: PLC0415
     from prefect_artifact_retention.flows.outcome import report_of  # noqa: PLC0415
@@ -383,6 +418,7 @@ def _restore(settings: RetentionSettings, request: Request, *, quiet: bool) -> R
             same_key=request.same_key,
             from_server=request.from_server,
             data=request.data,
+            target=target,
         )
 
     return report_of(lambda: _follow(run, quiet=quiet), restored)
@@ -402,13 +438,15 @@ def _show_ledger(settings: RetentionSettings, query: LedgerQuery, limit: int, *,
 
 
 @app.command
-def hold(
+def hold(  # noqa: PLR0913 - the flags of the command
     key_or_id: str,
     /,
     *,
     until: Annotated[str | None, Parameter(help="The last day (UTC), such as 2030-12-31. Default: no end.")] = None,
     reason: Annotated[str, Parameter(help="Why, in one line.")] = "",
     by: Annotated[str, Parameter(help="Who holds it. Default: user@host.")] = "",
+    target: OnTarget = "",
+    config: Config = None,
     as_json: Json = False,
 ) -> int:
     """Keep all versions of a key, those to come included, or the version with an id, whatever the policies say."""
@@ -416,25 +454,25 @@ def hold(
     from prefect_artifact_retention.flows import holds as listing  # noqa: PLC0415
     from prefect_artifact_retention.tasks.producers.holding import place_hold  # noqa: PLC0415
 
-    with _about_holds():
-        placed, warning = _run_async(place_hold(key_or_id, until, reason, by=by))
+    with _about_holds(config, target) as server:
+        placed, warning = _run_on(target, lambda: place_hold(key_or_id, until, reason, by=by))
     if warning:
         _complain(f"warning: {warning}")
     if as_json:
         _print_json(listing.as_json(placed) | {"warnings": [warning] if warning else []})
     else:
-        listing.show([placed])
+        listing.show([placed], server)
     return DONE
 
 
 @app.command
-def release(key_or_id: str, /, *, as_json: Json = False) -> int:
+def release(key_or_id: str, /, *, target: OnTarget = "", config: Config = None, as_json: Json = False) -> int:
     """Release a key, or the version with an id, from the hold on it."""
     _load_prefect()
     from prefect_artifact_retention.tasks.producers.holding import arelease  # noqa: PLC0415
 
-    with _about_holds():
-        released = _run_async(arelease(key_or_id))
+    with _about_holds(config, target):
+        released = _run_on(target, lambda: arelease(key_or_id))
     if as_json:
         _print_json({"released": released})
     else:
@@ -443,18 +481,18 @@ def release(key_or_id: str, /, *, as_json: Json = False) -> int:
 
 
 @app.command
-def holds(key_or_id: str | None = None, /, *, as_json: Json = False) -> int:
+def holds(key_or_id: str | None = None, /, *, target: OnTarget = "", config: Config = None, as_json: Json = False) -> int:
     """List the keys on hold; of one key, also its versions on hold, for which all of them are read; or of one version."""
     _load_prefect()
     from prefect_artifact_retention.flows import holds as listing  # noqa: PLC0415
     from prefect_artifact_retention.tasks.producers.holding import aholds  # noqa: PLC0415
 
-    with _about_holds():
-        found = _run_async(aholds(key_or_id))
+    with _about_holds(config, target) as server:
+        found = _run_on(target, lambda: aholds(key_or_id))
     if as_json:
         _print_json({"holds": [listing.as_json(each) for each in found]})
     else:
-        listing.show(found)
+        listing.show(found, server)
     return DONE
 
 
@@ -515,6 +553,7 @@ def doctor(
     fix: Annotated[
         bool, Parameter(help="Repair broken collections, as the server would, after saying which.", negative=())
     ] = False,
+    target: OnTarget = "",
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -522,7 +561,7 @@ def doctor(
 
     Exits with 1 if anything is broken and not repaired; what only deserves a look does not count.
     """
-    settings, _ = _configure(config)
+    settings, _ = _configure(config, target=target)
     _load_prefect()
     from prefect_artifact_retention.flows import doctor as examination  # noqa: PLC0415
     from prefect_artifact_retention.tasks.checkup import Finding  # noqa: PLC0415
@@ -532,7 +571,7 @@ def doctor(
             _complain(examination.announcement(findings))
         return fix
 
-    checkup = _follow(lambda: examination.examine_server(settings, repair), quiet=as_json)
+    checkup = _follow(lambda: examination.examine_server(settings, repair), quiet=as_json, target=target)
     if as_json:
         _print_json(checkup.model_dump(mode="json"))
     else:
@@ -540,6 +579,21 @@ def doctor(
     for error in checkup.errors:
         _complain(error)
     return FAILED if checkup.is_broken else DONE
+
+
+@app.command
+def targets(*, config: Config = None, as_json: Json = False) -> int:
+    """List the targets of the configuration, and whether each answers. Exits with 1 if one does not."""
+    settings, _ = _configure(config)
+    _load_prefect()
+    from prefect_artifact_retention.flows import roll_call  # noqa: PLC0415
+
+    answers = _run_async(roll_call.call(settings))
+    if as_json:
+        _print_json({"targets": [each.model_dump(mode="json") for each in answers]})
+    else:
+        roll_call.show(answers)
+    return DONE if all(each.answers for each in answers) else FAILED
 
 
 @automations_app.command
@@ -614,6 +668,8 @@ def metrics(
         Path | None, Parameter(help="Write them into this file, such as node_exporter's textfile collector reads.")
     ] = None,
     push: Annotated[str | None, Parameter(help="Push them to the Prometheus push gateway at this address.")] = None,
+    target: OnTarget = "",
+    config: Config = None,
 ) -> int:
     """Give figures of the last delete runs in the format of OpenMetrics; on stdout without --out and --push."""
     _check_target("--out", out)
@@ -622,7 +678,9 @@ def metrics(
 
     if push is not None:
         figures.check_gateway(push)
-    collected = _run_async(figures.collect())
+    if target:
+        _configure(config, target=target)
+    collected = _run_on(target, figures.collect)
     if out:
         figures.write(out, collected)
     if push:
@@ -633,7 +691,7 @@ def metrics(
 
 
 @policies_app.command
-def check(
+def check(  # noqa: PLR0913 - the flags of the command
     *,
     live: Annotated[bool, Parameter(help="In place of the configured policies: the list on the server.", negative=())] = False,
     expires_after: Annotated[
@@ -644,6 +702,7 @@ def check(
         Literal["hobby", "starter", "team", "pro"] | None,
         Parameter(help="The same for a plan of Prefect Cloud. Enterprise has days of its own: --expires-after."),
     ] = None,
+    target: OnTarget = "",
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -652,7 +711,7 @@ def check(
         raise ConfigurationError("command line: --plan and --expires-after say the same: give one of them")
     if expires_after is not None and not 0 < expires_after <= MAX_DAYS:
         raise ConfigurationError(f"command line: --expires-after {expires_after:g} is not between 0 and {MAX_DAYS:,} days")
-    settings, _ = _configure(config)
+    settings, _ = _configure(config, target=target)
     warnings = list(settings.without_effect())
     if live:
         if settings.policies:
@@ -709,6 +768,7 @@ def diff(  # noqa: PLR0913 - the flags of the command
         bool, Parameter(help="In place of OLD: the policies that a delete run on this server has applied last.", negative=())
     ] = False,
     key: Keys = (),
+    target: OnTarget = "",
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -721,7 +781,7 @@ def diff(  # noqa: PLR0913 - the flags of the command
         raise ConfigurationError("command line: name OLD, or OLD and NEW; or --live, alone or with NEW")
     from prefect_artifact_retention.flows.settings import read_policies, resolve_policies  # noqa: PLC0415
 
-    settings, _ = _configure(config)
+    settings, _ = _configure(config, target=target)
     sides = [(read_policies(file), str(file)) for file in files]
     is_configured = len(sides) < (1 if live else 2)
     if is_configured and settings.policies:
@@ -735,7 +795,7 @@ def diff(  # noqa: PLR0913 - the flags of the command
         after = await comparison.configured_policies(settings) if is_configured else comparison.Side(*sides[-1])
         return await comparison.compare(settings, before, after, key)
 
-    found = _run_async(compare())
+    found = _run_on(target, compare)
     if as_json:
         _print_json(found.model_dump(mode="json"))
     else:
@@ -747,15 +807,16 @@ def diff(  # noqa: PLR0913 - the flags of the command
 def accept(
     *,
     by: Annotated[str, Parameter(help="Who accepts them. Default: user@host.")] = "",
+    target: OnTarget = "",
     config: Config = None,
     as_json: Json = False,
 ) -> int:
     """Accept the configured policies on the server, so that scheduled runs apply them (require_accepted_policies)."""
-    settings, _ = _configure(config)
+    settings, _ = _configure(config, target=target)
     _load_prefect()
     from prefect_artifact_retention.flows import acceptance  # noqa: PLC0415
 
-    record, source = _run_async(acceptance.accept(settings, by))
+    record, source = _run_on(target, lambda: acceptance.accept(settings, by))
     if as_json:
         _print_json(record.model_dump(mode="json"))
     else:
@@ -880,6 +941,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(tokens: Sequence[str]) -> int:
     try:
         _refuse_undecodable(tokens)
+        _refuse_target(tokens)
         code = app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
     except CycloptsError as error:
         if "--json" in tokens:
@@ -896,15 +958,23 @@ def _run(tokens: Sequence[str]) -> int:
 
 
 @contextmanager
-def _about_holds() -> Iterator[None]:
-    """Refuse what a helper of flow authors refuses, and a temporary server, on which a hold would hold nothing."""
-    from prefect_artifact_retention.flows.cleanup import EPHEMERAL_SERVER  # noqa: PLC0415
-    from prefect_artifact_retention.stores.connection import uses_ephemeral_server  # noqa: PLC0415
+def _about_holds(config: Path | None, target: str) -> Iterator[str]:
+    """Refuse what a helper of flow authors refuses, and a temporary server, on which a hold would hold nothing.
 
-    if uses_ephemeral_server():
+    The context is the address of the server that has the holds.
+    """
+    from prefect_artifact_retention.flows.cleanup import EPHEMERAL_SERVER  # noqa: PLC0415
+    from prefect_artifact_retention.flows.targets import find_target  # noqa: PLC0415
+    from prefect_artifact_retention.stores.connection import api_address, uses_ephemeral_server  # noqa: PLC0415
+
+    server = api_address()
+    if target:
+        settings, _ = _configure(config, target=target)
+        server = find_target(settings.all_targets(), target, source="command line").api_url
+    elif uses_ephemeral_server():
         raise ConfigurationError(f"{EPHEMERAL_SERVER}. Nothing is on hold there for long")
     try:
-        yield
+        yield server
     except ValueError as error:
         raise ConfigurationError(f"command line: {error}") from None
 
@@ -916,6 +986,13 @@ def _refuse_undecodable(tokens: Sequence[str]) -> None:
             token.encode()
         except UnicodeEncodeError:
             raise ConfigurationError(f"command line: {token} is not in UTF-8") from None
+
+
+def _refuse_target(tokens: Sequence[str]) -> None:
+    """Refuse a target where it makes no sense, and say why."""
+    command = tokens[0] if tokens else ""
+    if command in AT_HOME and any(token.partition("=")[0] == "--target" for token in tokens):
+        raise ConfigurationError(f"command line: {command} takes no --target: {AT_HOME[command]}")
 
 
 def _fail(error: RetentionError | str, tokens: Sequence[str], code: int) -> int:
@@ -936,14 +1013,16 @@ def _configure(
     keys: Sequence[str] = (),
     keep_last: int | None = None,
     keep_within_days: float | None = None,
+    *,
+    target: str = "",
 ) -> tuple[RetentionSettings, tuple[RetentionPolicy, ...]]:
-    """Read the settings, and the policies of these keys with the rules that the flags give."""
+    """Read the settings, of a target if one is named, and the policies of these keys with the rules that the flags give."""
     from prefect_artifact_retention.flows.settings import CONFIG_VARIABLE, load_settings  # noqa: PLC0415
 
     if config:
         # The flow reads the settings again, and must find the same file.
         os.environ[CONFIG_VARIABLE] = str(config)
-    settings = load_settings(config)
+    settings = load_settings(config).at_target(target)
     given = {"keep_last": keep_last, "keep_within_days": keep_within_days}
     rules = {name: value for name, value in given.items() if value is not None}
     if not rules:
@@ -1012,7 +1091,7 @@ def _check_limits(**limits: float) -> None:
         raise ConfigurationError("\n".join(f"command line: {line}" for line in describe_validation_error(error))) from error
 
 
-def _follow(run: Callable[[], Coroutine[Any, Any, T]], *, quiet: bool) -> T:
+def _follow(run: Callable[[], Coroutine[Any, Any, T]], *, quiet: bool, target: str = "") -> T:
     """Run with a progress bar (plain lines if stderr is no terminal), and turn SIGTERM into KeyboardInterrupt."""
     from prefect.exceptions import TerminationSignal  # noqa: PLC0415
 
@@ -1024,7 +1103,7 @@ def _follow(run: Callable[[], Coroutine[Any, Any, T]], *, quiet: bool) -> T:
     async def followed() -> T:
         with progress_display(quiet=quiet) as listener:
             LISTENER.set(listener)
-            return await run()
+            return await _on(target, run)
 
     try:
         return _run_async(followed())

@@ -24,6 +24,7 @@ class Parameters(TypedDict):
     time_budget_minutes: float
     refuse_above_percent: float
     ignore_guard: bool
+    target: str
 
 
 def delete(

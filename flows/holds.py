@@ -9,7 +9,6 @@ from typing import Any
 from prefect_artifact_retention.flows import terminal
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.holds import Hold
-from prefect_artifact_retention.stores.connection import api_address
 from prefect_artifact_retention.tasks.rendering import NO_BREAK
 from rich.text import Text
 
@@ -21,9 +20,9 @@ def as_json(hold: Hold) -> dict[str, Any]:
     return hold.model_dump(mode="json") | {"expired": not hold.is_in_force(datetime.now(UTC))}
 
 
-def show(holds: Sequence[Hold]) -> None:
+def show(holds: Sequence[Hold], address: str) -> None:
     """Print holds as a table, one row each, and the server that has them: there may be several."""
-    server = Text(printable(f"On {api_address()}"))
+    server = Text(printable(f"On {address}"))
     if not holds:
         terminal.show(server, Text("Nothing is on hold."))
         return

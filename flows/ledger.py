@@ -167,7 +167,7 @@ async def open_ledger(settings: RetentionSettings) -> AsyncIterator[Archive]:
         archive = await open_archive_of(settings, None)
     else:
         async with connect() as connection:
-            archive = await open_archive_of(settings, connection.client)
+            archive = await open_archive_of(settings, connection)
     if archive is None:
         raise ConfigurationError(NO_ARCHIVE)
     yield archive

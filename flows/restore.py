@@ -20,6 +20,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.flows import terminal
 from prefect_artifact_retention.flows.cleanup import LISTENER, database_url, open_archive_of, refuse_ephemeral_server
+from prefect_artifact_retention.flows.destinations import at_target
 from prefect_artifact_retention.flows.ledger import make_query
 from prefect_artifact_retention.flows.settings import RetentionSettings, load_settings
 from prefect_artifact_retention.flows.termination import cancel_on_sigterm
@@ -27,12 +28,14 @@ from prefect_artifact_retention.policies import ConfigurationError, RetentionErr
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.loading import PROGRESS_KEY, RESTORED_KEY
 from prefect_artifact_retention.policies.model import refuse_bool
-from prefect_artifact_retention.stores.connection import Connection, connect, reason, ui_address
+from prefect_artifact_retention.stores.connection import Connection, connect, reason
 from prefect_artifact_retention.stores.database import open_database
+from prefect_artifact_retention.stores.destination import is_elsewhere
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.tasks.producers.artifacts import check_key
 from prefect_artifact_retention.tasks.producers.progress import LiveArtifact
 from prefect_artifact_retention.tasks.producers.requests import take
+from prefect_artifact_retention.tasks.publication import page_of, run_link
 from prefect_artifact_retention.tasks.publish import create_first_accepted
 from prefect_artifact_retention.tasks.rendering import NO_BREAK, label, scope_label, size
 from prefect_artifact_retention.tasks.restore import restore_all
@@ -141,15 +144,17 @@ async def open_restore(
     async with connect(settings.max_requests_per_minute) as connection, AsyncExitStack() as stack:
         server = Server(connection)
         now = await server.now()
-        archive = archive or await open_archive_of(settings, connection.client)
+        archive = archive or await open_archive_of(settings, connection)
         if archive is None:
             raise ConfigurationError(NO_ARCHIVE)
         database = None
-        if url := await database_url(settings, connection.client):
+        if url := await database_url(settings, connection):
             database = await stack.enter_async_context(open_database(url))
             await database.check(server, own_runs, deletes=applies, replaces=selection.query.offloaded)
         if own_runs:
             await server.detect_concurrency(artifact_restore.name)
+        elif applies:
+            await server.detect_concurrency()
         yield Restore(archive, connection, database, selection, now)
 
 
@@ -190,7 +195,8 @@ async def preview_restore(settings: RetentionSettings, selection: Selection) -> 
 
 def _flow_run_name() -> str:
     parameters = runtime.flow_run.parameters
-    return f"{'restore' if parameters.get('apply') else 'preview'} {scope_label(parameters.get('keys', []))[:80]}"
+    where = f" on {target}" if (target := parameters.get("target")) else ""
+    return f"{'restore' if parameters.get('apply') else 'preview'} {scope_label(parameters.get('keys', []))[:80]}{where}"
 
 
 @flow(name="artifact-restore", flow_run_name=_flow_run_name, persist_result=False, retries=0)
@@ -206,6 +212,7 @@ async def artifact_restore(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     same_key: bool = False,  # noqa: FBT001, FBT002
     from_server: str = "",
     data: bool = False,  # noqa: FBT001, FBT002
+    target: str = "",
 ) -> RestoreReport:
     """Restore deleted artifact versions from the archive, and report what came back and what cannot.
 
@@ -224,6 +231,7 @@ async def artifact_restore(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         same_key: Through the API, restore under the original key, which must have no versions.
         from_server: Restore what was deleted on the server with this address. Empty: on this server, whatever address it had.
         data: Restore no deleted versions, but the data that were moved to the archive of versions that exist.
+        target: Name of the target in the configuration to which to restore. Empty: the server on which this flow runs.
 
     Returns:
         The report, also published as the artifact `artifact-retention-restored`.
@@ -238,7 +246,9 @@ async def artifact_restore(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         selection = request.selection("parameters")
         if apply and not (keys or ids or runs or since or until):
             raise ConfigurationError(f"parameters: {NOTHING_NAMED}")
-        report = await _open_and_restore(load_settings(), selection, applies=apply)
+        settings = load_settings().at_target(target)
+        async with at_target(settings, target):
+            report = await _open_and_restore(settings, selection, applies=apply)
     except RetentionError as error:
         # The caller raises the error that is the data of the state. Raised here, it would be logged with a traceback.
         return Failed(message=str(error), data=error)  # type: ignore[return-value]
@@ -249,7 +259,8 @@ async def artifact_restore(  # noqa: PLR0913, PLR0917 - the fields of the run fo
 
 
 async def _open_and_restore(settings: RetentionSettings, selection: Selection, *, applies: bool) -> RestoreReport:
-    async with open_restore(settings, selection, {UUID(runtime.flow_run.id)}, applies=applies) as restore:
+    own_runs = frozenset() if is_elsewhere() else {UUID(runtime.flow_run.id)}
+    async with open_restore(settings, selection, own_runs, applies=applies) as restore:
         if listener := LISTENER.get():
             restore.listeners.append(listener)
         await plan(restore)
@@ -313,9 +324,8 @@ class _RestoreProgress:
 
 async def _publish(connection: Connection, report: RestoreReport) -> None:
     """Write the report as an artifact. A failure is one of the report: what was restored is restored all the same."""
-    ui = ui_address()
-    pages = {"This run": f"runs/flow-run/{runtime.flow_run.id}", "Restores": f"artifacts/key/{RESTORED_KEY}"}
-    text = markdown(report, links={name: f"{ui}/{page}" for name, page in pages.items()} if ui else {})
+    restores = page_of(RESTORED_KEY)
+    text = markdown(report, links=run_link() | ({"Restores": restores} if restores else {}))
     try:
         await create_first_accepted(connection.client, [text], type="markdown", key=RESTORED_KEY, description=headline(report))
     except httpx.HTTPError as error:

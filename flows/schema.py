@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect_artifact_retention.flows.settings import RetentionSettings
+from prefect_artifact_retention.flows.targets import Target
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.policies.model import KEEP_RULES
 from pydantic import Field, SecretStr, create_model
@@ -25,6 +26,7 @@ def configuration_schema() -> dict[str, Any]:
     }
     policies = RetentionSettings.model_fields["policies"]
     fields["policies"] = (list[RetentionPolicy], Field(default=[], description=policies.description))
+    fields["targets"] = (list[Target], Field(default=[], description=RetentionSettings.model_fields["targets"].description))
     file = create_model("retention.toml", __config__={"extra": "forbid"}, **fields)
     schema = file.model_json_schema(ref_template="#/definitions/{model}")
     definitions = schema.pop("$defs")

@@ -26,7 +26,8 @@ from prefect_artifact_retention.policies.pushes import (
 )
 from prefect_artifact_retention.policies.writing import as_tables
 from prefect_artifact_retention.stores.acceptances import Acceptances
-from prefect_artifact_retention.stores.connection import Connection, connect, uses_ephemeral_server
+from prefect_artifact_retention.stores.connection import Connection, connect, connect_home, has_home
+from prefect_artifact_retention.stores.destination import going_to
 from prefect_artifact_retention.stores.policy_lists import PolicyList, PolicyLists
 from prefect_artifact_retention.tasks.report import Mode
 from pydantic import BaseModel, Field
@@ -50,21 +51,31 @@ class Pushed(BaseModel):
 async def with_server_policies(settings: RetentionSettings, connection: Connection) -> RetentionSettings:
     """Return the settings with the policies of the list on the server, if none are configured here and there is one.
 
+    All targets have the list of the server on which the run is: one place for policies.
+
     Raises:
         ConfigurationError: There is a list without policies, or something else in its place.
         StoreError: The list cannot be read.
     """
-    if settings.policies or (found := await PolicyLists(connection).read()) is None:
+    if settings.policies or not has_home():
         return settings
-    return settings.with_policies(read_tables(found.data), SOURCE)
+    async with connect_home(connection) as home:
+        found = await PolicyLists(home).read()
+    return settings.with_policies(read_tables(found.data), SOURCE) if found else settings
 
 
 async def find_policies(settings: RetentionSettings) -> RetentionSettings:
-    """Do the same outside a run, with a connection of its own if it takes one; not to start a temporary server for it."""
-    if settings.policies or uses_ephemeral_server():
+    """Do the same outside a run, with a connection of its own if it takes one.
+
+    Raises:
+        ConfigurationError: As `with_server_policies` does.
+        StoreError: As `with_server_policies` does.
+    """
+    if settings.policies or not has_home():
         return settings
-    async with connect() as connection:
-        return await with_server_policies(settings, connection)
+    with going_to(None):
+        async with connect() as home:
+            return await with_server_policies(settings, home)
 
 
 async def resolve_all(

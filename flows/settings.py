@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
+from prefect_artifact_retention.flows.targets import Target, find_target, load_targets, source_of
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, load_policies
 from prefect_artifact_retention.policies.loading import (
     OWN_POLICY,
@@ -115,6 +116,11 @@ class RetentionSettings(BaseSettings):
         description="Whether a scheduled run is refused whose policies no person has applied or accepted yet.",
     )
 
+    targets: list[Any] = Field(
+        default=[],
+        description="The servers and workspaces that are cleaned up from here: one each for `--target` and a sweep.",
+    )
+
     allow_ephemeral_server: bool = Field(
         default=False,
         description="Whether a run may delete on the temporary server that Prefect starts where none is named.",
@@ -138,6 +144,30 @@ class RetentionSettings(BaseSettings):
         settings = self.model_copy(update={"policies": list(policies)})
         settings._sources = {**self._sources, "policies": source}  # noqa: SLF001 - of the copy
         return settings
+
+    def all_targets(self) -> tuple[Target, ...]:
+        """Return the targets.
+
+        Raises:
+            ConfigurationError: One of them is invalid.
+        """
+        return load_targets(self.targets, source=self.source("targets"))
+
+    def at_target(self, name: str) -> RetentionSettings:
+        """Return the settings of a run on a target: with its database, and its own policies, if any. Without a name, these.
+
+        Raises:
+            ConfigurationError: There is no such target, or one is invalid.
+        """
+        if not name:
+            return self
+        target = find_target(self.all_targets(), name, source=self.source("targets"))
+        where = source_of(self.source("targets"), name)
+        own = {"policies": list(target.policies)} if target.policies else {}
+        database = {"database_url": SecretStr(""), "database_block": target.database_block}
+        there = self.model_copy(update=own | database)
+        there._sources = self._sources | dict.fromkeys([*own, "database_block"], where)  # noqa: SLF001 - a copy of these
+        return there
 
     @property
     def archives_payloads(self) -> bool:
@@ -198,12 +228,18 @@ def load_settings(config: Path | None = None) -> RetentionSettings:
     try:
         settings = RetentionSettings(**table)
     except SettingsError as error:
-        raise ConfigurationError(f"{sources.get('policies', ENV_PREFIX + 'POLICIES')}: is no JSON list of policies") from error
+        what = "targets" if '"targets"' in str(error) else "policies"
+        raise ConfigurationError(f"{sources.get(what, ENV_PREFIX + what.upper())}: is no JSON list of {what}") from None
     except ValidationError as error:
-        problems = zip(error.errors(), describe_validation_error(error), strict=True)
-        lines = [f"{sources.get(str(problem['loc'][0]), file)}: {line}" for problem, line in problems]
-        raise ConfigurationError("\n".join(lines)) from error
+        names = [str(problem["loc"][0]) for problem in error.errors()]
+        # What is written among the targets may be a secret in the wrong place.
+        lines = [
+            f"{sources.get(name, file)}: {'targets is no list of tables' if name == 'targets' else line}"
+            for name, line in zip(names, describe_validation_error(error), strict=True)
+        ]
+        raise ConfigurationError("\n".join(lines)) from None
     settings._sources.update(sources)  # noqa: SLF001 - filled where it is made
+    settings.all_targets()
     return settings
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from prefect.exceptions import TerminationSignal
@@ -19,13 +20,23 @@ from prefect.exceptions import TerminationSignal
 Result = TypeVar("Result")
 
 
+_IS_CANCELLED: ContextVar[bool] = ContextVar("is_cancelled", default=False)
+"""Whether SIGTERM cancels the work of this context already: an event loop has one handler of a signal."""
+
+
 async def cancel_on_sigterm(work: Coroutine[Any, Any, Result]) -> Result:
-    """Await some work; SIGTERM cancels it.
+    """Await some work; SIGTERM cancels it. Within other such work, it is cancelled with that.
 
     Raises:
         TerminationSignal: SIGTERM was received, whether or not Prefect's own exception was swallowed.
     """
-    task = asyncio.ensure_future(work)
+    if _IS_CANCELLED.get():
+        return await work
+    token = _IS_CANCELLED.set(True)
+    try:
+        task = asyncio.ensure_future(work)
+    finally:
+        _IS_CANCELLED.reset(token)
     is_terminated = False
 
     def on_sigterm() -> None:

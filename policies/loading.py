@@ -17,8 +17,9 @@ HISTORY_KEY = "artifact-retention-history"
 PROGRESS_KEY = "artifact-retention-progress"
 RESTORED_KEY = "artifact-retention-restored"
 DOCTOR_KEY = "artifact-retention-doctor"
+SWEEP_KEY = "artifact-retention-sweep"
 OWN_PREFIX = "artifact-retention-"
-OWN_KEYS = (REPORT_KEY, HISTORY_KEY, PROGRESS_KEY, RESTORED_KEY, DOCTOR_KEY)
+OWN_KEYS = (REPORT_KEY, HISTORY_KEY, PROGRESS_KEY, RESTORED_KEY, DOCTOR_KEY, SWEEP_KEY)
 """The keys of the artifacts that this package writes."""
 
 OWN_POLICY = RetentionPolicy(name="artifact-retention (built in)", match_keys=list(OWN_KEYS), keep_last=30)

@@ -31,6 +31,7 @@ from prefect.settings import get_current_settings
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.stores.concurrency import HIGHEST_LEVEL, AdaptiveConcurrency
+from prefect_artifact_retention.stores.destination import Destination, destination, going_to
 from prefect_artifact_retention.stores.diagnosis import (
     ADDRESS_HINT,
     FORBIDDEN_CHARACTER,
@@ -294,7 +295,9 @@ def request_error(error: httpx.HTTPError, url: httpx.URL, what: str = "a request
     if isinstance(error, httpx.HTTPStatusError):
         status = error.response.status_code
         if status in HTTP_CREDENTIALS_REFUSED:
-            message = f"refuses our credentials ({status}): check PREFECT_API_KEY or PREFECT_API_AUTH_STRING"
+            there = destination()
+            own = f"those of the target {there.name}" if there else "PREFECT_API_KEY or PREFECT_API_AUTH_STRING"
+            message = f"refuses our credentials ({status}): check {own}"
         else:
             message = f"answers {what} with {status} {error.response.reason_phrase}{_detail(error.response)}"
         return StoreError(f"the Prefect server at {_public(url)} {message}", status)
@@ -307,10 +310,17 @@ def request_error(error: httpx.HTTPError, url: httpx.URL, what: str = "a request
 def uses_ephemeral_server() -> bool:
     """Return whether Prefect starts a temporary server in place of one that is configured: no `PREFECT_API_URL` is set.
 
+    Never of a destination, which has an address.
+
     That server is not the one whose artifacts people look at, so a deletion there succeeds, night after night, on nothing.
     """
     settings = get_current_settings()
-    return not settings.api.url and settings.server.ephemeral.enabled
+    return destination() is None and not settings.api.url and settings.server.ephemeral.enabled
+
+
+def has_home() -> bool:
+    """Return whether a server is configured on which this runs. Who only looks at a destination needs none."""
+    return bool(get_current_settings().api.url)
 
 
 def _trace_resends(attempts: list[float], deadline: float) -> Callable[[str, Mapping[str, Any]], Awaitable[None]]:
@@ -341,8 +351,10 @@ def _check_deadline(deadline: float) -> None:
 
 
 def _create_client(event_hooks: Mapping[str, Any]) -> PrefectClient:
+    httpx_settings = {"event_hooks": event_hooks, "limits": _LIMITS}
     try:
-        client = get_client(httpx_settings={"event_hooks": event_hooks, "limits": _LIMITS})
+        there = destination()
+        client = _client_to(there, httpx_settings) if there else get_client(httpx_settings=httpx_settings)
     except (OSError, ImportError, ValueError, RuntimeError, httpx.InvalidURL) as error:
         # Not "from error": some of their messages quote a credential.
         raise StoreError(f"no Prefect server to talk to: {unusable_setting(error)}") from None
@@ -351,9 +363,23 @@ def _create_client(event_hooks: Mapping[str, Any]) -> PrefectClient:
     return client
 
 
+def _client_to(there: Destination, httpx_settings: dict[str, Any]) -> PrefectClient:
+    """Create a client with the credentials of a destination, and none of those of the active profile.
+
+    Its own headers may be credentials, too, and Prefect's client sends them to whatever server.
+    """
+    with _changed_settings(custom_headers={}):
+        return PrefectClient(
+            there.api_url,
+            api_key=there.api_key.get_secret_value() or None,
+            auth_string=there.auth_string.get_secret_value() or None,
+            httpx_settings=httpx_settings,
+        )
+
+
 @asynccontextmanager
 async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]:
-    """Open a connection to the API of the active Prefect profile or `PREFECT_API_URL`.
+    """Open a connection to the API of the active Prefect profile or `PREFECT_API_URL`, or to the context's destination.
 
     Args:
         max_requests_per_minute: The limit, retries included. 0 is 150 on Cloud, and no limit elsewhere.
@@ -398,10 +424,17 @@ async def connect(max_requests_per_minute: int = 0) -> AsyncIterator[Connection]
 @contextmanager
 def without_retries() -> Iterator[None]:
     """Let Prefect's client send a request once, in this context only. After a 503, it waits for 2 s all the same."""
+    with _changed_settings(max_retries=0):
+        yield
+
+
+@contextmanager
+def _changed_settings(**of_client: object) -> Iterator[None]:
+    """Change settings of Prefect's client, in this context only."""
     present = get_settings_context()
     settings = present.settings
-    once = settings.model_copy(update={"client": settings.client.model_copy(update={"max_retries": 0})})
-    with SettingsContext(profile=present.profile, settings=once):
+    changed = settings.model_copy(update={"client": settings.client.model_copy(update=of_client)})
+    with SettingsContext(profile=present.profile, settings=changed):
         yield
 
 
@@ -426,18 +459,35 @@ def _public(address: httpx.URL) -> str:
     return str(address.copy_with(userinfo=b"", query=None, fragment=None)).rstrip("/")
 
 
+@asynccontextmanager
+async def connect_home(connection: Connection) -> AsyncIterator[Connection]:
+    """Open a connection to the server on which this runs: another one than this, only if this one leads to a destination.
+
+    Raises:
+        StoreError: The server cannot be reached.
+    """
+    if destination() is None:
+        yield connection
+        return
+    with going_to(None):
+        async with connect() as home:
+            yield home
+
+
 def api_address() -> str:
     """Return the address of the API that is configured, without credentials; empty if there is none."""
+    there = destination()
     try:
-        return _public(httpx.URL(get_current_settings().api.url or ""))
+        return _public(httpx.URL(there.api_url if there else get_current_settings().api.url or ""))
     except httpx.InvalidURL:
         return ""
 
 
 def ui_address() -> str:
     """Return the address of Prefect's user interface, without credentials and trailing slash; empty if unknown."""
+    there = destination()
     try:
-        address = httpx.URL(get_current_settings().ui_url or "")
+        address = httpx.URL(there.ui_url if there else get_current_settings().ui_url or "")
     except httpx.InvalidURL:
         return ""
     return str(address.copy_with(userinfo=b"")).rstrip("/")

@@ -50,15 +50,20 @@ class Server(Paging):
         if self.connection.is_cloud:
             return ""
         tested = f"this package is tested with Prefect {TESTED}, and may misread other versions"
-        try:
-            answer = str(self.connection.json(await self.connection.request("GET", "/admin/version")))
-        except StoreError:
-            answer = ""
+        answer = await self.version()
         if not (numbers := re.match(r"([0-9]{1,6})\.([0-9]{1,6})(?![0-9])", answer)):
             return f"the server does not say which version of Prefect it runs; {tested}"
         if TESTED_VERSIONS[0] <= (int(numbers[1]), int(numbers[2])) <= TESTED_VERSIONS[1]:
             return ""
-        return f"the server runs Prefect {printable(answer[:MAX_QUOTED_CHARS])}; {tested}"
+        return f"the server runs Prefect {answer}; {tested}"
+
+    async def version(self) -> str:
+        """Return the version of Prefect that the server says it runs; empty if it does not."""
+        try:
+            answer = str(self.connection.json(await self.connection.request("GET", "/admin/version")))
+        except StoreError:
+            return ""
+        return printable(answer[:MAX_QUOTED_CHARS])
 
     async def expiry(self) -> Expiry | None:
         """Read what the server's own `db_vacuum` deletes; None if the server does not show its settings."""
@@ -73,7 +78,7 @@ class Server(Paging):
         kinds = {"flow_runs"} if enabled is True else set(enabled or ())
         return Expiry(retention if "flow_runs" in kinds else None, of_orphans=bool(kinds & {"flow_runs", "orphans"}))
 
-    async def detect_concurrency(self, flow_name: str) -> None:
+    async def detect_concurrency(self, flow_name: str = "") -> None:
         """Allow concurrent requests from now on, if the server is on PostgreSQL.
 
         Prefect's API does not name the database. But it passes the pattern of a filter to LIKE, and in it a backslash is an
@@ -81,8 +86,11 @@ class Server(Paging):
         on SQLite (https://www.sqlite.org/lang_expr.html). Any doubtful answer counts as SQLite.
 
         Args:
-            flow_name: The name of a flow that exists on the server.
+            flow_name: The name of a flow that exists on the server; empty if none is known.
         """
+        with suppress(StoreError, LookupError, TypeError):
+            # That the server has no flows at all is doubtful, too.
+            flow_name = flow_name or str((await self.connection.ask("/flows/filter", {"limit": 1}))[0]["name"])
         only = {"name": {"any_": [flow_name], "like_": f"\\{flow_name}"}}
         with suppress(StoreError):
             if self.connection.is_cloud or await self._count("/flows", only, body_field="flows"):

@@ -95,10 +95,7 @@ def keys_chart(report: CleanupReport) -> Picture | None:
         Panel("versions", [_versions(key, deletes=deletes) for key in stale], "{:,}".format),
         Panel("size of their data", [_bytes(key, deletes=deletes) for key in stale], size),
     ]
-    legend = ("left", "deleted") if deletes else ("would be left", "stale")
-    summary = "; ".join(f"{bar.name}: {bar.before:,} versions before, {bar.after:,} after" for bar in panels[0].bars[:3])
-    svg = _by_key("Before and after, by key", legend, panels)
-    return Picture(svg, f"Bar chart of versions and bytes before and after, by key. {summary}")
+    return _before_and_after("key", panels, deletes=deletes)
 
 
 def largest_chart(checkup: Checkup) -> Picture | None:
@@ -113,7 +110,7 @@ def largest_chart(checkup: Checkup) -> Picture | None:
     ]
     summary = "; ".join(_in_words(key) for key in largest[:3])
     return Picture(
-        _by_key("The largest keys", ("older", "of the last week"), panels), f"Bar chart of the largest keys. {summary}"
+        _by_name("The largest keys", ("older", "of the last week"), panels), f"Bar chart of the largest keys. {summary}"
     )
 
 
@@ -153,18 +150,33 @@ def growth_chart(checkup: Checkup) -> Picture | None:
     return Picture(svg, f"Bar chart of the growth: {summary}")
 
 
-def trend_chart(versions: Sequence[Bar], amounts: Sequence[Bar]) -> Picture | None:
+def targets_chart(versions: Sequence[Bar], amounts: Sequence[Bar], *, deletes: bool) -> Picture | None:
+    """Draw versions and bytes before and after a sweep, by target; None without any."""
+    if not versions:
+        return None
+    panels = [Panel("versions", versions[:MAX_RUNS], "{:,}".format), Panel("size of their data", amounts[:MAX_RUNS], size)]
+    return _before_and_after("target", panels, deletes=deletes)
+
+
+def _before_and_after(what: str, panels: Sequence[Panel], *, deletes: bool) -> Picture:
+    legend = ("left", "deleted") if deletes else ("would be left", "stale")
+    summary = "; ".join(f"{bar.name}: {bar.before:,} versions before, {bar.after:,} after" for bar in panels[0].bars[:3])
+    svg = _by_name(f"Before and after, by {what}", legend, panels)
+    return Picture(svg, f"Bar chart of versions and bytes before and after, by {what}. {summary}")
+
+
+def trend_chart(versions: Sequence[Bar], amounts: Sequence[Bar], what: str = "runs") -> Picture | None:
     """Draw versions and bytes before and after each of the last runs, the oldest first; None for fewer than two runs."""
     if len(versions) < 2:  # noqa: PLR2004 - one run is no trend
         return None
     panels = [Panel("versions", versions[-MAX_RUNS:], "{:,}".format), Panel("size of their data", amounts[-MAX_RUNS:], size)]
     runs = panels[0].bars
     ends = " to ".join(f"{run.after:,} versions left on {run.name}" for run in (runs[0], runs[-1]))
-    svg = _over_time(f"The last {len(runs)} runs", ("left", "deleted"), panels)
-    return Picture(svg, f"Bar chart of the last {len(runs)} runs, from {ends}")
+    svg = _over_time(f"The last {len(runs)} {what}", ("left", "deleted"), panels)
+    return Picture(svg, f"Bar chart of the last {len(runs)} {what}, from {ends}")
 
 
-def _by_key(title: str, legend: tuple[str, str], panels: Sequence[Panel]) -> str:
+def _by_name(title: str, legend: tuple[str, str], panels: Sequence[Panel]) -> str:
     """Draw panels of horizontal bars, whose names are those of the first one's."""
     parts = [
         _text(MARGIN, 28, title, "title"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -34,6 +35,10 @@ MANY_SINGLE_VERSIONS = 50
 
 FUTURE_TOLERANCE = timedelta(minutes=5)
 """How far a date may lie in the future before the report says so; the clocks of a server and its database may differ."""
+
+GROWTH_WINDOW = timedelta(days=7)
+"""The age of the versions that show what grows. With less, what is written weekly does not show; with more, it shows later
+that something has begun to grow."""
 
 ZOMBIE_AGE = timedelta(days=7)
 """The age from which the report names an unfinished run that keeps versions."""
@@ -421,6 +426,10 @@ def _count(run: Run, report: KeyReport, policy: RetentionPolicy, judgement: Judg
     report.planned += len(stale)
     report.bytes_seen += sum(sizes)
     report.bytes += sum(sizes[index] for index in stale)
+    since = run.report.now - GROWTH_WINDOW
+    recent = bisect_left(judgement.versions.created, True, key=lambda created: created <= since)  # noqa: FBT003 - a boundary
+    report.versions_of_week += recent
+    report.bytes_of_week += sum(sizes[:recent])
     if policy is not OWN_POLICY:
         run.expectations.add(policy, judgement)
     if warning := future_warning(run, judgement):

@@ -9,9 +9,11 @@ The server dates these artifacts, so they also show its clock, where the `Date` 
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any
@@ -44,9 +46,38 @@ PLANNING_PERCENT = 20
 PHASE = "artifact-retention-phase"
 ANNOUNCED = "artifact-retention-announced"
 DELETING = "deleting"
+RUN = "artifact-retention-run"
+RUN_NAME = "artifact-retention-run-name"
+SCOPE = "artifact-retention-scope"
+"""What a guest says of itself in the metadata, because the server does not know its flow run."""
+
+MAX_METADATA_CHARS = 500
+"""The server cuts off a longer value."""
 
 PROGRESS_VERSIONS_READ = 50
 """Progress artifacts searched for active runs, the last updated first. With fewer, an active run among many may be missed."""
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A run whose flow run is on another server than its artifacts.
+
+    Attributes:
+        run_id: The id of its flow run.
+        name: The name of its flow run.
+        keys: The globs of its keys; empty for all.
+    """
+
+    run_id: UUID
+    name: str
+    keys: Sequence[str]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What it says of itself: without its keys, if these are too long, so that it counts as one of all keys."""
+        keys = json.dumps(list(self.keys))
+        scope = {SCOPE: keys} if self.keys and len(keys) <= MAX_METADATA_CHARS else {}
+        return {RUN: str(self.run_id), RUN_NAME: self.name[:MAX_METADATA_CHARS], **scope}
 
 
 class ProgressArtifact:
@@ -56,10 +87,12 @@ class ProgressArtifact:
 
     Attributes:
         announced: When the run announced that it deletes; None before.
+        guest: The run, if the server does not know its flow run.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, guest: Guest | None = None) -> None:
         self.connection = connection
+        self.guest = guest
         self._artifact = LiveArtifact(PROGRESS_KEY)
         self._is_begun = False
         self._created_at = 0.0
@@ -77,7 +110,7 @@ class ProgressArtifact:
         self._is_begun = True
         try:
             # Shielded with what it leads to: a run that is stopped meanwhile knows its artifact, to say there that it stopped.
-            await take(self._artifact.create(0.0, description), self.connection.client)
+            await take(self._artifact.create(0.0, description, self._metadata), self.connection.client)
         except httpx.HTTPError as error:
             raise StoreError(f"the progress artifact could not be written: {reason(error)}") from None
         except ValueError as error:
@@ -92,9 +125,9 @@ class ProgressArtifact:
             StoreError: The server cannot be reached, or sends an unexpected answer.
         """
         if self._is_begun and self._artifact.id is None:
-            own = {str(run_id) for run_id in own_runs}
+            own = {self.guest.run_id} if self.guest else set(own_runs)
             rows = await server.newest_rows(PROGRESS_KEY, PROGRESS_VERSIONS_READ)
-            self._artifact.id = next((UUID(row["id"]) for row in rows if row["flow_run_id"] in own), None)
+            self._artifact.id = next((UUID(row["id"]) for row in rows if _run_id(row) in own), None)
 
     def now(self) -> datetime:
         """Return the time by the clock with which the server dates artifacts: when it created this one, and since.
@@ -135,7 +168,12 @@ class ProgressArtifact:
             with suppress(httpx.HTTPError):
                 # In a slot of its own: a server on SQLite takes one write at a time.
                 async with self.connection.reserve_slot():
-                    await take(self._artifact.update(percent, description, self._phase), self.connection.client)
+                    steps = self._artifact.update(percent, description, {**self._metadata, **self._phase})
+                await take(steps, self.connection.client)
+
+    @property
+    def _metadata(self) -> dict[str, str]:
+        return self.guest.metadata if self.guest else {}
 
 
 async def other_run(run: Run, own_id: UUID, now: datetime, announced: datetime | None) -> str:
@@ -154,10 +192,12 @@ async def other_run(run: Run, own_id: UUID, now: datetime, announced: datetime |
         StoreError: The server cannot be reached, or sends an unexpected answer.
     """
     rows = await run.server.newest_rows(PROGRESS_KEY, PROGRESS_VERSIONS_READ, sort="UPDATED_DESC")
-    active = {UUID(row["flow_run_id"]): row for row in reversed(rows) if _is_deleting(row, now)}
+    active = {run_id: row for row in reversed(rows) if (run_id := _run_id(row)) and _is_deleting(row, now)}
     active.pop(own_id, None)
     keys = [each.key for each in run.collections if each.key not in OWN_KEYS]
-    for other in sorted(await run.server.flow_runs(active), key=lambda other: (other.started, other.id)):
+    others = await run.server.flow_runs(other_id for other_id, row in active.items() if row["flow_run_id"])
+    guests = [_guest(other_id, row) for other_id, row in active.items() if not row["flow_run_id"]]
+    for other in sorted([*others, *guests], key=lambda other: (other.started, other.id)):
         row = active[other.id]
         goes_first = announced is None or (_announced(row), other.id) < (announced, own_id)
         if goes_first and not other.finished and _overlap(run.report.scope, keys, other):
@@ -171,7 +211,29 @@ async def other_run(run: Run, own_id: UUID, now: datetime, announced: datetime |
 
 def _is_deleting(row: Mapping[str, Any], now: datetime) -> bool:
     phase = (row.get("metadata_") or {}).get(PHASE)
-    return bool(row["flow_run_id"]) and phase == DELETING and now - datetime.fromisoformat(row["updated"]) <= HEARTBEAT_TIMEOUT
+    return bool(phase == DELETING and now - datetime.fromisoformat(row["updated"]) <= HEARTBEAT_TIMEOUT)
+
+
+def _run_id(row: Mapping[str, Any]) -> UUID | None:
+    """Return the id of the flow run that a progress artifact is of, on whatever server that is; None if it does not say."""
+    said = row["flow_run_id"] or (row.get("metadata_") or {}).get(RUN)
+    try:
+        return UUID(said)
+    except (TypeError, ValueError, AttributeError):
+        # Anybody may write an artifact of this key.
+        return None
+
+
+def _guest(run_id: UUID, row: Mapping[str, Any]) -> FlowRun:
+    """Return what a progress artifact says of a flow run on another server, which has ended once it is silent."""
+    metadata = row["metadata_"]
+    try:
+        keys = json.loads(metadata.get(SCOPE) or "[]")
+    except ValueError:
+        keys = []
+    started = datetime.fromisoformat(row["created"]).astimezone(UTC)
+    name = str(metadata.get(RUN_NAME, ""))
+    return FlowRun(id=run_id, name=name, started=started, finished=False, parameters={"keys": keys})
 
 
 def _announced(row: Mapping[str, Any]) -> datetime:

@@ -9,6 +9,7 @@ from prefect import runtime
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.loading import HISTORY_KEY, PROGRESS_KEY, REPORT_KEY
 from prefect_artifact_retention.stores.connection import reason, ui_address
+from prefect_artifact_retention.stores.destination import going_to
 from prefect_artifact_retention.tasks.charts import keys_chart, trend_chart
 from prefect_artifact_retention.tasks.history import delete_runs, extend_history, stalled_runs, trend
 from prefect_artifact_retention.tasks.publish import create_first_accepted
@@ -81,14 +82,21 @@ def _texts(report: CleanupReport, pictures: Sequence[tuple[str, str]]) -> Iterat
 
 def links() -> Mapping[str, str]:
     """Return the addresses of this run's pages in the user interface, by name; empty if no user interface is known."""
+    keys = {"Reports": REPORT_KEY, "History": HISTORY_KEY, "Progress": PROGRESS_KEY}
+    return run_link() | {name: page for name, key in keys.items() if (page := page_of(key))}
+
+
+def run_link() -> dict[str, str]:
+    """Return the address of this run's page, on the server on which it runs, by its name; empty if that is not known."""
+    with going_to(None):
+        ui = ui_address()
+    return {"This run": f"{ui}/runs/flow-run/{runtime.flow_run.id}"} if ui else {}
+
+
+def page_of(key: str) -> str:
+    """Return the address of the page of a key; empty if no user interface is known."""
     ui = ui_address()
-    pages = {
-        "This run": f"runs/flow-run/{runtime.flow_run.id}",
-        "Reports": f"artifacts/key/{REPORT_KEY}",
-        "History": f"artifacts/key/{HISTORY_KEY}",
-        "Progress": f"artifacts/key/{PROGRESS_KEY}",
-    }
-    return {name: f"{ui}/{path}" for name, path in pages.items()} if ui else {}
+    return f"{ui}/artifacts/key/{key}" if ui else ""
 
 
 report_task = as_task(publish_report, "report")

@@ -42,6 +42,8 @@ class KeyReport(BaseModel):
     bytes_seen: int = Field(default=0, description="Bytes of the data of the versions evaluated.")
     bytes: int = Field(default=0, description="Bytes of the stale versions' data.")
     bytes_freed: int = Field(default=0, description="Bytes of the deleted versions' data.")
+    versions_of_week: int = Field(default=0, description="Those of the versions evaluated that are of the last seven days.")
+    bytes_of_week: int = Field(default=0, description="Bytes of the data of these.")
     stale_by: dict[str, int] = Field(default={}, description="How many stale versions there are by each rule.")
     to_offload: int = Field(default=0, description="Kept versions whose data are to be moved to the archive.")
     bytes_to_offload: int = Field(default=0, description="Bytes of these data.")
@@ -110,6 +112,9 @@ class CleanupReport(BaseModel):
 
     mode: Mode = Field(description="Whether stale versions were deleted or only shown.")
     server: str = Field(default="", description="The address of the API that the run talked to, without credentials.")
+    target: str = Field(
+        default="", description="The name of the target that this is; empty for the server on which the run was."
+    )
     now: datetime = Field(description="The server's clock when the run began; every age is counted from here.")
     planned_at: datetime | None = Field(
         default=None,
@@ -295,9 +300,11 @@ def in_order(keys: Iterable[str]) -> list[str]:
     return sorted(set(keys))
 
 
-def scope_digest(keys: Iterable[str]) -> str:
-    """Return twelve hexadecimal digits that identify the scope of a run, from the globs of its keys in any order."""
-    return hashlib.sha256("\n".join(in_order(keys)).encode()).hexdigest()[:12]
+def scope_digest(keys: Iterable[str], target: str = "") -> str:
+    """Return twelve hexadecimal digits that identify the scope of a run: its target, and the globs of keys in any order."""
+    # No glob that a key can match has a blank.
+    parts = [*in_order(keys), *([f"on {target}"] if target else [])]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 class CleanupFailed(RetentionError):  # noqa: N818 - the public name

@@ -1,4 +1,7 @@
-"""A way to a server on which deletions wait until the test lets them go: what happens meanwhile happens in mid-run."""
+"""A way to a server on which deletions wait until the test lets them go: what happens meanwhile happens in mid-run.
+
+It also listens to what the server is told.
+"""
 
 import socket
 import threading
@@ -12,13 +15,19 @@ DELETION = b"DELETE /api/artifacts/"
 
 
 class Gate(ThreadingTCPServer):
-    """Passes everything on to the server at an address, unless it is told to hold deletions."""
+    """Passes everything on to the server at an address, unless it is told to hold deletions.
+
+    Attributes:
+        address: Where it listens.
+        heard: What the server was told.
+    """
 
     daemon_threads = True
 
     def __init__(self, address: str) -> None:
         super().__init__(("127.0.0.1", 0), _Passage)
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
+        self.heard = bytearray()
         self.server_port = int(address.rpartition(":")[2])
         self._changed = threading.Condition()
         self._allowed = inf
@@ -72,6 +81,7 @@ class _Passage(BaseRequestHandler):
             threading.Thread(target=_pass_on, args=(there, self.request), daemon=True).start()
             # Prefect's client sends a request at a time on a connection, and its beginning at once.
             while data := self.request.recv(65536):
+                gate.heard.extend(data)
                 if data.startswith(DELETION):
                     gate.pass_deletion()
                     if not _is_there(self.request):

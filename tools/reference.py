@@ -16,12 +16,18 @@ from prefect_artifact_retention.flows.doctor import artifact_doctor
 from prefect_artifact_retention.flows.restore import artifact_restore
 from prefect_artifact_retention.flows.server_policies import Pushed
 from prefect_artifact_retention.flows.settings import ENV_PREFIX, RetentionSettings
+from prefect_artifact_retention.flows.sweep import artifact_sweep
+from prefect_artifact_retention.flows.targets import Target
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.policies.pushes import Change
 from prefect_artifact_retention.tasks.checkup import Checkup, DiskReport, Finding, Growth, KeySize
 from prefect_artifact_retention.tasks.report import ArchiveReport, CleanupReport, KeyReport, PolicyReport, RuleCount
 from prefect_artifact_retention.tasks.restore_report import RestoredKey, RestoreReport
+from prefect_artifact_retention.tasks.sweep import SweepReport, TargetRow
 from pydantic import BaseModel
+
+TABLES = ("policies", "targets")
+"""The settings that are lists of tables."""
 
 Row = tuple[str, ...]
 Schema = Mapping[str, Any]
@@ -38,24 +44,27 @@ def renew_tables(page: str) -> str:
 
 def tables() -> dict[str, Iterator[Row]]:
     """The rows of each table by its marker, the head first."""
+    sweeps = (SweepReport, TargetRow)
     models = (CleanupReport, KeyReport, PolicyReport, RuleCount, ArchiveReport, RestoreReport, RestoredKey)
     examination = (Checkup, Finding, KeySize, Growth, DiskReport)
     listed = (Pushed, Change)
     return {
-        "policy fields": policy_fields(),
+        "policy fields": model_fields(RetentionPolicy),
         "settings": settings(),
+        "target fields": model_fields(Target),
         "flow parameters": flow_parameters(artifact_cleanup),
+        "sweep parameters": flow_parameters(artifact_sweep),
         "restore parameters": flow_parameters(artifact_restore),
         "doctor parameters": flow_parameters(artifact_doctor),
         "commands": commands(),
-        **{model.__name__: report_fields(model) for model in (*models, *examination, *listed)},
+        **{model.__name__: report_fields(model) for model in (*models, *examination, *listed, *sweeps)},
     }
 
 
-def policy_fields() -> Iterator[Row]:
-    """Every field of a policy."""
+def model_fields(model: type[BaseModel]) -> Iterator[Row]:
+    """Every field of what a table of the configuration is read into."""
     yield "field", "type", "default", "meaning"
-    for name, field in properties(RetentionPolicy.model_json_schema()):
+    for name, field in properties(model.model_json_schema()):
         yield f"`{name}`", kind(field), default(field), field["description"]
 
 
@@ -63,10 +72,8 @@ def settings() -> Iterator[Row]:
     """Every setting, by its name in the file and in the environment."""
     yield "in `retention.toml`", "in the environment and `.env`", "type", "default", "meaning"
     for name, field in properties(RetentionSettings.model_json_schema()):
-        written = (
-            "`[[policies]]`" if name == "policies" else "never: it is a secret" if field.get("writeOnly") else f"`{name}`"
-        )
-        variable = f"`{ENV_PREFIX}{name.upper()}`" + (", a JSON list" if name == "policies" else "")
+        written = f"`[[{name}]]`" if name in TABLES else "never: it is a secret" if field.get("writeOnly") else f"`{name}`"
+        variable = f"`{ENV_PREFIX}{name.upper()}`" + (", a JSON list" if name in TABLES else "")
         yield written, variable, kind(field), default(field), field["description"]
 
 

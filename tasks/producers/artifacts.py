@@ -17,6 +17,7 @@ from uuid import UUID
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect_artifact_retention.policies.control import HOLD, MAX_TTL_DAYS, TTL_DAYS, select_control
+from prefect_artifact_retention.stores.destination import is_elsewhere
 
 MIN_TTL_DAYS = Decimal("0.00001")
 """About a second. A shorter TTL is taken for a mistake."""
@@ -128,7 +129,12 @@ def check_key(key: object) -> None:
 
 
 def run_ids() -> tuple[UUID | None, UUID | None]:
-    """Return the ids of the current flow run and task run."""
+    """Return the ids of the current flow run and task run; none of them where another server gets the artifact.
+
+    That server would take it for one whose run is gone, and its `db_vacuum` may delete it for that.
+    """
+    if is_elsewhere():
+        return None, None
     flow_run, task_run = FlowRunContext.get(), TaskRunContext.get()
     if task_run:
         return task_run.task_run.flow_run_id, task_run.task_run.id

@@ -17,6 +17,7 @@ from prefect_artifact_retention.flows.deployment import DeploymentSettings
 from prefect_artifact_retention.flows.doctor import artifact_doctor
 from prefect_artifact_retention.flows.restore import artifact_restore
 from prefect_artifact_retention.flows.settings import DEPLOY_PREFIX
+from prefect_artifact_retention.flows.sweep import artifact_sweep
 from pydantic import BaseModel, TypeAdapter
 
 ROOT = Path(__file__).parents[2]
@@ -68,18 +69,20 @@ def test_a_file_deploys_a_flow_that_exists_with_parameters_that_it_takes(file: P
 
     That they have none is said as null: of an empty list, Prefect 3.9 warns at each deployment, and of nothing, it asks.
     """
-    nightly, on_demand, with_approval, restore, doctor = deployments = read(file)["deployments"]
-    assert [each["name"] for each in deployments] == ["nightly", "on-demand", "with-approval", "restore", "doctor"]
+    nightly, on_demand, with_approval, restore, doctor, sweep = deployments = read(file)["deployments"]
+    names = [each["name"] for each in deployments]
+    assert names == ["nightly", "on-demand", "with-approval", "restore", "doctor", "sweep"]
     assert nightly["parameters"] == {"mode": "delete", "refuse_above_percent": 50, "require_accepted_policies": True}
     assert on_demand["parameters"] == {"mode": "preview"}
     assert with_approval["parameters"] == {"mode": "approve"}
     assert restore["parameters"] == {"apply": False}
     assert doctor["parameters"] == {"fix": False}
+    assert sweep["parameters"] == {**nightly["parameters"], "mode": "preview"}
     assert [each["slug"] for each in nightly["schedules"]] == ["nightly"]
     for deployment in deployments[1:]:
         assert "schedules" in deployment
         assert deployment["schedules"] is None
-    flows = artifact_cleanup, artifact_cleanup, artifact_cleanup, artifact_restore, artifact_doctor
+    flows = artifact_cleanup, artifact_cleanup, artifact_cleanup, artifact_restore, artifact_doctor, artifact_sweep
     for deployment, flow in zip(deployments, flows, strict=True):
         assert deployment["enforce_parameter_schema"] is True
         assert load_flow_from_entrypoint(deployment["entrypoint"]).name == flow.name
@@ -123,7 +126,9 @@ def test_the_job_variables_of_a_file_exist_in_its_kind_of_work_pool(file: Path) 
         assert set(deployment["work_pool"].get("job_variables", {})) <= set(known)
 
 
-@pytest.mark.parametrize("flow", [artifact_cleanup, artifact_restore, artifact_doctor], ids=lambda flow: flow.name)
+@pytest.mark.parametrize(
+    "flow", [artifact_cleanup, artifact_restore, artifact_doctor, artifact_sweep], ids=lambda flow: flow.name
+)
 def test_numbers_of_the_run_form_have_bounds_and_every_field_is_described(flow: Flow[..., Any]) -> None:
     """The form refuses what is out of them, and says what each field is for."""
     schema = TypeAdapter(dict[str, Any]).validate_python(flow.parameters.model_dump())

@@ -73,6 +73,7 @@ def test_without_any_source_nothing_is_limited_and_no_policy_is_set() -> None:
         "max_log_lines": 0,
         "approval_hours": 24,
         "require_accepted_policies": False,
+        "targets": [],
         "allow_ephemeral_server": False,
         "purge_events": False,
     }
