@@ -104,7 +104,8 @@ class _Examination:
         self.unfinished: dict[UUID, tuple[datetime, KeySize]] = {}
         self.of_unfinished_runs = 0
         self.oldest = self.now
-        self.growth = [Growth(until=self.now - number * DAY) for number in range(GROWTH_DAYS)]
+        # Versions and bytes by age in days; no models, whose fields are set more slowly than millions of versions are read.
+        self.versions_by_day, self.bytes_by_day = [0] * GROWTH_DAYS, [0] * GROWTH_DAYS
 
     async def read_keys(self) -> None:
         """Read the versions of all keys."""
@@ -143,8 +144,8 @@ class _Examination:
             _measure(amount, held, age)
             # What is newer than the server's clock, which has whole seconds, is of the last day.
             if (day := max(0, age // DAY)) < GROWTH_DAYS:
-                self.growth[day].versions += 1
-                self.growth[day].bytes += held
+                self.versions_by_day[day] += 1
+                self.bytes_by_day[day] += held
         if versions:
             self.oldest = min(self.oldest, versions.created[-1])
         for version in (versions[index] for index in versions.controlled):
@@ -324,7 +325,10 @@ def _summarize(checkup: Checkup, found: _Examination) -> None:
     total = checkup.total = KeySize(key=None, **{name: sum(getattr(each, name) for each in found.sizes) for name in numbers})
     # What has been there for two days has not grown for a week.
     grown_for = min(WEEK, max(DAY, found.now - found.oldest)) / DAY
-    checkup.growth = found.growth
+    by_day = zip(found.versions_by_day, found.bytes_by_day, strict=True)
+    checkup.growth = [
+        Growth(until=found.now - number * DAY, versions=versions, bytes=held) for number, (versions, held) in enumerate(by_day)
+    ]
     checkup.projected_bytes = total.bytes + round(total.bytes_of_week / grown_for * PROJECTED_DAYS)
     checkup.most_versions = sorted(found.sizes, key=lambda each: each.versions, reverse=True)[:MAX_LARGEST_KEYS]
     checkup.most_bytes = sorted(found.sizes, key=lambda each: each.bytes, reverse=True)[:MAX_LARGEST_KEYS]

@@ -170,6 +170,9 @@ async def test_what_deserves_a_look_is_told_and_fails_nothing(
     }
     assert not any(each["is_broken"] for each in found["findings"])
     assert (found["most_bytes"][0]["key"], found["most_bytes"][0]["bytes"]) == ("daily", 702)
+    added = [(day["versions"], day["bytes"]) for day in found["growth"] if day["versions"]]
+    assert (sum(each[0] for each in added), sum(each[1] for each in added)) == (7, 720)
+    assert len(found["growth"]) == 84
     # 720 bytes in two days.
     assert 720 + 30 * 350 < found["projected_bytes"] < 720 + 30 * 361
 
