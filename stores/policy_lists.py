@@ -109,11 +109,12 @@ class PolicyLists(Paging):
         if present.form == form():
             return False
         _type_id, schema_id = await self._register()
-        await self._save(present, present.data, schema_id)
+        # Merged with nothing, the list stays as it is by now: somebody may be editing it.
+        await self._save(present, {}, schema_id, merge=True)
         return True
 
-    async def _save(self, present: PolicyList, data: object, schema_id: str) -> None:
-        body = {"data": data, "merge_existing_data": False, "block_schema_id": schema_id}
+    async def _save(self, present: PolicyList, data: object, schema_id: str, *, merge: bool = False) -> None:
+        body = {"data": data, "merge_existing_data": merge, "block_schema_id": schema_id}
         await self.connection.request("PATCH", f"/block_documents/{present.id}", body)
 
     async def _document(self, name: str) -> Any:  # noqa: ANN401 - JSON
