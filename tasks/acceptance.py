@@ -15,11 +15,6 @@ from prefect_artifact_retention.stores.acceptances import Acceptances
 from prefect_artifact_retention.tasks.report import GIVEN_POLICIES, SUCCESSES
 from prefect_artifact_retention.tasks.run import Run
 
-REMEDY = (
-    "see what they would delete with `artifact-retention policies diff --live`, then run a deployment of all keys once by "
-    "hand, or `artifact-retention policies accept`"
-)
-
 NO_PERSON = {"SCHEDULE", "AUTOMATION", "DEPLOYMENT"}
 """What may have created a flow run in place of a person, as Prefect names it; Prefect Cloud does so for each run."""
 
@@ -32,6 +27,14 @@ def is_attended() -> bool:
         return True
     created_by = run.created_by.type if run.created_by else None
     return not (run.auto_scheduled or run.parent_task_run_id or created_by in NO_PERSON)
+
+
+def _remedy(target: str) -> str:
+    where = f" --target {target}" if target else ""
+    return (
+        f"see what they would delete with `artifact-retention policies diff --live{where}`, then run a deployment of all keys "
+        f"once by hand, or `artifact-retention policies accept{where}`"
+    )
 
 
 async def refuse_unaccepted(run: Run) -> None:
@@ -51,11 +54,13 @@ async def refuse_unaccepted(run: Run) -> None:
         return
     if last is None:
         run.report.refusals.append(
-            f"no record of policies that were applied or accepted can be read ({unreadable[0]}): {REMEDY}"
+            f"no record of policies that were applied or accepted can be read ({unreadable[0]}): {_remedy(run.report.target)}"
         )
         return
     since = f"{last.at:%Y-%m-%d %H:%M} UTC ({last.by})"
-    refusal = f"the policies have changed since {since}, and no person has applied or accepted them: {REMEDY}"
+    refusal = (
+        f"the policies have changed since {since}, and no person has applied or accepted them: {_remedy(run.report.target)}"
+    )
     run.report.refusals += [
         refusal,
         *(
