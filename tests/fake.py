@@ -213,6 +213,8 @@ class FakeServer:
                 return 200, self._block(slug, name)
             case "POST", ["flows", "count"]:
                 return 200, self._count_flows(body)
+            case "POST", ["flows", "filter"] if body == {"limit": 1}:
+                return 200, [{"name": name} for name in sorted(self.database.flows, reverse=True)[:1]]
             case "POST", ["flows", ""]:
                 return 201, self._create_flow(body)
             case "GET", ["admin", "version"]:

@@ -433,6 +433,9 @@ async def test_a_server_tells_whether_it_takes_several_requests_at_once(server: 
                 assert connection._concurrency.level == 1  # noqa: SLF001 - what it found
                 await prefect.detect_concurrency(writer.name)
                 assert (connection._concurrency.level > 1) == allowed  # noqa: SLF001
+            async with connect() as connection:
+                await PrefectServer(connection).detect_concurrency()
+                assert (connection._concurrency.level > 1) == allowed  # noqa: SLF001 - by whatever flow there is
     if isinstance(server, FakeServer):
         server.takes_several = False
 

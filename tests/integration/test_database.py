@@ -370,7 +370,7 @@ async def test_a_block_that_the_server_does_not_show_is_a_plain_error(server: Se
     send = httpx.AsyncHTTPTransport.handle_async_request
 
     async def break_blocks(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
-        is_block = "block_documents" in request.url.path
+        is_block = "slug/secret/block_documents" in request.url.path
         return httpx.Response(500, request=request) if is_block else await send(transport, request)
 
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", break_blocks)

@@ -55,7 +55,7 @@ def test_a_file_has_only_fields_that_prefect_knows(file: Path) -> None:
     """At every level, and of the right types."""
     content = read(file)
     assert unknown(content, PrefectYamlModel) == set()
-    assert len(PrefectYamlModel.model_validate(content).deployments) == 5
+    assert len(PrefectYamlModel.model_validate(content).deployments) == 6
     for deployment in content["deployments"]:
         assert unknown(deployment, DeploymentConfig) == set()
         assert unknown(deployment["work_pool"], WorkPoolConfig) == set()
