@@ -81,6 +81,7 @@ async def sweep(home: Server, **parameters: int) -> tuple[dict[str, TargetRow], 
             return {row.name: row for row in error.report.targets}, error
 
 
+@pytest.mark.thorough
 async def test_a_server_that_is_killed_in_mid_run_costs_its_own_row_only(servers: Ask, tmp_path: Path) -> None:
     """The other two are clean, and the report has three rows; the one that was killed has lost nothing that was to stay."""
     sqlite, postgresql = servers("sqlite"), servers("postgresql")
