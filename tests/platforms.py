@@ -23,6 +23,10 @@ from watchdog import end_with_us
 
 ROOT = Path(__file__).parents[1]
 PREFECT = str(Path(sys.executable).parent / "prefect")
+DEPLOYMENTS = ["doctor", "nightly", "on-demand", "restore", "sweep", "with-approval"]
+FLOWS = {"doctor": "artifact-doctor", "restore": "artifact-restore", "sweep": "artifact-sweep"}
+"""The flow of each deployment that is none of `artifact-cleanup`."""
+
 TIMEOUT_SECONDS = 180
 """Seconds in which whatever is waited for must have happened."""
 
@@ -132,7 +136,7 @@ class Platform:
 
         def deployed() -> bool | None:
             assert shell.poll() is None, self.log()
-            return True if self.deployments() == ["doctor", "nightly", "on-demand", "restore", "with-approval"] else None
+            return True if self.deployments() == DEPLOYMENTS else None
 
         wait_for("the deployments", deployed, timeout=TIMEOUT_SECONDS * 4)
 
@@ -169,7 +173,7 @@ class Platform:
 
     def deployment(self, name: str) -> Any:  # noqa: ANN401 - JSON
         """Read a deployment."""
-        flow = {"doctor": "artifact-doctor", "restore": "artifact-restore"}.get(name, "artifact-cleanup")
+        flow = FLOWS.get(name, "artifact-cleanup")
         return self.ask("GET", f"/deployments/name/{flow}/{name}")
 
     def start(self, name: str, **parameters: object) -> str:

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from platforms import ROOT, Platform, before_you_start, checkout, end, platform, shell_block, wait_for
+from platforms import DEPLOYMENTS, ROOT, Platform, before_you_start, checkout, end, platform, shell_block, wait_for
 from watchdog import end_with_us
 
 BASE_IMAGE = "python:3.12-slim"
@@ -170,7 +170,7 @@ def deploy_and_run(made: Platform, address: str) -> None:
     finally:
         end(process, signal.SIGTERM)
     assert made.left() == kept
-    assert made.deployments() == ["doctor", "nightly", "on-demand", "restore", "with-approval"]
+    assert made.deployments() == DEPLOYMENTS
 
 
 @pytest.mark.usefixtures("image")

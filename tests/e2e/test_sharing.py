@@ -45,7 +45,7 @@ def test_two_workers_delete_their_keys_at_once_and_nightly_the_rest(tmp_path: Pa
         made.prefect("work-pool", "create", "artifact-retention", "--type", "process")
         sharing = made.shell([line.replace("0 1 * * *", NOT_NOW) for line in shell_block("Sharing the work")])
         assert sharing.wait(TIMEOUT_SECONDS) == 0, made.log()
-        assert made.deployments() == ["doctor", "nightly", *SHARES, "on-demand", "restore", "with-approval"]
+        assert made.deployments() == ["doctor", "nightly", *SHARES, "on-demand", "restore", "sweep", "with-approval"]
         with made.worker(), made.worker("artifact-retention-2"):
             runs = {name: made.start(name, **SLOWLY) for name in SHARES}
 
