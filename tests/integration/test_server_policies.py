@@ -248,26 +248,37 @@ async def test_a_list_that_cannot_be_meant_fails_every_run_closed(
     assert await server.database.ids() == before
 
 
+UNREADABLE = [
+    (500, b"<html>", "block_types"),
+    (200, b"<html>", "does not answer like a Prefect API"),
+    # Of a proxy in front of the server: that is no missing list.
+    (404, b"404 page not found", "which Prefect does not say"),
+    (404, b'{"message": "no Route matched"}', "which Prefect does not say"),
+    (404, b'{"detail": "Not Found"}', "which Prefect does not say"),
+]
+
+
 @on(FAKE)
-@pytest.mark.parametrize("answer", [500, "page"])
+@pytest.mark.parametrize(("status", "content", "message"), UNREADABLE)
 async def test_a_list_that_cannot_be_read_fails_every_run_closed(
-    server: FakeServer, answer: object, monkeypatch: pytest.MonkeyPatch
+    server: FakeServer, status: int, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody knows what it says."""
+    """Nobody knows what it says; also a run with rules of its own, which would otherwise miss a keep_all of the list."""
     await server.database.insert(series("a", range(1, 60)))
-    await save_in_ui(server, {"policies": policies(3)})
+    await save_in_ui(server, {"policies": [{"name": "audit", "keep_all": True}]})
     real = server.answer
 
     async def fail(request: httpx.Request) -> httpx.Response:
         if "/block_types/" in request.url.path:
-            return httpx.Response(500 if answer == 500 else 200, content=b"<html>", request=request)
+            return httpx.Response(status, content=content, request=request)
         return await real(request)
 
     monkeypatch.setattr(server, "answer", fail)
     before = await server.database.ids()
-    for mode in ("delete", "preview"):
-        with pytest.raises(StoreError, match="block_types" if answer == 500 else "does not answer like a Prefect API"):
-            await server.cleanup(mode=mode)
+    given = [RetentionPolicy(name="given", keep_last=1)]
+    for rules, mode in ((), "delete"), (given, "delete"), ((), "preview"):
+        with pytest.raises(StoreError, match=message):
+            await server.cleanup(rules, mode=mode)
     assert await server.database.ids() == before
 
 
