@@ -79,7 +79,8 @@ takes longer."""
 WRONG_ADDRESS_STATUSES = (301, 302, 307, 308, 400, 404, 405)
 """What servers and proxies answer to a request that every Prefect API takes, if it is sent to something else."""
 
-HTTP_CREDENTIALS_REFUSED = (401, 403)
+HTTP_FORBIDDEN = 403
+HTTP_CREDENTIALS_REFUSED = (401, HTTP_FORBIDDEN)
 
 _LIMITS = httpx.Limits(max_connections=HIGHEST_LEVEL + 1, max_keepalive_connections=HIGHEST_LEVEL + 1, keepalive_expiry=25)
 """A connection for each concurrent request and for an update of the progress. Prefect's own limits are 16, of which it keeps 8
