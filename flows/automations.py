@@ -257,9 +257,14 @@ async def _set_up(
     if not kind or not name:
         raise ConfigurationError(f"{block} names no block: it must be TYPE/NAME, such as slack-webhook/ops")
     path = f"/block_types/slug/{quote(kind, safe='')}/block_documents/name/{quote(name, safe='')}"
-    answer = await connection.find(path)
+    try:
+        answer = await connection.find(path)
+    except StoreError as error:
+        if error.status != HTTP_NOT_FOUND:
+            raise
+        answer = None
     document = connection.json(answer) if answer else None
-    # A name such as .. makes another path of it.
+    # A name such as .. makes another path of it, which there may not be.
     if not (isinstance(document, dict) and "id" in document):
         raise ConfigurationError(f"there is no block {block}: create it in the UI, or see `prefect block ls`")
     alarms = []

@@ -1036,7 +1036,7 @@ def _configure(
         override = RetentionPolicy.model_validate({"name": "command line", "match_keys": list(keys), **rules})
     except ValidationError as error:
         raise ConfigurationError("\n".join(f"command line: {line}" for line in describe_validation_error(error))) from error
-    if not settings.policies:
+    if settings.leaves_policies_to_server:
         _load_prefect()
         from prefect_artifact_retention.flows.server_policies import find_policies  # noqa: PLC0415
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 from prefect_artifact_retention.flows import terminal
 from prefect_artifact_retention.flows.settings import RetentionSettings, resolve_policies
-from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy
+from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.acceptance import Acceptance
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.policies.meaning import digest, meaning
@@ -26,7 +27,7 @@ from prefect_artifact_retention.policies.pushes import (
 )
 from prefect_artifact_retention.policies.writing import as_tables
 from prefect_artifact_retention.stores.acceptances import Acceptances
-from prefect_artifact_retention.stores.connection import Connection, connect, connect_home, has_home
+from prefect_artifact_retention.stores.connection import HTTP_FORBIDDEN, Connection, connect, connect_home, has_home
 from prefect_artifact_retention.stores.destination import going_to
 from prefect_artifact_retention.stores.policy_lists import PolicyList, PolicyLists
 from prefect_artifact_retention.tasks.report import Mode
@@ -57,10 +58,11 @@ async def with_server_policies(settings: RetentionSettings, connection: Connecti
         ConfigurationError: There is a list without policies, or something else in its place.
         StoreError: The list cannot be read.
     """
-    if settings.policies or not has_home():
+    if not settings.leaves_policies_to_server or not has_home():
         return settings
     async with connect_home(connection) as home:
-        found = await PolicyLists(home).read()
+        with _naming_permission("read blocks, or policies be configured in a file or variable"):
+            found = await PolicyLists(home).read()
     return settings.with_policies(read_tables(found.data), SOURCE) if found else settings
 
 
@@ -71,7 +73,7 @@ async def find_policies(settings: RetentionSettings) -> RetentionSettings:
         ConfigurationError: As `with_server_policies` does.
         StoreError: As `with_server_policies` does.
     """
-    if settings.policies or not has_home():
+    if not settings.leaves_policies_to_server or not has_home():
         return settings
     with going_to(None):
         async with connect() as home:
@@ -107,25 +109,41 @@ async def push(settings: RetentionSettings, by: str, over: str = "") -> Pushed:
         raise ConfigurationError("no policy is configured here, so there is nothing to push: write a [[policies]] table")
     policies, source = resolve_policies((), settings, "delete")
     async with connect() as connection:
-        lists, now = PolicyLists(connection), await connection.now()
-        present = await lists.read()
-        data = present.data if present else None
-        done = Pushed(source=source, digest=digest(policies), push=None, by=by, at=now, changes=[])
-        if present and list_digest(data) == done.digest:
-            done.form_renewed = await lists.renew_form(present)
-        else:
-            pushes = await lists.pushes()
-            _refuse_edited(pushes, present, over)
-            number = max((each.number for each in pushes), default=0) + 1
-            made = Push(
-                number=number, at=now, by=by, before=data, before_at=present and present.updated, policies=as_tables(policies)
-            )
-            await lists.push(made, present)
-            done.push, done.changes = number, changes_between(data, made.after)
-        records = Acceptances(connection)
-        if done.push or done.digest not in {record.digest for record in (await records.all())[0]}:
-            await records.write(Acceptance.of(meaning(policies), now, by))
-        return done
+        with _naming_permission("create and edit blocks and variables"):
+            return await _push(connection, policies, source, by, over)
+
+
+async def _push(connection: Connection, policies: Sequence[RetentionPolicy], source: str, by: str, over: str) -> Pushed:
+    lists, now = PolicyLists(connection), await connection.now()
+    present = await lists.read()
+    data = present.data if present else None
+    done = Pushed(source=source, digest=digest(policies), push=None, by=by, at=now, changes=[])
+    if present and list_digest(data) == done.digest:
+        done.form_renewed = await lists.renew_form(present)
+    else:
+        pushes, highest = await lists.pushes()
+        _refuse_edited(pushes, present, over)
+        number = highest + 1
+        made = Push(
+            number=number, at=now, by=by, before=data, before_at=present and present.updated, policies=as_tables(policies)
+        )
+        await lists.push(made, present)
+        done.push, done.changes = number, changes_between(data, made.after)
+    records = Acceptances(connection)
+    if done.push or done.digest not in {record.digest for record in (await records.all())[0]}:
+        await records.write(Acceptance.of(meaning(policies), now, by))
+    return done
+
+
+@contextmanager
+def _naming_permission(permission: str) -> Iterator[None]:
+    """Say of a request that is refused what the API key must be allowed to do."""
+    try:
+        yield
+    except StoreError as error:
+        if error.status != HTTP_FORBIDDEN:
+            raise
+        raise StoreError(f"{error}; the API key must be allowed to {permission}", error.status) from None
 
 
 def _refuse_edited(pushes: Sequence[Push], present: PolicyList | None, over: str) -> None:
@@ -153,7 +171,7 @@ async def pull(listed: str = "") -> tuple[tuple[RetentionPolicy, ...], str]:
             if (found := await lists.read()) is None:
                 raise ConfigurationError(NO_LIST)
             return read_list(found.data), SOURCE
-        data = find_list(listed, await lists.pushes())
+        data = find_list(listed, (await lists.pushes())[0])
         if data is None:
             raise ConfigurationError(f"command line: no push has a list {listed} on record: see `policies log`")
         return read_list(data), f"{SOURCE}, as of the list {listed}"
@@ -181,7 +199,7 @@ async def read_log() -> list[Change]:
     async with connect() as connection:
         lists = PolicyLists(connection)
         found = await lists.read()
-        pushes = await lists.pushes()
+        pushes, _highest = await lists.pushes()
     return history(pushes, found and found.data, found and found.updated)
 
 

@@ -145,6 +145,11 @@ class RetentionSettings(BaseSettings):
         settings._sources = {**self._sources, "policies": source}  # noqa: SLF001 - of the copy
         return settings
 
+    @property
+    def leaves_policies_to_server(self) -> bool:
+        """Whether nothing is said of policies here. An empty list says that there are none, and hides those of a file."""
+        return not self.policies and "policies" not in self._sources
+
     def all_targets(self) -> tuple[Target, ...]:
         """Return the targets.
 

@@ -25,8 +25,10 @@ class StoreError(RetentionError):
 
     Attributes:
         status: The HTTP status of the answer; None without one.
+        is_absent: Whether Prefect itself answers that it does not have what was asked for. A 404 of a proxy is no such answer.
     """
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, *, is_absent: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        self.is_absent = is_absent

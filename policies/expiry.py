@@ -69,13 +69,21 @@ def _promises(policy: RetentionPolicy, after_days: float) -> Iterator[str]:
             f"keep_last = {policy.keep_last} promises as many versions of any age: {gone}, so a key that is written less "
             f"often than {policy.keep_last} times in {days(after_days)} has fewer"
         )
-    for rule, promised in (("keep_within_days", policy.keep_within_days), ("grace_days", policy.grace_days)):
-        if promised > after_days:
-            yield f"{rule} = {promised:g} promises {days(promised)}: {gone}"
+    if (promised := policy.keep_within_days) > after_days:
+        yield f"keep_within_days = {promised:g} promises {days(promised)}: {gone}"
+    if promised := policy.grace_days:
+        # Counted from the replacement of a version, which may be of any age by then.
+        yield f"grace_days = {promised:g} promises {days(promised)} after a newer version has replaced one: {gone}"
     for period in CALENDAR:
         number = getattr(policy, period.rule)
         if (reach := round(number * period.days)) > after_days:
             yield f"{period.rule} = {number} promises {days(reach)}: {gone}"
+        elif number > 1:
+            # As with keep_last: a period without versions does not count.
+            yield (
+                f"{period.rule} = {number} promises the newest of {number} {period.noun}s that have any, of any age: {gone}, "
+                f"so a key that is written in fewer than {number} {period.noun}s of {days(after_days)} has fewer"
+            )
     if policy.keep_oldest:
         yield f"keep_oldest = true promises the oldest version for good: {gone}"
 

@@ -325,7 +325,8 @@ class RetentionPolicy(BaseModel):
             return True
         bounded = self.expire_after_days and self.expire_after_days <= age_days
         by_rank = any(getattr(self, rule) for rule in KEEP_RULES if rule != "keep_within_days") or self.keep_oldest
-        return not bounded and bool(by_rank or max(self.keep_within_days, self.grace_days) > age_days)
+        # The grace of a version begins with its replacement, at whatever age.
+        return not bounded and bool(by_rank or self.grace_days or self.keep_within_days > age_days)
 
     def describe(self) -> str:
         """Describe in one sentence which keys this policy selects and which versions it keeps."""

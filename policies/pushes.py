@@ -64,6 +64,7 @@ class Push(BaseModel):
         before: What the block had before; None if there was none.
         before_at: When that was last saved.
         policies: What it has since.
+        is_finished: Whether the list was written, too. The record is written first, and this last of all.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,6 +75,7 @@ class Push(BaseModel):
     before: Any
     before_at: AwareDatetime | None = None
     policies: list[Any]
+    is_finished: bool = False
 
     @property
     def after(self) -> Mapping[str, Any]:
@@ -136,8 +138,8 @@ def is_edited(pushes: Sequence[Push], data: object, updated: datetime | None) ->
 
 
 def _is_still_before(push: Push, data: object, updated: datetime | None) -> bool:
-    """Whether a push was interrupted: its record is written first, and nothing has been saved since."""
-    return updated == push.before_at and list_digest(data) == list_digest(push.before)
+    """Whether a push was interrupted, and nothing has been saved since."""
+    return not push.is_finished and updated == push.before_at and list_digest(data) == list_digest(push.before)
 
 
 def history(pushes: Iterable[Push], data: object, updated: datetime | None) -> list[Change]:
@@ -157,8 +159,8 @@ def _history(pushes: Sequence[Push], data: object, updated: datetime | None) -> 
         if list_digest(push.before) != list_digest(present):
             yield _edit(present, push.before, push.before_at)
         following = pushes[index + 1] if index + 1 < len(pushes) else None
-        then = (following.before, following.before_at) if following else (data, updated)
-        interrupted = _is_still_before(push, *then)
+        then = following.before if following else data
+        interrupted = not push.is_finished and list_digest(then) != list_digest(push.after)
         yield Change(
             what="not finished" if interrupted else "pushed",
             push=push.number,

@@ -59,6 +59,9 @@ MAX_DETAIL_CHARS = 200
 """A longer explanation by the server is cut off in messages."""
 
 HTTP_NOT_FOUND = 404
+NO_ROUTE = ": Not Found"
+"""The detail of a 404 where there is no such path, as opposed to "Block document not found": of FastAPI, which proxies are
+written in, too."""
 HTTP_CONFLICT = 409
 HTTP_UNAVAILABLE = 503
 HTTP_GATEWAY_TIMEOUT = 504
@@ -76,7 +79,8 @@ takes longer."""
 WRONG_ADDRESS_STATUSES = (301, 302, 307, 308, 400, 404, 405)
 """What servers and proxies answer to a request that every Prefect API takes, if it is sent to something else."""
 
-HTTP_CREDENTIALS_REFUSED = (401, 403)
+HTTP_FORBIDDEN = 403
+HTTP_CREDENTIALS_REFUSED = (401, HTTP_FORBIDDEN)
 
 _LIMITS = httpx.Limits(max_connections=HIGHEST_LEVEL + 1, max_keepalive_connections=HIGHEST_LEVEL + 1, keepalive_expiry=25)
 """A connection for each concurrent request and for an update of the progress. Prefect's own limits are 16, of which it keeps 8
@@ -138,16 +142,18 @@ class Connection:
         return True
 
     async def find(self, path: str) -> httpx.Response | None:
-        """Read something; None if there is none.
+        """Read something; None if Prefect says that there is none.
 
         Raises:
-            StoreError: As `request` does.
+            StoreError: As `request` does; also for a 404 that something else answers, such as a proxy: nobody knows then.
         """
         try:
             return await self.request("GET", path)
         except StoreError as error:
-            if error.status == HTTP_NOT_FOUND:
+            if error.is_absent:
                 return None
+            if error.status == HTTP_NOT_FOUND:
+                raise StoreError(f"{error}, which Prefect does not say of what it does not have", error.status) from None
             raise
 
     async def request(  # noqa: PLR0913 - the options of a request
@@ -300,7 +306,8 @@ def request_error(error: httpx.HTTPError, url: httpx.URL, what: str = "a request
             message = f"refuses our credentials ({status}): check {own}"
         else:
             message = f"answers {what} with {status} {error.response.reason_phrase}{_detail(error.response)}"
-        return StoreError(f"the Prefect server at {_public(url)} {message}", status)
+        is_absent = status == HTTP_NOT_FOUND and _detail(error.response) not in {"", NO_ROUTE}
+        return StoreError(f"the Prefect server at {_public(url)} {message}", status, is_absent=is_absent)
     hint = ""
     if isinstance(error, httpx.RequestError):
         hint = connection_hint(error, url, has_answered=has_answered)

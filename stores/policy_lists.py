@@ -66,56 +66,67 @@ class PolicyLists(Paging):
         except (KeyError, TypeError, ValueError, ValidationError):
             raise StoreError(f"{self.connection.address} shows the block {SLUG}/{NAME} without what a block has") from None
 
-    async def pushes(self) -> list[Push]:
-        """Read the records of all pushes."""
+    async def pushes(self) -> tuple[list[Push], int]:
+        """Read the records of all pushes. Return those that can be read, and the highest number of any."""
         found = await self.connection.find(f"/block_types/slug/{SLUG}")
         if found is None:
-            return []
+            return [], 0
         only = {
             "is_anonymous": {"eq_": True},
             "block_type_id": {"any_": [self.connection.json(found)["id"]]},
             "name": {"like_": RECORD_PREFIX},
         }
-        pushes: list[Push] = []
+        pushes, highest = list[Push](), 0
         async for page in self._pages("/block_documents/filter", only, "NAME_ASC", body_field="block_documents"):
             for row in page:
                 number = str(row.get("name")).removeprefix(RECORD_PREFIX)
-                if number.isdecimal() and (push := read_push(int(number), row.get("data"))):
-                    pushes.append(push)
-        return pushes
+                if number.isdecimal():
+                    highest = max(highest, int(number))
+                    if push := read_push(int(number), row.get("data")):
+                        pushes.append(push)
+        return pushes, highest
 
     async def push(self, push: Push, present: PolicyList | None) -> None:
-        """Leave the record of a push, then write the list.
+        """Leave the record of a push, write the list, and note in the record that it is there.
 
         Raises:
-            RetentionError: Somebody else has pushed meanwhile.
+            RetentionError: Somebody else has pushed meanwhile, or changed the list.
         """
         type_id, schema_id = await self._register()
         ids = {"block_type_id": type_id, "block_schema_id": schema_id}
         name = f"{RECORD_PREFIX}{push.number:0{RECORD_DIGITS}}"
         record = push.model_dump(mode="json", exclude={"number"})
         made = await self.connection.create("/block_documents/", {"name": name, "is_anonymous": True, "data": record, **ids})
-        if not made and (await self._document(name) or {}).get("data") != record:
+        recorded = await self._document(name)
+        if recorded is None or (not made and recorded["data"] != record):
             raise RetentionError("somebody else has pushed policies meanwhile: see `artifact-retention policies log`")
         if present is None:
             made = await self.connection.create("/block_documents/", {"name": NAME, "data": push.after, **ids})
-            if made or (await self._document(NAME) or {}).get("data") == push.after:
-                return
-            raise RetentionError("somebody else has created the list meanwhile: see `artifact-retention policies log`")
-        await self._save(present, push.after, schema_id)
+            if not made and (await self._document(NAME) or {}).get("data") != push.after:
+                raise RetentionError("somebody else has created the list meanwhile: see `artifact-retention policies log`")
+        else:
+            # Prefect saves over whatever is there: an edit that is as recent as this one would be lost, and on no record.
+            found = await self.read()
+            if found is None or (found.data, found.updated) != (present.data, present.updated):
+                await self.connection.request("DELETE", f"/block_documents/{recorded['id']}")
+                raise RetentionError(
+                    "the list was changed meanwhile, so nothing was pushed: see `artifact-retention policies log`"
+                )
+            await self._save(present.id, schema_id, push.after, merges=False)
+        await self._save(recorded["id"], schema_id, {"is_finished": True})
 
     async def renew_form(self, present: PolicyList) -> bool:
-        """Give the block the form of this release. Return False if it has it."""
+        """Give the block the form of this release, and leave its list alone. Return False if it has it."""
         if present.form == form():
             return False
         _type_id, schema_id = await self._register()
-        # Merged with nothing, the list stays as it is by now: somebody may be editing it.
-        await self._save(present, {}, schema_id, merge=True)
+        # What is there is merged with nothing; without `data`, Prefect does not change the schema.
+        await self._save(present.id, schema_id, {})
         return True
 
-    async def _save(self, present: PolicyList, data: object, schema_id: str, *, merge: bool = False) -> None:
-        body = {"data": data, "merge_existing_data": merge, "block_schema_id": schema_id}
-        await self.connection.request("PATCH", f"/block_documents/{present.id}", body)
+    async def _save(self, block_id: UUID | str, schema_id: str, data: object, *, merges: bool = True) -> None:
+        body = {"block_schema_id": schema_id, "data": data, "merge_existing_data": merges}
+        await self.connection.request("PATCH", f"/block_documents/{block_id}", body)
 
     async def _document(self, name: str) -> Any:  # noqa: ANN401 - JSON
         found = await self.connection.find(f"/block_types/slug/{SLUG}/block_documents/name/{name}")

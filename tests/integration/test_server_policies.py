@@ -47,6 +47,11 @@ def configure(*keep_last: int, more: str = "") -> None:
     Path("retention.toml").write_text("\n".join([more, *tables]), encoding="utf-8")
 
 
+def configure_none(text: str = "") -> None:
+    """Write a configuration file without policies."""
+    Path("retention.toml").write_text(text, encoding="utf-8")
+
+
 def unconfigure() -> None:
     """Remove it."""
     Path("retention.toml").unlink()
@@ -175,6 +180,54 @@ async def test_of_two_who_push_at_the_same_moment_one_is_refused(server: Server,
 
 
 @REAL_ONCE
+async def test_an_edit_in_the_ui_during_a_push_is_not_lost(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The push is refused, and in no log; neither does one that only renews the form write the list."""
+    configure(3)
+    await push_configured(server)
+    create = Connection.create
+
+    async def after_an_edit(connection: Connection, path: str, body: Any) -> bool:  # noqa: ANN401 - JSON
+        if path == "/block_documents/":
+            monkeypatch.setattr(Connection, "create", create)
+            await save_in_ui(server, {"policies": policies(7)})
+        return await create(connection, path, body)
+
+    configure(4)
+    monkeypatch.setattr(Connection, "create", after_an_edit)
+    with pytest.raises(RetentionError, match="the list was changed meanwhile"):
+        await push_configured(server)
+    with server.active():
+        assert [each.what for each in await read_log()] == ["changed in the UI", "pushed"]
+        async with connect() as connection:
+            lists = PolicyLists(connection)
+            found = await lists.read()
+            assert found
+            await save_in_ui(server, {"policies": policies(8)})
+            assert await lists.renew_form(found._replace(form="of an older release"))
+            found = await lists.read()
+            assert found
+            assert found.data == {"policies": policies(8)}
+
+
+@REAL_ONCE
+async def test_a_record_that_nobody_can_read_hinders_no_push(server: Server) -> None:
+    """Its number is taken all the same."""
+    configure(3)
+    await push_configured(server)
+    with server.active():
+        async with connect() as connection:
+            path = "/block_types/slug/artifact-retention/block_documents/name/push-000001"
+            record = connection.json(await connection.request("GET", path))
+            body = {"data": {"of": "another release"}, "merge_existing_data": False}
+            await connection.request("PATCH", f"/block_documents/{record['id']}", body)
+        (edit,) = await read_log()
+    configure(4)
+    assert await push_configured(server, over=edit.digest) == ['policy "p0": keep_last = 4, was 3']
+    with server.active():
+        assert [each.push for each in await read_log()] == [2, None]
+
+
+@REAL_ONCE
 async def test_an_interrupted_push_is_pushed_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The list is as before, and the log does not take it for anybody's edit."""
     configure(3)
@@ -248,26 +301,38 @@ async def test_a_list_that_cannot_be_meant_fails_every_run_closed(
     assert await server.database.ids() == before
 
 
+UNREADABLE = [
+    (500, b"<html>", "block_types"),
+    (200, b"<html>", "does not answer like a Prefect API"),
+    # Of a proxy in front of the server: that is no missing list.
+    (404, b"404 page not found", "which Prefect does not say"),
+    (404, b'{"message": "no Route matched"}', "which Prefect does not say"),
+    (404, b'{"detail": "Not Found"}', "which Prefect does not say"),
+    (403, b"", "must be allowed to read blocks"),
+]
+
+
 @on(FAKE)
-@pytest.mark.parametrize("answer", [500, "page"])
+@pytest.mark.parametrize(("status", "content", "message"), UNREADABLE)
 async def test_a_list_that_cannot_be_read_fails_every_run_closed(
-    server: FakeServer, answer: object, monkeypatch: pytest.MonkeyPatch
+    server: FakeServer, status: int, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody knows what it says."""
+    """Nobody knows what it says; also a run with rules of its own, which would otherwise miss a keep_all of the list."""
     await server.database.insert(series("a", range(1, 60)))
-    await save_in_ui(server, {"policies": policies(3)})
+    await save_in_ui(server, {"policies": [{"name": "audit", "keep_all": True}]})
     real = server.answer
 
     async def fail(request: httpx.Request) -> httpx.Response:
         if "/block_types/" in request.url.path:
-            return httpx.Response(500 if answer == 500 else 200, content=b"<html>", request=request)
+            return httpx.Response(status, content=content, request=request)
         return await real(request)
 
     monkeypatch.setattr(server, "answer", fail)
     before = await server.database.ids()
-    for mode in ("delete", "preview"):
-        with pytest.raises(StoreError, match="block_types" if answer == 500 else "does not answer like a Prefect API"):
-            await server.cleanup(mode=mode)
+    given = [RetentionPolicy(name="given", keep_last=1)]
+    for rules, mode in ((), "delete"), (given, "delete"), ((), "preview"):
+        with pytest.raises(StoreError, match=message):
+            await server.cleanup(rules, mode=mode)
     assert await server.database.ids() == before
 
 
@@ -278,6 +343,25 @@ async def test_where_there_is_no_list_a_preview_has_its_own_policy_and_a_deletio
     assert (await server.cleanup(mode="preview")).policy_source == "built in, for previews only"
     with pytest.raises(ConfigurationError, match="no policy is configured"):
         await server.cleanup(mode="delete")
+
+
+@on(FAKE)
+async def test_an_empty_list_in_a_variable_hides_that_of_the_server(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who sets it wants no policies, and not those of the server in place of the ones that the file has."""
+    await server.database.insert(series("a", range(1, 10)))
+    await save_in_ui(server, {"policies": policies(1)})
+    configure(5)
+    monkeypatch.setenv("ARTIFACT_RETENTION_POLICIES", "[]")
+    with pytest.raises(ConfigurationError, match="no policy is configured"):
+        await server.cleanup(mode="delete")
+    monkeypatch.delenv("ARTIFACT_RETENTION_POLICIES")
+    configure_none("policies = []\n")
+    with pytest.raises(ConfigurationError, match="no policy is configured"):
+        await server.cleanup(mode="delete")
+    configure_none()
+    assert (await server.cleanup(mode="delete")).deleted == 8
 
 
 @on(FAKE)

@@ -104,7 +104,8 @@ async def test_a_server_that_is_killed_in_mid_run_costs_its_own_row_only(servers
 
         killing = asyncio.create_task(kill())
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):
-            rows, error = await sweep(sqlite)
+            # Not on SQLite, which is busy now and then, and with so few retries out of reach.
+            rows, error = await sweep(postgresql)
         await killing
         assert {name: row.outcome for name, row in rows.items()} == {
             "sqlite": "completed",
@@ -115,7 +116,7 @@ async def test_a_server_that_is_killed_in_mid_run_costs_its_own_row_only(servers
         assert await others(sqlite) == await others(postgresql) == {"a": 2, "b": 2, "c": 2}
         assert sum((await others(third)).values()) >= 30 - 24
         assert str(error).splitlines()[1].startswith("killed: failed: ")
-        (report, *_) = await own(sqlite, SWEEP_KEY)
+        (report, *_) = await own(postgresql, SWEEP_KEY)
         table = [line for line in report["data"].splitlines() if line.startswith(("| sqlite", "| postgresql", "| killed"))]
         assert len([line for line in table if " completed " in line or " failed " in line]) == 3
         assert "c: 6 versions" in report["data"]

@@ -1,11 +1,13 @@
 """What the expiry of a plan of Prefect Cloud means for policies."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from builders import policy
+from builders import NOW, history, policy
 from prefect_artifact_retention.flows.cli import DONE, USAGE, main
+from prefect_artifact_retention.policies.evaluation import evaluate
 from prefect_artifact_retention.policies.expiry import PLANS, broken_promises, consequences
 from prefect_artifact_retention.policies.loading import OWN_POLICY
 
@@ -16,12 +18,14 @@ from prefect_artifact_retention.policies.loading import OWN_POLICY
         ({"keep_weekly": 8}, "keep_weekly = 8 promises 56 days: what is older than 30 days is deleted by the server"),
         ({"keep_daily": 31}, "keep_daily = 31 promises 31 days"),
         ({"keep_within_days": 31}, "keep_within_days = 31 promises 31 days"),
-        ({"keep_daily": 1, "grace_days": 40}, "grace_days = 40 promises 40 days"),
         ({"keep_all": True}, "keep_all = true promises to keep everything"),
         ({"keep_daily": 1, "keep_oldest": True}, "keep_oldest = true promises the oldest version for good"),
         ({"keep_last": 10}, "a key that is written less often than 10 times in 30 days has fewer"),
-        ({"keep_daily": 7, "expire_after_days": 60}, "expire_after_days = 60 deletes nothing"),
-        ({"keep_daily": 7, "drop_idle_keys_after_days": 90}, "drop_idle_keys_after_days = 90 deletes nothing"),
+        ({"keep_daily": 7}, "7 days that have any, of any age: what is older than 30 days"),
+        ({"keep_weekly": 4}, "a key that is written in fewer than 4 weeks of 30 days has fewer"),
+        ({"keep_within_days": 1, "grace_days": 3}, "grace_days = 3 promises 3 days after a newer version has replaced one"),
+        ({"keep_daily": 1, "expire_after_days": 60}, "expire_after_days = 60 deletes nothing"),
+        ({"keep_daily": 1, "drop_idle_keys_after_days": 90}, "drop_idle_keys_after_days = 90 deletes nothing"),
     ],
 )
 def test_each_rule_that_promises_more_is_named_with_its_value(fields: dict[str, object], expected: str) -> None:
@@ -34,8 +38,7 @@ def test_each_rule_that_promises_more_is_named_with_its_value(fields: dict[str, 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"keep_weekly": 4},
-        {"keep_daily": 30},
+        {"keep_daily": 1},
         {"keep_within_days": 30},
         {"keep_last": 10, "expire_after_days": 29},
         {"keep_monthly": 12, "expire_after_days": 30 - 0.5},
@@ -57,6 +60,16 @@ def test_holds_and_the_latest_go_and_an_archive_needs_a_cleanup_that_is_earlier(
     assert "expire_after_days = 6" in lines[1]
     assert lines[1].endswith('Policies that delete later, or never: "late"')
     assert len(consequences([early], 7, archives=True)) == 1
+
+
+@pytest.mark.parametrize(
+    "fields", [{"keep_daily": 7}, {"keep_weekly": 4}, {"keep_within_days": 1, "grace_days": 3}, {"keep_last": 2}], ids=str
+)
+def test_a_rule_that_keeps_something_older_is_named(fields: dict[str, object]) -> None:
+    """Of a key that is written every 40 days, where the server deletes after 30: no rule counts days without versions."""
+    kept = [verdict for verdict in evaluate(history(1, 41, 81), policy(**fields), now=NOW) if verdict.keep]
+    assert NOW - kept[-1].version.created > timedelta(days=30)
+    assert "promises nothing beyond" not in "".join(broken_promises([policy(**fields)], 30))
 
 
 def check(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> tuple[int, str]:

@@ -725,7 +725,7 @@ def test_a_policy_of_one_day_describes_itself_in_the_singular() -> None:
         ({"keep_monthly": 1}, True),
         ({"keep_within_days": 31}, True),
         ({"keep_within_days": 30}, False),
-        ({"keep_within_days": 1, "grace_days": 31}, True),
+        ({"keep_within_days": 1, "grace_days": 1}, True),
         ({"keep_within_days": 1, "keep_oldest": True}, True),
         ({"keep_last": 1, "expire_after_days": 30}, False),
         ({"keep_last": 1, "expire_after_days": 31}, True),

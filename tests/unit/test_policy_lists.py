@@ -88,11 +88,12 @@ def hour(number: float) -> datetime:
     return MORNING + timedelta(hours=number)
 
 
-def push(number: int, before: object, *numbers: object, before_at: float = 1.1) -> Push:
+def push(number: int, before: object, *numbers: object, before_at: float = 1.1, is_finished: bool = True) -> Push:
     """The record of a push, one an hour."""
     made = listed(*numbers)["policies"]
     saved = None if before is None else hour(before_at)
-    return Push(number=number, at=hour(number), by="ada", before=before, before_at=saved, policies=made)
+    times = {"at": hour(number), "before_at": saved}
+    return Push(number=number, by="ada", before=before, policies=made, is_finished=is_finished, **times)
 
 
 FIRST, SECOND = push(1, None, 3), push(2, listed(3), 4)
@@ -123,15 +124,24 @@ def test_the_log_has_pushes_and_what_was_changed_in_the_ui_between_and_after_the
 
 
 def test_a_push_that_was_interrupted_is_no_edit_and_can_be_repeated() -> None:
-    """The record is written first; whoever goes back to the list before in the UI has saved it since."""
-    assert [each[0] for each in happened([FIRST, SECOND], listed(3), saved=1.1)] == ["not finished", "pushed"]
+    """The record says that it was not finished; whoever goes back to the list before in the UI has saved it since."""
+    second = push(2, listed(3), 4, is_finished=False)
+    assert [each[0] for each in happened([FIRST, second], listed(3), saved=1.1)] == ["not finished", "pushed"]
     again = push(3, listed(3), 4, before_at=1.1)
-    assert [each[0] for each in happened([FIRST, SECOND, again], listed(4))] == ["pushed", "not finished", "pushed"]
+    assert [each[0] for each in happened([FIRST, second, again], listed(4))] == ["pushed", "not finished", "pushed"]
+    assert happened([FIRST, second], listed(5))[:2] == [
+        ("changed in the UI", None, ['policy "p0": keep_last = 5, was 3']),
+        ("not finished", 2, ['policy "p0": keep_last = 4, was 3']),
+    ]
+    # The list was written, and only that was not noted.
+    assert [each[0] for each in happened([FIRST, second], listed(4))] == ["pushed", "pushed"]
     assert [each[0] for each in happened([FIRST, SECOND], listed(3))] == ["changed in the UI", "pushed", "pushed"]
-    assert not is_edited([FIRST, SECOND], listed(3), hour(1.1))
-    assert is_edited([FIRST, SECOND], listed(3), hour(2.1))
-    assert not is_edited([FIRST, SECOND], listed(4), hour(2.1))
-    assert is_edited([FIRST, SECOND], listed(5), hour(2.1))
+    assert [each[0] for each in happened([FIRST], None)] == ["deleted", "pushed"]
+    assert not is_edited([FIRST, second], listed(3), hour(1.1))
+    assert is_edited([FIRST, second], listed(3), hour(2.1))
+    assert not is_edited([FIRST, second], listed(4), hour(2.1))
+    assert is_edited([FIRST, second], listed(5), hour(2.1))
+    assert is_edited([FIRST, SECOND], listed(3), hour(1.1))
     assert is_edited([], listed(5), hour(0))
     assert not is_edited([FIRST], None, None)
 
