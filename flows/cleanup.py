@@ -456,6 +456,8 @@ async def _open_and_clean_up(
                 await cancel_on_sigterm(clean_up(run, progress, vacuum=settings.reclaim == "vacuum"))
         except (TerminationSignal, asyncio.CancelledError):
             await _final_report(run, progress)
+            if part.mode == "delete" and (finished := FINISHED.get()) is not None:
+                finished.append(run.report)
             raise
         if part.planned:
             await part.planned(run)

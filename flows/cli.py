@@ -49,6 +49,9 @@ AT_HOME = {
     "automations": "runs and their events, for which alarms wait, are on the server on which they are",
     "deleted": "an archive has what was deleted on all servers",
     "demo": "the demo has a server of its own",
+    **dict.fromkeys(
+        ("policies push", "policies pull", "policies log"), "all targets go by the list of the server on which the runs are"
+    ),
     "targets": "it lists all of them",
 }
 """The commands that know no target, and why."""
@@ -990,8 +993,8 @@ def _refuse_undecodable(tokens: Sequence[str]) -> None:
 
 def _refuse_target(tokens: Sequence[str]) -> None:
     """Refuse a target where it makes no sense, and say why."""
-    command = tokens[0] if tokens else ""
-    if command in AT_HOME and any(token.partition("=")[0] == "--target" for token in tokens):
+    command = next((command for command in AT_HOME if command.split() == list(tokens[: len(command.split())])), "")
+    if command and any(token.partition("=")[0] == "--target" for token in tokens):
         raise ConfigurationError(f"command line: {command} takes no --target: {AT_HOME[command]}")
 
 

@@ -18,6 +18,10 @@ from rich.text import Text
 
 CLOUD = "Prefect Cloud"
 
+ANSWER_SECONDS = 30
+"""How long a target may take to answer. With more, one that takes a connection and is silent holds up the table, for up to the
+seven minutes of all attempts of Prefect's client. With less, a busy server counts as silent."""
+
 
 class Answer(BaseModel):
     """What a target answers."""
@@ -41,7 +45,7 @@ async def call(settings: RetentionSettings) -> list[Answer]:
 async def _ask(settings: RetentionSettings, target: Target) -> Answer:
     answer = Answer(name=target.name, server=target.api_url, answers=False)
     try:
-        async with at_target(settings, target.name), connect() as connection:
+        async with asyncio.timeout(ANSWER_SECONDS), at_target(settings, target.name), connect() as connection:
             server = Server(connection)
             await server.now()
             version = CLOUD if connection.is_cloud else await server.version()
@@ -49,6 +53,8 @@ async def _ask(settings: RetentionSettings, target: Target) -> Answer:
             return answer.model_copy(update={"answers": True, "version": version, "remark": remark})
     except RetentionError as error:
         return answer.model_copy(update={"remark": str(error)})
+    except TimeoutError:
+        return answer.model_copy(update={"remark": f"no answer within {ANSWER_SECONDS} seconds"})
 
 
 def show(answers: Sequence[Answer]) -> None:

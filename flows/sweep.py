@@ -134,7 +134,7 @@ async def _sweep(names: Sequence[str], at_once: int, given: dict[str, Any]) -> S
 
     async def clean_up(name: str) -> None:
         async with turns:
-            rows[name] = await _clean_up(name, given)
+            await _clean_up(name, given, rows)
             get_run_logger().info(f"{name}: {rows[name].outcome}")
 
     def emit(ending: Any) -> None:  # noqa: ANN401 - an outcome, or what only events have
@@ -155,7 +155,7 @@ async def _sweep(names: Sequence[str], at_once: int, given: dict[str, Any]) -> S
         async with signs_of_life(lambda: emit("running")):
             await cancel_on_sigterm(all_of_them())
     except (TerminationSignal, asyncio.CancelledError):
-        stopped = "the sweep was shut down; if this run had begun, its own report says what it has deleted"
+        stopped = "the sweep was shut down before this run had anything to report"
         _finish(report, names, {name: TargetRow(name=name, outcome="unfinished", causes=[stopped]) for name in names} | rows)
         with suppress(Exception):
             async with asyncio.timeout(FINAL_SECONDS):
@@ -184,11 +184,21 @@ async def _publish(report: SweepReport) -> None:
         await publish_sweep(Server(home), report, run_link().get("This run", ""))
 
 
-async def _clean_up(name: str, given: dict[str, Any]) -> TargetRow:
-    """Run the flow `artifact-cleanup` on one target, and return its row, whatever becomes of the run."""
-    began = time.monotonic()
+async def _clean_up(name: str, given: dict[str, Any], rows: dict[str, TargetRow]) -> None:
+    """Clean up one target, and add its row: also of a run that is shut down, if it had begun."""
     finished: list[CleanupReport] = []
     FINISHED.set(finished)
+    try:
+        rows[name] = await _run_on(name, given, finished)
+    except (TerminationSignal, asyncio.CancelledError):
+        if finished:
+            rows[name] = _row(name, finished[-1])
+        raise
+
+
+async def _run_on(name: str, given: dict[str, Any], finished: Sequence[CleanupReport]) -> TargetRow:
+    """Run the flow `artifact-cleanup` on one target, and return its row, whatever becomes of the run."""
+    began = time.monotonic()
     try:
         return _row(name, await artifact_cleanup(target=name, **given))
     except CleanupFailed as error:

@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,48}[a-z0-9])?")
 """Names stand in labels of events, in metadata and in tables."""
 
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+VARIABLE = re.compile(r"(?!pn[a-z]_)[A-Za-z_][A-Za-z0-9_]*")
+"""Not the key itself: those of Prefect Cloud, `pnu_...` and `pnb_...`, could be names of variables."""
+
 BLOCK = re.compile(r"[a-z0-9-]+")
 CREDENTIALS = ("api_key_variable", "api_key_block", "auth_string_variable", "auth_string_block")
 SECRETS = ("api_key", "key", "auth_string", "password", "token", "database_url")
@@ -121,12 +123,14 @@ def _name_in(table: object) -> str:
 def _load(table: object, where: str) -> Target:
     if not isinstance(table, Mapping):
         raise ConfigurationError(f"{where}: is no table of fields")
-    if field := next((name for name in table if name in SECRETS), ""):
-        remedy = "database_block" if field == "database_url" else "api_key_variable, api_key_block or their like"
-        raise ConfigurationError(f"{where}: {field} is a secret, which no configuration may hold: use {remedy}")
     tables = table.get("policies", [])
     if not isinstance(tables, list):
         raise ConfigurationError(f"{where}: policies is no list of policies")
+    # What is written below [[targets.policies]] belongs to that policy, whose messages would quote it.
+    for each in (table, *(policy for policy in tables if isinstance(policy, Mapping))):
+        if field := next((name for name in each if name in SECRETS), ""):
+            remedy = "database_block" if field == "database_url" else "api_key_variable, api_key_block or their like"
+            raise ConfigurationError(f"{where}: {field} is a secret, which no configuration may hold: use {remedy}")
     policies = load_policies(tables, source=where)
     try:
         return Target.model_validate({**table, "policies": policies})

@@ -279,11 +279,14 @@ async def test_sigterm_ends_all_targets_with_their_final_reports(
         # What Docker kills after.
         assert took < 10
         tell(f"a sweep ends {took:.1f} s after SIGTERM")
+    deleted = 0
     for server in (home, there):
         (report, *_) = await own(server, REPORT_KEY)
         assert "shut down before it was finished" in report["data"]
+        deleted += int(report["description"].split()[1])
     (combined, *_) = await own(home, SWEEP_KEY)
-    assert combined["data"].count("the sweep was shut down") == 2
+    assert combined["data"].count("shut down before it was finished") == 2
+    assert combined["description"].startswith(f"Deleted {deleted} versions")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -319,6 +322,7 @@ def test_commands_go_to_the_target_that_they_name(servers: Ask, capsys: pytest.C
             2,
             "artifact-retention: retention.toml: there is no target 'nowhere'; known are there, nobody\n",
         )
-        assert "takes no --target" in run(capsys, "approve", "x", "--target", "there")[1]
+        for command in (("approve", "x"), ("policies", "push")):
+            assert "takes no --target" in run(capsys, *command, "--target", "there")[1]
     assert asyncio.run(others(home)) == {"a": 5, "b": 5}
     assert asyncio.run(others(there)) == {"a": 5, "b": 2}

@@ -1,9 +1,12 @@
 """The targets of the configuration: each mistake is one message that names the target and quotes no secret."""
 
 import json
+import re
+import socket
 from pathlib import Path
 
 import pytest
+from prefect_artifact_retention.flows import roll_call
 from prefect_artifact_retention.flows.settings import load_settings
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
 from prefect_artifact_retention.stores.destination import Destination
@@ -27,7 +30,7 @@ def problem(*tables: str, file: str = "") -> str:
     Path("retention.toml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigurationError) as caught:
         load_settings()
-    assert SECRET not in f"{caught.value} {caught.value.__cause__}"
+    assert not re.search("pnu_Secret", f"{caught.value} {caught.value.__cause__}")
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value).removeprefix("retention.toml: ")
 
@@ -38,6 +41,8 @@ def problem(*tables: str, file: str = "") -> str:
         (f'{TARGET}api_key = "{SECRET}"', 'target "lab": api_key is a secret'),
         (f'{TARGET}database_url = "{SECRET}"', "use database_block"),
         (f'{TARGET}api_key_variable = "{SECRET}"', "api_key_variable must be the name of a variable, and no secret itself"),
+        (f'{TARGET}api_key_variable = "pnu_Secret1"', "api_key_variable must be the name of a variable, and no secret itself"),
+        (f'{TARGET}policies = [{{name = "a", keep_last = 1, api_key = "{SECRET}"}}]', "api_key is a secret"),
         (f'{TARGET}auth_string_block = "user:{SECRET}"', "auth_string_block must be the name of a block"),
         (f'name = "lab"\napi_url = "https://user:{SECRET}@lab/api"', "api_url has credentials in it"),
         (f'name = "lab"\napi_url = "https://lab/api?key={SECRET}"', "api_url has a query"),
@@ -102,6 +107,16 @@ def test_the_settings_of_a_target_have_its_policies_and_nothing_of_the_own_datab
 def test_the_user_interface_of_a_target_is_known_by_its_address(api_url: str, ui_url: str) -> None:
     """As Prefect infers it."""
     assert Destination("lab", api_url).ui_url == ui_url
+
+
+async def test_a_target_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the connection, and never answers."""
+    monkeypatch.setattr(roll_call, "ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        monkeypatch.setenv("ARTIFACT_RETENTION_TARGETS", json.dumps([{"name": "lab", "api_url": address}]))
+        (answer,) = await roll_call.call(load_settings())
+    assert (answer.answers, answer.remark) == (False, "no answer within 0.5 seconds")
 
 
 def test_the_scope_of_a_run_on_a_target_is_another_one() -> None:
