@@ -823,7 +823,8 @@ def accept(
     if as_json:
         _print_json(record.model_dump(mode="json"))
     else:
-        sys.stdout.write(printable(f"policies {record.digest} of {source} are accepted by {record.by}") + "\n")
+        where = f" on target {target}" if target else ""
+        sys.stdout.write(printable(f"policies {record.digest} of {source} are accepted{where} by {record.by}") + "\n")
     return DONE
 
 

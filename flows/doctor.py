@@ -13,10 +13,12 @@ from prefect import flow, get_run_logger, runtime
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.flows import terminal
 from prefect_artifact_retention.flows.cleanup import open_run
+from prefect_artifact_retention.flows.server_policies import resolve_all
 from prefect_artifact_retention.flows.settings import RetentionSettings, load_settings
 from prefect_artifact_retention.policies import RetentionError, StoreError
 from prefect_artifact_retention.policies.formatting import count
-from prefect_artifact_retention.policies.loading import DOCTOR_KEY
+from prefect_artifact_retention.policies.loading import DOCTOR_KEY, PREVIEW_POLICY
+from prefect_artifact_retention.policies.writing import as_tables
 from prefect_artifact_retention.stores.connection import reason, ui_address
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.identity import check_writable
@@ -42,12 +44,38 @@ async def examine_server(settings: RetentionSettings, repair: Callable[[Sequence
         ConfigurationError: The policies are invalid.
         StoreError: The server or the database cannot be reached.
     """
+    settings, broken = await _with_usable_policies(settings)
     async with open_run(settings, "preview", (), ()) as run:
-        return await _examine_and_repair(run, repair)
+        return await _examine_and_repair(run, repair, broken)
 
 
-async def _examine_and_repair(run: Run, repair: Callable[[Sequence[Finding]], bool]) -> Checkup:
+async def _with_usable_policies(settings: RetentionSettings) -> tuple[RetentionSettings, list[Finding]]:
+    """Return the settings without a list of policies on the server that fails every run, and the finding that it does.
+
+    Of all commands, the doctor must not fail by it: he is called when something is wrong.
+    """
+    if not settings.leaves_policies_to_server:
+        return settings, []
+    try:
+        await resolve_all((), settings, "preview")
+    except RetentionError as error:
+        finding = Finding(
+            kind="policies_unreadable",
+            is_broken=True,
+            what="The list of policies on the server, which fails every run",
+            count=1,
+            examples=[str(error)],
+            advice="Correct it in the UI, or push another one",
+        )
+        return settings.with_policies(as_tables([PREVIEW_POLICY]), "built in, for previews only"), [finding]
+    return settings, []
+
+
+async def _examine_and_repair(
+    run: Run, repair: Callable[[Sequence[Finding]], bool], broken: Sequence[Finding] = ()
+) -> Checkup:
     checkup = await doctor.examine(run)
+    checkup.findings[:0] = broken
     repairable = [finding for finding in checkup.findings if finding.keys_to_repair]
     if repairable and repair(repairable):
         try:
@@ -114,9 +142,10 @@ async def _examine_and_publish(settings: RetentionSettings, *, fix: bool) -> Che
             log.info(announcement(findings))
         return fix
 
+    settings, broken = await _with_usable_policies(settings)
     async with open_run(settings, "preview", (), (), {UUID(runtime.flow_run.id)}) as run:
         await run.server.detect_concurrency(artifact_doctor.name)
-        checkup = await _examine_and_repair(run, repair)
+        checkup = await _examine_and_repair(run, repair, broken)
         log.info(outcome_message(checkup))
         try:
             await create_first_accepted(

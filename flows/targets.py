@@ -78,7 +78,7 @@ def load_targets(tables: Sequence[Any], *, source: str) -> tuple[Target, ...]:
         source: The file or variable that they come from, for the messages.
 
     Raises:
-        ConfigurationError: A target is invalid, or two have the same name. Lists the problems, one to a line.
+        ConfigurationError: A target is invalid, or two have the same name, or address. Lists the problems, one to a line.
     """
     targets: list[Target] = []
     problems: list[str] = []
@@ -91,6 +91,8 @@ def load_targets(tables: Sequence[Any], *, source: str) -> tuple[Target, ...]:
             continue
         if any(each.name == target.name for each in targets):
             problems.append(f"{source}: two targets have name = {target.name}")
+        elif other := next((each.name for each in targets if _place(each.api_url) == _place(target.api_url)), ""):
+            problems.append(f'{where}: has the api_url of target "{other}": each would delete what only the other one keeps')
         targets.append(target)
     if problems:
         raise ConfigurationError("\n".join(problems))
@@ -150,6 +152,13 @@ def _describe(error: ValidationError) -> Iterator[str]:
         else:
             message = problem["msg"].removeprefix("Value error, ")
             yield f"{field}: {message[:1].lower()}{message[1:]}" if field else message
+
+
+def _place(url: str) -> tuple[str, str, int | None, str]:
+    """Return what two addresses of the same API have in common."""
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    return parts.scheme, parts.hostname or "", port, parts.path.rstrip("/")
 
 
 def _wrong_with(url: str) -> str:

@@ -33,8 +33,8 @@ from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.stores.concurrency import HIGHEST_LEVEL, AdaptiveConcurrency
 from prefect_artifact_retention.stores.destination import Destination, destination, going_to
 from prefect_artifact_retention.stores.diagnosis import (
-    ADDRESS_HINT,
     FORBIDDEN_CHARACTER,
+    address_hint,
     connection_hint,
     unusable_port,
     unusable_setting,
@@ -273,7 +273,7 @@ class Connection:
             response = await self.request("POST", "/artifacts/latest/count", {})
         except StoreError as error:
             if error.status in WRONG_ADDRESS_STATUSES:
-                raise StoreError(f"{error}; {ADDRESS_HINT}", error.status) from None
+                raise StoreError(f"{error}; {address_hint()}", error.status) from None
             raise
         self.json(response)
         try:
@@ -286,7 +286,7 @@ class Connection:
         return self._lost + 1 if self._lost <= lost_before else self._lost
 
     def _no_prefect(self) -> StoreError:
-        return StoreError(f"{self.address} does not answer like a Prefect API: {ADDRESS_HINT}")
+        return StoreError(f"{self.address} does not answer like a Prefect API: {address_hint()}")
 
 
 def request_error(error: httpx.HTTPError, url: httpx.URL, what: str = "a request", *, has_answered: bool = True) -> StoreError:

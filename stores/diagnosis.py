@@ -12,9 +12,10 @@ from urllib.request import proxy_bypass
 
 import httpx
 from prefect.settings import get_current_settings
+from prefect_artifact_retention.stores.destination import destination
 
-ADDRESS_HINT = (
-    "is PREFECT_API_URL right? It looks like http://HOST:4200/api (https:// where the server speaks TLS), "
+ADDRESSES = (
+    "It looks like http://HOST:4200/api (https:// where the server speaks TLS), "
     "or https://api.prefect.cloud/api/accounts/ACCOUNT/workspaces/WORKSPACE"
 )
 
@@ -25,6 +26,17 @@ MAX_PORT = 65_535
 FORBIDDEN_CHARACTER = "a credential holds a character that HTTP forbids, such as a line break"
 
 
+def _address_setting() -> str:
+    """Return what the address of the API is set by: of a destination, its target."""
+    there = destination()
+    return f"api_url of target {there.name}" if there else "PREFECT_API_URL"
+
+
+def address_hint() -> str:
+    """Return the doubt about the address, where what answers there is no Prefect API."""
+    return f"is {_address_setting()} right? {ADDRESSES}"
+
+
 def unusable_setting(error: Exception) -> str:
     """Describe why Prefect's client could not be made, by the variable that it was made of."""
     if isinstance(error, UnicodeEncodeError):
@@ -33,7 +45,7 @@ def unusable_setting(error: Exception) -> str:
     if unusable := _unusable_certificates() or next(_unusable_proxies(), "") or _unusable_exceptions():
         return unusable
     # The message of an invalid address quotes the part that may be a credential.
-    return "PREFECT_API_URL is no valid address" if isinstance(error, httpx.InvalidURL) else str(error)
+    return f"{_address_setting()} is no valid address" if isinstance(error, httpx.InvalidURL) else str(error)
 
 
 def unusable_port(address: httpx.URL) -> str:
@@ -42,7 +54,7 @@ def unusable_port(address: httpx.URL) -> str:
     The HTTP client does not look at it before it connects, and then raises an error that is none of its own.
     """
     if (address.port or 0) > MAX_PORT:
-        return f"PREFECT_API_URL is no valid address: its port is above {MAX_PORT}"
+        return f"{_address_setting()} is no valid address: its port is above {MAX_PORT}"
     variable = _proxy_variable(address)
     if variable and (_proxy(os.environ[variable]).url.port or 0) > MAX_PORT:
         return f"{variable} names a proxy whose port is above {MAX_PORT}"
@@ -63,7 +75,7 @@ def connection_hint(error: httpx.RequestError, address: httpx.URL, *, has_answer
     through = f", through the proxy that {variable} names" if (variable := _proxy_variable(address)) else ""
     is_answer_of_tls = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError)
     if not has_answered and (isinstance(error, httpx.UnsupportedProtocol) or "SSL" in text or is_answer_of_tls):
-        return f"{through}; {ADDRESS_HINT}"
+        return f"{through}; {address_hint()}"
     return through
 
 

@@ -24,6 +24,7 @@ GROWTH_DAYS = 84
 
 Kind = Literal[
     "unreadable",
+    "policies_unreadable",
     "latest_missing",
     "latest_not_newest",
     "no_collection",

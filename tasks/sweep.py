@@ -17,7 +17,7 @@ from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.tasks.charts import Bar, Picture, targets_chart, trend_chart
 from prefect_artifact_retention.tasks.publish import create_first_accepted
 from prefect_artifact_retention.tasks.rendering import bullet_list, escape, label, pipe_table, scope_label, size
-from prefect_artifact_retention.tasks.report import CleanupReport, Mode, Outcome, scope_digest
+from prefect_artifact_retention.tasks.report import SUCCESSES, CleanupReport, Mode, Outcome, scope_digest
 from pydantic import BaseModel, Field, computed_field
 
 MAX_GROWING_KEYS = 3
@@ -113,9 +113,9 @@ class SweepReport(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def outcome(self) -> Outcome:
-        """How the sweep ended: as the worst of its targets."""
+        """How the sweep ended: as the worst of its targets; skipped, if all of them were."""
         outcomes = {row.outcome for row in self.targets} | ({"failed"} if self.errors else set())
-        worst: tuple[Outcome, ...] = ("failed", "refused", "unfinished", "skipped")
+        worst: tuple[Outcome, ...] = ("failed", "refused", "unfinished", "completed", "skipped")
         return next((outcome for outcome in worst if outcome in outcomes), "completed")
 
     @property
@@ -135,7 +135,11 @@ class SweepFailed(RetentionError):  # noqa: N818 - as CleanupFailed
 def headline(report: SweepReport) -> str:
     """Summarize in one line what a sweep did or would do."""
     rows = report.targets
+    # Others have failed, or were left alone, before anything went.
+    done = sum(bool(row.outcome in SUCCESSES or row.deleted) for row in rows)
     where = count(len(rows), "target")
+    if done < len(rows):
+        where = f"{done} of {where}"
     if report.mode == "preview":
         amount = size(sum(row.bytes_planned for row in rows))
         text = f"Would delete {count(sum(row.planned for row in rows), 'version')} ({amount}) on {where}"

@@ -12,6 +12,7 @@ from fake import FakeServer
 from prefect_artifact_retention.flows.acceptance import accept
 from prefect_artifact_retention.flows.cleanup import preview
 from prefect_artifact_retention.flows.cli import main
+from prefect_artifact_retention.flows.doctor import examine_server
 from prefect_artifact_retention.flows.server_policies import push, read_log
 from prefect_artifact_retention.flows.settings import load_settings
 from prefect_artifact_retention.policies import ConfigurationError, RetentionError, RetentionPolicy, StoreError
@@ -299,6 +300,18 @@ async def test_a_list_that_cannot_be_meant_fails_every_run_closed(
     with pytest.raises(ConfigurationError, match=SOURCE):
         await server.cleanup(given, mode="delete", keys=["a"])
     assert await server.database.ids() == before
+
+
+@on(FAKE)
+async def test_the_doctor_examines_a_server_whose_list_fails_every_run_and_says_so(server: FakeServer) -> None:
+    """He is called when something is wrong."""
+    await server.database.insert(series("a", range(1, 6)))
+    await save_in_ui(server, {"policies": [{"name": "p0", "keep_last": -1}]})
+    with server.active():
+        checkup = await examine_server(load_settings(), lambda _findings: False)
+    assert [(each.kind, each.is_left) for each in checkup.findings] == [("policies_unreadable", True)]
+    assert f'{SOURCE}: policy "p0": keep_last = -1' in checkup.findings[0].examples[0]
+    assert checkup.total.versions == 5
 
 
 UNREADABLE = [

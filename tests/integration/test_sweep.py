@@ -220,9 +220,9 @@ async def test_what_keeps_one_target_from_beginning_is_its_own_row(servers: Ask,
     monkeypatch.delenv("NOT_SET", raising=False)
     address = there.local.address
     configure(
-        target("no-variable", address, 'api_key_variable = "NOT_SET"'),
-        target("no-block", address, 'api_key_block = "nobody-made-it"'),
-        target("no-database", address, 'database_block = "nobody-made-it"'),
+        target("no-variable", "http://127.0.0.1:7", 'api_key_variable = "NOT_SET"'),
+        target("no-block", "http://127.0.0.1:8", 'api_key_block = "nobody-made-it"'),
+        target("no-database", address.replace("127.0.0.1", "localhost"), 'database_block = "nobody-made-it"'),
         target("nothing-there", "http://127.0.0.1:9"),
         target("there", address),
     )

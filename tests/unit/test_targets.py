@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from prefect_artifact_retention.flows import roll_call
 from prefect_artifact_retention.flows.settings import load_settings
+from prefect_artifact_retention.flows.targets import load_targets
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
 from prefect_artifact_retention.stores.destination import Destination
 from prefect_artifact_retention.tasks.report import scope_digest
@@ -134,5 +135,23 @@ def test_a_sweep_ends_as_the_worst_of_its_targets_and_names_those_that_failed() 
     ]
     report = SweepReport.model_validate({"mode": "delete", "now": "2026-11-28T00:00:00Z", "targets": rows})
     assert report.outcome == "failed"
-    assert headline(report) == "Deleted 2 versions (0 B) on 3 targets; 1 failed; 1 refused; 1 unfinished"
+    assert headline(report) == "Deleted 2 versions (0 B) on 1 of 3 targets; 1 failed; 1 refused; 1 unfinished"
     assert outcome_message(report).splitlines()[1:] == ["b: failed: it is down", "c: refused: too much"]
+
+
+def test_a_target_that_was_skipped_does_not_make_a_sweep_that_has_cleaned_up_the_others_a_skipped_one() -> None:
+    """Or the alarm that waits for a success would go off each night that a target has a cleanup of its own."""
+    done, skipped = TargetRow(name="a", outcome="completed"), TargetRow(name="b", outcome="skipped")
+    for rows, outcome in (([done, skipped], "completed"), ([skipped], "skipped")):
+        report = SweepReport.model_validate({"mode": "delete", "now": "2026-11-28T00:00:00Z", "targets": rows})
+        assert report.outcome == outcome
+
+
+@pytest.mark.parametrize("other", ["https://lab.example.com/api/", "https://LAB.example.com:443/api"])
+def test_one_server_is_one_target(other: str) -> None:
+    """By two names, it would have two lists of policies, and keep only what both keep."""
+    tables = [{"name": "lab", "api_url": "https://lab.example.com/api"}, {"name": "again", "api_url": other}]
+    with pytest.raises(ConfigurationError, match='target "again": has the api_url of target "lab"'):
+        load_targets(tables, source="retention.toml")
+    (*_, kept) = load_targets([tables[0], tables[1] | {"api_url": "http://lab.example.com/api"}], source="retention.toml")
+    assert kept.name == "again"
