@@ -35,8 +35,7 @@ demo: $(INSTALLED)
 ui: $(INSTALLED)
 	@$(BIN)/artifact-retention demo --ui
 
-# More processes than the two processors that they are meant for: each waits for its servers half of the time.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal -rfEs
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal -rfEs
 
 .PHONY: test
 test: $(INSTALLED)

@@ -1,5 +1,6 @@
 """Deployed with `prefect deploy --all` onto a process work pool: scheduled, by hand, twice at once, and after a crash."""
 
+import asyncio
 import re
 import signal
 from pathlib import Path
@@ -20,6 +21,7 @@ from platforms import (
     wait_for,
 )
 from prefect_artifact_retention.flows.local_server import local_server
+from servers import started
 
 KEYS = [f"key-{number}" for number in range(4)]
 SOME = 10
@@ -66,6 +68,30 @@ def test_pressing_run_on_doctor_leaves_a_report_and_repairs_only_if_told_to(depl
     report = deployed.ask("GET", "/artifacts/artifact-retention-doctor/latest")
     assert report["data"].startswith("# Healthy: 4 keys with 39 versions")
     assert report["data"].count("](data:image/svg+xml;base64,") == 2
+
+
+@pytest.mark.thorough
+def test_pressing_run_on_sweep_cleans_up_the_targets_of_the_configuration(deployed: Platform, tmp_path: Path) -> None:
+    """In the process of one run of a worker: its own server, and another one."""
+    kept = deployed.fill(KEYS)
+    configuration = deployed.folder / "retention.toml"
+    before = configuration.read_text(encoding="utf-8")
+    with started("sqlite", tmp_path / "other") as other:
+        asyncio.run(other.database.insert(series("a", range(1, 11))))
+        addresses = {"home": deployed.local.address, "other": other.local.address}
+        tables = [f'[[targets]]\nname = "{name}"\napi_url = "{address}/api"\n' for name, address in addresses.items()]
+        configuration.write_text("\n".join([before, *tables]), encoding="utf-8")
+        try:
+            run = deployed.run("sweep", mode="delete")
+        finally:
+            configuration.write_text(before, encoding="utf-8")
+        assert (run["state_type"], run["name"]) == ("COMPLETED", "delete all keys on all targets"), run["state"]
+        assert run["state"]["message"].startswith("Deleted 20 versions")
+        assert deployed.left() == kept
+        assert len(asyncio.run(other.database.ids("key = 'a'"))) == 6
+    report = deployed.ask("GET", "/artifacts/artifact-retention-sweep/latest")["data"]
+    assert len([line for line in report.splitlines() if line.startswith(("| home", "| other"))]) >= 2
+    assert len(deployed.ask("POST", "/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run["id"]]}}})) == 2
 
 
 @pytest.mark.thorough
@@ -142,7 +168,7 @@ def age_progress(made: Platform) -> None:
 
 @pytest.mark.thorough
 def test_a_killed_worker_does_not_stop_the_next_nights_run(deployed: Platform) -> None:
-    """The killed run stays Running for ever, and holds nobody up."""
+    """The killed run stays Running for ever, until a person cancels it, and holds nobody up."""
     kept = deployed.fill(KEYS)
     nightly = f"/deployments/{deployed.deployment('nightly')['id']}"
     deployed.ask("POST", "/work_pools/", {"name": "other", "type": "process"})
@@ -154,6 +180,7 @@ def test_a_killed_worker_does_not_stop_the_next_nights_run(deployed: Platform) -
     assert deployed.left() > kept
     age_progress(deployed)
     run = deployed.run("nightly")
+    deployed.ask("POST", f"/flow_runs/{killed}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
     assert run["state"]["name"] == "Completed"
     assert deployed.left() == kept
 

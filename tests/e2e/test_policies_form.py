@@ -66,11 +66,20 @@ def open_form(seen: Visitor, deployed: Platform) -> None:
 
 
 def save(seen: Visitor, deployed: Platform) -> None:
-    """Press Save, and wait until it is saved. A form takes up what was typed a moment later."""
+    """Press Save until it is saved: a server on SQLite that is busy refuses it. A form takes up what was typed a moment later."""
     before = block(deployed)["updated"]
-    seen.page.wait_for_timeout(1000)
-    seen.page.get_by_role("button", name="Save").click()
-    wait_for("the block to be saved", lambda: block(deployed)["updated"] != before or None)
+    button = seen.page.get_by_role("button", name="Save")
+
+    def is_saved() -> bool | None:
+        seen.page.wait_for_timeout(1000)
+        if block(deployed)["updated"] != before:
+            return True
+        if button.is_visible() and button.is_enabled():
+            button.click()
+        seen.page.wait_for_timeout(4000)
+        return None
+
+    wait_for("the block to be saved", is_saved)
 
 
 def keep(seen: Visitor, deployed: Platform, number: int) -> None:

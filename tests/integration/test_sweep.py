@@ -21,8 +21,12 @@ from prefect.settings import PREFECT_API_KEY, PREFECT_CLIENT_CUSTOM_HEADERS, PRE
 from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.flows.local_server import isolated_environment
+from prefect_artifact_retention.flows.restore import artifact_restore
+from prefect_artifact_retention.flows.server_policies import push
+from prefect_artifact_retention.flows.settings import load_settings
 from prefect_artifact_retention.flows.sweep import artifact_sweep
 from prefect_artifact_retention.policies.loading import HISTORY_KEY, OWN_KEYS, PROGRESS_KEY, REPORT_KEY, SWEEP_KEY
+from prefect_artifact_retention.policies.pushes import SOURCE
 from prefect_artifact_retention.tasks.progress import ANNOUNCED, DELETING, PHASE, RUN, RUN_NAME, SCOPE
 from prefect_artifact_retention.tasks.sweep import SweepFailed, TargetRow
 from servers import Server, drain, started, talking_to
@@ -179,6 +183,38 @@ async def test_a_run_on_a_target_gives_way_to_another_one_that_is_at_work_there(
         assert report.outcome == outcome
         if outcome == "skipped":
             assert "delete all keys on there" in report.refusals[0]
+
+
+async def test_all_targets_have_the_list_of_policies_on_the_home(servers: Ask) -> None:
+    """One place for policies; a list on the target itself is of the runs there."""
+    home, there = servers("sqlite"), servers("postgresql")
+    for server, keep_last in ((home, 2), (there, 4)):
+        await server.database.clear()
+        await server.database.insert(series("a", range(1, 6)))
+        configure(more=f'[[policies]]\nname = "pushed"\nkeep_last = {keep_last}\n')
+        with server.active():
+            await push(load_settings(), "ada")
+    configure(target("there", there.local.address), more="")
+    rows, error = await sweep(home)
+    assert error is None
+    assert (rows["there"].deleted, await others(there)) == (3, {"a": 2})
+    (report, *_) = await own(there, REPORT_KEY)
+    assert SOURCE in report["data"].replace("\\", "")
+
+
+async def test_what_was_deleted_on_a_target_comes_back_there(servers: Ask, tmp_path: Path) -> None:
+    """From the one archive of the home."""
+    home, there = servers("sqlite"), servers("postgresql")
+    for server in (home, there):
+        await server.database.clear()
+        await server.database.insert(series("a", range(1, 6)))
+    configure(target("there", there.local.address), more=f'archive_url = "{tmp_path / "archive"}"\n{TWO}')
+    with home.active():
+        await artifact_cleanup(mode="delete", target="there")
+        await artifact_cleanup(mode="delete")
+        report = await artifact_restore(keys=["a"], apply=True, target="there")
+    assert report.restored == 3
+    assert (await others(home), await others(there)) == ({"a": 2}, {"a": 2, "a-restored": 3})
 
 
 async def test_credentials_of_one_server_are_never_sent_to_another(servers: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
