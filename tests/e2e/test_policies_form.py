@@ -66,7 +66,7 @@ def open_form(seen: Visitor, deployed: Platform) -> None:
 
 
 def save(seen: Visitor, deployed: Platform) -> None:
-    """Press Save until it is saved: a server on SQLite that is busy refuses it. A form takes up what was typed a moment later."""
+    """Press Save until it is saved: a busy server on SQLite refuses it. A form takes up what was typed a moment later."""
     before = block(deployed)["updated"]
     button = seen.page.get_by_role("button", name="Save")
 
