@@ -106,5 +106,5 @@ def test_the_links_of_the_description_lead_into_the_user_interface(settings: dic
     """Wherever that is; and hold no password."""
     with temporary_settings(updates=settings):
         description = str(variables()["description"])
-    assert description.count(f"]({start}artifact-retention-") == 4
+    assert description.count(f"]({start}artifact-retention-") == 3
     assert "s3cret" not in description
