@@ -576,6 +576,9 @@ async def _steps(run: Run, progress: ProgressArtifact, *, vacuum: bool) -> None:
     await discover_task(run)
     check_scope(run)
     await _start_progress(run, progress)
+    if progress.guest and progress.id and isinstance(run.store, DatabaseStore):
+        # Of a flow run on another server, nothing else tells the target's database from a copy.
+        await run.store.check_has(run.server, progress.id)
     await refuse_unaccepted(run)
     if run.report.refusals or await _skip_for_other_run(run, progress):
         return

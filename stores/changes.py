@@ -275,8 +275,9 @@ class Changes(Queries):
         return True
 
     async def delete_placeholders(self, key: str, ids: Collection[UUID]) -> None:
-        """Delete those of the versions that are placeholders of a key still, unless one is its latest version."""
-        latest = [each.latest_id for each in await self.lock([key])]
+        """Delete those of the versions that are placeholders of a key still, unless one is its latest version, or none is."""
+        if not (latest := [each.latest_id for each in await self.lock([key])]):
+            return
         own = ARTIFACT.c.key == key, is_placeholder(ARTIFACT), ARTIFACT.c.id.not_in(latest)
         await self.connection.execute(sa.delete(ARTIFACT).where(self.among(ARTIFACT.c.id, ids), *own))
 

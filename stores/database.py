@@ -32,7 +32,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from prefect_artifact_retention.policies import StoreError, Version
 from prefect_artifact_retention.stores.changes import Changes
-from prefect_artifact_retention.stores.identity import check_writable, choose_schema
+from prefect_artifact_retention.stores.identity import check_writable, choose_schema, not_of
 from prefect_artifact_retention.stores.queries import IS_UNKEYED, Queries, count
 from prefect_artifact_retention.stores.schema import ARTIFACT, FLOW_RUN
 from prefect_artifact_retention.stores.server import Server
@@ -123,8 +123,9 @@ class DatabaseStore:
     async def check(self, server: Server, own_runs: Collection[UUID], *, deletes: bool, replaces: bool = False) -> None:
         """Check that this is the database of the server, and that it has the declared tables.
 
-        In a delete run, the database must contain the current flow run, which a copy lacks. In a preview, the collections that
-        changed last must agree. Of several schemas with such tables, the one that fits is used from then on.
+        In a delete run, the database must contain the current flow run, which a copy lacks. In a preview, and where the
+        flow run is on another server, the collections that changed last must agree; see `check_has`. Of several schemas with
+        such tables, the one that fits is used from then on.
 
         Raises:
             StoreError: It is another database or has other tables; or it cannot be written to, and the run deletes, or
@@ -141,6 +142,15 @@ class DatabaseStore:
         if deletes:
             await check_writable(self.transactions, with_events=with_events, with_data=replaces)
         self.transactions.is_established = True
+
+    async def check_has(self, server: Server, version_id: UUID) -> None:
+        """Check that an artifact that the server has just created is in the database: a copy of its database lacks it.
+
+        Raises:
+            StoreError: It is not, so that this is another database.
+        """
+        if not await self.existing([version_id]):
+            raise not_of(server, self.transactions, "the progress artifact of this run")
 
     async def collections(self, keys: Sequence[str], unreadable: list[str | None] | None = None) -> list[ArtifactCollection]:  # noqa: ARG002
         """List the collections of these exact keys."""

@@ -80,10 +80,9 @@ async def _agreement(database: Transactions, server: Server, own_runs: Collectio
         StoreError: They are another server's, or not as declared.
     """
     await database.read(_check_schema, with_events=with_events)
-    missing = f"{database.address} is not the database of the Prefect server at {server.connection.address}"
     if own_runs:
         if set(own_runs) != await database.read(Queries.present, FLOW_RUN.c.id, own_runs):
-            raise StoreError(f"{missing}: the current flow run is not in it; {WAY_OUT}")
+            raise not_of(server, database, "the current flow run")
         return len(own_runs)
     for _attempt in range(3):
         latest = await server.last_changed(COMPARED_COLLECTIONS)
@@ -92,7 +91,16 @@ async def _agreement(database: Transactions, server: Server, own_runs: Collectio
         agreed = len(set(latest) & set(present))
         if agreed * 2 > len(latest) or not (latest or await database.read(Queries.scalar, count(COLLECTION))):
             return agreed
-    raise StoreError(f"{missing}: they differ in the artifacts that changed last; {WAY_OUT}")
+    raise StoreError(f"{_not_of(server, database)}: they differ in the artifacts that changed last; {WAY_OUT}")
+
+
+def not_of(server: Server, database: Transactions, what: str) -> StoreError:
+    """Return the error of a database that lacks what the server has: it is another server's, or a copy."""
+    return StoreError(f"{_not_of(server, database)}: {what} is not in it; {WAY_OUT}")
+
+
+def _not_of(server: Server, database: Transactions) -> str:
+    return f"{database.address} is not the database of the Prefect server at {server.connection.address}"
 
 
 async def _check_schema(queries: Queries, *, with_events: bool) -> None:

@@ -118,6 +118,11 @@ class ProgressArtifact:
             raise StoreError(f"the progress artifact could not be written: {why}") from error
         self._created_at = time.monotonic()
 
+    @property
+    def id(self) -> UUID | None:
+        """The id of the artifact; None if there is none, or it is not known."""
+        return self._artifact.id
+
     async def find(self, server: Server, own_runs: Collection[UUID]) -> None:
         """Find the artifact of a run that was stopped before it knew which one the server had created.
 

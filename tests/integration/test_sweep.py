@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -285,6 +286,25 @@ async def test_a_target_is_reached_through_its_database_and_by_its_own_policies(
     rows, error = await sweep(home)
     assert error is None
     assert (rows["there"].deleted, await others(there)) == (1, {"a": 4})
+
+
+async def test_a_copy_of_the_database_of_a_target_is_refused(servers: Ask, tmp_path: Path) -> None:
+    """It has the same artifacts, but not what the run has just created; and the flow run is on another server."""
+    home, there = servers("postgresql"), servers("sqlite")
+    for server in (home, there):
+        await server.database.clear()
+        await server.database.insert(series("a", range(1, 6)))
+    copy = tmp_path / "copy.db"
+    await there.database.run(f"VACUUM INTO '{copy}'")
+    with home.active():
+        await Secret(value=f"sqlite+aiosqlite:///{copy}").asave("copy-database", overwrite=True)
+    configure(target("there", there.local.address, 'database_block = "copy-database"'))
+    rows, _error = await sweep(home)
+    assert "is not the database of the Prefect server" in rows["there"].causes[0]
+    assert "the progress artifact of this run is not in it" in rows["there"].causes[0]
+    assert await others(there) == {"a": 5}
+    with sqlite3.connect(copy) as copied:
+        assert copied.execute("SELECT count(*) FROM artifact").fetchone() == (5,)
 
 
 @pytest.mark.thorough
