@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
@@ -113,11 +114,13 @@ class Connection:
         shows_credentials: Whether `PREFECT_API_URL` has credentials in it.
         is_cloud: Whether the API is that of Prefect Cloud.
         seconds_per_request: Seconds between two requests at the rate limit; 0 without one.
+        max_page_rows: The rows in a page of any listing, by what the server has refused.
     """
 
     def __init__(self, client: PrefectClient, concurrency: AdaptiveConcurrency, seconds_per_request: float = 0) -> None:
         self.client = client
         self.seconds_per_request = seconds_per_request
+        self.max_page_rows = sys.maxsize
         self.address = _public(client.api_url)
         self.shows_credentials = bool(client.api_url.userinfo)
         self.is_cloud = client.server_type == ServerType.CLOUD

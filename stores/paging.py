@@ -58,9 +58,9 @@ class Paging:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._page_rows = 25
-        # By what the server has refused for good, and by what it has been too slow for lately.
-        self._allowed_page_rows = self._max_page_rows = MAX_PAGE_ROWS
-        # The pages of the latter size since it changed.
+        # By what the server has been too slow for lately; what it has refused for good, the connection knows.
+        self._max_page_rows = MAX_PAGE_ROWS
+        # The pages of this size since it changed.
         self._max_pages = 0
         self._max_body_bytes = MAX_BODY_BYTES
 
@@ -140,12 +140,11 @@ class Paging:
             if error.status != HTTP_UNPROCESSABLE or limit == 1:
                 raise
             # Most likely, an administrator has lowered the limit of a page.
-            self._allowed_page_rows = limit // 2
-            self._limit_pages(limit // 2)
+            self.connection.max_page_rows = limit // 2
         else:
             self._max_pages += limit == self._max_page_rows
             if self._max_pages >= PAGES_BEFORE_LARGER:
-                self._limit_pages(min(2 * limit, self._allowed_page_rows))
+                self._limit_pages(min(2 * limit, MAX_PAGE_ROWS))
             return response
         return None
 
@@ -155,7 +154,7 @@ class Paging:
     @property
     def _page_limit(self) -> int:
         """The rows to ask for in the next page."""
-        return min(self._page_rows, self._max_page_rows)
+        return min(self._page_rows, self._max_page_rows, self.connection.max_page_rows)
 
     def _rows(
         self, response: httpx.Response, path: str, limit: int, load: Callable[[bytes], Any] = orjson.loads

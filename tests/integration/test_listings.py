@@ -100,3 +100,20 @@ async def test_no_payload_stays_in_memory_while_keys_are_planned(server: FakeSer
                 gc.enable()
     assert len(read) == 30
     assert left <= 2
+
+
+async def test_pages_are_too_large_for_an_administrator_only_until_the_first_listing_fits(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Holds, records and versions are listed one after another, and no listing tries again what another was refused."""
+    await server.database.insert([row for number in range(9) for row in series(f"key-{number}", range(1, 21))])
+    server.limit = 30
+
+    async def let_pass(_request: httpx.Request) -> int:
+        return 0
+
+    with proxy(monkeypatch, let_pass) as seen:
+        report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+    asked = [rows_asked_for(request) for request in seen]
+    assert report.deleted == 9 * 19
+    assert sorted(limit for limit in asked if limit > server.limit) == [50, 100, 200]
