@@ -28,11 +28,13 @@ from zlib import crc32  # noqa: E402
 
 import pytest  # noqa: E402
 from fake import FakeServer  # noqa: E402
+from prefect_artifact_retention.tasks import verify  # noqa: E402
 from servers import EACH_ONCE, Server, started_when_asked  # noqa: E402
 
 pytest_plugins = ["chance"]
 
 MEASURED = "measured"
+LATE_DELETION_SECONDS = verify.LATE_DELETION_SECONDS
 
 
 SHARED = ("deployed", "guarded", "image", "vacuuming")
@@ -57,6 +59,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for number, item in enumerate(alike):
             if len(alike) > 1 and (number + crc32(name.encode())) % 2:
                 item.add_marker(pytest.mark.long)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nobody_deletes_meanwhile() -> Iterator[None]:
+    """Let no run wait for the deletions of others before it verifies: hundreds of runs would, for a second each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "LATE_DELETION_SECONDS", 0)
+        yield
+
+
+@pytest.fixture
+def others_delete_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs wait for them as they do elsewhere."""
+    monkeypatch.setattr(verify, "LATE_DELETION_SECONDS", LATE_DELETION_SECONDS)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from prefect_artifact_retention.flows import cleanup
 from prefect_artifact_retention.policies import RetentionError, RetentionPolicy
 from prefect_artifact_retention.policies.loading import REPORT_KEY
 from prefect_artifact_retention.stores import paging
-from prefect_artifact_retention.tasks import checks, verify
+from prefect_artifact_retention.tasks import checks
 from prefect_artifact_retention.tasks.rendering import headline
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from servers import Server
@@ -110,11 +110,10 @@ async def fill(database: AnyDatabase, made: Scenario) -> None:
         await database.delete_version(version_id)
 
 
-def small_and_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a few rows take as many requests, of every kind, as many rows do; and wait for no person, for there is none."""
+def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a few rows take as many requests, of every kind, as many rows do."""
     monkeypatch.setattr(paging, "MAX_PAGE_ROWS", 4)
     monkeypatch.setattr(checks, "DELETIONS_PER_CHECK", 3)
-    monkeypatch.setattr(verify, "LATE_DELETION_SECONDS", 0)
 
 
 async def run_steps(server: Server | FakeServer) -> CleanupReport | None:

@@ -26,7 +26,7 @@ from prefect.server.schemas.actions import ArtifactCreate
 from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, Version
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
-from scenario import small_and_prompt
+from scenario import shrink
 
 POLICIES = (
     RetentionPolicy(name="loads", match_keys=["load-*"], keep_last=2, drop_idle_keys_after_days=5),
@@ -398,7 +398,7 @@ def _is_for(policy: RetentionPolicy, key: str | None) -> bool:
 @pytest.mark.parametrize("examples", [15, pytest.param(120, marks=pytest.mark.thorough)])
 def test_nothing_kept_is_lost_whatever_happens_in_any_order(monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
     """Every collection is valid after a run, every report honest, and a rerun converges."""
-    small_and_prompt(monkeypatch)
+    shrink(monkeypatch)
     with FakeServer(lambda: NOON).listening() as server, server.active():
         machine = type("AnyOrder", (AnyOrder,), {"server": server, "monkeypatch": monkeypatch})
         run_state_machine_as_test(

@@ -26,7 +26,7 @@ from scenario import (
     run_flow,
     run_steps,
     scenario,
-    small_and_prompt,
+    shrink,
     strays,
     unfinished_run,
 )
@@ -152,7 +152,7 @@ def one_of_each(cases: Sequence[Case]) -> list[Case]:
 
 async def pruning(server: Server | FakeServer, monkeypatch: pytest.MonkeyPatch) -> tuple[Trial, Scenario, list[Case]]:
     """Every fault at every request of the steps of a run."""
-    small_and_prompt(monkeypatch)
+    shrink(monkeypatch)
     trial, made = Trial(server, monkeypatch, run_steps, problems), scenario(await unfinished_run(server))
     return trial, made, await trial.all_cases(made)
 
@@ -161,7 +161,7 @@ async def broken_collections(
     server: Server | FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Trial, Scenario, list[Case]]:
     """The same of a run that finds collections without their latest version."""
-    small_and_prompt(monkeypatch)
+    shrink(monkeypatch)
     trial, made = Trial(server, monkeypatch, run_steps, repair_problems), dangling_scenario()
     return trial, made, await trial.all_cases(made)
 

@@ -23,7 +23,7 @@ from injection import (
 from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.stores import concurrency
 from prefect_artifact_retention.stores.connection import MAX_LOST_REQUESTS, connect
-from scenario import fill, problems, run_flow, run_steps, scenario, small_and_prompt, unfinished_run
+from scenario import fill, problems, run_flow, run_steps, scenario, shrink, unfinished_run
 from servers import SQLITE_API, Server, on
 
 ATTEMPTS = 6
@@ -159,7 +159,7 @@ async def test_a_latest_version_that_the_server_cannot_show_fails_its_key_and_no
     fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its collection cannot be listed either, so that its name is known only by its neighbour."""
-    small_and_prompt(monkeypatch)
+    shrink(monkeypatch)
     made = scenario(await unfinished_run(fake))
     await fill(fake.database, made)
     await fake.database.break_data(made.rows[1].id)

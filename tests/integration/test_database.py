@@ -671,6 +671,7 @@ async def test_a_vacuum_gives_back_nothing_in_postgresql_where_the_newest_rows_s
 
 
 @on(POSTGRESQL_DATABASE)  # SQLite refuses the server's transaction
+@pytest.mark.usefixtures("others_delete_meanwhile")
 async def test_a_successor_pruned_while_a_person_deletes_the_latest_comes_back(server: Server) -> None:
     """The server read which version follows, we deleted it, and the server named it the latest: it is created again."""
     first, second = await server.database.insert(

@@ -30,6 +30,8 @@ POLICIES = (
 )
 HELD = {"retention-hold": "true"}
 
+pytestmark = pytest.mark.usefixtures("others_delete_meanwhile")
+
 
 @flow(name="producer")
 def producer() -> None:
