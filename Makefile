@@ -35,7 +35,7 @@ demo: $(INSTALLED)
 ui: $(INSTALLED)
 	@$(BIN)/artifact-retention demo --ui
 
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal -rfEs
+PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal -rfEs
 
 .PHONY: test
 test: $(INSTALLED)

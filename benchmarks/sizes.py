@@ -35,6 +35,8 @@ class Sizes:
         bytes: Sizes of a version's data for the cost of a byte.
         appends: How often each writer appends to one key.
         writers: How many do so at once.
+        target: The artifacts of each target of a sweep, of which it keeps two versions a key.
+        targets: How many targets there are.
     """
 
     start_rounds: int
@@ -59,6 +61,8 @@ class Sizes:
     bytes: tuple[int, ...]
     appends: int
     writers: int
+    target: Size
+    targets: int
 
 
 TEN_THOUSAND, HUNDRED_THOUSAND, MILLION = (Size(keys=keys, versions=100) for keys in (100, 1_000, 10_000))
@@ -66,17 +70,17 @@ TEN_THOUSAND, HUNDRED_THOUSAND, MILLION = (Size(keys=keys, versions=100) for key
 FULL = Sizes(
     start_rounds=7,
     simulated_keys=1_000,
-    read_rounds=3,
+    read_rounds=2,
     delete_rounds=3,
-    level_rounds=2,
+    level_rounds=1,
     levels=(1, 2, 4, 8, 16),
     sqlite_levels=3,
-    far_levels=(1, 2, 4, 8, 16, 32),
+    far_levels=(8, 16, 32),
     reading=(TEN_THOUSAND, HUNDRED_THOUSAND),
-    api_pruning=Size(keys=40, versions=61),
+    api_pruning=Size(keys=40, versions=41),
     database_pruning=HUNDRED_THOUSAND,
     database_archiving=Size(keys=1_000, versions=101),
-    api_archiving=Size(keys=100, versions=101),
+    api_archiving=Size(keys=40, versions=41),
     memory=Size(keys=20, versions=101, bytes=1_000_000),
     ledger=Size(keys=1_000, versions=1_000),
     ledger_parts=100,
@@ -86,6 +90,8 @@ FULL = Sizes(
     bytes=(100, 1_000, 10_000, 100_000, 1_000_000),
     appends=50,
     writers=8,
+    target=Size(keys=150, versions=3),
+    targets=10,
 )
 
 SMALL = Sizes(
@@ -111,4 +117,6 @@ SMALL = Sizes(
     bytes=(100,),
     appends=3,
     writers=2,
+    target=Size(keys=3, versions=3),
+    targets=2,
 )

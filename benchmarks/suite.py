@@ -27,6 +27,7 @@ from prefect_artifact_retention.stores.archive.archive import open_archive
 from prefect_artifact_retention.stores.archive.model import LedgerQuery
 from prefect_artifact_retention.tasks.restore import restore_all
 from prefect_artifact_retention.tasks.restore_plan import Selection, plan_restore
+from prefect_artifact_retention.tasks.sweep import SweepReport
 from pyarrow import Codec  # type: ignore[import-untyped]
 from servers import Server
 
@@ -45,6 +46,9 @@ from benchmarks.distance import LATENCY_SECONDS, far_away
 from benchmarks.observation import Store, clean_up
 from benchmarks.results import Chart, Figure, Results
 from benchmarks.sizes import Sizes
+from benchmarks.sweeping import AT_ONCE as TARGETS_AT_ONCE
+from benchmarks.sweeping import LATENCY_SECONDS as ANSWER_SECONDS
+from benchmarks.sweeping import sweep, targets
 
 STORES: dict[Store, str] = {"api": "API store", "database": "database store"}
 KEPT = 10
@@ -254,9 +258,9 @@ async def archiving(bench: Bench) -> None:
         plain: list[float] = []
         parts = stored = 0
         for _round in range(sizes.delete_rounds):
-            await _fill_at_random(bench, size)
+            await fill(bench.server.database, size, at_random=True)
             plain.append((await clean_up(bench.server, store, 1)).prune_seconds)
-            await _fill_at_random(bench, size)
+            await fill(bench.server.database, size, at_random=True)
             with TemporaryDirectory() as folder, patch.dict(os.environ, ARTIFACT_RETENTION_ARCHIVE_URL=folder):
                 observed = await clean_up(bench.server, store, 1)
             archived.append(observed.prune_seconds)
@@ -277,7 +281,7 @@ async def restoring(bench: Bench) -> None:
     database, size = bench.server.database, bench.sizes.database_archiving
     ours: list[float] = []
     bare: list[float] = []
-    await _fill_at_random(bench, size)
+    await fill(bench.server.database, size, at_random=True)
     with TemporaryDirectory() as name, patch.dict(os.environ, ARTIFACT_RETENTION_ARCHIVE_URL=f"{name}/archive"):
         await save_stale(database, Path(name, "rows"))
         report = (await clean_up(bench.server, "database", 1)).report
@@ -342,18 +346,6 @@ async def archiving_memory(bench: Bench) -> None:
         at_most=350,
         detail=f"in {_seconds(measured):.0f} s; {size}",
     )
-
-
-async def _fill_at_random(bench: Bench, size: Size) -> None:
-    """Replace all artifacts by some of which no two have the same data, or they would take nothing in an archive."""
-    await bench.fill(size)
-    if bench.is_sqlite:
-        await bench.server.database.run(f"UPDATE artifact SET data = '\"' || hex(randomblob({size.bytes // 2 - 1})) || '\"'")
-        return
-    numbers = f"generate_series(1, {size.bytes // 32}) n"
-    digits = f"(SELECT string_agg(md5(random()::text || artifact.id::text || n), '') FROM {numbers})"
-    await bench.server.database.run(f"UPDATE artifact SET data = to_json({digits})")
-    await bench.server.database.vacuum()
 
 
 async def database_scale(bench: Bench) -> None:
@@ -454,6 +446,33 @@ async def appending(bench: Bench) -> None:
     bench.figure(f"{what}: entries lost", lost, at_most=0, detail=detail)
 
 
+async def sweeping(bench: Bench) -> None:
+    """Measure a target's run in a sweep over many, four at once, against a sweep over it alone, and the memory."""
+    if bench.is_sqlite:
+        return
+    size, number = bench.sizes.target, bench.sizes.targets
+    found: list[tuple[SweepReport, float]] = []
+    for some in (1, number):
+        with targets(some, size) as addresses:
+            found.append(await asyncio.to_thread(sweep, bench.server.local, addresses))
+        _check(some * size.keys * (size.versions - 2), sum(row.deleted for row in found[-1][0].targets))
+    (alone, alone_megabytes), (together, megabytes) = found
+    slowest, own = (max(row.duration_seconds for row in report.targets) for report in (together, alone))
+    bench.figure(
+        f"sweep over {number} targets, {TARGETS_AT_ONCE} at once: seconds of the slowest target's run against one alone",
+        slowest / own,
+        at_most=1.3,
+        detail=f"{slowest:.1f} of {own:.1f} s; {size}, each answer after {ANSWER_SECONDS:g} s; "
+        f"{together.duration_seconds:.0f} s in all",
+    )
+    bench.figure(
+        f"sweep over {number} targets: peak memory of the process against that of a sweep over one",
+        megabytes / alone_megabytes,
+        at_most=1.5,
+        detail=f"{megabytes:.0f} of {alone_megabytes:.0f} MB",
+    )
+
+
 async def _append_at_once(bench: Bench, writers: int) -> tuple[float, int]:
     """Let several processes append to one key, and return the appends per second, and the number of entries lost."""
     key, each = f"writers-{writers}", bench.sizes.appends
@@ -483,7 +502,7 @@ def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 BENCHMARKS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     each.__name__: each
     for each in (
-        *(api_pruning, far_api_pruning, database_pruning, archiving, restoring, growth, appending, archiving_memory),
+        *(api_pruning, far_api_pruning, database_pruning, archiving, restoring, growth, appending, sweeping, archiving_memory),
         *(api_reading, database_scale),
     )
 }

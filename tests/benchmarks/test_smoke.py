@@ -150,6 +150,15 @@ async def test_restoring(bench: Bench) -> None:
 
 
 @on_one_database
+async def test_sweeping(bench: Bench) -> None:
+    """Ratios to a single target, of processes that deleted the oldest version of each key of each target."""
+    await BENCHMARKS["sweeping"](bench)
+    seconds, memory = figures(bench, 2)
+    assert seconds.measured > 0
+    assert 0.5 < memory.measured < 1.5
+
+
+@on_one_database
 async def test_archiving_memory(bench: Bench) -> None:
     """The memory of a whole process, which left one version a key."""
     await BENCHMARKS["archiving_memory"](bench)
