@@ -95,6 +95,11 @@ def thorough(combination: Combination) -> ParameterSet:
     return pytest.param(combination, marks=pytest.mark.thorough)
 
 
+def long(*values: Any) -> ParameterSet:  # noqa: ANN401 - whatever a test is run with
+    """Leave these values to the long suite."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 REAL = (SQLITE_API, POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE), thorough(POSTGRESQL_API))
 """Either database and either store: for tests that have SQL of their own, or a flow run."""
 

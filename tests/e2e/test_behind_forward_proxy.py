@@ -13,7 +13,7 @@ from command import COMMAND
 from database import series
 from forward import ForwardProxy
 from gateway import Gateway, gateway
-from servers import SQLITE_API, Server, on
+from servers import SQLITE_API, Server, long, on
 
 pytestmark = [pytest.mark.thorough, on(SQLITE_API)]
 
@@ -85,7 +85,7 @@ async def test_what_no_proxy_names_is_reached_without_it(server: Server, tls: Ga
     assert proxy.tunnels == []
 
 
-@pytest.mark.parametrize("wrong", ["password", "closed", "forgotten"])
+@pytest.mark.parametrize("wrong", ["password", long("closed"), long("forgotten")])
 async def test_a_proxy_that_lets_nobody_through_is_told_in_one_line(
     server: Server, tls: Gateway, tmp_path: Path, wrong: str
 ) -> None:

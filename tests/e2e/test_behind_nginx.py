@@ -12,7 +12,7 @@ import pytest
 from command import COMMAND
 from database import series
 from gateway import Gateway, gateway
-from servers import SQLITE_API, Server, on
+from servers import SQLITE_API, Server, long, on
 
 pytestmark = [pytest.mark.thorough, on(SQLITE_API)]
 
@@ -58,8 +58,8 @@ async def test_a_delete_run_works_through_it_and_its_links_lead_back(server: Ser
     ("variables", "named"),
     [
         ({"PREFECT_API_SSL_CERT_FILE": ""}, "PREFECT_API_SSL_CERT_FILE"),
-        ({"PREFECT_API_URL": "{address}/api"}, "PREFECT_API_URL"),
-        ({"PREFECT_API_URL": "{address}/prefect"}, "PREFECT_API_URL"),
+        long({"PREFECT_API_URL": "{address}/api"}, "PREFECT_API_URL"),
+        long({"PREFECT_API_URL": "{address}/prefect"}, "PREFECT_API_URL"),
     ],
     ids=["certificate", "prefix", "api"],
 )

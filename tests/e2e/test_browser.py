@@ -226,6 +226,7 @@ def test_a_colleague_deletes_by_the_run_form_and_sees_the_report(deployed: Platf
     assert len(deployed.left() & keyed(deployed)) == KEPT * len(KEYS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("interface", INTERFACES)
 def test_a_form_left_as_it_is_previews_and_a_list_can_be_filled_in(deployed: Platform, interface: Interface) -> None:
     """Nothing is deleted; the report is of the keys asked for."""

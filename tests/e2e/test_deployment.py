@@ -21,7 +21,7 @@ from platforms import (
     wait_for,
 )
 from prefect_artifact_retention.flows.local_server import local_server
-from servers import started
+from servers import long, started
 
 KEYS = [f"key-{number}" for number in range(4)]
 SOME = 10
@@ -54,7 +54,7 @@ def test_pressing_run_on_demand_previews_and_the_description_leads_to_what_it_wr
         assert deployed.ask("GET", f"/artifacts/{url.rpartition('/')[2]}/latest")
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 def test_pressing_run_on_doctor_leaves_a_report_and_repairs_only_if_told_to(deployed: Platform) -> None:
     """The run of a worker: Failed, named Broken, until what is broken is repaired."""
     deployed.fill(KEYS)
@@ -94,7 +94,7 @@ def test_pressing_run_on_sweep_cleans_up_the_targets_of_the_configuration(deploy
     assert len(deployed.ask("POST", "/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run["id"]]}}})) == 2
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 def test_a_schedule_starts_the_nightly_run_and_stays_the_only_one_and_paused(deployed: Platform) -> None:
     """Nobody presses anything; and whoever paused it in the UI finds it paused after deploying again, and again."""
     kept = deployed.fill(KEYS)
@@ -115,9 +115,9 @@ def test_a_schedule_starts_the_nightly_run_and_stays_the_only_one_and_paused(dep
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"ARTIFACT_RETENTION_DEPLOY_CRON": "0 25 * * *"}, "ARTIFACT_RETENTION_DEPLOY_CRON = '0 25 * * *'"),
-        ({"ARTIFACT_RETENTION_DEPLOY_TIMEZONE": "Mars"}, "ARTIFACT_RETENTION_DEPLOY_TIMEZONE = 'Mars'"),
         ({"ARTIFACT_RETENTION_DEPLOY_KRON": "* * * * *"}, "did you mean ARTIFACT_RETENTION_DEPLOY_CRON?"),
+        long({"ARTIFACT_RETENTION_DEPLOY_CRON": "0 25 * * *"}, "ARTIFACT_RETENTION_DEPLOY_CRON = '0 25 * * *'"),
+        long({"ARTIFACT_RETENTION_DEPLOY_TIMEZONE": "Mars"}, "ARTIFACT_RETENTION_DEPLOY_TIMEZONE = 'Mars'"),
     ],
 )
 def test_a_variable_that_cannot_be_meant_is_named(deployed: Platform, variables: dict[str, str], words: str) -> None:
@@ -149,7 +149,7 @@ def test_policies_that_cannot_be_meant_fail_the_run_before_anything_is_deleted(d
     assert len(deployed.left()) == 40
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 def test_a_second_run_is_skipped_while_the_first_is_running(deployed: Platform) -> None:
     """It ends Completed, named Skipped; the first goes on undisturbed."""
     kept = deployed.fill(KEYS)
@@ -166,7 +166,7 @@ def age_progress(made: Platform) -> None:
     made.sql("UPDATE artifact SET updated = datetime(updated, '-11 minutes') || '.000000' WHERE key LIKE '%-progress'")
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 def test_a_killed_worker_does_not_stop_the_next_nights_run(deployed: Platform) -> None:
     """The killed run stays Running for ever, until a person cancels it, and holds nobody up."""
     kept = deployed.fill(KEYS)

@@ -53,7 +53,7 @@ def configured(deployed: Platform, archive: Path) -> Iterator[None]:
         deployed.ask("DELETE", f"/block_documents/{block['id']}")
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 def test_all_that_a_wrong_policy_deleted_is_back_after_the_commands_of_the_page(deployed: Platform, tmp_path: Path) -> None:
     """Field by field, as it was the day before; and the next night leaves it alone, for it is on hold."""
     deployed.fill(KEYS)

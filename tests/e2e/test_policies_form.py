@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from test_browser import CHROMIUM, INTERFACES, Interface, Visitor, visitor
 
 pytestmark = [
-    pytest.mark.thorough,
+    pytest.mark.long,
     pytest.mark.skipif(not CHROMIUM, reason="no browser: there is no chromium on the PATH"),
 ]
 

@@ -27,6 +27,7 @@ from prefect_artifact_retention.flows.cleanup import artifact_cleanup
 from prefect_artifact_retention.policies import RetentionError, RetentionPolicy, Version
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from scenario import shrink
+from servers import long
 
 POLICIES = (
     RetentionPolicy(name="loads", match_keys=["load-*"], keep_last=2, drop_idle_keys_after_days=5),
@@ -395,7 +396,7 @@ def _is_for(policy: RetentionPolicy, key: str | None) -> bool:
     return policy.unkeyed if key is None else not policy.unkeyed and any(fnmatchcase(key, glob) for glob in policy.match_keys)
 
 
-@pytest.mark.parametrize("examples", [15, pytest.param(120, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("examples", [15, pytest.param(40, marks=pytest.mark.thorough), long(120)])
 def test_nothing_kept_is_lost_whatever_happens_in_any_order(monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
     """Every collection is valid after a run, every report honest, and a rerun converges."""
     shrink(monkeypatch)

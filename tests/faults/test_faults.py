@@ -30,7 +30,7 @@ from scenario import (
     strays,
     unfinished_run,
 )
-from servers import SQLITE_API, Server, on
+from servers import SQLITE_API, Server, long, on
 
 MAX_PAUSES = MAX_LOST_REQUESTS * 6 * MAX_PAUSE_SECONDS
 """What a run may spend waiting between attempts, whatever the server says."""
@@ -38,8 +38,8 @@ MAX_PAUSES = MAX_LOST_REQUESTS * 6 * MAX_PAUSE_SECONDS
 MAX_SECONDS = 150
 """What a run may take without these pauses. Now and then, a Prefect server on SQLite holds its own writes up for a minute."""
 
-PARTS = 8
-"""In which the whole matrix is tried, each a sample of it by chance: the first in every run of the tests, four in CI."""
+PARTS = 16
+"""In which the whole matrix is tried, each a sample of it by chance: the first in every run of the tests, three in CI."""
 
 IN_WHOLE_RUNS = tuple(fault for fault in FAULTS if fault is not MAINTENANCE)
 """Prefect itself waits for the end of a maintenance, to tell the state of the flow run, once ours has ended."""
@@ -176,8 +176,8 @@ async def whole_runs(server: Server, monkeypatch: pytest.MonkeyPatch, deep: int)
     "part",
     [
         0,
-        *(pytest.param(part, marks=pytest.mark.thorough) for part in range(1, 4)),
-        *(pytest.param(part, marks=pytest.mark.long) for part in range(4, PARTS)),
+        *(pytest.param(part, marks=pytest.mark.thorough) for part in (1, 2)),
+        *map(long, range(3, PARTS)),
     ],
 )
 @pytest.mark.parametrize("prepare", [pruning, broken_collections])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from prefect_artifact_retention.flows.local_server import isolated_environment
+from servers import long
 from templates import copy_template
 
 NO_SERVER = "neither PREFECT_API_URL nor the active Prefect profile names a server"
@@ -54,7 +55,14 @@ def test_a_deletion_without_a_server_is_an_error_and_starts_none(folder: Path) -
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("command", [("alarm", "slack-webhook/ops"), ("automations", "list"), ("metrics",)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("automations", "list"),
+        long(("alarm", "slack-webhook/ops")),
+        long(("metrics",)),
+    ],
+)
 def test_an_alarm_without_a_server_is_an_error(folder: Path, command: tuple[str, ...]) -> None:
     """It would be set up on a server that ends with the command; nor has a cleanup run there."""
     done = call(folder, *CLI, *command)
@@ -77,7 +85,7 @@ def test_a_flow_without_a_server_fails(folder: Path) -> None:
     assert f"ConfigurationError: {NO_SERVER}" in done.stderr
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 def test_a_preview_without_a_server_says_where_it_looked(folder: Path) -> None:
     """A warning, and the address of the temporary server."""
     done = call(folder, *CLI, "preview", "--json")

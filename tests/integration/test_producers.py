@@ -239,7 +239,7 @@ async def test_processes_that_append_to_one_key_at_once_lose_no_entry(server: Se
     await append_at_once(server, kind, processes=2, each=8)
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 @BOTH
 async def test_eight_processes_that_append_fifty_times_each_lose_no_entry(server: Server, tell: Callable[[str], None]) -> None:
     """And reach at least half of what one alone does."""

@@ -12,7 +12,7 @@ import pytest
 from database import series
 from platforms import wait_for
 from prefect_artifact_retention.flows.local_server import isolated_environment
-from servers import Server, started
+from servers import Server, long, started
 
 USER = "admin"
 PASSWORD = "c0rrect-horse"  # noqa: S105 - of a server that lives for one test
@@ -97,7 +97,7 @@ def by_address(server: Server, password: str) -> dict[str, str]:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("how", ["string", pytest.param("address", marks=pytest.mark.long)])
+@pytest.mark.parametrize("how", ["string", long("address")])
 def test_right_credentials_work_and_are_neither_printed_nor_stored(guarded: Server, tmp_path: Path, how: str) -> None:
     """Preview, explain and delete; every file of client and server is searched. Credentials in the address are warned of."""
     credentials = by_string(PASSWORD) if how == "string" else by_address(guarded, PASSWORD)
@@ -136,7 +136,7 @@ def count_reports(server: Server) -> int:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("how", ["string", "address", "key alone"])
+@pytest.mark.parametrize("how", ["string", long("address"), long("key alone")])
 def test_wrong_credentials_are_refused_with_a_message_without_them(guarded: Server, tmp_path: Path, how: str) -> None:
     """One line, no traceback, nothing deleted."""
     credentials = {

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import settings
 
-settings.register_profile("unit", derandomize="TEST_SEED" not in os.environ, database=None, deadline=None, max_examples=150)
+settings.register_profile("unit", derandomize="TEST_SEED" not in os.environ, database=None, deadline=None, max_examples=100)
 settings.load_profile("unit")
 
 

@@ -144,14 +144,14 @@ def agrees_with_oracle(case: Case) -> bool:
     return case.kept() == expected
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(cases())
 def test_planner_keeps_what_the_oracle_keeps(case: Case) -> None:
     """Any policy without idle keys, any history."""
     assert agrees_with_oracle(case)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(cases(idle=True))
 def test_planner_drops_idle_keys_like_the_oracle(case: Case) -> None:
     """Any policy that drops idle keys, any history."""
