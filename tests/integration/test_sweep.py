@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from database import series
 from gate import Gate
+from prefect import flow
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_KEY, PREFECT_CLIENT_CUSTOM_HEADERS, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -29,7 +30,7 @@ from prefect_artifact_retention.flows.sweep import artifact_sweep
 from prefect_artifact_retention.policies.loading import HISTORY_KEY, OWN_KEYS, PROGRESS_KEY, REPORT_KEY, SWEEP_KEY
 from prefect_artifact_retention.policies.pushes import SOURCE
 from prefect_artifact_retention.tasks.progress import ANNOUNCED, DELETING, PHASE, RUN, RUN_NAME, SCOPE
-from prefect_artifact_retention.tasks.sweep import SweepFailed, TargetRow
+from prefect_artifact_retention.tasks.sweep import SweepFailed, SweepReport, TargetRow
 from servers import Server, drain, started, talking_to
 from watchdog import end_with_us
 
@@ -74,6 +75,12 @@ async def others(server: Server) -> dict[str, int]:
     """How many versions of each key a server has, without the package's own."""
     found = await server.database.run("SELECT key, count(*) FROM artifact GROUP BY key")
     return {key: number for key, number in found if key not in OWN_KEYS}
+
+
+@flow
+async def automation() -> SweepReport:
+    """A sweep that no person has started."""
+    return await artifact_sweep(mode="delete", require_accepted_policies=True)
 
 
 async def sweep(home: Server, **parameters: int) -> tuple[dict[str, TargetRow], Exception | None]:
@@ -201,6 +208,30 @@ async def test_all_targets_have_the_list_of_policies_on_the_home(servers: Ask) -
     assert (rows["there"].deleted, await others(there)) == (3, {"a": 2})
     (report, *_) = await own(there, REPORT_KEY)
     assert SOURCE in report["data"].replace("\\", "")
+
+
+@pytest.mark.thorough
+async def test_a_sweep_that_no_person_has_started_is_refused_where_its_policies_are_not_accepted(
+    servers: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By each target for itself: what was accepted on one is not on another."""
+    home, there = servers("sqlite"), servers("postgresql")
+    await there.database.clear()
+    await there.database.insert(series("a", range(1, 6)))
+    configure(target("there", there.local.address), more='[[policies]]\nname = "two"\nkeep_last = 4\n')
+    assert (await sweep(home))[0]["there"].deleted == 1
+    configure(target("there", there.local.address))
+    with home.active():
+        with pytest.raises(SweepFailed) as refused:
+            await automation()
+        (row,) = refused.value.report.targets
+        assert row.outcome == "refused"
+        assert await others(there) == {"a": 4}
+        assert "policies accept --target there" in row.causes[0]
+        code, _output = await asyncio.to_thread(run, capsys, "policies", "accept", "--target", "there")
+        assert code == 0
+        (row,) = (await automation()).targets
+    assert (row.deleted, await others(there)) == (2, {"a": 2})
 
 
 async def test_what_was_deleted_on_a_target_comes_back_there(servers: Ask, tmp_path: Path) -> None:
