@@ -137,10 +137,14 @@ class Paging:
                 raise
             self._limit_pages(limit // 2)
         except StoreError as error:
-            if error.status != HTTP_UNPROCESSABLE or limit == 1:
+            if error.status != HTTP_UNPROCESSABLE:
+                raise
+            if limit == 1:
+                # It was not for its size that the page was refused.
+                self.connection.max_page_rows = MAX_PAGE_ROWS
                 raise
             # Most likely, an administrator has lowered the limit of a page.
-            self.connection.max_page_rows = limit // 2
+            self.connection.max_page_rows = min(self.connection.max_page_rows, limit // 2)
         else:
             self._max_pages += limit == self._max_page_rows
             if self._max_pages >= PAGES_BEFORE_LARGER:

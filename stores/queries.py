@@ -45,16 +45,20 @@ _WRITER: sa.ColumnElement[int] = sa.literal_column(
 """The fingerprint of a row in PostgreSQL: the transaction that wrote it, which differs after every change."""
 
 
+def _microseconds(column: str) -> str:
+    """The microseconds of a date as SQLite has it, within the eleven days after which they begin again."""
+    # A number of milliseconds, which is read faster than the text of `strftime`; and what is behind the point.
+    return f"(CAST(julianday({column}) * 86400000 AS INTEGER) % 1000000000 * 1000 + substr({column}, 21))"
+
+
 _CONTENT: sa.ColumnElement[int] = sa.literal_column(
-    "substr(artifact.updated, 18, 2) * 1000000 + substr(artifact.updated, 21) "
-    "+ 3 * (CAST(julianday(artifact.created) * 86400000 AS INTEGER) % 1000000000 * 1000 + substr(artifact.created, 21)) "
-    "+ artifact.rowid + CASE WHEN artifact.metadata_ IS NULL THEN 0 ELSE python_hash(artifact.metadata_) END",
+    f"{_microseconds('artifact.updated')} + 3 * {_microseconds('artifact.created')} + artifact.rowid "
+    "+ CASE WHEN artifact.metadata_ IS NULL THEN 0 ELSE python_hash(artifact.metadata_) END",
     sa.BigInteger,
 )
-"""The fingerprint of a row in SQLite, which keeps no transaction ids: which row it is, its dates, and its metadata, which
-somebody may change by hand and leave the dates as they are. Of the last update, which each update writes, the seconds and
-microseconds do; to read whole dates is what takes longest of a row. A VACUUM may number the rows anew: then a key passes for
-changed."""
+"""The fingerprint of a row in SQLite, which keeps no transaction ids: which row it is, its dates, of which each update writes
+one, and its metadata, which somebody may change by hand and leave the dates as they are. A VACUUM may number the rows anew:
+then a key passes for changed."""
 
 _WHOLE_CONTENT: sa.ColumnElement[int] = sa.literal_column(
     f"({_CONTENT}) + python_hash(ifnull(artifact.data, '') || '') + python_hash(ifnull(artifact.description, ''))",

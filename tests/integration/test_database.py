@@ -950,6 +950,22 @@ async def test_what_somebody_changes_by_hand_since_a_key_was_judged_keeps_it(ser
 
 
 @on(*BY_DATABASE)
+async def test_an_idle_key_whose_latest_version_is_updated_meanwhile_stays(server: Server) -> None:
+    """Though it was updated at the same second of another minute, as by a schedule."""
+    rows = await server.database.insert(series("report", [100, 101]))
+    later = (
+        "datetime(updated, '+5 minutes') || substr(updated, 20)"
+        if server.database.is_sqlite
+        else "updated + interval '5 minutes'"
+    )
+    async with open_database(server.database.url) as store:
+        deletion = await deletion_of(store, "report", stays=0)
+        await server.database.run(f"UPDATE artifact SET updated = {later} WHERE id = '{rows[0].id}'")
+        assert await store.transactions.write(Changes.delete_unchanged, [deletion]) == {}
+    assert await server.database.ids() == {row.id for row in rows}
+
+
+@on(*BY_DATABASE)
 async def test_a_batch_with_a_latest_version_deletes_nothing(server: Server) -> None:
     """Whoever asks for it: the store looks for itself."""
     rows = await server.database.insert([*series("report", [1, 2]), *series("other", [1, 2])])

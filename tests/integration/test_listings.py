@@ -117,3 +117,20 @@ async def test_pages_are_too_large_for_an_administrator_only_until_the_first_lis
     asked = [rows_asked_for(request) for request in seen]
     assert report.deleted == 9 * 19
     assert sorted(limit for limit in asked if limit > server.limit) == [50, 100, 200]
+
+
+async def test_a_listing_that_is_refused_for_another_reason_leaves_the_others_their_pages(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried down to a single row, and what comes after it is not listed row by row."""
+    await server.database.insert(series("report", [1, 2, 3]))
+
+    async def act(request: httpx.Request) -> int:
+        return 422 if b"artifact-retention-policies-" in request.content and rows_asked_for(request) else 0
+
+    with proxy(monkeypatch, act) as seen:
+        report = await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
+    asked = [rows_asked_for(request) for request in seen if rows_asked_for(request)]
+    assert report.deleted == 2
+    assert asked.index(1) < len(asked) - 1
+    assert min(asked[asked.index(1) + 1 :]) > 1
