@@ -271,6 +271,7 @@ async def test_a_delete_run_ends_with_an_event(server: Server) -> None:
 
 
 @pytest.mark.thorough
+@on(SQLITE_API, POSTGRESQL_DATABASE)
 async def test_a_delete_run_that_takes_long_says_so_by_events_until_it_ends(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from prefect_artifact_retention.flows.cli import main
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.rendering import WORD_JOINER
 from prefect_artifact_retention.tasks.report import CleanupFailed
-from servers import BY_API, FAKE, PROMPT, PROMPT_SECONDS, SQLITE_API, Server, count_rows, on, started_when_asked
+from servers import BY_API, PROMPT, PROMPT_SECONDS, SQLITE_API, Server, count_rows, on, started_when_asked
 
 pytestmark = pytest.mark.thorough
 
@@ -161,7 +161,7 @@ async def test_a_run_over_hostile_artifacts_that_fails_with_hostile_text_publish
     await check_what_people_see(server)
 
 
-@on(FAKE)
+@on(*BY_API)
 async def test_a_run_that_gives_way_to_one_of_hostile_name_says_so_in_plain_text(server: Server) -> None:
     """And takes a history with hostile rows further."""
     await fill(server)
