@@ -13,6 +13,7 @@ from uuid import UUID
 import pytest
 from chance import SEED
 from crashes import Death, Estate, Forge, end
+from prefect_artifact_retention.flows.cleanup import FINAL_REPORT_SECONDS
 from servers import BY_API, Server, on
 
 pytestmark = on(*BY_API)
@@ -100,11 +101,16 @@ async def test_a_run_stopped_at_an_answer_that_it_never_reads_says_so(server: Se
     estate = Estate.build()
     stopped = []
     for number in range(13, 22):
-        await estate.restore(server.database)
         death = Death(number, "answered", how=signal.SIGTERM)
-        process = await asyncio.to_thread(lambda: forge.start(server, death=death))  # noqa: B023
-        code = await asyncio.to_thread(end, process)
-        progress = await latest(server, "progress")
+        for _attempt in range(1 + server.database.is_sqlite):
+            await estate.restore(server.database)
+            began = time.monotonic()
+            process = await asyncio.to_thread(lambda: forge.start(server, death=death))  # noqa: B023
+            code = await asyncio.to_thread(end, process)
+            progress = await latest(server, "progress")
+            # The server may have held its writes up for longer than the run waits for its final report.
+            if time.monotonic() - began < FINAL_REPORT_SECONDS:
+                break
         if code:
             stopped.append(progress)
         assert not progress or not progress[1].startswith("Step"), (number, progress)
