@@ -89,9 +89,9 @@ class Bench:
         figure = Figure(name, self.backend, measured, unit, target, at_most is not None, detail)
         self.results.figures.append(figure)
 
-    async def fill(self, size: Size) -> None:
-        """Replace all artifacts."""
-        await fill(self.server.database, size)
+    async def fill(self, size: Size, *, at_random: bool = False) -> None:
+        """Replace all artifacts; see `filling.fill`."""
+        await fill(self.server.database, size, at_random=at_random)
 
     async def fill_if_changed(self, size: Size) -> None:
         """Replace all artifacts, unless there is all that would be filled in: a million takes a minute."""
@@ -258,9 +258,9 @@ async def archiving(bench: Bench) -> None:
         plain: list[float] = []
         parts = stored = 0
         for _round in range(sizes.delete_rounds):
-            await fill(bench.server.database, size, at_random=True)
+            await bench.fill(size, at_random=True)
             plain.append((await clean_up(bench.server, store, 1)).prune_seconds)
-            await fill(bench.server.database, size, at_random=True)
+            await bench.fill(size, at_random=True)
             with TemporaryDirectory() as folder, patch.dict(os.environ, ARTIFACT_RETENTION_ARCHIVE_URL=folder):
                 observed = await clean_up(bench.server, store, 1)
             archived.append(observed.prune_seconds)
@@ -281,7 +281,7 @@ async def restoring(bench: Bench) -> None:
     database, size = bench.server.database, bench.sizes.database_archiving
     ours: list[float] = []
     bare: list[float] = []
-    await fill(bench.server.database, size, at_random=True)
+    await bench.fill(size, at_random=True)
     with TemporaryDirectory() as name, patch.dict(os.environ, ARTIFACT_RETENTION_ARCHIVE_URL=f"{name}/archive"):
         await save_stale(database, Path(name, "rows"))
         report = (await clean_up(bench.server, "database", 1)).report

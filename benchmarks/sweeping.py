@@ -31,11 +31,10 @@ POLICIES = [{"name": "keep all but one", "keep_last": 2}]
 AT_ONCE = 4
 """Targets at work at the same time, as by default."""
 
-CLIENT = """
-import asyncio, sys
+CLIENT = f"""
+import asyncio
 from prefect_artifact_retention.flows.sweep import artifact_sweep
-names = sys.argv[1:]
-print(asyncio.run(artifact_sweep(mode="delete", targets=names)).model_dump_json())
+print(asyncio.run(artifact_sweep(mode="delete", at_once={AT_ONCE})).model_dump_json())
 """
 
 
@@ -97,10 +96,7 @@ class _Targets:
         await asyncio.sleep(LATENCY_SECONDS)
         _, target, path = scope["path"].split("/", 2)
         answer = await self.fakes[int(target)].answer(httpx.Request(scope["method"], f"http://fake/{path}", content=content))
-        headers = [(name, value) for name, value in answer.headers.raw if name.lower() != b"content-length"]
-        if answer.content:
-            headers.append((b"content-length", str(len(answer.content)).encode()))
-        await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+        await send({"type": "http.response.start", "status": answer.status_code, "headers": answer.headers.raw})
         await send({"type": "http.response.body", "body": answer.content})
 
 

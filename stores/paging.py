@@ -6,6 +6,7 @@ of a page follows the bytes of the last one, and the server's count tells whethe
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
@@ -141,7 +142,7 @@ class Paging:
                 raise
             if limit == 1:
                 # It was not for its size that the page was refused.
-                self.connection.max_page_rows = MAX_PAGE_ROWS
+                self.connection.max_page_rows = sys.maxsize
                 raise
             # Most likely, an administrator has lowered the limit of a page.
             self.connection.max_page_rows = min(self.connection.max_page_rows, limit // 2)

@@ -47,8 +47,7 @@ _WRITER: sa.ColumnElement[int] = sa.literal_column(
 
 def _microseconds(column: str) -> str:
     """The microseconds of a date as SQLite has it, within the eleven days after which they begin again."""
-    # A number of milliseconds, which is read faster than the text of `strftime`; and what is behind the point.
-    return f"(CAST(julianday({column}) * 86400000 AS INTEGER) % 1000000000 * 1000 + substr({column}, 21))"
+    return f"(CAST(strftime('%s', {column}) AS INTEGER) % 1000000 * 1000000 + CAST(substr({column}, 21) AS INTEGER))"
 
 
 _CONTENT: sa.ColumnElement[int] = sa.literal_column(
