@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote, quote_plus
 from uuid import uuid4
 
@@ -44,7 +44,14 @@ _SIGNED = re.compile(r"(?i)((?:sig|signature|credential|token|secret|password|ac
 
 
 class Location(ABC):
-    """The files of an archive, by names like `data/x.parquet`. Whatever fails is an `ArchiveError` that says what and why."""
+    """The files of an archive, by names like `data/x.parquet`. Whatever fails is an `ArchiveError` that says what and why.
+
+    Attributes:
+        url: Where it is, without credentials.
+        readers: Files that are read at once. More are of use only where each takes long to answer.
+    """
+
+    readers: ClassVar[int]
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -140,6 +147,8 @@ class Location(ABC):
 class Folder(Location):
     """A folder of this machine: files appear there by a hard link, and are on the disk before that."""
 
+    readers = 3
+
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self._path = path
@@ -218,6 +227,8 @@ class Folder(Location):
 
 class ObjectStore(Location):
     """A bucket or container, through the driver of fsspec for it: an object is put there by one conditional request."""
+
+    readers = 8
 
     def __init__(self, url: str, protocol: str, options: Mapping[str, Any]) -> None:
         super().__init__(url)

@@ -15,9 +15,6 @@ from prefect_artifact_retention.stores.archive.location import DATA, MANIFESTS, 
 from prefect_artifact_retention.stores.archive.model import FORMAT, SCHEMA_VERSION, ArchiveError, PartManifest, RunManifest
 from pydantic import ValidationError
 
-READERS = 8
-"""Files read at once. More are of use only where each takes long to answer."""
-
 PART_NAME = re.compile(r"(?P<run_id>[A-Za-z0-9][A-Za-z0-9._-]*)-(?P<number>\d{5,9})")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -50,9 +47,9 @@ def is_manifest_of_run(file: str, run_id: str) -> bool:
     return bool(re.fullmatch(rf"{re.escape(run_id)}(\.\d+)?\.json", file))
 
 
-def at_once(function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
+def at_once(location: Location, function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
     """Call a function that waits for a file system, for several items at once."""
-    with ThreadPoolExecutor(READERS, "archive") as pool:
+    with ThreadPoolExecutor(location.readers, "archive") as pool:
         return list(pool.map(function, items))
 
 
@@ -126,7 +123,7 @@ def read_catalog(location: Location) -> Catalog:
         ArchiveError: One cannot be read, is of a newer version of the format, or is no manifest.
     """
     names = [name.removesuffix(".json") for name in sorted(location.names(MANIFESTS)) if name.endswith(".json")]
-    found = dict(zip(names, at_once(lambda name: _read(location, name), names), strict=True))
+    found = dict(zip(names, at_once(location, lambda name: _read(location, name), names), strict=True))
     return Catalog(
         location,
         {name: each for name, each in found.items() if isinstance(each, PartManifest)},

@@ -58,7 +58,8 @@ def open_part(source: Any, dictionaries: Sequence[str] = ()) -> Any:  # noqa: AN
     Raises:
         ArchiveError: Its columns are not those of this format.
     """
-    file = pq.ParquetFile(source, page_checksum_verification=True, read_dictionary=[*dictionaries])
+    # Without `pre_buffer`, each column of each row group is a request of its own to an object store.
+    file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True, read_dictionary=[*dictionaries])
     if file.schema_arrow.names != SCHEMA.names:
         raise ArchiveError("its columns are not those of an archive")
     return file

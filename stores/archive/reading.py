@@ -1,7 +1,7 @@
 """What an archive has: its ledger, and the versions with their payloads.
 
-A part is read column by column: first the keys or ids, of row groups whose statistics allow those that are asked for; then the
-other columns of groups in which some were found. Payloads are read of parts in which some were found, after they were hashed.
+Of a part, those columns are read that are asked for, of row groups whose statistics allow the keys that are asked for.
+Payloads are read of parts in which some were found, after they were hashed.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _each_part(
                 )
             return []
 
-    return at_once(attempt, numbers)
+    return at_once(catalog.location, attempt, numbers)
 
 
 def _may_be_in(part: PartManifest, catalog: Catalog, query: LedgerQuery) -> bool:
@@ -219,20 +219,27 @@ def _scan(catalog: Catalog, number: int, query: LedgerQuery, columns: list[str])
         return []
     with _opened(catalog, number) as file:
         groups = [group for group in _groups(file) if _group_may_have(file, group, query.keys)]
-        return _read(file, number, groups, _rows(file, groups, query), columns)
+        rows = _read(file, number, groups, columns)
+    if query.keys:
+        rows = rows.filter(pc.is_in(rows["key"], pa.array(_matching(rows["key"], query.keys), pa.string())))
+    if query.ids:
+        rows = rows.filter(pc.is_in(rows["id"], pa.array([str(each) for each in query.ids], pa.string())))
+    return [rows]
 
 
 def _complete(catalog: Catalog, number: int, rows: Any) -> list[Any]:  # noqa: ANN401
     """Read some rows of a part again, with all columns but the payloads."""
     with _opened(catalog, number) as file:
-        return _read(file, number, [*_groups(file)], rows, LEDGER)
+        groups = [group for group in _groups(file) if pc.any(group.has(rows)).as_py()]
+        table = _read(file, number, groups, LEDGER)
+    return [table.filter(pc.is_in(table[_ROW], rows))]
 
 
 @contextmanager
 def _opened(catalog: Catalog, number: int) -> Iterator[Any]:
     location, part = catalog.location, catalog.parts[number]
     name = part_file(part.name)
-    with location.doing(f"read {name}"), location.open(name, part.bytes) as source, open_part(source, ALIKE) as file:
+    with location.doing(f"read {name}"), location.open(name, part.bytes) as source, open_part(source) as file:
         if file.metadata.num_rows != part.rows:
             raise ArchiveError(f"the archive {location.url}: {name} has {file.metadata.num_rows} rows instead of {part.rows}")
         yield file
@@ -258,31 +265,19 @@ def _groups(file: Any) -> Iterator[_Group]:  # noqa: ANN401
         first = end
 
 
-def _read(file: Any, part: int, groups: Sequence[_Group], rows: Any, columns: Sequence[str]) -> list[Any]:  # noqa: ANN401
-    """Read some rows, with the number of their part and their places in there."""
-    if not len(rows):
-        return []
-    table = _take(file, groups, rows, columns).cast(pa.schema([SCHEMA.field(name) for name in columns]))
+def _read(file: Any, part: int, groups: Sequence[_Group], columns: Sequence[str]) -> Any:  # noqa: ANN401
+    """Read the rows of some groups, by one call, with the number of their part and their places in there."""
+    table = file.read_row_groups([group.number for group in groups], columns=[*columns], use_threads=False).select([*columns])
     table = table.append_column(_PART, pa.repeat(pa.scalar(part, pa.int32()), len(table)))
-    return [table.append_column(_ROW, rows)]
-
-
-def _take(file: Any, groups: Sequence[_Group], rows: Any, columns: Sequence[str]) -> Any:  # noqa: ANN401
-    """Read some rows, in their order, by one call: each takes longer than the rows of a group."""
-    is_whole = len(rows) == sum(group.end - group.first for group in groups)
-    touched = [group for group in groups if is_whole or pc.any(group.has(rows)).as_py()]
-    table = file.read_row_groups([group.number for group in touched], columns=[*columns], use_threads=False).select([*columns])
-    return table if len(table) == len(rows) else table.filter(pc.is_in(_all_rows(touched), rows.combine_chunks()))
-
-
-def _all_rows(groups: Sequence[_Group]) -> Any:  # noqa: ANN401
-    """The numbers of the rows of some groups."""
-    return pa.chunked_array([pa.arange(group.first, group.end) for group in groups], pa.int64())
+    return table.append_column(_ROW, pa.chunked_array([pa.arange(group.first, group.end) for group in groups], pa.int64()))
 
 
 def _concat(found: Sequence[Sequence[Any]], columns: Sequence[str]) -> Any:  # noqa: ANN401
-    fields = [*(SCHEMA.field(name) for name in columns), pa.field(_PART, pa.int32()), pa.field(_ROW, pa.int64())]
-    return pa.concat_tables([pa.schema(fields).empty_table(), *(table for tables in found for table in tables)])
+    return pa.concat_tables([_schema(columns).empty_table(), *(table for tables in found for table in tables)])
+
+
+def _schema(columns: Sequence[str]) -> Any:  # noqa: ANN401
+    return pa.schema([*map(SCHEMA.field, columns), pa.field(_PART, pa.int32()), pa.field(_ROW, pa.int64())])
 
 
 def _filtered_columns(query: LedgerQuery) -> list[str]:
@@ -295,19 +290,6 @@ def _filtered_columns(query: LedgerQuery) -> list[str]:
         "decided_at": query.since or query.until,
     }
     return [name for name, asked in filters.items() if asked]
-
-
-def _rows(file: Any, groups: Sequence[_Group], query: LedgerQuery) -> Any:  # noqa: ANN401
-    """Find the rows of some groups whose key and id are asked for."""
-    rows = _all_rows(groups)
-    if query.keys and len(rows):
-        keys = _take(file, groups, rows, ["key"])["key"].combine_chunks()
-        found = pc.is_in(keys.dictionary, pa.array(_matching(keys.dictionary, query.keys), pa.string()))
-        rows = rows.filter(pc.is_in(keys.indices, pc.indices_nonzero(found).cast(keys.indices.type)))
-    if query.ids and len(rows):
-        ids = _take(file, groups, rows, ["id"])["id"]
-        rows = rows.filter(pc.is_in(ids, pa.array([str(each) for each in query.ids], pa.string())))
-    return rows
 
 
 def _group_may_have(file: Any, group: _Group, globs: Sequence[str]) -> bool:  # noqa: ANN401

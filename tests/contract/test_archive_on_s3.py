@@ -151,6 +151,15 @@ def test_a_reader_of_the_ledger_fetches_no_payload(proxy: Proxy) -> None:
     assert proxy.sent > 200_000
 
 
+def test_a_ledger_is_fetched_by_a_few_requests_for_each_part(proxy: Proxy) -> None:
+    """Each takes some tens of milliseconds, and a part has many columns in several row groups."""
+    write(at(proxy), *([archived(key=f"k-{number}")] for number in range(5)))
+    proxy.seen.clear()
+    assert len(ledger_ids(at(proxy))) == 5
+    fetched = [each for each in proxy.seen if each.startswith("GET") and ".parquet" in each]
+    assert 1 <= len(fetched) <= 4
+
+
 def check_fault(proxy: Proxy, number: int) -> None:
     """Let all requests fail from one on, and then none."""
     url = f"s3://bucket/{number}"
