@@ -91,9 +91,10 @@ class KeyDeletion:
 
 
 class _State(NamedTuple):
-    """What is compared of a key: its mark, and the runs that wrote its versions."""
+    """What is compared of a key: its mark, the sum of the states of some versions, and the runs that wrote its versions."""
 
     mark: Mark
+    sum: int | None
     flow_runs: Collection[UUID]
     task_runs: Collection[UUID]
 
@@ -125,16 +126,20 @@ class Changes(Queries):
             The keys of which the versions were deleted, with their new mark if a further deletion follows.
         """
         locked = set(await self.lock([each.key for each in deletions], skip_locked=True))
-        states = await self._states([each.key for each in locked])
+        archived = [version_id for each in deletions if each.archived is not None for version_id in each.ids]
+        states = await self._states([each.key for each in locked], archived)
         running = await self.unfinished(
             {run_id for state in states.values() for run_id in state.flow_runs},
             {run_id for state in states.values() for run_id in state.task_runs},
         )
-        unchanged = {key: state.mark for key, state in states.items() if running.keys().isdisjoint(state.runs)}
-        going = [each for each in deletions if each.collection in locked and unchanged.get(each.key) == each.mark]
-        compared = [version_id for each in going if each.archived is not None for version_id in each.ids]
-        sums = await self.sums_of_states(compared)
-        going = [each for each in going if each.archived in {None, sums.get(each.key)}]
+        going = [
+            each
+            for each in deletions
+            if each.collection in locked
+            and (state := states.get(each.key))
+            and (state.mark == each.mark and each.archived in {None, state.sum})
+            and running.keys().isdisjoint(state.runs)
+        ]
         emptied = [each.key for each in going if len(each.ids) == each.mark[0]]
         await self.delete([version_id for each in going for version_id in each.ids], [each.key for each in going], emptied)
         left = await self._states([each.key for each in going if not each.is_last])
@@ -315,15 +320,21 @@ class Changes(Queries):
         state = (await self._states([key])).get(key)
         return state.mark if state else None
 
-    async def _states(self, keys: Collection[str]) -> Mapping[str, _State]:
-        """Read the marks of keys that have versions, and the runs that wrote these."""
+    async def _states(self, keys: Collection[str], ids: Collection[UUID] = ()) -> Mapping[str, _State]:
+        """Read the marks of keys that have versions, the sums of the states of some of these, and the runs that wrote all."""
         if not keys:
             return {}
         runs = (ARTIFACT.c.flow_run_id, ARTIFACT.c.task_run_id)
         lists = (self.listed(column).filter(column.is_not(None)) for column in runs)
-        states = sa.select(ARTIFACT.c.key, sa.func.count(), sa.func.sum(self.fingerprint), *lists)
+        compared = sa.func.sum(self.state).filter(self.among(ARTIFACT.c.id, ids))
+        states = sa.select(ARTIFACT.c.key, sa.func.count(), sa.func.sum(self.fingerprint), compared, *lists)
         rows = await self.all(states.where(self.among(ARTIFACT.c.key, keys)).group_by(ARTIFACT.c.key))
         return {
-            key: _State((number, int(fingerprints)), self.read_listed_ids(flow_runs), self.read_listed_ids(task_runs))
-            for key, number, fingerprints, flow_runs, task_runs in rows
+            key: _State(
+                (number, int(fingerprints)),
+                None if compared is None else int(compared),
+                self.read_listed_ids(flow_runs),
+                self.read_listed_ids(task_runs),
+            )
+            for key, number, fingerprints, compared, flow_runs, task_runs in rows
         }

@@ -180,11 +180,6 @@ class Queries:
         rows = await self.all(sa.select(ARTIFACT.c.id, self.state).where(self.among(ARTIFACT.c.id, ids))) if ids else ()
         return {row[0]: row[1] for row in rows}
 
-    async def sums_of_states(self, ids: Collection[UUID]) -> Mapping[str, int]:
-        """Read the same of many versions, summed by key."""
-        sums = sa.select(ARTIFACT.c.key, sa.func.sum(self.state)).where(self.among(ARTIFACT.c.id, ids))
-        return {row[0]: int(row[1]) for row in (await self.all(sums.group_by(ARTIFACT.c.key)) if ids else ())}
-
     async def unfinished(self, flow_runs: Iterable[UUID], task_runs: Iterable[UUID]) -> dict[UUID, datetime]:
         """Return those of the runs that exist and are not in a terminal state, with the times of their creation."""
         found: dict[UUID, datetime] = {}

@@ -18,7 +18,7 @@ from prefect_artifact_retention.tasks.rendering import size
 from prefect_artifact_retention.tasks.run import Run, in_flow_run
 
 MAX_PART_VERSIONS = 5_000
-MAX_PART_BYTES = 32 * 2**20
+MAX_PART_BYTES = 24 * 2**20
 """Versions in a part, and bytes of their data, unless a single version has more. With more, fewer parts are written, and more
 is archived in vain by a run that is stopped."""
 

@@ -14,9 +14,10 @@ were archived. While one transaction deletes, the next versions are archived.
 from __future__ import annotations
 
 import asyncio
+import gc
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from uuid import UUID
@@ -36,7 +37,7 @@ from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
 MAX_TRANSACTION_VERSIONS = 5_000
 """Versions deleted in one transaction. With more, writers to the same keys wait longer: for 5000, a fifth of a second."""
 
-MAX_TRANSACTION_BYTES = 32 * 2**20
+MAX_TRANSACTION_BYTES = 24 * 2**20
 """Bytes deleted in one transaction, unless a single version has more. To delete a megabyte takes as long as to delete 200
 versions, so with more, writers wait longer."""
 
@@ -93,15 +94,26 @@ async def prune_in_database(run: Run, store: DatabaseStore) -> None:
         StoreError: The database cannot be reached.
     """
     pruner = _Pruner(run, store)
-    # The artifacts without a key have a place in the order of the plans, too, by which they get their share of the budgets.
-    for is_unkeyed, plans in groupby(run.user_plans, key=lambda plan: plan.key is None):
-        if is_unkeyed:
-            for plan in plans:
-                await pruner.prune_unkeyed(plan)
-        else:
-            await pruner.prune(list(plans))
-    with run.housekeeping():
-        await pruner.prune(run.own_plans)
+    with _frozen():
+        # The artifacts without a key have a place in the order of the plans, too, by which they get a share of the budgets.
+        for is_unkeyed, plans in groupby(run.user_plans, key=lambda plan: plan.key is None):
+            if is_unkeyed:
+                for plan in plans:
+                    await pruner.prune_unkeyed(plan)
+            else:
+                await pruner.prune(list(plans))
+        with run.housekeeping():
+            await pruner.prune(run.own_plans)
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Let Python's garbage collector pass over what is there already: the plans alone are millions of objects, which stay."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclass(slots=True)

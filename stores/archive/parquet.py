@@ -71,16 +71,26 @@ def to_table(columns: Mapping[str, Sequence[Any]], *, payloads: bool) -> Any:  #
     Raises:
         ArchiveError: A time has no zone.
     """
-    columns = dict(columns)
-    for name in TIMES:
-        # Beside others with a zone, pyarrow would take it for UTC without a word.
-        if any(each.tzinfo is None for each in columns[name]):
-            raise ArchiveError(f"a version has a time without a zone as {name}")
-    for name in IDS:
-        columns[name] = [None if each is None else str(each) for each in columns[name]]
     if not payloads:
-        columns |= dict.fromkeys(PAYLOAD, [None] * len(columns["id"]))
-    return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+        columns = {**columns, **dict.fromkeys(PAYLOAD, [None] * len(columns["id"]))}
+    return pa.Table.from_arrays([_to_array(name, columns[name]) for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _to_array(name: str, values: Sequence[Any]) -> Any:  # noqa: ANN401
+    """Make a column, in ways that take a part of the time of pyarrow's own."""
+    arrow_type = SCHEMA.field(name).type
+    if name in IDS:
+        values = [None if each is None else str(each) for each in values]
+    if name in TIMES:
+        try:
+            since = [each - _EPOCH for each in values]
+        except TypeError:
+            # Beside others with a zone, pyarrow would take it for UTC without a word.
+            raise ArchiveError(f"a version has a time without a zone as {name}") from None
+        return pa.array(since, pa.duration("us")).cast(pa.int64()).cast(arrow_type)
+    if values and not pa.types.is_list(arrow_type) and values.count(values[0]) == len(values):
+        return pa.repeat(pa.scalar(values[0], arrow_type), len(values))
+    return pa.array(values, arrow_type)
 
 
 def to_versions(table: Any) -> list[ArchivedVersion]:  # noqa: ANN401
