@@ -10,8 +10,9 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from operator import itemgetter
+from datetime import datetime
+from itertools import groupby
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -32,6 +33,7 @@ MAX_ROUNDS = 10
 _COLUMNS = ("id", "key", "type", "description", "created", "updated", "data", "metadata_", "flow_run_id", "task_run_id")
 _PLACES = tuple(ArchivedVersion._fields.index(name.rstrip("_")) for name in _COLUMNS)
 _PICKED = itemgetter(*_PLACES)
+_KEY, _RANK = attrgetter("key"), attrgetter("created", "id")
 
 _INTO = f"INSERT INTO artifact ({', '.join(_COLUMNS)})"
 _INSERT_ROW = f"{_INTO} VALUES ({', '.join('?' for _name in _COLUMNS)})"
@@ -55,21 +57,20 @@ class _Inserted:
     """What was inserted of one key.
 
     Attributes:
-        versions: How many versions.
-        newest: The newest of them.
+        newest: The newest of the versions.
         latest: The newest of those that were the latest of their key when they were deleted.
+        versions: How many versions.
     """
 
-    versions: int
     newest: _Rank
-    latest: _Rank | None
+    latest: _Rank | None = None
+    versions: int = 0
 
-    def add(self, version: ArchivedVersion) -> None:
-        """Add a version."""
-        rank = version.created, version.id
-        self.versions += 1
-        self.newest = max(self.newest, rank)
-        if version.was_latest:
+    def add(self, versions: Sequence[ArchivedVersion]) -> None:
+        """Add some versions."""
+        self.versions += len(versions)
+        self.newest = max(self.newest, *map(_RANK, versions))
+        for rank in (_RANK(version) for version in versions if version.was_latest):
             self.latest = max(self.latest or rank, rank)
 
 
@@ -86,12 +87,9 @@ async def restore_versions(changes: Changes, slices: Slices, archived: Mapping[s
     """
     inserted: dict[str | None, _Inserted] = {}
     async for versions in slices():
-        for version in await _insert(changes, versions):
-            if version.key in inserted:
-                inserted[version.key].add(version)
-            else:
-                rank = version.created, version.id
-                inserted[version.key] = _Inserted(1, rank, rank if version.was_latest else None)
+        for key, group in groupby(await _insert(changes, versions), key=_KEY):
+            of_key = [*group]
+            inserted.setdefault(key, _Inserted(_RANK(of_key[0]))).add(of_key)
     await _settle({key: each for key, each in inserted.items() if key is not None}, archived, changes)
     return {key: each.versions for key, each in inserted.items()}
 
@@ -101,7 +99,7 @@ async def _insert(changes: Changes, versions: Sequence[ArchivedVersion]) -> Sequ
     present = await changes.present(ARTIFACT.c.id, [version.id for version in versions])
     missing = [version for version in versions if version.id not in present] if present else versions
     if missing and changes.is_sqlite:
-        await changes.connection.exec_driver_sql(_INSERT_ROW, [*map(_sqlite_row, missing)])
+        await changes.connection.exec_driver_sql(_INSERT_ROW, _sqlite_rows(missing))
     elif missing:
         # If another restore inserts one of them first, this transaction is repeated.
         await changes.copy("artifact", _COLUMNS, map(_PICKED, missing))
@@ -116,7 +114,7 @@ async def put_back(changes: Changes, versions: Sequence[ArchivedVersion]) -> set
     # The latest version of a key has a copy in its collection.
     for table, column in (("artifact", "id"), ("artifact_collection", "latest_id")):
         if going and changes.is_sqlite:
-            rows = [(_stored("data", each.data), str(each.id), each.stub) for each in going]
+            rows = [(_stored_json(each.data), str(each.id), each.stub) for each in going]
             await changes.connection.exec_driver_sql(_UPDATE_ROW.format(table=table, column=column), rows)
         elif going:
             columns = tuple([getattr(each, name) for each in going] for name in ("id", "stub", "data"))
@@ -124,23 +122,33 @@ async def put_back(changes: Changes, versions: Sequence[ArchivedVersion]) -> set
     return {version.stub for version in going}
 
 
-def _sqlite_row(version: ArchivedVersion) -> tuple[object, ...]:
-    return tuple(_stored(name, version[place]) for name, place in zip(_COLUMNS, _PLACES, strict=True))
+def _sqlite_rows(versions: Sequence[ArchivedVersion]) -> list[tuple[object, ...]]:
+    """Return rows as Prefect writes them to SQLite, made column by column, which takes a tenth of the time."""
+    # It needs an extra, which is not there without an archive.
+    from prefect_artifact_retention.stores.archive.parquet import time_texts  # noqa: PLC0415
+
+    stored: Mapping[str, Callable[[Sequence[Any]], Sequence[object]]] = {
+        **dict.fromkeys(("id", "flow_run_id", "task_run_id"), _stored_ids),
+        **dict.fromkeys(("created", "updated"), time_texts),
+        **dict.fromkeys(("data", "metadata_"), lambda texts: [*map(_stored_json, texts)]),
+    }
+    columns = zip(_COLUMNS, zip(*map(_PICKED, versions), strict=True), strict=True)
+    return [*zip(*(stored[name](values) if name in stored else values for name, values in columns), strict=True)]
 
 
-def _stored(name: str, value: Any) -> object:  # noqa: ANN401 - of any column
-    """Return a value as Prefect writes it to SQLite, where a document of JSON that is only a number is stored as a number."""
-    if value is None:
+def _stored_ids(values: Sequence[UUID | None]) -> list[str | None]:
+    return [None if value is None else str(value) for value in values]
+
+
+def _stored_json(text: str | None) -> str | float | None:
+    """Return JSON as SQLite has it, which stores a document that is only a number as a number."""
+    if text is None:
         return None
-    if name in {"data", "metadata_"}:
-        if _INTEGER.fullmatch(value):
-            # More digits than Python reads are more than SQLite keeps.
-            number = int(value) if len(value) < 25 else float(value)  # noqa: PLR2004
-            return number if -_MAX_INTEGER - 1 <= number <= _MAX_INTEGER else float(value)
-        return float(value) if _NUMBER.fullmatch(value) else value
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
-    return str(value)
+    if _INTEGER.fullmatch(text):
+        # More digits than Python reads are more than SQLite keeps.
+        number = int(text) if len(text) < 25 else float(text)  # noqa: PLR2004
+        return number if -_MAX_INTEGER - 1 <= number <= _MAX_INTEGER else float(text)
+    return float(text) if _NUMBER.fullmatch(text) else text
 
 
 async def _settle(inserted: Mapping[str, _Inserted], archived: Mapping[str, CollectionRow], changes: Changes) -> None:

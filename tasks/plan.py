@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from itertools import chain, repeat
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from prefect_artifact_retention.policies.model import Versions
 from prefect_artifact_retention.stores.archive.stubs import OFFLOADED_TYPES
 from prefect_artifact_retention.stores.ids import Ids
 from prefect_artifact_retention.stores.store import Collection, History, RunReader
+from prefect_artifact_retention.tasks.collector import without_collector
 from prefect_artifact_retention.tasks.history import read_past_runs
 from prefect_artifact_retention.tasks.holds import read_holds
 from prefect_artifact_retention.tasks.rendering import label
@@ -66,7 +66,7 @@ async def make_plan(run: Run) -> None:
     ]
     await _expect(run)
     unkeyed_policy = None if run.report.scope else select_policy(run.policies, None, None)
-    with _without_collector():
+    with without_collector():
         await _plan_rounds(run, managed, unkeyed_policy)
     if not unkeyed_policy and not run.report.scope:
         run.report.unmanaged_unkeyed = await run.store.count_unkeyed()
@@ -101,21 +101,6 @@ def _single_versions(run: Run) -> Iterator[str]:
                 f'policy "{policy.name}": {single:,} of its {len(keys):,} keys have a single version, which always stays; '
                 "only drop_idle_keys_after_days deletes such keys"
             )
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Disable Python's garbage collector while versions are read; no store leaves payloads in reference cycles.
-
-    It would traverse the growing number of versions again and again, which takes half of the time.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 async def _plan_rounds(

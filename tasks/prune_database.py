@@ -14,10 +14,9 @@ were archived. While one transaction deletes, the next versions are archived.
 from __future__ import annotations
 
 import asyncio
-import gc
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from uuid import UUID
@@ -30,6 +29,7 @@ from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.store import Collection, Mark
 from prefect_artifact_retention.stores.transactions import BusyError, LostConnectionError, SlowError
 from prefect_artifact_retention.tasks.archiving import archive
+from prefect_artifact_retention.tasks.collector import frozen
 from prefect_artifact_retention.tasks.holds import refresh_holds
 from prefect_artifact_retention.tasks.plan import judge_all, judge_unkeyed, subject
 from prefect_artifact_retention.tasks.run import KeyPlan, Run, as_task
@@ -94,7 +94,7 @@ async def prune_in_database(run: Run, store: DatabaseStore) -> None:
         StoreError: The database cannot be reached.
     """
     pruner = _Pruner(run, store)
-    with _frozen():
+    with frozen():
         # The artifacts without a key have a place in the order of the plans, too, by which they get a share of the budgets.
         for is_unkeyed, plans in groupby(run.user_plans, key=lambda plan: plan.key is None):
             if is_unkeyed:
@@ -104,16 +104,6 @@ async def prune_in_database(run: Run, store: DatabaseStore) -> None:
                 await pruner.prune(list(plans))
         with run.housekeeping():
             await pruner.prune(run.own_plans)
-
-
-@contextmanager
-def _frozen() -> Iterator[None]:
-    """Let Python's garbage collector pass over what is there already: the plans alone are millions of objects, which stay."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @dataclass(slots=True)

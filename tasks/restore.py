@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.policies.formatting import printable
+from prefect_artifact_retention.tasks.collector import frozen
 from prefect_artifact_retention.tasks.rendering import label
 from prefect_artifact_retention.tasks.restore_api import restore_through_api
 from prefect_artifact_retention.tasks.restore_data import restore_data
@@ -44,7 +45,8 @@ async def restore_all(restore: Restore) -> None:
         restore.collections = await read_collections(restore)
     stream = ArchivedStream(restore)
     try:
-        await _restore_groups(restore, stream)
+        with frozen():
+            await _restore_groups(restore, stream)
     finally:
         await stream.close()
 

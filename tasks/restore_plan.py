@@ -31,6 +31,7 @@ from prefect_artifact_retention.stores.holds import Holds
 from prefect_artifact_retention.stores.ids import read_ids
 from prefect_artifact_retention.stores.reposting import Reposting
 from prefect_artifact_retention.stores.server import Server
+from prefect_artifact_retention.tasks.collector import without_collector
 from prefect_artifact_retention.tasks.producers.artifacts import MAX_METADATA_CHARS
 from prefect_artifact_retention.tasks.restore_report import RestoredKey, RestoreReport
 from prefect_artifact_retention.tasks.run import Listener
@@ -188,6 +189,12 @@ async def plan_restore(restore: Restore) -> None:
         ConfigurationError: The versions of several keys are to go under one.
         StoreError: The server or the database cannot be reached.
     """
+    with without_collector():
+        await _plan(restore)
+    restore.report.key_reports = [each.report for each in restore.keys]
+
+
+async def _plan(restore: Restore) -> None:
     names = ("key", "size", "server", "run_name", "has_payload")
     read = ("run_id", *names[:-1])
     ledger = await asyncio.to_thread(restore.archive.ledger, restore.selection.query, restore.unreadable, read)
@@ -214,7 +221,6 @@ async def plan_restore(restore: Restore) -> None:
     existing = await (restore.database or restore.api).existing([row.id for rows in found.values() for row in rows])
     for key in sorted(found, key=key_order):
         restore.keys.append(await _plan_key(restore, key, sorted(found[key]), existing))
-    restore.report.key_reports = [each.report for each in restore.keys]
 
 
 def _lost_parts(restore: Restore) -> list[PartManifest]:
