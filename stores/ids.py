@@ -44,7 +44,8 @@ class Ids(Sequence[UUID]):
         return Ids(packed=self._packed[ID_BYTES * start : ID_BYTES * stop])
 
     def __iter__(self) -> Iterator[UUID]:
-        return (_unpack(self._packed, index) for index in range(len(self)))
+        read, packed = pgproto.UUID, self._packed
+        return (read(packed[start : start + ID_BYTES]) for start in range(0, len(packed), ID_BYTES))
 
 
 def _unpack(packed: bytes, index: int) -> UUID:

@@ -109,12 +109,8 @@ class RunArchive:
 
     def sum_of_states(self, ids: Iterable[UUID]) -> int | None:
         """Return the sum of these states, which are numbers in a database; None if a version has no copy."""
-        total = 0
-        for version_id in ids:
-            if not isinstance(state := self.copies.get(version_id), int):
-                return None
-            total += state
-        return total
+        states: list[Any] = [*map(self.copies.get, ids)]
+        return None if None in states else sum(states)
 
     @property
     def next_part(self) -> str:
