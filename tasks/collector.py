@@ -23,8 +23,7 @@ def without_collector() -> Iterator[None]:
 def frozen() -> Iterator[None]:
     """Let the collector pass over what there is already: during a deletion or a restore, which may take hours.
 
-    Nothing is done where somebody has frozen objects: another run in this process, or whoever runs this in theirs, to whom they
-    are to stay frozen.
+    Nothing is done where somebody has frozen objects, which are to stay so: another run in this process, or its host.
     """
     if gc.get_freeze_count():
         yield

@@ -44,8 +44,13 @@ def test_what_the_process_has_frozen_itself_stays_frozen() -> None:
 
 def test_an_error_leaves_nothing_frozen() -> None:
     """Or disabled."""
-    with pytest.raises(KeyboardInterrupt), without_collector(), frozen():
-        assert gc.get_freeze_count()
-        raise KeyboardInterrupt
+
+    def fail() -> None:
+        with without_collector(), frozen():
+            assert gc.get_freeze_count()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
     assert gc.isenabled()
     assert not gc.get_freeze_count()
