@@ -21,7 +21,13 @@ def without_collector() -> Iterator[None]:
 
 @contextmanager
 def frozen() -> Iterator[None]:
-    """Let the collector pass over what there is already: during a deletion or a restore, which may take hours."""
+    """Let the collector pass over what there is already: during a deletion or a restore, which may take hours.
+
+    Nothing is done where somebody has frozen objects, which are to stay so: another run in this process, or its host.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.freeze()
     try:
         yield

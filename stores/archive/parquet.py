@@ -88,7 +88,9 @@ def _to_array(name: str, values: Sequence[Any]) -> Any:  # noqa: ANN401
         except TypeError:
             # Beside others with a zone, pyarrow would take it for UTC without a word.
             raise ArchiveError(f"a version has a time without a zone as {name}") from None
-    if values and not pa.types.is_list(arrow_type) and values.count(values[0]) == len(values):
+    # A text may be so long that the repeated one has more bytes than an array can, of which `repeat` does not know.
+    is_short = not pa.types.is_list(arrow_type) and (name not in PAYLOAD or not any(values[:1]))
+    if values and is_short and values.count(values[0]) == len(values):
         return pa.repeat(pa.scalar(values[0], arrow_type), len(values))
     return pa.array(values, arrow_type)
 

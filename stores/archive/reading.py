@@ -43,14 +43,16 @@ _PART, _ROW, _ORDER = "part", "row", "order"
 def read_ledger(catalog: Catalog, query: LedgerQuery, unreadable: dict[str, str] | None, columns: Sequence[str]) -> Any:  # noqa: ANN401 - pyarrow
     """Read a row for each version, with some columns of the ledger, in the order of deletion."""
     columns = [name for name in LEDGER if name in {*_BY_DELETION, *columns}]
-    # How little is asked for without keys and ids shows only when a few columns of all parts are read.
-    in_one = bool(query.keys or query.ids) or len(columns) < len(LEDGER)
+    # How little is asked for without keys shows only when a few columns of all parts are read.
+    in_one = bool(query.keys) or (len(columns) < len(LEDGER) and not query.ids)
     copies = _find(catalog, query, columns if in_one else (), unreadable)
     rows = _last_of_each(_asked(copies, query), _same(query))
     if not in_one:
         chosen = {number: rows.filter(pc.equal(rows[_PART], number))[_ROW] for number in pc.unique(rows[_PART]).to_pylist()}
-        found = _each_part(lambda number: _complete(catalog, number, chosen[number]), catalog, chosen, query, unreadable)
-        rows = _concat(found, LEDGER)
+        found = _each_part(
+            lambda number: _complete(catalog, number, chosen[number], columns), catalog, chosen, query, unreadable
+        )
+        rows = _concat(found, columns)
     rows = rows.sort_by([(name, "ascending") for name in _BY_DELETION])
     with_payload = copies.filter(_has_payload(copies, catalog))["id"]
     return rows.select(columns).append_column(HAS_PAYLOAD, pc.is_in(rows["id"], pc.unique(with_payload)))
@@ -227,11 +229,11 @@ def _scan(catalog: Catalog, number: int, query: LedgerQuery, columns: list[str])
     return [rows]
 
 
-def _complete(catalog: Catalog, number: int, rows: Any) -> list[Any]:  # noqa: ANN401
-    """Read some rows of a part again, with all columns but the payloads."""
+def _complete(catalog: Catalog, number: int, rows: Any, columns: Sequence[str]) -> list[Any]:  # noqa: ANN401
+    """Read some rows of a part again, with other columns."""
     with _opened(catalog, number) as file:
         groups = [group for group in _groups(file) if pc.any(group.has(rows)).as_py()]
-        table = _read(file, number, groups, LEDGER)
+        table = _read(file, number, groups, columns)
     return [table.filter(pc.is_in(table[_ROW], rows))]
 
 
@@ -268,6 +270,8 @@ def _groups(file: Any) -> Iterator[_Group]:  # noqa: ANN401
 def _read(file: Any, part: int, groups: Sequence[_Group], columns: Sequence[str]) -> Any:  # noqa: ANN401
     """Read the rows of some groups, by one call, with the number of their part and their places in there."""
     table = file.read_row_groups([group.number for group in groups], columns=[*columns], use_threads=False).select([*columns])
+    # Somebody may have written it anew with types of their own.
+    table = table.cast(pa.schema([*map(SCHEMA.field, columns)]))
     table = table.append_column(_PART, pa.repeat(pa.scalar(part, pa.int32()), len(table)))
     return table.append_column(_ROW, pa.chunked_array([pa.arange(group.first, group.end) for group in groups], pa.int64()))
 

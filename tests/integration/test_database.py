@@ -976,6 +976,39 @@ async def test_a_batch_with_a_latest_version_deletes_nothing(server: Server) -> 
     assert await server.database.ids() == {row.id for row in rows}
 
 
+@on(*BY_DATABASE)
+@pytest.mark.parametrize("change", ["data", "metadata", "description", "none left", "another key", "no copy"])
+async def test_a_batch_deletes_only_what_is_as_it_was_archived(server: Server, change: str) -> None:
+    """Though it was judged since: beside keys that go, one that needs no copy, and versions that stay."""
+    rows = await server.database.insert(row for key in "abcd" for row in series(key, [1, 2, 3, 4]))
+    victim = rows[6].id
+    async with open_database(server.database.url) as store:
+        ids = {key: (await deletion_of(store, key, stays=2)).ids for key in "abcd"}
+        states = {**await store.transactions.read(Changes.states, [row.id for row in rows])}
+        if change == "data":
+            await server.database.update_data(victim, "y")
+        elif change == "metadata":
+            await server.database.update_metadata(victim, {"a": "b"})
+        elif change == "none left":
+            await server.database.delete_version(victim)
+        elif change == "no copy":
+            states[victim] = 1
+        else:
+            values = {"description": "description = 'other'", "another key": "key = 'd'"}
+            await server.database.run(f"UPDATE artifact SET {values[change]} WHERE id = '{victim}'")
+        deletions = [
+            replace(
+                await deletion_of(store, key, stays=2),
+                ids=ids[key],
+                archived=sum(states[each] for each in ids[key]) if key != "d" else None,
+            )
+            for key in "abcd"
+        ]
+        before = await server.database.ids()
+        assert await store.transactions.write(Changes.delete_unchanged, deletions) == dict.fromkeys("acd")
+    assert await server.database.ids() == before.difference(ids["a"], ids["c"], ids["d"])
+
+
 # --- a role that may do just what is needed
 
 

@@ -6,15 +6,19 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 from archives import archived, by, columns, counted, end, fail, ledger_ids, plain, read, write
 from prefect_artifact_retention.policies import ConfigurationError
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.location import Folder
 from prefect_artifact_retention.stores.archive.model import SCHEMA_VERSION, ArchiveError, LedgerQuery
+from prefect_artifact_retention.stores.archive.parquet import LEDGER, PAYLOAD
 
 TESTS = Path(__file__).parents[1]
 
@@ -204,6 +208,40 @@ def test_a_part_that_is_cut_or_gone_is_told(archive: Archive, tmp_path: Path) ->
         archive.ledger()
     (tmp_path / "archive/manifests/run-1-00001.json").unlink()
     assert len(ledger_ids(archive)) == 1
+
+
+def test_a_part_that_was_written_anew_with_other_types_is_read(archive: Archive, tmp_path: Path) -> None:
+    """As other programs do; what cannot be meant is told like any damage, and is in no other part's way."""
+    write(archive, VERSIONS)
+    write(archive, by(2, [archived(number=9)]))
+    part = tmp_path / "archive/data/run-1-00001.parquet"
+    table = pq.read_table(part)
+    texts = [pa.large_string() if field.type == pa.string() else field.type for field in table.schema]
+    pq.write_table(table.cast(pa.schema(zip(table.column_names, texts, strict=True))), part)
+    assert len(ledger_ids(archive)) == len(ledger_ids(archive, LedgerQuery(keys=["rep*"]))) == 6
+    wrong = pa.array([{"a": 1}] * len(table))
+    pq.write_table(table.set_column(table.column_names.index("policy"), "policy", wrong), part)
+    unreadable: dict[str, str] = {}
+    assert len(archive.ledger(LedgerQuery(), unreadable)) == 1
+    assert [*unreadable] == ["run-1-00001"]
+
+
+@pytest.mark.parametrize("asked", [LEDGER, ("policy",)], ids=["all columns", "some columns"])
+def test_of_a_version_nothing_is_read_but_its_row_group(archive: Archive, tmp_path: Path, asked: Sequence[str]) -> None:
+    """Of the others, only the ids are: so damage in there is no obstacle, and a million rows are no work."""
+    write(archive, VERSIONS[:2], VERSIONS[2:])
+    part = tmp_path / "archive/data/run-1-00001.parquet"
+    chunk = pq.read_metadata(part).row_group(0).column(LEDGER.index("policy") + len(PAYLOAD))
+    assert chunk.path_in_schema == "policy"
+    content = bytearray(part.read_bytes())
+    content[chunk.dictionary_page_offset + 2 : chunk.dictionary_page_offset + chunk.total_compressed_size] = bytes(
+        chunk.total_compressed_size - 2
+    )
+    part.write_bytes(content)
+    for number, version in enumerate(VERSIONS):
+        unreadable: dict[str, str] = {}
+        found = archive.ledger(LedgerQuery(ids=[version.id]), unreadable, asked)
+        assert (len(found), len(unreadable)) == ((1, 0) if number >= 2 else (0, 1))
 
 
 def test_a_part_that_is_gone_is_in_nobodys_way_who_asks_for_something_else(archive: Archive, tmp_path: Path) -> None:
