@@ -79,20 +79,15 @@ def to_table(columns: Mapping[str, Sequence[Any]], *, payloads: bool) -> Any:  #
 
 def _to_array(name: str, values: Sequence[Any]) -> Any:  # noqa: ANN401
     """Make a column, in ways that take a part of the time of pyarrow's own."""
-    arrow_type = SCHEMA.field(name).type
     if name in IDS:
         values = [None if each is None else str(each) for each in values]
     if name in TIMES:
         try:
-            return _to_times(values).cast(arrow_type)
+            return _to_times(values).cast(_TYPES[name])
         except TypeError:
             # Beside others with a zone, pyarrow would take it for UTC without a word.
             raise ArchiveError(f"a version has a time without a zone as {name}") from None
-    # A text may be so long that the repeated one has more bytes than an array can, of which `repeat` does not know.
-    is_short = not pa.types.is_list(arrow_type) and (name not in PAYLOAD or not any(values[:1]))
-    if values and is_short and values.count(values[0]) == len(values):
-        return pa.repeat(pa.scalar(values[0], arrow_type), len(values))
-    return pa.array(values, arrow_type)
+    return pa.array(values, SCHEMA.field(name).type)
 
 
 def _to_times(values: Sequence[datetime]) -> Any:  # noqa: ANN401
