@@ -316,7 +316,12 @@ def deleted(  # noqa: PLR0913 - the flags of the command
     since: Since = "",
     until: Until = "",
     rule: Annotated[
-        tuple[str, ...], Parameter(name="--rule", help="A rule, such as keep_last; may be repeated.", negative=())
+        tuple[str, ...],
+        Parameter(
+            name="--rule",
+            help="A rule by which they went: unclaimed (no rule kept it), expire_after_days, ...; may be repeated.",
+            negative=(),
+        ),
     ] = (),
     run: Runs = (),
     limit: Annotated[int, Parameter(help="Show the last N of them. 0: all.", converter=_whole_number)] = 1000,

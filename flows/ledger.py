@@ -119,13 +119,17 @@ def make_query(  # noqa: PLR0913 - what can be asked for
     """
     if problem := next(filter(None, map(impossible, keys)), None):
         raise ConfigurationError(f"{source}: keys: {problem}")
+    first = _read_time("since", since, source) if since else None
+    last = _read_time("until", until, source) if until else None
+    if first and last and first > last:
+        raise ConfigurationError(f"{source}: since = {since!r} is later than until = {until!r}")
     return LedgerQuery(
         keys=tuple(keys),
         ids=tuple(_read_id(each, source) for each in ids),
         runs=tuple(runs),
         rules=tuple(rules),
-        since=_read_time("since", since, source) if since else None,
-        until=_read_time("until", until, source) if until else None,
+        since=first,
+        until=last,
     )
 
 

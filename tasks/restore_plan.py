@@ -252,7 +252,8 @@ def nothing_found(restore: Restore, others: Mapping[str, int] = MappingProxyType
     """Describe that the archive has nothing that is asked for, but of other servers."""
     if others:
         listed = ", ".join(f"{server} ({count(number, 'version')})" for server, number in others.items())
-        return f"nothing that is asked for was deleted on {restore.report.server}, but on {listed}: give --from-server"
+        server = restore.selection.from_server or restore.report.server
+        return f"nothing that is asked for was deleted on {server}, but on {listed}: name that one with --from-server"
     return f"the archive {restore.report.archive} has nothing that is asked for"
 
 

@@ -147,7 +147,7 @@ class Database:
 
     async def versions(self, key: str) -> list[dict[str, Any]]:
         """The versions of a key, newest first, with some of the fields that the API gives them."""
-        names = ("id", "type", "description", "data", "metadata_")
+        names = ("id", "type", "description", "data", "metadata_", "flow_run_id")
         rows = await self.run(f"SELECT {', '.join(names)} FROM artifact WHERE key = '{key}' ORDER BY created DESC, id DESC")
         versions = [dict(zip(names, row, strict=True)) for row in rows]
         for version in versions:

@@ -75,8 +75,8 @@ def made(key: str | None, number: int, server: str, **fields: Any) -> ArchivedVe
     data = json.dumps(f"{key} {number}")
     version = ArchivedVersion(
         id=uuid5(NAMESPACE_URL, f"{key} {number}"),
-        flow_run_id=None,
-        task_run_id=None,
+        flow_run_id=uuid5(NAMESPACE_URL, f"flow run of {key} {number}"),
+        task_run_id=uuid5(NAMESPACE_URL, f"task run of {key} {number}"),
         key=key,
         type="markdown",
         description=f"number {number}",

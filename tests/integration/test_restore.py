@@ -539,6 +539,8 @@ async def test_through_the_api_new_versions_come_in_their_order_under_a_key_of_t
     assert [each["id"] for each in await server.database.versions("report")] == [before[0].id]
     restored = (await server.database.versions("report-restored"))[::-1]
     assert [each["data"] for each in restored] == ["report 1", "report 2", "report 3"]
+    runs = [UUID(str(each["flow_run_id"])) for each in restored]
+    assert runs == [versions[1].flow_run_id, versions[2].flow_run_id, versions[0].flow_run_id]
     first = restored[0]
     until = datetime.now(UTC).date() + timedelta(days=7)
     assert first["description"] == f"number 1\n\nRestored from version {versions[1].id}, created 2026-10-01 01:00:00 UTC"
@@ -695,6 +697,8 @@ async def test_what_cannot_be_restored_is_named(server: AnyServer, tmp_path: Pat
         assert [(each.key, each.restored, each.unavailable) for each in report.key_reports] == [("mine", 1, 1)]
         with pytest.raises(ArchiveError, match=f"was deleted on {address}, but on {other}"):
             await restore(archive, LedgerQuery(keys=("theirs",)))
+        with pytest.raises(ArchiveError, match=f"was deleted on https://typo.example/api, but on .*{other} .*: name that one"):
+            await restore(archive, LedgerQuery(keys=("theirs",)), from_server="https://typo.example/api")
         with pytest.raises(ArchiveError, match="has nothing that is asked for"):
             await restore(archive, LedgerQuery(keys=("nobodys",)))
         assert (await restore(archive, from_server=other)).restored == 1

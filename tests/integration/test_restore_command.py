@@ -220,6 +220,7 @@ BAD_USAGE = [
     (["restore"], "name what is to be restored: --key, --id, --run, --since, --until, or --all"),
     (["restore", "--key", "x", "--since", "yesterday"], "since = 'yesterday' is neither a day nor a time such as"),
     (["restore", "--until", "2026-13-01"], "until = '2026-13-01' is neither a day nor a time such as"),
+    (["deleted", "--since", "2026-12-01", "--until", "2026-11-01"], "since = '2026-12-01' is later than until = '2026-11-01'"),
     (["restore", "--id", "x"], "id = 'x' is no id of a version"),
     (["restore", "--key", "X*"], "keys: "),
     (["restore", "--key", "x", "--hold-days", "-1"], "hold_days = -1 is not between 0 and 36525"),

@@ -1,5 +1,6 @@
 """The queries of the page about the archive run, and answer what it says."""
 
+import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,11 @@ from prefect_artifact_retention.stores.archive.parquet import SCHEMA
 PAGE = (Path(__file__).parents[2] / "docs" / "archive.md").read_text(encoding="utf-8")
 
 
+def table(rows: int) -> str:
+    """The data of an artifact of `create_table_artifact`, which is JSON within JSON."""
+    return json.dumps(json.dumps([{"rows": rows}]))
+
+
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     """An archive as the examples have it."""
@@ -20,8 +26,9 @@ def archive(tmp_path: Path) -> Path:
     write(
         made,
         [
-            archived("audit-export", type="table", data='{"rows": 7}', size=11, rules=["keep_last"]),
-            archived("audit-export", type="table", data='{"rows": 9}', size=11, rules=["expire_after_days"]),
+            archived("audit-export", type="table", data=table(7), size=len(table(7)), rules=["keep_last"]),
+            archived("audit-export", type="table", data=table(9), size=len(table(9)), rules=["expire_after_days"]),
+            archived(None, size=3, rules=["expire_after_days"]),
             archived("report", size=5, rules=["keep_last"]),
             archived("report", size=500, decided_at=datetime(2026, 10, 1, tzinfo=UTC), rules=["keep_last"]),
         ],
@@ -38,9 +45,10 @@ def blocks(language: str, archive: Path) -> list[str]:
 def test_the_queries_in_sql_answer_what_they_ask(archive: Path) -> None:
     """Per key, and a field of the payloads."""
     per_key, fields = (duckdb.sql(query).fetchall() for query in blocks("sql", archive))
-    assert [(*row[:3], {*row[3]}) for row in per_key] == [
-        ("audit-export", 2, 22, {"keep_last", "expire_after_days"}),
+    assert sorted(((*row[:3], {*row[3]}) for row in per_key), key=lambda row: -row[2]) == [
+        ("audit-export", 2, 2 * len(table(7)), {"keep_last", "expire_after_days"}),
         ("report", 1, 5, {"keep_last"}),
+        (None, 1, 3, {"expire_after_days"}),
     ]
     assert [row[1] for row in fields] == ["7", "9"]
 
@@ -51,7 +59,7 @@ def test_the_examples_in_python_answer_what_they_ask(archive: Path, capsys: pyte
     exec(polars, {})  # noqa: S102 - the page of this project
     assert "shape: (2, 4)" in capsys.readouterr().out
     exec(pandas, {})  # noqa: S102
-    assert re.search(r"audit-export +2 +22\nreport +2 +505\n", capsys.readouterr().out)
+    assert re.search(rf"audit-export +2 +{2 * len(table(7))}\nreport +2 +505\nNaN +1 +3\n", capsys.readouterr().out)
 
 
 def test_the_table_has_every_column() -> None:
