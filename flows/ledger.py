@@ -13,6 +13,7 @@ from prefect_artifact_retention.flows import terminal
 from prefect_artifact_retention.flows.cleanup import open_archive_of
 from prefect_artifact_retention.flows.settings import RetentionSettings
 from prefect_artifact_retention.policies import ConfigurationError
+from prefect_artifact_retention.policies.evaluation import CONDEMNATIONS
 from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.globs import impossible
 from prefect_artifact_retention.stores.archive.model import LedgerQuery
@@ -119,6 +120,8 @@ def make_query(  # noqa: PLR0913 - what can be asked for
     """
     if problem := next(filter(None, map(impossible, keys)), None):
         raise ConfigurationError(f"{source}: keys: {problem}")
+    if unknown := next((rule for rule in rules if rule not in CONDEMNATIONS), None):
+        raise ConfigurationError(f"{source}: by no rule {unknown!r} does a version go, but by {', '.join(CONDEMNATIONS)}")
     first = _read_time("since", since, source) if since else None
     last = _read_time("until", until, source) if until else None
     if first and last and first > last:

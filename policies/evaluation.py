@@ -40,6 +40,9 @@ class Reason(NamedTuple):
 PROTECTIONS = frozenset({"latest", "hold", "unreadable", "running", "future", "result", "dangling", "mixed_types"})
 """The rules for which a version stays whatever its policy says."""
 
+CONDEMNATIONS = ("unclaimed", "expire_after_days", "ttl", "drop_idle_keys_after_days")
+"""The rules by which a version goes."""
+
 Decision = tuple[bool, tuple[Reason, ...]]
 """Whether a version is kept, and the reasons."""
 

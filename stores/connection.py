@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import inf
 from typing import Any, TypeVar
+from uuid import UUID
 
 import httpx
 import orjson
@@ -188,7 +189,7 @@ class Connection:
             StoreError: The server cannot be reached, refuses the credentials, or answers with an error.
         """
         attempts = [] if attempts is None else attempts
-        content = None if body is None else orjson.dumps(body)
+        content = None if body is None else orjson.dumps(body, default=_id_text)
         headers = self._headers | ({"Content-Type": "application/json"} if content else {})
         is_ahead = READS_AHEAD.get()
         async with nullcontext() if is_ahead else self._concurrency.slot(is_timed=method == "DELETE") as turn:
@@ -315,6 +316,13 @@ def request_error(error: httpx.HTTPError, url: httpx.URL, what: str = "a request
     if isinstance(error, httpx.RequestError):
         hint = connection_hint(error, url, has_answered=has_answered)
     return StoreError(f"cannot reach the Prefect server at {_public(url)}: {reason(error)}{hint}")
+
+
+def _id_text(value: object) -> str:
+    """Write an id as text: those of a database are of a subclass of Python's UUID, which orjson does not know."""
+    if isinstance(value, UUID):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def uses_ephemeral_server() -> bool:

@@ -69,9 +69,7 @@ class Reposting(ApiStore):
         """
         given = {"key": key, "type": version.type, "description": description, "metadata_": metadata}
         body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        # As text: orjson knows Python's own UUID only, and those of an archive are of a subclass that is quicker to read.
-        runs = {"flow_run_id": version.flow_run_id, "task_run_id": version.task_run_id}
-        body |= {name: str(run) for name, run in runs.items() if run}
+        body |= {"flow_run_id": version.flow_run_id, "task_run_id": version.task_run_id}
         if version.data is not None:
             # The text itself: numbers stay as they are written.
             body["data"] = orjson.Fragment(version.data)

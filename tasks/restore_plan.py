@@ -23,7 +23,6 @@ from prefect_artifact_retention.stores.archive.model import (
     ArchiveError,
     CollectionRow,
     LedgerQuery,
-    PartManifest,
 )
 from prefect_artifact_retention.stores.connection import Connection
 from prefect_artifact_retention.stores.database import DatabaseStore
@@ -223,15 +222,27 @@ async def _plan(restore: Restore) -> None:
         restore.keys.append(await _plan_key(restore, key, sorted(found[key]), existing))
 
 
-def _lost_parts(restore: Restore) -> list[PartManifest]:
-    """Return the parts that cannot be read, of whatever server."""
-    return [part for part in restore.archive.manifests() if part.name in restore.unreadable] if restore.unreadable else []
+class _Lost(NamedTuple):
+    """A part that cannot be read, of whatever server."""
+
+    name: str
+    run_id: str
+    server: str
+
+
+def _lost_parts(restore: Restore) -> list[_Lost]:
+    if not restore.unreadable:
+        return []
+    parts = {part.name: part for part in restore.archive.manifests()}
+    # Of one without a manifest, the last word of its run tells.
+    runs = {name: run for run in restore.archive.runs() for name in run.parts if name not in parts}
+    return [_Lost(name, each.run_id, each.server) for name, each in (parts | runs).items() if name in restore.unreadable]
 
 
 async def _own_addresses(
     restore: Restore,
     ledger: Any,  # noqa: ANN401 - a table of pyarrow
-    lost: Sequence[PartManifest],
+    lost: Sequence[_Lost],
 ) -> set[str]:
     """Return the addresses of the server whose versions are restored.
 

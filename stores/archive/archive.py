@@ -21,6 +21,7 @@ from prefect_artifact_retention.policies import ConfigurationError
 from prefect_artifact_retention.stores.archive.location import DATA, MANIFESTS, STAGING, Location, open_location, write_synced
 from prefect_artifact_retention.stores.archive.manifests import (
     PART_NAME,
+    check_is_archive,
     check_place,
     find_problems,
     is_manifest_of_run,
@@ -137,14 +138,16 @@ class Archive:
 
         Args:
             query: What is asked for.
-            unreadable: Gets the names of the parts that cannot be read and may have something of it, and what to do. By
-                default, the first one is raised.
+            unreadable: Gets the names of the parts that cannot be read and may have something of it, and what to do; those
+                without a manifest, too. By default, the first one is raised.
             columns: Those that are wanted; besides, there are `id`, `key`, `created` and `decided_at`.
 
         Raises:
-            ArchiveError: The archive cannot be read.
+            ArchiveError: The archive cannot be read, or there is something else.
         """
-        return read_ledger(read_catalog(self._location), query, unreadable, columns)
+        catalog = read_catalog(self._location)
+        check_is_archive(catalog)
+        return read_ledger(catalog, query, unreadable, columns)
 
     def versions(self, query: LedgerQuery = EVERYTHING, without: Collection[str] = ()) -> Iterator[list[ArchivedVersion]]:
         """Read versions with their payloads, about 8 MB at a time, by key, creation and id; those without a key come last.

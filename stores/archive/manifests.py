@@ -105,6 +105,12 @@ class Catalog:
         return {name: frozenset(ids) for name, ids in found.items()}
 
     @cached_property
+    def lost(self) -> dict[str, RunManifest]:
+        """The parts that a run lists and of which the manifest is missing, with that run: what they have was deleted."""
+        known = self.replaced.union(self.written)
+        return {name: run for run in self.runs for name in run.parts if name not in known}
+
+    @cached_property
     def unended(self) -> frozenset[str]:
         """The ids of the runs of which a part that counts is in no manifest of a run: they were killed, or are at work."""
         return frozenset(part.run_id for part in self._unlisted)
@@ -137,12 +143,21 @@ def check_place(location: Location) -> None:
     Raises:
         ArchiveError: There is something else, or an archive of a newer version of the format.
     """
-    others = location.others()
-    if not others:
+    if not location.others():
         location.prepare()
-    catalog = read_catalog(location)
-    foreign = [*others, *(f"{DATA}/{name}" for name in _foreign(location.names(DATA)))]
-    if foreign and not catalog.written and not catalog.runs:
+    check_is_archive(read_catalog(location))
+
+
+def check_is_archive(catalog: Catalog) -> None:
+    """Check that there is an archive, or nothing yet.
+
+    Raises:
+        ArchiveError: There is something else.
+    """
+    if catalog.written or catalog.runs:
+        return
+    location = catalog.location
+    if foreign := [*location.others(), *(f"{DATA}/{name}" for name in _foreign(location.names(DATA)))]:
         raise ArchiveError(
             f"the archive {location.url}: there is something else ({_some(foreign)}), and no archive; "
             "an archive needs a folder of its own"
@@ -170,6 +185,8 @@ def find_problems(location: Location) -> list[str]:
     for name in sorted(parts):
         if name in catalog.replaced:
             problems.append(f"{part_file(name)} has been replaced, and the next pruning of the archive removes it")
+        elif name in catalog.lost:
+            problems.append(without_manifest(location, name))
         elif name not in catalog.written and PART_NAME.fullmatch(name):
             problems.append(
                 f"{part_file(name)} has no manifest, so it does not count: it is being written, or its run was killed, "
@@ -177,6 +194,14 @@ def find_problems(location: Location) -> list[str]:
             )
     problems += [f"{STAGING}/{name} is being written, or left over" for name in sorted(location.names(STAGING))]
     return problems
+
+
+def without_manifest(location: Location, name: str) -> str:
+    """Describe that the manifest of a part is missing that counts, and what to do."""
+    return (
+        f"the archive {location.url}: {manifest_file(name)} is missing, by which {part_file(name)} counts: "
+        f"its versions cannot be read. Put it back, or remove {part_file(name)} to do without them"
+    )
 
 
 def _read(location: Location, name: str) -> PartManifest | RunManifest:

@@ -19,9 +19,21 @@ from typing import Any, NamedTuple, Self
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
-from prefect_artifact_retention.stores.archive.location import Location
-from prefect_artifact_retention.stores.archive.manifests import Catalog, at_once, manifest_file, part_file
-from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, LedgerQuery, PartManifest
+from prefect_artifact_retention.stores.archive.location import DATA, Location
+from prefect_artifact_retention.stores.archive.manifests import (
+    Catalog,
+    at_once,
+    manifest_file,
+    part_file,
+    without_manifest,
+)
+from prefect_artifact_retention.stores.archive.model import (
+    ArchivedVersion,
+    ArchiveError,
+    LedgerQuery,
+    PartManifest,
+    RunManifest,
+)
 from prefect_artifact_retention.stores.archive.parquet import ALIKE, LEDGER, SCHEMA, open_part, to_versions
 from prefect_artifact_retention.stores.archive.writing import hash_file
 
@@ -42,6 +54,7 @@ _PART, _ROW, _ORDER = "part", "row", "order"
 
 def read_ledger(catalog: Catalog, query: LedgerQuery, unreadable: dict[str, str] | None, columns: Sequence[str]) -> Any:  # noqa: ANN401 - pyarrow
     """Read a row for each version, with some columns of the ledger, in the order of deletion."""
+    _tell_lost(catalog, query, unreadable)
     columns = [name for name in LEDGER if name in {*_BY_DELETION, *columns}]
     # How little is asked for without keys shows only when a few columns of all parts are read.
     in_one = bool(query.keys) or (len(columns) < len(LEDGER) and not query.ids)
@@ -200,6 +213,27 @@ def _each_part(
             return []
 
     return at_once(catalog.location, attempt, numbers)
+
+
+def _tell_lost(catalog: Catalog, query: LedgerQuery, unreadable: dict[str, str] | None) -> None:
+    """Name the parts without a manifest that may have what is asked for, or raise the first one."""
+    lost = [name for name, run in catalog.lost.items() if _may_be_of(run, query)]
+    # Whoever does without the versions of one has removed the rest of it, too.
+    there = catalog.location.names(DATA) if lost else {}
+    for name in lost:
+        if part_file(name).removeprefix(f"{DATA}/") in there:
+            if unreadable is None:
+                raise ArchiveError(without_manifest(catalog.location, name))
+            unreadable[name] = without_manifest(catalog.location, name)
+
+
+def _may_be_of(run: RunManifest, query: LedgerQuery) -> bool:
+    """Whether a run may have deleted what is asked for."""
+    return (
+        not (query.runs and not {run.run_id, run.run_name} & {*query.runs})
+        and not (query.servers and run.server not in query.servers)
+        and (query.since is None or run.ended_at >= query.since - CLOCK_SKEW)
+    )
 
 
 def _may_be_in(part: PartManifest, catalog: Catalog, query: LedgerQuery) -> bool:

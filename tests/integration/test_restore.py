@@ -649,6 +649,18 @@ async def test_a_part_of_the_archive_that_is_missing_costs_its_own_versions_only
 
 
 @on(*BY_FAKE)
+async def test_a_part_without_its_manifest_is_missed_if_its_run_has_ended(server: AnyServer, tmp_path: Path) -> None:
+    """The run's last word lists it, so its versions were deleted."""
+    write_archive(tmp_path / "archive", [made("a", 1, f"{server.local.address}/api")])
+    archive = write_archive(tmp_path / "archive", [made("b", 2, f"{server.local.address}/api")])
+    (tmp_path / "archive/manifests" / f"{RUN_ID}-00001.json").unlink()
+    with server.active():
+        report = await restore(archive)
+    assert report.restored == 1
+    assert [f"manifests/{RUN_ID}-00001.json is missing" in error for error in report.causes()] == [True]
+
+
+@on(*BY_FAKE)
 async def test_a_missing_part_of_another_server_fails_no_restore(server: AnyServer, tmp_path: Path) -> None:
     """What is in there would not be restored anyway; from its own server, it is missed."""
     write_archive(tmp_path / "archive", [made("a", 1, f"{server.local.address}/api")])

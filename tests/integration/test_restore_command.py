@@ -160,7 +160,7 @@ def test_the_ledger_is_listed_without_a_server_the_last_deletions_first(
 ) -> None:
     """By key, time, rule and run; no more than asked for."""
     write_archive(folder / "archive", [made("a", number, NOWHERE) for number in range(3)])
-    write_archive(folder / "archive", [made("b", 1, NOWHERE, rules=["expired"])], payloads=False)
+    write_archive(folder / "archive", [made("b", 1, NOWHERE, rules=["ttl"])], payloads=False)
 
     def listed(*arguments: str) -> list[tuple[str, str, bool]]:
         assert main(["deleted", *arguments, "--json"]) == 0
@@ -171,7 +171,7 @@ def test_the_ledger_is_listed_without_a_server_the_last_deletions_first(
     b = ("b", str(made("b", 1, NOWHERE).id), False)
     assert listed() == [b, *a]
     assert listed("--key", "a*", "--limit", "2") == a[:2]
-    assert listed("--rule", "expired") == [b]
+    assert listed("--rule", "ttl") == [b]
     assert listed("--run", RUN_NAME, "--since", "2026-11-28", "--until", "2026-11-28") == [b, *a]
     assert listed("--until", "2026-11-28T02:59") == []
     assert listed("--since", "2026-11-28T04:00:00.000001+01:00") == []
@@ -216,12 +216,23 @@ def test_the_ledger_names_a_run_that_was_killed(folder: Path, capsys: pytest.Cap
     assert told() == (True, [RUN_ID])
 
 
+@pytest.mark.usefixtures("offline")
+def test_something_else_than_an_archive_has_no_ledger(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty list would mean that nothing was deleted."""
+    (folder / "archive/data").mkdir(parents=True)
+    assert main(["deleted"]) == 0
+    (folder / "archive/photos").mkdir()
+    assert main(["deleted"]) == 1
+    assert "there is something else (photos), and no archive" in capsys.readouterr().err
+
+
 BAD_USAGE = [
     (["restore"], "name what is to be restored: --key, --id, --run, --since, --until, or --all"),
     (["restore", "--key", "x", "--since", "yesterday"], "since = 'yesterday' is neither a day nor a time such as"),
     (["restore", "--until", "2026-13-01"], "until = '2026-13-01' is neither a day nor a time such as"),
     (["deleted", "--since", "2026-12-01", "--until", "2026-11-01"], "since = '2026-12-01' is later than until = '2026-11-01'"),
     (["restore", "--id", "x"], "id = 'x' is no id of a version"),
+    (["deleted", "--rule", "keep_last"], "by no rule 'keep_last' does a version go, but by unclaimed, expire_after_days, ttl"),
     (["restore", "--key", "X*"], "keys: "),
     (["restore", "--key", "x", "--hold-days", "-1"], "hold_days = -1 is not between 0 and 36525"),
     (["restore", "--key", "x", "--to", "X Y"], "to_key = 'X Y' is no key"),

@@ -269,6 +269,30 @@ def test_a_part_that_is_gone_is_in_nobodys_way_who_asks_for_something_else(archi
         [*read(archive)]
 
 
+def test_a_manifest_that_is_lost_of_a_run_that_ended_is_told(archive: Archive, tmp_path: Path) -> None:
+    """The run's last word lists the part, so its versions were deleted; unless somebody does without it."""
+    write(archive, [archived("audit")])
+    end(archive, 1)
+    write(archive, by(3, [archived("report")]))
+    (tmp_path / "archive/manifests/run-1-00001.json").unlink()
+    advice = "its versions cannot be read. Put it back, or remove data/run-1-00001.parquet to do without them"
+    for query, is_asked in (
+        (LedgerQuery(), True),
+        (LedgerQuery(runs=["run-1"]), True),
+        (LedgerQuery(runs=["fox-3"]), False),
+        (LedgerQuery(servers=["http://other.example/api"]), False),
+        (LedgerQuery(since=datetime.now(UTC) + timedelta(days=2)), False),
+    ):
+        unreadable: dict[str, str] = {}
+        archive.ledger(query, unreadable)
+        assert [text.endswith(advice) for text in unreadable.values()] == [True] * is_asked
+    with pytest.raises(ArchiveError, match=r"manifests/run-1-00001.json is missing, by which data/run-1-00001.parquet counts"):
+        archive.ledger()
+    assert [problem.endswith(advice) for problem in archive.problems()] == [True]
+    (tmp_path / "archive/data/run-1-00001.parquet").unlink()
+    assert len(archive.ledger()) == 1
+
+
 def test_a_half_written_part_does_not_count_though_it_can_be_read(archive: Archive, tmp_path: Path) -> None:
     """Parquet may have its end, and be a part of what was meant: only the manifest says that it is whole."""
     write(archive, VERSIONS)

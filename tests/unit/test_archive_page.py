@@ -7,7 +7,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from archives import archived, write
+from archives import archived, by, write
 from prefect_artifact_retention.stores.archive.archive import open_archive
 from prefect_artifact_retention.stores.archive.parquet import SCHEMA
 
@@ -43,12 +43,17 @@ def blocks(language: str, archive: Path) -> list[str]:
 
 
 def test_the_queries_in_sql_answer_what_they_ask(archive: Path) -> None:
-    """Per key, and a field of the payloads."""
+    """Per key, and a field of the payloads: of a version that was deleted twice once, and of one that stays not."""
+    made = open_archive(str(archive))
+    twice = archived("twice", size=1, rules=["unclaimed"])
+    write(made, [twice, archived("report", size=9, rules=["offload_larger_than_kb"])])
+    write(made, by(2, [twice]))
     per_key, fields = (duckdb.sql(query).fetchall() for query in blocks("sql", archive))
     assert sorted(((*row[:3], {*row[3]}) for row in per_key), key=lambda row: -row[2]) == [
         ("audit-export", 2, 2 * len(table(7)), {"keep_last", "expire_after_days"}),
         ("report", 1, 5, {"keep_last"}),
         (None, 1, 3, {"expire_after_days"}),
+        ("twice", 1, 1, {"unclaimed"}),
     ]
     assert [row[1] for row in fields] == ["7", "9"]
 
