@@ -271,7 +271,8 @@ async def _begin_archive(archive: Archive, report: CleanupReport, own_runs: Coll
         StoreError: A delete run could archive nothing, and so delete nothing.
     """
     try:
-        await asyncio.to_thread(archive.check_writable)
+        if await asyncio.to_thread(archive.check_writable):
+            report.warn(f"the archive {archive.url} has nothing yet: unless it is new, look whether its volume is mounted")
         if report.mode == "preview":
             return None
         run_id = str(next(iter(own_runs), None) or uuid4())

@@ -65,13 +65,16 @@ class Archive:
     def __repr__(self) -> str:
         return f"Archive({self.url!r})"
 
-    def check_writable(self) -> None:
+    def check_writable(self) -> bool:
         """Check that this is an archive or can become one, and that files can be written there: one, which is removed again.
+
+        Returns:
+            Whether nothing is archived there yet.
 
         Raises:
             ArchiveError: It cannot be written, is of a newer version of the format, or there is something else.
         """
-        check_place(self._location)
+        is_new = check_place(self._location)
         name = f"{STAGING}/check-{uuid4().hex}"
         with self._location.staged("check") as staged:
             with self._location.doing(f"write {name}"):
@@ -83,6 +86,7 @@ class Archive:
             self._location.remove(name)
         if read != name.encode():
             raise ArchiveError(f"the archive {self.url}: a file is not read back as it was written")
+        return is_new
 
     def first_free_number(self, run_id: str) -> int:
         """Return the number of the next part of a run: 1, or behind whatever an earlier attempt of it has left."""

@@ -137,15 +137,20 @@ def read_catalog(location: Location) -> Catalog:
     )
 
 
-def check_place(location: Location) -> None:
+def check_place(location: Location) -> bool:
     """Check that there is an archive that this version can write to, or nothing yet, and make its folders.
+
+    Returns:
+        Whether there is nothing yet.
 
     Raises:
         ArchiveError: There is something else, or an archive of a newer version of the format.
     """
     if not location.others():
         location.prepare()
-    check_is_archive(read_catalog(location))
+    catalog = read_catalog(location)
+    check_is_archive(catalog)
+    return not catalog.written and not catalog.runs
 
 
 def check_is_archive(catalog: Catalog) -> None:

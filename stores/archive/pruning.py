@@ -120,11 +120,11 @@ def _keep_ledger(catalog: Catalog, name: str, parts: Sequence[PartManifest]) -> 
 
 
 def _forget(location: Location, run_id: str, parts: Sequence[PartManifest]) -> int:
-    freed = _remove(location, parts)
+    # First, or a part whose manifest has gone would pass for lost.
     for file in location.names(MANIFESTS):
         if is_manifest_of_run(file, run_id):
             location.remove(f"{MANIFESTS}/{file}")
-    return freed
+    return _remove(location, parts)
 
 
 def _remove(location: Location, parts: Sequence[PartManifest]) -> int:
@@ -143,7 +143,7 @@ def _sweep(location: Location, catalog: Catalog, now: datetime) -> None:
         name = file.removesuffix(".parquet")
         if name in catalog.replaced:
             location.remove(part_file(name))
-        elif name not in catalog.written:
+        elif name not in catalog.written and name not in catalog.lost:
             uncounted.append(part_file(name))
     for file in uncounted:
         if _is_over(now - location.modified(file), ABANDONED_DAYS):

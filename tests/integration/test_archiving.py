@@ -42,6 +42,9 @@ PLACES = pytest.mark.parametrize("key", ["report", "idle-report", None])
 """A key that stays, one that goes as a whole, and none."""
 
 
+NEW = "the archive {} has nothing yet: unless it is new, look whether its volume is mounted"
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for the archive of all runs of a test."""
@@ -322,12 +325,20 @@ async def test_an_archive_that_cannot_be_written_ends_a_run_before_it_plans(serv
     assert any(warning.startswith("a delete run would fail: ") for warning in report.warnings)
 
 
+async def test_an_archive_that_has_nothing_yet_is_told(folder: Path) -> None:
+    """A folder is made where none is, and may be that of a volume that is not mounted."""
+    with FakeServer().listening() as server:
+        await server.database.insert(series("report", [1, 2, 3]))
+        assert (await server.cleanup([KEEP_1], mode="delete")).warnings == [NEW.format(folder)]
+        assert (await server.cleanup([KEEP_1], mode="delete")).warnings == []
+
+
 async def test_a_preview_leaves_nothing_in_the_archive(folder: Path) -> None:
     """It writes a file and removes it again."""
     with FakeServer().listening() as server:
         await server.database.insert(series("report", [1, 2, 3]))
         report = await server.cleanup([KEEP_1])
-    assert report.warnings == []
+    assert report.warnings == [NEW.format(folder)]
     assert (report.archive.url, report.archive.versions) == (str(folder), 0)
     assert files(folder) == []
 

@@ -168,3 +168,16 @@ def test_what_never_counted_is_removed_when_no_run_can_be_at_it_any_more(archive
     assert not staged.exists()
     assert foreign.exists()
     assert [*read(archive)] == [*map(plain, FIRST[:4]), *map(plain, SECOND)]
+
+
+def test_a_part_whose_manifest_is_lost_is_never_removed(archive: Archive, tmp_path: Path) -> None:
+    """Its run has ended and lists it, so nobody else has what it has deleted."""
+    part = tmp_path / "archive/data/run-1-00001.parquet"
+    (tmp_path / "archive/manifests/run-1-00001.json").unlink()
+    now = datetime.now(tz=NIGHT.tzinfo)
+    old = (now - (ABANDONED_DAYS + 1) * DAY).timestamp()
+    os.utime(part, (old, old))
+    archive.prune(now, 0, 0, SERVER)
+    assert part.exists()
+    archive.prune(now + 400 * DAY, 30, 90, SERVER)
+    assert part.exists()
