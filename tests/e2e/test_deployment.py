@@ -91,7 +91,10 @@ def test_pressing_run_on_sweep_cleans_up_the_targets_of_the_configuration(deploy
         assert len(asyncio.run(other.database.ids("key = 'a'"))) == 6
     report = deployed.ask("GET", "/artifacts/artifact-retention-sweep/latest")["data"]
     assert len([line for line in report.splitlines() if line.startswith(("| home", "| other"))]) >= 2
-    assert len(deployed.ask("POST", "/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run["id"]]}}})) == 2
+    children = deployed.ask("POST", "/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run["id"]]}}})
+    # Prefect's client creates one again if it had no answer in time, and the first one never begins.
+    ended = sorted(child["name"] for child in children if child["state_type"] == "COMPLETED")
+    assert ended == ["delete all keys on home", "delete all keys on other"]
 
 
 @pytest.mark.long
