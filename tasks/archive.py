@@ -90,7 +90,8 @@ class RunArchive:
         self.totals = report.archive or ArchiveReport(url=archive.url, payloads=True)
         self._run_name = run_name
         self._report = report
-        self._parts: list[str] = []
+        # Whether each surely counts: what was archived in it may be deleted only then.
+        self._parts: dict[str, bool] = {}
         self._next = first_number
         # The texts and the rules of each.
         self._reasons: list[tuple[list[str], list[str]]] = []
@@ -137,8 +138,9 @@ class RunArchive:
             again = len(self.spared & copied.keys())
             # Whoever is stopped from here on cannot know whether the part counts.
             self.spared.update(copied)
-            self._parts.append(name)
+            self._parts[name] = False
             manifest = await in_thread(staged.publish, collections)
+        self._parts[name] = True
         self.spared.difference_update(copied)
         self.copies.update(copied)
         self.totals.parts += 1
@@ -166,8 +168,9 @@ class RunArchive:
                 versions = zip(*(columns | nothing).values(), strict=True)
                 offloaded += map(Offloaded, map(ArchivedVersion._make, versions), states.values())
             if offloaded:
-                self._parts.append(name)
+                self._parts[name] = False
                 await in_thread(staged.publish, offloaded=True)
+                self._parts[name] = True
         return offloaded
 
     def _take_name(self) -> str:
@@ -254,7 +257,8 @@ class RunArchive:
             server=self._report.server,
             ended_at=datetime.now(UTC),
             outcome=self._report.outcome,
-            parts=self._parts,
+            parts=[*self._parts],
+            unconfirmed=[name for name, counts in self._parts.items() if not counts],
             versions=self.totals.versions,
             deleted=self._report.deleted,
             spared=sorted((self.spared | self.copies.keys()) - self.unanswered),

@@ -23,6 +23,8 @@ from prefect_artifact_retention.stores.archive.model import (
     ArchiveError,
     CollectionRow,
     LedgerQuery,
+    PartManifest,
+    RunManifest,
 )
 from prefect_artifact_retention.stores.connection import Connection
 from prefect_artifact_retention.stores.database import DatabaseStore
@@ -201,9 +203,9 @@ async def _plan(restore: Restore) -> None:
     ids = read_ids(ledger.column("id").to_pylist())
     # As numbers, which takes a tenth of the time.
     times = (ledger.column(name).cast("int64").to_pylist() for name in ("created", "decided_at"))
-    lost = await asyncio.to_thread(_lost_parts, restore)
+    lost = await asyncio.to_thread(restore.archive.origins, restore.unreadable) if restore.unreadable else {}
     restore.addresses = await _own_addresses(restore, ledger, lost)
-    restore.report.errors += [restore.unreadable[part.name] for part in lost if part.server in restore.addresses]
+    restore.report.errors += [restore.unreadable[name] for name, part in lost.items() if part.server in restore.addresses]
     others: Counter[str] = Counter()
     found: dict[str | None, list[_Row]] = {}
     for version_id, created, decided_at, key, size, server, run, has_payload in zip(ids, *times, *columns, strict=True):
@@ -214,7 +216,7 @@ async def _plan(restore: Restore) -> None:
     restore.report.others = dict(others)
     if not found:
         # Whatever server a lost part is of: nothing else tells who has deleted what.
-        raise ArchiveError("; ".join([nothing_found(restore, others), *(restore.unreadable[part.name] for part in lost)]))
+        raise ArchiveError("; ".join([nothing_found(restore, others), *map(restore.unreadable.__getitem__, lost)]))
     if restore.selection.to_key and len(found) > 1:
         raise ConfigurationError(f"the versions of {len(found):,} keys are to go under one: name a single key with --key")
     existing = await (restore.database or restore.api).existing([row.id for rows in found.values() for row in rows])
@@ -222,27 +224,10 @@ async def _plan(restore: Restore) -> None:
         restore.keys.append(await _plan_key(restore, key, sorted(found[key]), existing))
 
 
-class _Lost(NamedTuple):
-    """A part that cannot be read, of whatever server."""
-
-    name: str
-    run_id: str
-    server: str
-
-
-def _lost_parts(restore: Restore) -> list[_Lost]:
-    if not restore.unreadable:
-        return []
-    parts = {part.name: part for part in restore.archive.manifests()}
-    # Of one without a manifest, the last word of its run tells.
-    runs = {name: run for run in restore.archive.runs() for name in run.parts if name not in parts}
-    return [_Lost(name, each.run_id, each.server) for name, each in (parts | runs).items() if name in restore.unreadable]
-
-
 async def _own_addresses(
     restore: Restore,
     ledger: Any,  # noqa: ANN401 - a table of pyarrow
-    lost: Sequence[_Lost],
+    lost: Mapping[str, PartManifest | RunManifest],
 ) -> set[str]:
     """Return the addresses of the server whose versions are restored.
 
@@ -253,7 +238,7 @@ async def _own_addresses(
     own = restore.report.server
     pairs = ledger.group_by(["server", "run_id"]).aggregate([])
     runs = {UUID(run): server for server, run in zip(*(pairs[name].to_pylist() for name in ("server", "run_id")), strict=True)}
-    runs |= {UUID(part.run_id): part.server for part in lost}
+    runs |= {UUID(part.run_id): part.server for part in lost.values()}
     foreign = [run for run, server in runs.items() if server != own]
     known = await Server(restore.connection).flow_runs(foreign) if foreign else []
     return {own, *(runs[run.id] for run in known)}

@@ -120,6 +120,12 @@ class Archive:
         """
         return read_catalog(self._location).parts
 
+    def origins(self, names: Collection[str]) -> dict[str, PartManifest | RunManifest]:
+        """Return what tells the run and the server of some parts: their manifests, or those of their runs if they are lost."""
+        catalog = read_catalog(self._location)
+        known: dict[str, PartManifest | RunManifest] = {**catalog.written, **catalog.lost}
+        return {name: known[name] for name in names if name in known}
+
     def runs(self) -> list[RunManifest]:
         """Return what each run said last, the oldest first."""
         return [*read_catalog(self._location).runs]

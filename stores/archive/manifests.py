@@ -106,9 +106,9 @@ class Catalog:
 
     @cached_property
     def lost(self) -> dict[str, RunManifest]:
-        """The parts that a run lists and of which the manifest is missing, with that run: what they have was deleted."""
+        """The parts that a run has published and of which the manifest is missing, with that run: it deleted on them."""
         known = self.replaced.union(self.written)
-        return {name: run for run in self.runs for name in run.parts if name not in known}
+        return {name: run for run in self.runs for name in run.parts if name not in known.union(run.unconfirmed)}
 
     @cached_property
     def unended(self) -> frozenset[str]:
@@ -191,7 +191,7 @@ def find_problems(location: Location) -> list[str]:
         if name in catalog.replaced:
             problems.append(f"{part_file(name)} has been replaced, and the next pruning of the archive removes it")
         elif name in catalog.lost:
-            problems.append(without_manifest(location, name))
+            problems.append(without_manifest(name))
         elif name not in catalog.written and PART_NAME.fullmatch(name):
             problems.append(
                 f"{part_file(name)} has no manifest, so it does not count: it is being written, or its run was killed, "
@@ -201,11 +201,11 @@ def find_problems(location: Location) -> list[str]:
     return problems
 
 
-def without_manifest(location: Location, name: str) -> str:
+def without_manifest(name: str) -> str:
     """Describe that the manifest of a part is missing that counts, and what to do."""
     return (
-        f"the archive {location.url}: {manifest_file(name)} is missing, by which {part_file(name)} counts: "
-        f"its versions cannot be read. Put it back, or remove {part_file(name)} to do without them"
+        f"{manifest_file(name)} is missing, by which {part_file(name)} counts: its versions cannot be read. "
+        f"Put it back, or remove {part_file(name)} to do without them"
     )
 
 

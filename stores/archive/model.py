@@ -149,6 +149,7 @@ class RunManifest(_Manifest):
         ended_at: When it was written, by the clock of the machine.
         outcome: How the run ended.
         parts: The names of its parts.
+        unconfirmed: Those of them that may not count, because publishing them failed: nothing was deleted on them.
         versions: How many versions it archived.
         deleted: How many it deleted.
         spared: The ids of those that were archived and not deleted after all.
@@ -162,6 +163,7 @@ class RunManifest(_Manifest):
     ended_at: datetime
     outcome: str
     parts: Sequence[str]
+    unconfirmed: Sequence[str] = ()
     versions: int
     deleted: int
     spared: Sequence[UUID] = ()

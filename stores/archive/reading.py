@@ -12,7 +12,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from fnmatch import translate
 from functools import reduce
 from typing import Any, NamedTuple, Self
@@ -27,13 +27,7 @@ from prefect_artifact_retention.stores.archive.manifests import (
     part_file,
     without_manifest,
 )
-from prefect_artifact_retention.stores.archive.model import (
-    ArchivedVersion,
-    ArchiveError,
-    LedgerQuery,
-    PartManifest,
-    RunManifest,
-)
+from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, LedgerQuery, PartManifest
 from prefect_artifact_retention.stores.archive.parquet import ALIKE, LEDGER, SCHEMA, open_part, to_versions
 from prefect_artifact_retention.stores.archive.writing import hash_file
 
@@ -217,33 +211,32 @@ def _each_part(
 
 def _tell_lost(catalog: Catalog, query: LedgerQuery, unreadable: dict[str, str] | None) -> None:
     """Name the parts without a manifest that may have what is asked for, or raise the first one."""
-    lost = [name for name, run in catalog.lost.items() if _may_be_of(run, query)]
+    lost = [
+        name for name, run in catalog.lost.items() if _may_be_of({run.run_id, run.run_name}, run.server, run.ended_at, query)
+    ]
     # Whoever does without the versions of one has removed the rest of it, too.
-    there = catalog.location.names(DATA) if lost else {}
+    there = {f"{DATA}/{file}" for file in catalog.location.names(DATA)} if lost else ()
     for name in lost:
-        if part_file(name).removeprefix(f"{DATA}/") in there:
+        if part_file(name) in there:
+            problem = f"the archive {catalog.location.url}: {without_manifest(name)}"
             if unreadable is None:
-                raise ArchiveError(without_manifest(catalog.location, name))
-            unreadable[name] = without_manifest(catalog.location, name)
-
-
-def _may_be_of(run: RunManifest, query: LedgerQuery) -> bool:
-    """Whether a run may have deleted what is asked for."""
-    return (
-        not (query.runs and not {run.run_id, run.run_name} & {*query.runs})
-        and not (query.servers and run.server not in query.servers)
-        and (query.since is None or run.ended_at >= query.since - CLOCK_SKEW)
-    )
+                raise ArchiveError(problem)
+            unreadable[name] = problem
 
 
 def _may_be_in(part: PartManifest, catalog: Catalog, query: LedgerQuery) -> bool:
     """Whether a part may have what is asked for, as far as the manifests tell."""
-    runs = [run for run in catalog.runs if run.run_id == part.run_id]
-    if runs and query.runs and not {part.run_id, *(run.run_name for run in runs)} & {*query.runs}:
-        return False
-    if query.servers and part.server not in query.servers:
-        return False
-    return query.since is None or part.written_at >= query.since - CLOCK_SKEW
+    names = {run.run_name for run in catalog.runs if run.run_id == part.run_id}
+    return _may_be_of({part.run_id, *names} if names else (), part.server, part.written_at, query)
+
+
+def _may_be_of(names: Collection[str], server: str, last: datetime, query: LedgerQuery) -> bool:
+    """Whether a run may have deleted what is asked for: by its id and names, if known, and when it was last at work."""
+    return (
+        not (query.runs and names and {*names}.isdisjoint(query.runs))
+        and not (query.servers and server not in query.servers)
+        and (query.since is None or last >= query.since - CLOCK_SKEW)
+    )
 
 
 def _scan(catalog: Catalog, number: int, query: LedgerQuery, columns: list[str]) -> list[Any]:

@@ -21,8 +21,10 @@ from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.filesystems import RemoteFileSystem
 from prefect_artifact_retention.flows.cleanup import LISTENER
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
+from prefect_artifact_retention.stores.archive import writing
 from prefect_artifact_retention.stores.archive.archive import open_archive
-from prefect_artifact_retention.stores.archive.model import ArchivedVersion
+from prefect_artifact_retention.stores.archive.location import Location
+from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError
 from prefect_artifact_retention.tasks import archiving, checks, prune_database
 from prefect_artifact_retention.tasks.rendering import markdown
 from prefect_artifact_retention.tasks.report import CleanupFailed
@@ -310,6 +312,27 @@ async def test_an_archive_that_is_lost_in_mid_run_ends_all_deletions(server: Ser
     gone = {row.id for row in rows} - set(await server.database.keys())
     assert gone <= archived(folder.with_name("taken")).keys()
     assert len(gone) == report.deleted <= 6
+
+
+@ANYWHERE
+async def test_a_part_that_could_not_be_published_is_not_missed(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its data are there and its manifest is not, but nothing was deleted on it."""
+    rows = await server.database.insert(series("report", [1, 2, 3]))
+
+    def fail(location: Location, *_: object) -> None:
+        raise ArchiveError(f"the archive {location.url}: cannot write: the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "publish_manifest", fail)
+        with pytest.raises(CleanupFailed):
+            await server.cleanup([KEEP_1], mode="delete")
+    assert set(await server.database.keys()) == {row.id for row in rows}
+    assert [file.suffix for file in files(folder / "data")] == [".parquet"]
+    assert len(open_archive(str(folder)).ledger()) == 0
+    assert (await server.cleanup([KEEP_1], mode="delete")).deleted == 2
+    assert len(open_archive(str(folder)).ledger()) == 2
 
 
 @ANYWHERE

@@ -13,11 +13,11 @@ from pathlib import Path
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
-from archives import archived, by, columns, counted, end, fail, ledger_ids, plain, read, write
+from archives import SERVER, archived, by, columns, counted, end, fail, ledger_ids, plain, read, write
 from prefect_artifact_retention.policies import ConfigurationError
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.location import Folder
-from prefect_artifact_retention.stores.archive.model import SCHEMA_VERSION, ArchiveError, LedgerQuery
+from prefect_artifact_retention.stores.archive.model import SCHEMA_VERSION, ArchiveError, LedgerQuery, RunManifest
 from prefect_artifact_retention.stores.archive.parquet import LEDGER, PAYLOAD
 
 TESTS = Path(__file__).parents[1]
@@ -115,7 +115,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     """The limit of a process for the size of its files stands for the disk."""
     code = """
     import resource, sys
-    from archives import archived, write
+    from archives import SERVER, archived, write
     from prefect_artifact_retention.stores.archive.archive import open_archive
     from prefect_artifact_retention.stores.archive.model import ArchiveError
     archive = open_archive(sys.argv[1])
@@ -291,6 +291,23 @@ def test_a_manifest_that_is_lost_of_a_run_that_ended_is_told(archive: Archive, t
     assert [problem.endswith(advice) for problem in archive.problems()] == [True]
     (tmp_path / "archive/data/run-1-00001.parquet").unlink()
     assert len(archive.ledger()) == 1
+
+
+def test_a_part_that_its_run_could_not_publish_is_not_lost(archive: Archive, tmp_path: Path) -> None:
+    """The run has deleted nothing on it, so it is removed in the end as one that never counted."""
+    write(archive, VERSIONS)
+    (tmp_path / "archive/manifests/run-1-00001.json").unlink()
+    part = ["run-1-00001"]
+    archive.publish_run(
+        RunManifest(
+            run_id="run-1", run_name="fox-1", server=SERVER, ended_at=datetime.now(UTC), outcome="failed",
+            parts=part, unconfirmed=part, versions=0, deleted=0,
+        )
+    )  # fmt: skip
+    assert ledger_ids(archive) == []
+    assert "it does not count" in archive.problems()[0]
+    archive.prune(datetime.now(UTC) + timedelta(days=30), 0, 0, SERVER)
+    assert archive.problems() == []
 
 
 def test_a_half_written_part_does_not_count_though_it_can_be_read(archive: Archive, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import permutations
 
 import pytest
-from prefect_artifact_retention.tasks.collector import frozen, without_collector
+from prefect_artifact_retention.tasks.collector import MAX_FROZEN_BY_PYTHON, frozen, without_collector
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +46,10 @@ def test_an_error_leaves_nothing_frozen() -> None:
     """Or disabled."""
 
     def fail() -> None:
+        before = gc.get_freeze_count()
         with without_collector(), frozen():
-            assert gc.get_freeze_count()
+            # Python 3.12 has some frozen from its start.
+            assert gc.get_freeze_count() > before + MAX_FROZEN_BY_PYTHON
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracle import kept_ids
 from prefect_artifact_retention.policies import RetentionPolicy, Verdict, Version, evaluate
-from prefect_artifact_retention.policies.evaluation import judge
+from prefect_artifact_retention.policies.evaluation import CONDEMNATIONS, judge
 from prefect_artifact_retention.policies.model import Versions
 
 MOMENTS = (
@@ -247,6 +247,8 @@ def test_every_verdict_has_reasons_each_with_its_rule(case: Case) -> None:
         assert verdict.reasons
         assert all(verdict.reasons)
         assert len(verdict.reasons) == len(verdict.rules)
+        # By others, nobody can ask what was deleted.
+        assert verdict.keep or {*verdict.rules} <= {*CONDEMNATIONS}
 
 
 @given(with_and_without_idle(), st.randoms(use_true_random=False))
