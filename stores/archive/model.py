@@ -134,8 +134,8 @@ class PartManifest(_Manifest):
     first_key: str | None = None
     last_key: str | None = None
     has_payloads: bool = True
-    collections: Sequence[CollectionRow] = ()
-    replaces: Sequence[str] = ()
+    collections: tuple[CollectionRow, ...] = ()
+    replaces: tuple[str, ...] = ()
     offloaded: bool = False
 
 
@@ -162,12 +162,12 @@ class RunManifest(_Manifest):
     server: str
     ended_at: datetime
     outcome: str
-    parts: Sequence[str]
-    unconfirmed: Sequence[str] = ()
+    parts: tuple[str, ...]
+    unconfirmed: tuple[str, ...] = ()
     versions: int
     deleted: int
-    spared: Sequence[UUID] = ()
-    policies: Sequence[dict[str, Any]] = ()
+    spared: tuple[UUID, ...] = ()
+    policies: tuple[dict[str, Any], ...] = ()
     approved_by: str = ""
 
 

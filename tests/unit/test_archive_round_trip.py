@@ -181,7 +181,7 @@ def test_an_attempt_of_a_run_that_deletes_what_an_earlier_one_left_is_believed(a
     assert ledger_ids(archive) == []
     assert archive.first_free_number("run-1") == 2
     last = write(archive, [version])
-    changes = {"parts": [last.name], "spared": (), "outcome": "unfinished", "ended_at": NIGHT + timedelta(hours=1)}
+    changes = {"parts": (last.name,), "spared": (), "outcome": "unfinished", "ended_at": NIGHT + timedelta(hours=1)}
     archive.publish_run(archive.runs()[0].model_copy(update=changes))
     assert ledger_ids(archive) == [version.id]
     assert [run.outcome for run in archive.runs()] == ["completed", "unfinished"]
@@ -205,6 +205,7 @@ def test_an_attempt_of_a_run_speaks_for_an_earlier_one_that_was_killed(archive: 
         spared=[kept.id],
     )
     archive.publish_run(ended)
+    assert archive.runs() == [ended]
     assert ledger_ids(archive) == [gone.id]
     write(archive, [kept])
     assert {*ledger_ids(archive)} == {kept.id, gone.id}
