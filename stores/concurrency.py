@@ -122,6 +122,34 @@ class AdaptiveConcurrency:
             self._start(self.level, rest=SETTLED_REQUESTS)
 
 
+class WeightLimiter:
+    """Lets several things be done at once, as long as they weigh no more than its capacity together; one at least."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._borrowed = 0
+        self._first_in_line = asyncio.Lock()
+        self._returned = asyncio.Event()
+
+    @asynccontextmanager
+    async def borrow(self, weight: int) -> AsyncIterator[None]:
+        """Wait for so much of the capacity, in the order of asking, and occupy it until the context ends.
+
+        Args:
+            weight: How much; the whole capacity or more is granted alone.
+        """
+        async with self._first_in_line:
+            while self._borrowed and self._borrowed + weight > self.capacity:
+                self._returned.clear()
+                await self._returned.wait()
+            self._borrowed += weight
+        try:
+            yield
+        finally:
+            self._borrowed -= weight
+            self._returned.set()
+
+
 async def for_each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]], at_once: int) -> None:
     """Await `work` for each item, in their order, `at_once` at a time. On a failure or cancellation, all are cancelled."""
     waiting = iter(items)

@@ -60,15 +60,20 @@ one, and its metadata, which somebody may change by hand and leave the dates as 
 then a key passes for changed."""
 
 _WHOLE_CONTENT: sa.ColumnElement[int] = sa.literal_column(
-    f"({_CONTENT}) + python_hash(ifnull(artifact.data, '') || '') + python_hash(ifnull(artifact.description, ''))",
+    "python_hash(artifact.id, artifact.updated, artifact.created, "
+    "artifact.metadata_, artifact.description, artifact.data || '')",
     sa.BigInteger,
 )
-"""The same with the data, which a mark of millions of rows has no time for, and an archive has."""
+"""Which row it is and all that may change of it: what a mark of millions of rows has no time for, and an archive has."""
 
 _FEWER_BITS = 24
 """Bits dropped from a hash: the sum over a million versions must fit into 64 bits, or SQLite fails."""
 
-HASHED: Callable[[str], int] = lambda text: hash(text) >> _FEWER_BITS  # noqa: E731 - SQLite's `python_hash`
+
+def hash_of(*values: str | float | None) -> int:
+    """SQLite's `python_hash`."""
+    # Sums of the hashes of tuples are often equal if two tuples exchange a value; those of texts are not.
+    return hash(str(hash(values))) >> _FEWER_BITS
 
 
 class Queries:

@@ -24,7 +24,7 @@ from prefect_artifact_retention.policies import StoreError
 from prefect_artifact_retention.policies.formatting import printable
 from prefect_artifact_retention.stores.addresses import LOOKS, is_sqlite, read_postgres_address
 from prefect_artifact_retention.stores.changes import Changes
-from prefect_artifact_retention.stores.queries import HASHED, Queries
+from prefect_artifact_retention.stores.queries import Queries, hash_of
 from prefect_artifact_retention.stores.schema import WAY_OUT
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -368,7 +368,7 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
     def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401 - the adapter of a driver
         # None: the driver begins no transactions by itself.
         connection.isolation_level = None
-        connection.create_function("python_hash", 1, HASHED)
+        connection.create_function("python_hash", -1, hash_of)
         connection.create_function("python_length", 1, lambda value: len(json.dumps(value)))
         # As Prefect sets it: states of runs may refer to an artifact, and must not refer to a deleted one. But for the cache,
         # 16 MB of each connection: with Prefect's 80, a run takes 140 MB more, and no less time.

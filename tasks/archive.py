@@ -17,6 +17,7 @@ from uuid import UUID
 from prefect_artifact_retention.policies import RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.evaluation import Reason
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, CollectionRow, RunManifest
+from prefect_artifact_retention.stores.concurrency import WeightLimiter
 from prefect_artifact_retention.stores.connection import shielded
 from prefect_artifact_retention.stores.store import Store
 from prefect_artifact_retention.stores.transactions import LostConnectionError
@@ -25,6 +26,10 @@ from prefect_artifact_retention.tasks.report import ArchiveReport, CleanupReport
 if TYPE_CHECKING:
     # It needs an extra, which is not there without an archive.
     from prefect_artifact_retention.stores.archive.archive import Archive
+
+MAX_PART_BYTES = 24 * 2**20
+"""Bytes of the data of the versions in a part, unless a single one has more, and of all parts that are written at once. With
+more, fewer parts are written, the process takes more memory, and more is archived in vain by a run that is stopped."""
 
 MAX_SLICE_BYTES = 4 * 2**20
 """Bytes of the versions that are read at once, and in one row group of a part, unless a single version has more. With more,
@@ -70,7 +75,7 @@ class RunArchive:
     Attributes:
         archive: The archive.
         totals: What the report says of it.
-        lock: Held while a part is written: one at a time, while others delete.
+        space: Borrowed for the bytes of a part while it is written: together, they take no more memory than a large one.
         copies: The archived versions that are still to be deleted, with their states as they were archived.
         spared: The archived versions that this run has not deleted, and will not on this copy.
         in_doubt: Those of which it is not known whether they were deleted, likewise.
@@ -82,7 +87,7 @@ class RunArchive:
         """Begin with the parts of a run at a number that is free in the archive."""
         self.archive = archive
         self.run_id = run_id
-        self.lock = asyncio.Lock()
+        self.space = WeightLimiter(MAX_PART_BYTES)
         self.copies: dict[UUID, object] = {}
         self.spared: set[UUID] = set()
         self.in_doubt: dict[UUID, object] = {}
@@ -113,19 +118,21 @@ class RunArchive:
         states: list[Any] = [*map(self.copies.get, ids)]
         return None if None in states else sum(states)
 
-    @property
-    def next_part(self) -> str:
-        """The number of the next part, as its task and its file have it."""
-        return f"{self._next:05}"
+    def take_number(self) -> str:
+        """Return the number of a new part, as its task and its file have it."""
+        self._next += 1
+        return f"{self._next - 1:05}"
 
-    async def write(self, store: Store, candidates: Sequence[Candidate], tell: Callable[[], Awaitable[None]]) -> None:
+    async def write(
+        self, number: str, store: Store, candidates: Sequence[Candidate], tell: Callable[[], Awaitable[None]]
+    ) -> None:
         """Write one part with those of the versions that still exist. Only once this returns, they have copies.
 
         Raises:
             ArchiveError: The archive cannot be written.
             StoreError: The versions cannot be read.
         """
-        name = self._take_name()
+        name = self._name(number)
         copied: dict[UUID, object] = {}
         collections: list[CollectionRow] = []
         async with _in_threads(self.archive.stage(name, payloads=self.totals.payloads)) as staged:
@@ -151,7 +158,7 @@ class RunArchive:
             self.totals.restore = f"artifact-retention restore --run {self.run_id}"
 
     async def offload(
-        self, store: Store, candidates: Sequence[Candidate], tell: Callable[[], Awaitable[None]]
+        self, number: str, store: Store, candidates: Sequence[Candidate], tell: Callable[[], Awaitable[None]]
     ) -> list[Offloaded]:
         """Write one part with those of the versions that still exist. Only once this returns, their data may be replaced.
 
@@ -159,7 +166,7 @@ class RunArchive:
             ArchiveError: The archive cannot be written.
             StoreError: The versions cannot be read.
         """
-        name = self._take_name()
+        name = self._name(number)
         offloaded: list[Offloaded] = []
         async with _in_threads(self.archive.stage(name)) as staged:
             async for columns, states, _rows in self._read(store, candidates, tell):
@@ -173,10 +180,8 @@ class RunArchive:
                 self._parts[name] = True
         return offloaded
 
-    def _take_name(self) -> str:
-        name = f"{self.run_id}-{self.next_part}"
-        self._next += 1
-        return name
+    def _name(self, number: str) -> str:
+        return f"{self.run_id}-{number}"
 
     async def _read(
         self, store: Store, candidates: Sequence[Candidate], tell: Callable[[], Awaitable[None]]

@@ -22,8 +22,8 @@ from prefect_artifact_retention.stores.connection import shielded
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.rows import state_of
 from prefect_artifact_retention.stores.transactions import LostConnectionError
-from prefect_artifact_retention.tasks.archive import Candidate, Offloaded, RunArchive
-from prefect_artifact_retention.tasks.archiving import MAX_PART_BYTES, MAX_PART_VERSIONS, archive_offloaded
+from prefect_artifact_retention.tasks.archive import MAX_PART_BYTES, Candidate, Offloaded, RunArchive
+from prefect_artifact_retention.tasks.archiving import MAX_PART_VERSIONS, archive_offloaded
 from prefect_artifact_retention.tasks.holds import refresh_holds
 from prefect_artifact_retention.tasks.plan import unfinished_runs
 from prefect_artifact_retention.tasks.run import OffloadPlan, Run

@@ -28,7 +28,7 @@ from prefect_artifact_retention.stores.connection import shielded
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.store import Collection, Mark
 from prefect_artifact_retention.stores.transactions import BusyError, LostConnectionError, SlowError
-from prefect_artifact_retention.tasks.archiving import archive
+from prefect_artifact_retention.tasks.archiving import MAX_PARTS_AT_ONCE, archive
 from prefect_artifact_retention.tasks.collector import frozen
 from prefect_artifact_retention.tasks.holds import refresh_holds
 from prefect_artifact_retention.tasks.plan import judge_all, judge_unkeyed, subject
@@ -133,9 +133,9 @@ class _Pruner:
     async def prune(self, plans: Sequence[KeyPlan]) -> None:
         """Prune some keys."""
         # With a limit on deletions, one transaction at a time: concurrent ones could exceed it together.
-        at_once = (
-            1 if self.run.limits.max_deletions or self.store.max_per_second else self.store.writers + bool(self.run.archive)
-        )
+        at_once = self.store.writers + MAX_PARTS_AT_ONCE * bool(self.run.archive)
+        if self.run.limits.max_deletions or self.store.max_per_second:
+            at_once = 1
         pending = list(plans)[::-1]
         for error in await asyncio.gather(*(self._prune_pending(pending) for _ in range(at_once)), return_exceptions=True):
             if error:
@@ -163,8 +163,9 @@ class _Pruner:
         deletions = [deletion for _plan, deletion in batch.values()]
         if run.archive:
             candidates = [each for plan, deletion in batch.values() for each in plan.candidates(len(deletion.ids))]
+            size = sum(each.size for each in candidates)
             try:
-                if not await archive(run, candidates) or not await self._refresh_holds():
+                if not await archive(run, candidates, size) or not await self._refresh_holds():
                     return []
             except LostConnectionError:
                 raise

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 from uuid import UUID, uuid4
 
@@ -25,7 +26,7 @@ from prefect_artifact_retention.stores.archive import writing
 from prefect_artifact_retention.stores.archive.archive import open_archive
 from prefect_artifact_retention.stores.archive.location import Location
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError
-from prefect_artifact_retention.tasks import archiving, checks, prune_database
+from prefect_artifact_retention.tasks import archive, archiving, checks, prune_database
 from prefect_artifact_retention.tasks.rendering import markdown
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from prefect_artifact_retention.tasks.run import Step
@@ -188,6 +189,31 @@ async def test_no_more_is_archived_than_may_be_deleted(server: Server, folder: P
     await server.database.insert([*series("a", [1, 2, 3, 4, 5]), *series("b", [1, 2, 3, 4, 5])])
     report = await server.cleanup([KEEP_1], mode="delete", max_deletions=5)
     assert (report.outcome, report.deleted, rows_in_parts(folder)) == ("unfinished", 5, 5)
+
+
+@on(*BY_DATABASE)
+@pytest.mark.parametrize(("capacity", "at_once"), [(2**20, archiving.MAX_PARTS_AT_ONCE), (1, 1)])
+@pytest.mark.usefixtures("small_parts")
+async def test_small_parts_are_written_two_at_a_time_and_large_ones_alone(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, capacity: int, at_once: int
+) -> None:
+    """Together, they take no more memory than a single one may."""
+    monkeypatch.setattr(archive, "MAX_PART_BYTES", capacity)
+    rows = await server.database.insert(row for key in "abcdefgh" for row in series(key, [1, 2, 3, 4]))
+    writing_now, most = 0, 0
+    write = archive.RunArchive.write
+
+    async def observed(*args: Any) -> None:  # noqa: ANN401
+        nonlocal writing_now, most
+        writing_now += 1
+        most = max(most, writing_now)
+        await write(*args)
+        writing_now -= 1
+
+    monkeypatch.setattr(archive.RunArchive, "write", observed)
+    report = await server.cleanup([KEEP_1], mode="delete")
+    assert (report.deleted, most) == (24, at_once)
+    assert archived(folder).keys() == {row.id for row in rows} - set(await server.database.keys())
 
 
 @on(POSTGRESQL_DATABASE, thorough(SQLITE_API))

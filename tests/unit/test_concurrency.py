@@ -10,6 +10,7 @@ from prefect_artifact_retention.stores.concurrency import (
     SETTLED_REQUESTS,
     TIMED_REQUESTS,
     AdaptiveConcurrency,
+    WeightLimiter,
     for_each,
 )
 
@@ -152,6 +153,43 @@ async def test_a_request_that_fails_gives_its_slot_back() -> None:
                 raise RuntimeError
     async with asyncio.timeout(1), concurrency.slot(is_timed=True):
         pass
+
+
+async def test_what_weighs_too_much_together_waits_in_the_order_of_asking() -> None:
+    """What is light does not overtake what is heavy, which would wait for ever; nor does who has given up stand in the way."""
+    limiter = WeightLimiter(10)
+    under_way: list[str] = []
+    ends: dict[str, asyncio.Event] = {}
+
+    async def work(name: str, weight: int) -> None:
+        ends[name] = asyncio.Event()
+        async with limiter.borrow(weight):
+            under_way.append(name)
+            await ends[name].wait()
+            under_way.remove(name)
+
+    async def rest() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    weights = {"a": 6, "b": 4, "given up": 7, "too heavy": 99, "c": 1, "d": 9}
+    tasks = {name: asyncio.create_task(work(name, weight)) for name, weight in weights.items()}
+    await rest()
+    assert under_way == ["a", "b"]
+    tasks["given up"].cancel()
+    ends["a"].set()
+    await rest()
+    assert under_way == ["b"]
+    ends["b"].set()
+    await rest()
+    assert under_way == ["too heavy"]
+    ends["too heavy"].set()
+    await rest()
+    assert under_way == ["c", "d"]
+    for end in ends.values():
+        end.set()
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
+    assert under_way == []
 
 
 async def test_what_is_under_way_ends_with_the_first_failure_or_cancellation() -> None:
