@@ -52,7 +52,7 @@ def _microseconds(column: str) -> str:
 
 _CONTENT: sa.ColumnElement[int] = sa.literal_column(
     f"{_microseconds('artifact.updated')} + 3 * {_microseconds('artifact.created')} + artifact.rowid "
-    "+ CASE WHEN artifact.metadata_ IS NULL THEN 0 ELSE python_hash(artifact.metadata_) END",
+    "+ CASE WHEN artifact.metadata_ IS NULL THEN 0 ELSE python_hash(artifact.id, artifact.metadata_) END",
     sa.BigInteger,
 )
 """The fingerprint of a row in SQLite, which keeps no transaction ids: which row it is, its dates, of which each update writes

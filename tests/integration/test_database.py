@@ -933,13 +933,18 @@ async def test_a_key_whose_run_has_not_finished_is_passed_over_and_the_rest_of_i
 
 
 @on(*BY_DATABASE)
-@pytest.mark.parametrize("change", ["metadata", "a date"])
+@pytest.mark.parametrize("change", ["metadata", "moved metadata", "a date"])
 async def test_what_somebody_changes_by_hand_since_a_key_was_judged_keeps_it(server: Server, change: str) -> None:
     """Even if no update of Prefect's shows it: the same number of versions, last updated at the same times."""
     rows = await server.database.insert(series("report", [1, 2, 3]))
+    if change == "moved metadata":
+        await server.database.update_metadata(rows[0].id, {"retention-hold": "true"})
+        await server.database.update_metadata(rows[1].id, {})
     async with open_database(server.database.url) as store:
         deletion = await deletion_of(store, "report", stays=1)
-        if change == "metadata":
+        if change == "moved metadata":
+            await server.database.update_metadata(rows[0].id, {})
+        if change != "a date":
             await server.database.update_metadata(rows[1].id, {"retention-hold": "true"})
         else:
             newest = "SELECT max(created) FROM artifact"
