@@ -106,6 +106,10 @@ Runs = Annotated[
     tuple[str, ...],
     Parameter(name="--run", help="The id or name of the run that deleted them; may be repeated.", negative=()),
 ]
+PolicyNames = Annotated[
+    tuple[str, ...],
+    Parameter(name="--policy", help="The policy by which they were deleted; may be repeated.", negative=()),
+]
 Config = Annotated[
     Path | None, Parameter(name="--config", help="The configuration file. Default: retention.toml, if there is one.")
 ]
@@ -324,6 +328,7 @@ def deleted(  # noqa: PLR0913 - the flags of the command
         ),
     ] = (),
     run: Runs = (),
+    policy: PolicyNames = (),
     limit: Annotated[int, Parameter(help="Show the last N of them. 0: all.", converter=_whole_number)] = 1000,
     config: Config = None,
     as_json: Json = False,
@@ -335,7 +340,8 @@ def deleted(  # noqa: PLR0913 - the flags of the command
     _load_prefect()
     from prefect_artifact_retention.flows.ledger import make_query  # noqa: PLC0415
 
-    return _show_ledger(settings, make_query(key, runs=run, rules=rule, since=since, until=until), limit, as_json=as_json)
+    query = make_query(key, runs=run, policies=policy, rules=rule, since=since, until=until)
+    return _show_ledger(settings, query, limit, as_json=as_json)
 
 
 @app.command
@@ -346,6 +352,7 @@ def restore(  # noqa: PLR0913 - the flags of the command
         tuple[str, ...], Parameter(name="--id", help="The id of a version; may be repeated.", negative=())
     ] = (),
     run: Runs = (),
+    policy: PolicyNames = (),
     since: Since = "",
     until: Until = "",
     data: Annotated[
@@ -366,8 +373,10 @@ def restore(  # noqa: PLR0913 - the flags of the command
     as_json: Json = False,
 ) -> int:
     """Restore deleted versions from the archive. Shows what would be restored, unless --apply is given."""
-    if not (key or version_id or run or since or until or everything):
-        raise ConfigurationError("command line: name what is to be restored: --key, --id, --run, --since, --until, or --all")
+    if not (key or version_id or run or policy or since or until or everything):
+        raise ConfigurationError(
+            "command line: name what is to be restored: --key, --id, --run, --policy, --since, --until, or --all"
+        )
     settings, _ = _configure(config, target=target)
     # Prefect's log goes to the server only; on the terminal, this command prints the report.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -385,6 +394,7 @@ def restore(  # noqa: PLR0913 - the flags of the command
         same_key=same_key,
         from_server=from_server,
         data=data,
+        policies=list(policy),
     )
     selection = request.selection("command line")
     restoring.refuse_without_archive(settings)
@@ -418,6 +428,7 @@ def _restore(settings: RetentionSettings, request: Request, target: str, *, quie
             keys=request.keys,
             ids=request.ids,
             runs=request.runs,
+            policies=list(request.policies),
             since=request.since,
             until=request.until,
             apply=True,

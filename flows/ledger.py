@@ -18,6 +18,7 @@ from prefect_artifact_retention.policies.formatting import count, printable
 from prefect_artifact_retention.policies.globs import impossible
 from prefect_artifact_retention.stores.archive.model import LedgerQuery
 from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.tasks.ledger_query import describe_nothing
 from prefect_artifact_retention.tasks.rendering import NO_BREAK, label, size
 from pydantic import BaseModel
 from rich.text import Text
@@ -85,6 +86,7 @@ class Ledger(BaseModel):
         versions: The last of them, as many as were asked for.
         errors: The parts of the archive that cannot be read and may have more of what was asked for, and what to do.
         unended_runs: The runs that deleted them, if they said nothing in the end: some of their versions may still be there.
+        note: If none was found, what was asked for and which filter leaves nothing.
     """
 
     archive: str
@@ -92,6 +94,7 @@ class Ledger(BaseModel):
     versions: list[DeletedVersion]
     errors: list[str] = []
     unended_runs: list[str] = []
+    note: str = ""
 
 
 def make_query(  # noqa: PLR0913 - what can be asked for
@@ -99,6 +102,7 @@ def make_query(  # noqa: PLR0913 - what can be asked for
     *,
     ids: Sequence[str] = (),
     runs: Sequence[str] = (),
+    policies: Sequence[str] = (),
     rules: Sequence[str] = (),
     since: str = "",
     until: str = "",
@@ -110,6 +114,7 @@ def make_query(  # noqa: PLR0913 - what can be asked for
         keys: Globs of keys.
         ids: Ids of versions.
         runs: Ids or names of the flow runs that deleted them.
+        policies: Names of the policies that their keys had.
         rules: Rules by which they were deleted.
         since: The day or time (ISO, UTC unless it says otherwise) from which on they were deleted.
         until: The day, which is included, or time up to which they were deleted.
@@ -130,6 +135,7 @@ def make_query(  # noqa: PLR0913 - what can be asked for
         keys=tuple(keys),
         ids=tuple(_read_id(each, source) for each in ids),
         runs=tuple(runs),
+        policies=tuple(policies),
         rules=tuple(rules),
         since=first,
         until=last,
@@ -197,7 +203,8 @@ async def read_ledger(settings: RetentionSettings, query: LedgerQuery, limit: in
         # First, because a run may end meanwhile.
         unended = await asyncio.to_thread(archive.unended_runs)
         table = await asyncio.to_thread(archive.ledger, query, unreadable)
-    total = len(table)
+        total = len(table)
+        note = "" if total else await asyncio.to_thread(describe_nothing, archive, query, is_whole=not unreadable)
     rows: list[dict[str, Any]] = table.slice(max(0, total - limit) if limit else 0).to_pylist()
     return Ledger(
         archive=archive.url,
@@ -205,6 +212,7 @@ async def read_ledger(settings: RetentionSettings, query: LedgerQuery, limit: in
         versions=[DeletedVersion(**row) for row in reversed(rows)],
         errors=list(unreadable.values()),
         unended_runs=sorted(unended.intersection(table["run_id"].unique().to_pylist())),
+        note=note,
     )
 
 
@@ -215,7 +223,7 @@ def show(ledger: Ledger) -> None:
         found += f", the last {len(ledger.versions):,} of them here"
     title = Text(found, style="bold")
     if not ledger.versions:
-        terminal.show(title)
+        terminal.show(title, *([Text(printable(ledger.note), style="yellow")] if ledger.note else []))
         return
     several = len({version.server for version in ledger.versions}) > 1
     header = [*HEADER, *(["Server"] if several else [])]

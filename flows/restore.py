@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 NO_ARCHIVE = "no archive is configured, from which anything could come back: set archive_url or archive_block"
 
-NOTHING_NAMED = "name what is to be restored: keys, ids, runs, or the time of its deletion"
+NOTHING_NAMED = "name what is to be restored: keys, ids, runs, policies, or the time of its deletion"
 
 UPDATE_PERCENT = 5
 """The step of an update of the progress. Each update is an event on the server."""
@@ -90,6 +90,7 @@ class Request(NamedTuple):
     same_key: bool
     from_server: str
     data: bool = False
+    policies: Sequence[str] = ()
 
     def selection(self, source: str) -> Selection:
         """Read it.
@@ -97,7 +98,15 @@ class Request(NamedTuple):
         Raises:
             ConfigurationError: Something cannot be meant; the message names the source.
         """
-        query = make_query(self.keys, ids=self.ids, runs=self.runs, since=self.since, until=self.until, source=source)
+        query = make_query(
+            self.keys,
+            ids=self.ids,
+            runs=self.runs,
+            policies=self.policies,
+            since=self.since,
+            until=self.until,
+            source=source,
+        )
         if not 0 <= self.hold_days <= MAX_HOLD_DAYS:
             raise ConfigurationError(f"{source}: hold_days = {self.hold_days} is not between 0 and {MAX_HOLD_DAYS}")
         if self.to_key:
@@ -204,6 +213,7 @@ async def artifact_restore(  # noqa: PLR0913, PLR0917 - the fields of the run fo
     keys: list[str] = [],  # noqa: B006 - Prefect shows it in the run form and never changes it
     ids: list[str] = [],  # noqa: B006
     runs: list[str] = [],  # noqa: B006
+    policies: list[str] = [],  # noqa: B006
     since: str = "",
     until: str = "",
     apply: bool = False,  # noqa: FBT001, FBT002 - a box of the run form
@@ -223,6 +233,7 @@ async def artifact_restore(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         keys: Globs of the keys whose deleted versions are restored, such as report-*. Empty: of all keys.
         ids: Ids of single versions. Empty: all.
         runs: Ids or names of the cleanup runs that deleted them. Empty: of all runs.
+        policies: Names of the policies by which they were deleted. Empty: of all policies.
         since: Only what was deleted from this day or time on, such as 2026-11-28 or 2026-11-28T03:00 (UTC).
         until: Only what was deleted up to this day, which is included, or time.
         apply: Restore them. Otherwise, the run only reports what it would restore.
@@ -242,9 +253,9 @@ async def artifact_restore(  # noqa: PLR0913, PLR0917 - the fields of the run fo
         StoreError: The archive, the server or the database cannot be reached.
     """
     try:
-        request = Request(keys, ids, runs, since, until, hold_days, to_key, same_key, from_server, data)
+        request = Request(keys, ids, runs, since, until, hold_days, to_key, same_key, from_server, data, policies)
         selection = request.selection("parameters")
-        if apply and not (keys or ids or runs or since or until):
+        if apply and not (keys or ids or runs or policies or since or until):
             raise ConfigurationError(f"parameters: {NOTHING_NAMED}")
         settings = load_settings().at_target(target)
         async with at_target(settings, target):

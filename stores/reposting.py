@@ -8,8 +8,8 @@ and before it is sent again, the newest versions are read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -34,6 +34,13 @@ ATTEMPT_PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0)
 or longer ones, a server that is out of reach is waited for longer."""
 
 
+class RestoredVersion(NamedTuple):
+    """A version that restores another one."""
+
+    id: UUID
+    key: str | None
+
+
 class Reposting(ApiStore):
     """Creates archived versions anew.
 
@@ -48,14 +55,30 @@ class Reposting(ApiStore):
         """Count the versions of a key."""
         return await self._count("/artifacts", {"key": {"any_": [key]}})
 
-    async def restored(self, key: str | None) -> dict[UUID, list[UUID]]:
-        """Return the versions of a key that restore others, by the id of the version restored, the newest first."""
-        found: dict[UUID, list[UUID]] = {}
-        async for page in self._pages("/artifacts/filter", _only(key), "CREATED_DESC"):
-            for row in page:
-                if (source := _source(row)) and (version_id := UUID(row["id"])) not in found.setdefault(source, []):
-                    found[source].append(version_id)
-            page.clear()
+    async def restored(self, *keys: str | None, runs: Collection[UUID] = ()) -> dict[UUID, list[RestoredVersion]]:
+        """Return the versions of some keys that restore others, by the id of the version restored, the newest first.
+
+        Args:
+            keys: The keys, or None alone.
+            runs: The flow runs that wrote the versions restored, which those that restore them name, too. With them, no other
+                versions of the keys are read, however many there are; without, all are.
+        """
+        found: dict[UUID, list[RestoredVersion]] = {}
+
+        async def find(part: Sequence[UUID]) -> None:
+            only = {**_only(*keys), **({"flow_run_id": {"any_": [str(each) for each in part]}} if part else {})}
+            async for page in self._pages("/artifacts/filter", only, "CREATED_DESC"):
+                for row in page:
+                    if source := _source(row):
+                        version = RestoredVersion(UUID(row["id"]), row["key"])
+                        if version not in found.setdefault(source, []):
+                            found[source].append(version)
+                page.clear()
+
+        if runs:
+            await self._in_parts(sorted(runs), find)
+        else:
+            await find(())
         return found
 
     async def repost(self, version: ArchivedVersion, key: str | None, description: str, metadata: Mapping[str, str]) -> bool:
@@ -90,9 +113,9 @@ class Reposting(ApiStore):
 
     async def remove_duplicates(self, key: str | None) -> None:
         """Delete all but the first of the versions that restore the same one: the server was slow to create the others."""
-        for version_ids in (await self.restored(key)).values():
-            for version_id in version_ids[:-1]:
-                await self.delete(version_id)
+        for versions in (await self.restored(key)).values():
+            for version in versions[:-1]:
+                await self.delete(version.id)
 
     async def _is_there(self, source: UUID, key: str | None) -> bool:
         body = {"artifacts": _only(key), "sort": "CREATED_DESC", "limit": NEWEST_ROWS}
@@ -119,8 +142,8 @@ def _may_be_lost(error: StoreError) -> bool:
     )
 
 
-def _only(key: str | None) -> Mapping[str, Any]:
-    return {"key": {"exists_": False} if key is None else {"any_": [key]}}
+def _only(*keys: str | None) -> Mapping[str, Any]:
+    return {"key": {"exists_": False} if keys == (None,) else {"any_": list(keys)}}
 
 
 def _source(row: Mapping[str, Any]) -> UUID | None:

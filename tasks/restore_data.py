@@ -60,7 +60,7 @@ async def plan_data(restore: Restore) -> None:
         row = _Row(created, run_name, Stub(UUID(version_id), *others))
         found[key].setdefault(row.stub.id, []).append(row)
     if not found:
-        raise ArchiveError("; ".join([nothing_found(restore), *restore.report.errors]))
+        raise ArchiveError("; ".join([await nothing_found(restore), *restore.report.errors]))
     present = await _short_data(restore, [version_id for rows in found.values() for version_id in rows])
     for key in sorted(found):
         if rows := {version_id: rows for version_id, rows in found[key].items() if version_id in present}:

@@ -111,7 +111,7 @@ class _Inserter:
         # Shielded with its accounting, so that what was restored is known even if the run is cancelled meanwhile.
         await shielded(insert())
         await self.restore.notify(sum(len(each.ids) for each in batch))
-        if unkeyed and hold:
+        if unkeyed and hold and unkeyed.report.restored > len(unheld):
             unkeyed.report.held, unkeyed.report.held_until = hold.describe(), hold.until
         if unheld:
             listed = ", ".join(map(str, unheld[:MAX_LISTED]))

@@ -30,9 +30,10 @@ from prefect_artifact_retention.stores.connection import Connection
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.holds import Holds
 from prefect_artifact_retention.stores.ids import read_ids
-from prefect_artifact_retention.stores.reposting import Reposting
+from prefect_artifact_retention.stores.reposting import Reposting, RestoredVersion
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.tasks.collector import without_collector
+from prefect_artifact_retention.tasks.ledger_query import describe_nothing, describe_query
 from prefect_artifact_retention.tasks.producers.artifacts import MAX_METADATA_CHARS
 from prefect_artifact_retention.tasks.restore_report import RestoredKey, RestoreReport
 from prefect_artifact_retention.tasks.run import Listener
@@ -180,6 +181,7 @@ class _Row(NamedTuple):
     run: str
     decided_at: int
     has_payload: bool
+    flow_run_id: str | None
 
 
 async def plan_restore(restore: Restore) -> None:
@@ -196,7 +198,7 @@ async def plan_restore(restore: Restore) -> None:
 
 
 async def _plan(restore: Restore) -> None:
-    names = ("key", "size", "server", "run_name", "has_payload")
+    names = ("key", "size", "server", "run_name", "flow_run_id", "has_payload")
     read = ("run_id", *names[:-1])
     ledger = await asyncio.to_thread(restore.archive.ledger, restore.selection.query, restore.unreadable, read)
     columns = (ledger.column(name).to_pylist() for name in names)
@@ -208,15 +210,17 @@ async def _plan(restore: Restore) -> None:
     restore.report.errors += [restore.unreadable[name] for name, part in lost.items() if part.server in restore.addresses]
     others: Counter[str] = Counter()
     found: dict[str | None, list[_Row]] = {}
-    for version_id, created, decided_at, key, size, server, run, has_payload in zip(ids, *times, *columns, strict=True):
+    for version_id, created, decided_at, key, size, server, run, flow_run, has_payload in zip(
+        ids, *times, *columns, strict=True
+    ):
         if server in restore.addresses:
-            found.setdefault(key, []).append(_Row(created, version_id, size, run, decided_at, has_payload))
+            found.setdefault(key, []).append(_Row(created, version_id, size, run, decided_at, has_payload, flow_run))
         else:
             others[server] += 1
     restore.report.others = dict(others)
     if not found:
         # Whatever server a lost part is of: nothing else tells who has deleted what.
-        raise ArchiveError("; ".join([nothing_found(restore, others), *map(restore.unreadable.__getitem__, lost)]))
+        raise ArchiveError("; ".join([await nothing_found(restore, others), *map(restore.unreadable.__getitem__, lost)]))
     if restore.selection.to_key and len(found) > 1:
         raise ConfigurationError(f"the versions of {len(found):,} keys are to go under one: name a single key with --key")
     existing = await (restore.database or restore.api).existing([row.id for rows in found.values() for row in rows])
@@ -244,13 +248,15 @@ async def _own_addresses(
     return {own, *(runs[run.id] for run in known)}
 
 
-def nothing_found(restore: Restore, others: Mapping[str, int] = MappingProxyType({})) -> str:
+async def nothing_found(restore: Restore, others: Mapping[str, int] = MappingProxyType({})) -> str:
     """Describe that the archive has nothing that is asked for, but of other servers."""
+    query = restore.selection.query
     if others:
         listed = ", ".join(f"{server} ({count(number, 'version')})" for server, number in others.items())
         server = restore.selection.from_server or restore.report.server
-        return f"nothing that is asked for was deleted on {server}, but on {listed}: name that one with --from-server"
-    return f"the archive {restore.report.archive} has nothing that is asked for"
+        asked = f" ({phrases})" if (phrases := describe_query(query)) else ""
+        return f"nothing that is asked for{asked} was deleted on {server}, but on {listed}: name that one with --from-server"
+    return await asyncio.to_thread(describe_nothing, restore.archive, query, is_whole=not restore.unreadable)
 
 
 async def _plan_key(restore: Restore, key: str | None, rows: Sequence[_Row], existing: set[UUID]) -> KeyRestore:
@@ -265,17 +271,17 @@ async def _plan_key(restore: Restore, key: str | None, rows: Sequence[_Row], exi
         last_created=_time(rows[-1].created),
     )
     planned = KeyRestore(report, _time(max(row.decided_at for row in rows)))
-    done = existing
-    if restore.database is None:
+    missing = [row for row in rows if row.id not in existing]
+    if restore.database is None and missing:
         try:
-            restored = await restore.api.restored(target)
-            if key is not None and target == key:
-                await check_is_gone(restore, key, restored)
-            done = existing | restored.keys()
+            restored = await _restored_before(restore, key, missing)
+            missing = [row for row in missing if row.id not in restored]
+            if missing and key is not None and target == key:
+                await check_is_gone(restore, key, await restore.api.restored(key))
         except StoreError as error:
             report.error = str(error)
             return planned
-    missing = [row for row in rows if row.id not in done]
+        report.elsewhere = dict(Counter(there for there in restored.values() if there is not None and there != target))
     archived = [row for row in missing if row.has_payload]
     planned.ids = [row.id for row in archived]
     planned.sizes = [row.size for row in archived]
@@ -285,11 +291,22 @@ async def _plan_key(restore: Restore, key: str | None, rows: Sequence[_Row], exi
     return planned
 
 
+async def _restored_before(restore: Restore, key: str | None, rows: Sequence[_Row]) -> dict[UUID, str | None]:
+    """Return which versions of a key an earlier restore has created anew, with the key under which it did."""
+    keys = [None] if key is None else dict.fromkeys((restore.target(key), key, f"{key}{RESTORED_SUFFIX}"))
+    runs = {UUID(row.flow_run_id) for row in rows if row.flow_run_id}
+    is_of_runs = all(row.flow_run_id for row in rows)
+    restored = await restore.api.restored(*keys, runs=runs if is_of_runs else ())
+    # Under its target rather than elsewhere, should it be there twice.
+    order = list(keys).index
+    return {row.id: min((each.key for each in restored[row.id]), key=order) for row in rows if row.id in restored}
+
+
 def _time(microseconds: int) -> datetime:
     return EPOCH + timedelta(microseconds=microseconds)
 
 
-async def check_is_gone(restore: Restore, key: str, restored: Mapping[UUID, Sequence[UUID]]) -> None:
+async def check_is_gone(restore: Restore, key: str, restored: Mapping[UUID, Sequence[RestoredVersion]]) -> None:
     """Check that a key has no versions but those that a restore has created anew.
 
     Raises:

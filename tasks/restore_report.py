@@ -28,6 +28,10 @@ class RestoredKey(BaseModel):
     first_created: datetime = Field(description="When the oldest of them was created.")
     last_created: datetime = Field(description="When the newest of them was created.")
     present: int = Field(default=0, description="How many exist already, and are left alone.")
+    elsewhere: dict[str, int] = Field(
+        default_factory=dict,
+        description="How many of these an earlier restore has created anew under another key than this one, by that key.",
+    )
     unavailable: int = Field(default=0, description="How many cannot be restored, because the archive has not their payloads.")
     restored: int = Field(default=0, description="How many were restored.")
     held_until: date | None = Field(
@@ -146,9 +150,12 @@ def remark(each: RestoredKey) -> str:
         facts.append(each.error)
     if each.unavailable:
         facts.append(f"{each.unavailable:,} cannot be restored: the archive has not their payloads")
-    if each.to_key != each.key:
+    facts += [f"{number:,} restored already, as new versions of {label(key)}" for key, number in each.elsewhere.items()]
+    if each.to_key != each.key and each.versions > sum(each.elsewhere.values()):
         facts.append(f"as new versions of {label(each.to_key)}")
-    if each.held:
+    if each.held and each.error and not each.restored:
+        facts.append(f"nothing of it was restored, and it is on hold all the same, until it is released: {each.held}")
+    elif each.held:
         facts.append(each.held)
     return "; ".join(facts)
 

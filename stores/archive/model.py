@@ -180,6 +180,7 @@ class LedgerQuery:
         ids: Ids of versions.
         runs: Ids or names of the flow runs that deleted them.
         rules: Rules of which one is among the reasons.
+        policies: The names of the policies that the keys had.
         since: Deleted by a run that began at this time or later.
         until: Deleted by a run that began at this time or earlier.
         servers: The addresses of servers.
@@ -190,6 +191,7 @@ class LedgerQuery:
     ids: Sequence[UUID] = ()
     runs: Sequence[str] = ()
     rules: Sequence[str] = ()
+    policies: Sequence[str] = ()
     since: datetime | None = None
     until: datetime | None = None
     servers: Sequence[str] = ()

@@ -317,6 +317,7 @@ def _filtered_columns(query: LedgerQuery) -> list[str]:
         "run_id": query.runs,
         "run_name": query.runs,
         "rules": query.rules,
+        "policy": query.policies,
         "server": query.servers,
         "decided_at": query.since or query.until,
     }
@@ -398,8 +399,9 @@ def _asked(rows: Any, query: LedgerQuery) -> Any:  # noqa: ANN401
     masks = []
     if query.runs:
         masks.append(pc.or_(*(pc.is_in(rows[name], pa.array(query.runs, pa.string())) for name in ("run_id", "run_name"))))
-    if query.servers:
-        masks.append(pc.is_in(rows["server"], pa.array(query.servers, pa.string())))
+    for name, asked in (("server", query.servers), ("policy", query.policies)):
+        if asked:
+            masks.append(pc.is_in(rows[name], pa.array(asked, pa.string())))
     if query.since is not None:
         masks.append(pc.greater_equal(rows["decided_at"], pa.scalar(query.since, pa.timestamp("us", "UTC"))))
     if query.until is not None:
