@@ -439,7 +439,10 @@ async def read_key(restore: Restore, each: KeyRestore) -> AsyncGenerator[list[Ar
         ArchiveError: The archive is damaged.
     """
     ids = set(each.ids)
-    query = restore.query if each.key is None else replace(restore.query, keys=(glob.escape(each.key),))
+    # By their ids, so that no part is read, which may be damaged, for what is of other keys or exists already.
+    query = replace(restore.query, ids=tuple(each.ids))
+    if each.key is not None:
+        query = replace(query, keys=(glob.escape(each.key),))
     async for versions in read_archived(restore, query):
         if some := [version for version in versions if version.id in ids]:
             yield some

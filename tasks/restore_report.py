@@ -154,7 +154,7 @@ def remark(each: RestoredKey) -> str:
     if each.to_key != each.key and each.versions > sum(each.elsewhere.values()):
         facts.append(f"as new versions of {label(each.to_key)}")
     if each.held and each.error and not each.restored:
-        facts.append(f"nothing of it was restored, and it is on hold all the same, until it is released: {each.held}")
+        facts.append(f"nothing of it was restored, and it is on hold all the same: {each.held}")
     elif each.held:
         facts.append(each.held)
     return "; ".join(facts)

@@ -27,7 +27,7 @@ from prefect_artifact_retention.stores.archive.model import ArchiveError, Collec
 from prefect_artifact_retention.tasks import restore_plan
 from prefect_artifact_retention.tasks.restore import restore_all
 from prefect_artifact_retention.tasks.restore_plan import Selection, plan_restore
-from prefect_artifact_retention.tasks.restore_report import RestoreReport
+from prefect_artifact_retention.tasks.restore_report import RestoreReport, remark
 from restoring import DECIDED_AT, EVERYTHING, RUN_ID, RUN_NAME, archived, collection_rows, made, snapshot, write_archive
 from servers import BY_DATABASE, BY_FAKE, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on, thorough
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -317,6 +317,24 @@ async def test_a_key_that_postgresql_refuses_fails_in_words_and_others_are_resto
     assert len(await server.database.ids()) == 3
 
 
+@on(SQLITE_DATABASE)
+async def test_the_report_claims_the_holds_that_are_there_and_no_others(server: Server, tmp_path: Path) -> None:
+    """A key that fails was put on hold before; without a key, a version whose metadata are no object has none."""
+    address = f"{server.local.address}/api"
+    archive = write_archive(tmp_path / "archive", [made("bad", 1, address)])
+    (part,) = (tmp_path / "archive/data").iterdir()
+    part.write_bytes(part.read_bytes().replace(b"PAR1", b"PAR0", 1))
+    write_archive(tmp_path / "archive", [made("good", 1, address), made(None, 1, address, metadata='"odd"')])
+    with server.active():
+        report = await restore(archive)
+        held = {hold.key: hold.describe() for hold in await retention.aholds()}
+    assert {each.key: each.restored for each in report.key_reports} == {"bad": 0, "good": 1, None: 1}
+    assert {each.key: each.held for each in report.key_reports if each.held} == held
+    assert held.keys() == {"bad", "good"}
+    assert "nothing of it was restored, and it is on hold all the same" in remark(report.key_reports[0])
+    assert "not on hold, because their metadata are no object" in report.warnings[0]
+
+
 @on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
 async def test_a_key_that_does_not_fit_into_memory_is_restored_in_one_transaction_all_the_same(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -576,6 +594,70 @@ async def test_the_same_key_is_restored_through_the_api_only_if_it_has_gone(serv
     assert len(await server.database.versions("there")) == 1
 
 
+@on(*BY_FAKE)
+async def test_what_was_restored_under_one_key_is_not_restored_again_under_another(server: AnyServer, tmp_path: Path) -> None:
+    """Whatever the flags of either restore: the report says where it is."""
+    address = f"{server.local.address}/api"
+    # Of the second, no flow run is known, by which it would be looked for.
+    two = [made("a", 1, address), made("a", 2, address, flow_run_id=None)]
+    archive = write_archive(tmp_path / "archive", [*two, made("b", 1, address), made("b", 2, address)])
+    with server.active():
+        await restore(archive, LedgerQuery(keys=("a",)), same_key=True, hold_days=0)
+        await restore(archive, LedgerQuery(ids=(made("b", 1, address).id,)), hold_days=0)
+        preview = await restore(archive, applies=False)
+        assert (preview.missing, remark(preview.key_reports[0])) == (1, "2 restored already, as new versions of a")
+        assert (await restore(archive, LedgerQuery(keys=("a",)), to_key="c")).restored == 0
+        again = await restore(archive, same_key=True)
+        # A producer goes on above what was restored.
+        await retention.apublish_markdown("new", key="a")
+        third = await restore(archive, same_key=True)
+    assert [(each.key, each.restored, each.present, each.elsewhere) for each in again.key_reports] == [
+        ("a", 0, 2, {}),
+        ("b", 1, 1, {"b-restored": 1}),
+    ]
+    assert (third.causes(), third.restored, third.present) == ([], 0, 4)
+    assert sorted((await server.database.keys()).values()) == ["a", "a", "a", "b", "b-restored"]
+
+
+@on(*BY_FAKE)
+async def test_what_was_restored_elsewhere_and_deleted_there_is_restored_here(server: AnyServer, tmp_path: Path) -> None:
+    """Whoever wants it under the other key deletes what is in the way."""
+    archive = write_archive(tmp_path / "archive", [made("a", number, f"{server.local.address}/api") for number in (1, 2)])
+    with server.active():
+        await restore(archive)
+        for version_id in await server.database.ids():
+            await server.database.delete_version(version_id)
+        await server.database.delete_key("a-restored")
+        assert (await restore(archive, same_key=True)).restored == 2
+    assert sorted((await server.database.keys()).values()) == ["a", "a"]
+
+
+async def test_what_was_restored_is_looked_for_without_reading_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request for each key, however many large versions it has: by the flow runs that wrote what is missing."""
+    with FakeServer().listening() as server:
+        await server.database.insert([Row("busy", days(number), data="x" * 10_000) for number in range(1, 500)])
+        versions = [made(key, number, f"{server.address}/api") for key in ("busy", "other") for number in range(300)]
+        archive = write_archive(tmp_path / "archive", versions)
+        answer = server.answer
+        asked: list[str] = []
+        read = 0
+
+        async def counting(request: httpx.Request) -> httpx.Response:
+            nonlocal read
+            response = await answer(request)
+            asked.append(request.url.path)
+            read += len(response.content)
+            return response
+
+        monkeypatch.setattr(server, "answer", counting)
+        with server.active():
+            assert (await restore(archive, applies=False)).missing == 600
+        assert len([path for path in asked if path.endswith("/artifacts/filter")]) == 2
+        assert read < 10_000
+
+
 @on(*BY_FAKE, SQLITE_DATABASE)
 async def test_the_original_key_is_no_key_to_restore_to_while_it_has_versions(server: AnyServer, tmp_path: Path) -> None:
     """Old versions would become its latest ones, also where a database is set: under another key, nothing is exact."""
@@ -711,7 +793,7 @@ async def test_what_cannot_be_restored_is_named(server: AnyServer, tmp_path: Pat
             await restore(archive, LedgerQuery(keys=("theirs",)))
         with pytest.raises(ArchiveError, match=f"was deleted on https://typo.example/api, but on .*{other} .*: name that one"):
             await restore(archive, LedgerQuery(keys=("theirs",)), from_server="https://typo.example/api")
-        with pytest.raises(ArchiveError, match="has nothing that is asked for"):
+        with pytest.raises(ArchiveError, match=r"has nothing that is asked for: no deleted version of key 'nobodys'$"):
             await restore(archive, LedgerQuery(keys=("nobodys",)))
         assert (await restore(archive, from_server=other)).restored == 1
 

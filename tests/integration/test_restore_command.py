@@ -70,14 +70,16 @@ async def test_what_the_wrong_policy_deleted_is_found_previewed_and_restored(ser
     explained = await call.json(server, "explain", "audit-export", "--deleted")
     assert [each["key"] for each in explained["versions"]] == ["audit-export"] * 5
     run = listed["versions"][0]["run_name"]
+    mistaken, said = await call(server, "restore", "--run", run, "--policy", "wrung")
+    assert (mistaken, "there is none at all of policy 'wrung'; its policies are 'wrong'" in said) == (1, True)
 
-    code, text = await call(server, "restore", "--run", run)
+    code, text = await call(server, "restore", "--policy", "wrong")
     assert code == 0
     assert "6 versions of 2 keys to restore" in text
     assert "Add --apply to restore" in text
     assert await snapshot(server.database) == after
 
-    applied = await call.json(server, "restore", "--run", run, "--apply")
+    applied = await call.json(server, "restore", "--run", run, "--policy", "wrong", "--apply")
     assert (applied["outcome"], applied["restored"], applied["way"]) == ("completed", 6, "database")
     assert await snapshot(server.database) == before
     (report,) = await server.database.versions("artifact-retention-restored")
@@ -124,9 +126,9 @@ async def test_a_restore_that_fails_is_a_failed_flow_run_with_its_report(server:
         ):
             with pytest.raises(ConfigurationError, match=f"parameters: .*{message}"):
                 await artifact_restore(keys=["there"], **given)
-        assert (await artifact_restore(from_server=f"{address}/")).missing == 2
+        assert (await artifact_restore(from_server=f"{address}/")).missing == 1
         preview = await artifact_restore()
-        assert (preview.applied, preview.present, preview.missing) == (False, 0, 2)
+        assert (preview.applied, preview.present, preview.missing) == (False, 1, 1)
     report = await call.json(server, "restore", "--key", "there", "--same-key", "--apply", code=1)
     assert report["outcome"] == "failed"
 
@@ -172,6 +174,7 @@ def test_the_ledger_is_listed_without_a_server_the_last_deletions_first(
     assert listed() == [b, *a]
     assert listed("--key", "a*", "--limit", "2") == a[:2]
     assert listed("--rule", "ttl") == [b]
+    assert listed("--policy", "short") == [b, *a]
     assert listed("--run", RUN_NAME, "--since", "2026-11-28", "--until", "2026-11-28") == [b, *a]
     assert listed("--until", "2026-11-28T02:59") == []
     assert listed("--since", "2026-11-28T04:00:00.000001+01:00") == []
@@ -181,6 +184,47 @@ def test_the_ledger_is_listed_without_a_server_the_last_deletions_first(
     assert "1 deleted version in the archive" in text
     assert f"{b[1]}" in text
     assert "(without its data in the archive)" in text
+
+
+NOTHING = [
+    (["--key", "nobodys"], "no deleted version of key 'nobodys'"),
+    (["--key", "nobodys", "--run", RUN_NAME], f"of run '{RUN_NAME}'; there is none at all of key 'nobodys'"),
+    (["--key", "a", "--run", "b"], "of key 'a', of run 'b'; there is none at all of run 'b'"),
+    (["--key", "a", "--rule", "ttl"], "by rule ttl; there are 3 versions of key 'a', but none by rule ttl"),
+    (
+        ["--key", "a", "--key", "b", "--run", RUN_NAME, "--rule", "ttl", "--until", "2026-11-27"],
+        f"of run '{RUN_NAME}', by rule ttl, until 2026-11-27 (UTC); there is none at all until 2026-11-27 (UTC)",
+    ),
+    (["--policy", "typo"], "no deleted version of policy 'typo'; its policies are 'long', 'short'"),
+    (["--policy", "long", "--key", "a"], "there are 3 versions of key 'a', but none of policy 'long'"),
+    (["--since", "2026-11-28T05:00"], "no deleted version since 2026-11-28 05:00:00 UTC"),
+]
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(("arguments", "message"), NOTHING, ids=[" ".join(arguments) for arguments, _ in NOTHING])
+def test_a_list_with_nothing_says_what_was_asked_for_and_which_filter_it_is(
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of several, the one that applies to nothing at all, or the one that leaves nothing of what the others found."""
+    write_archive(folder / "archive", [made("a", number, NOWHERE) for number in range(3)])
+    write_archive(folder / "archive", [made("b", 1, NOWHERE, rules=["ttl"], policy="long")])
+    assert main(["deleted", *arguments]) == 0
+    assert message in capsys.readouterr().out
+    assert main(["deleted", *arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["note"].endswith(message)
+
+
+@pytest.mark.usefixtures("offline")
+def test_an_archive_that_cannot_be_read_whole_is_not_said_to_have_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is asked for may be in the part that is missing."""
+    write_archive(folder / "archive", [made("a", 1, NOWHERE)])
+    (part,) = (folder / "archive/data").iterdir()
+    part.unlink()
+    assert main(["deleted", "--key", "a", "--run", RUN_NAME, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["note"].endswith(f"no deleted version of key 'a', of run '{RUN_NAME}'")
 
 
 @pytest.mark.usefixtures("offline")
@@ -227,7 +271,7 @@ def test_something_else_than_an_archive_has_no_ledger(folder: Path, capsys: pyte
 
 
 BAD_USAGE = [
-    (["restore"], "name what is to be restored: --key, --id, --run, --since, --until, or --all"),
+    (["restore"], "name what is to be restored: --key, --id, --run, --policy, --since, --until, or --all"),
     (["restore", "--key", "x", "--since", "yesterday"], "since = 'yesterday' is neither a day nor a time such as"),
     (["restore", "--until", "2026-13-01"], "until = '2026-13-01' is neither a day nor a time such as"),
     (["deleted", "--since", "2026-12-01", "--until", "2026-11-01"], "since = '2026-12-01' is later than until = '2026-11-01'"),

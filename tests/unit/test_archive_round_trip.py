@@ -228,6 +228,7 @@ def some(chance: random.Random, number: int) -> ArchivedVersion:
         [archived(chance.choice(["a", "ab", "b-1", "b-2", "c", None]), size=number)],
         rules=chance.sample(["keep_last", "grace_days", "expire_after_days"], chance.randrange(3)),
         server=chance.choice(["http://one/api", "http://two/api"]),
+        policy=chance.choice(["short", "long"]),
     )[0]
 
 
@@ -238,6 +239,7 @@ QUERIES: list[tuple[LedgerQuery, Callable[[ArchivedVersion], bool]]] = [
     (LedgerQuery(keys=["nothing", "zz*"]), lambda _: False),
     (LedgerQuery(runs=["run-2", "fox-3"]), lambda v: v.run_id in {"run-2", "run-3"}),
     (LedgerQuery(rules=["grace_days"]), lambda v: "grace_days" in v.rules),
+    (LedgerQuery(policies=["long", "none"]), lambda v: v.policy == "long"),
     (LedgerQuery(servers=["http://two/api"]), lambda v: v.server == "http://two/api"),
     (LedgerQuery(since=NIGHT + timedelta(days=1)), lambda v: v.run_id != "run-1"),
     (LedgerQuery(until=NIGHT + timedelta(days=1)), lambda v: v.run_id in {"run-1", "run-2"}),
