@@ -177,7 +177,7 @@ def _question(report: CleanupReport) -> str:
         f"Deletes **{count(report.planned, 'version')}** {stale_where(report)}, {size(report.bytes_planned)}."
         + (f" [The report]({page}) says of which keys, and why." if page else ""),
         pipe_table(("Policy", "Stale", "Of versions"), rows),
-        *(escape(warning) for warning in report.warnings if "would be refused" in warning),
+        *(escape(warning) for warning in report.warnings if "a delete run would" in warning),
     )
     return "\n\n".join(parts)
 

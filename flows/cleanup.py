@@ -46,7 +46,7 @@ from prefect_artifact_retention.stores.destination import destination, is_elsewh
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.stores.store import Store
 from prefect_artifact_retention.tasks.acceptance import is_attended, record_applied, refuse_unaccepted
-from prefect_artifact_retention.tasks.archive import RunArchive
+from prefect_artifact_retention.tasks.archive import NOTHING_ARCHIVED, RunArchive
 from prefect_artifact_retention.tasks.archiving import finish_archive, prune_archive
 from prefect_artifact_retention.tasks.discover import check_scope, discover, discover_task
 from prefect_artifact_retention.tasks.ledger import ledger
@@ -148,10 +148,13 @@ async def open_run(  # noqa: PLR0913, PLR0917 - what a run is opened for
     keys: Sequence[str],
     own_runs: Collection[UUID] = frozenset(),
     shown: ShownPlan | None = None,
+    *,
+    with_archive: bool = True,
 ) -> AsyncIterator[Run]:
     """Open a run: connect to the server and the database, read the server's clock, and resolve the policies.
 
-    A run that is to carry out a plan which somebody has seen is refused if that is not for it.
+    A run that is to carry out a plan which somebody has seen is refused if that is not for it. Without the archive, that is
+    neither opened nor written to.
 
     Raises:
         ConfigurationError: The policies are invalid, or there are none in a delete run.
@@ -174,7 +177,7 @@ async def open_run(  # noqa: PLR0913, PLR0917 - what a run is opened for
             store = database = await stack.enter_async_context(opening)
             replaces = settings.archives_payloads and any(policy.offload_larger_than_kb for policy in all_policies)
             await database.check(server, own_runs, deletes=mode == "delete", replaces=replaces)
-        archive = await open_archive_of(settings, connection)
+        archive = await open_archive_of(settings, connection) if with_archive else None
         report = CleanupReport(
             mode=mode,
             server=connection.address,
@@ -245,10 +248,9 @@ async def open_archive_of(settings: RetentionSettings, connection: Connection | 
         ConfigurationError: There is no such block, or the address cannot be used.
         StoreError: The block cannot be read.
     """
-    url, source = settings.archive_url, settings.source("archive_url")
+    url, source = settings.archive_url, settings.archive_setting
     options: Mapping[str, Any] = {}
     if connection and not url and (name := settings.archive_block):
-        source = settings.source("archive_block")
         data = await read_block(connection, name, "Remote File System", source)
         url, options = str(data.get("basepath") or ""), data.get("settings") or {}
         if not url.strip():
@@ -272,7 +274,7 @@ async def _begin_archive(archive: Archive, report: CleanupReport, own_runs: Coll
     """
     try:
         if await asyncio.to_thread(archive.check_writable):
-            report.warn(f"the archive {archive.url} has nothing yet: unless it is new, look whether its volume is mounted")
+            report.warn(NOTHING_ARCHIVED.format(archive.url))
         if report.mode == "preview":
             return None
         run_id = str(next(iter(own_runs), None) or uuid4())

@@ -12,14 +12,14 @@ import httpx
 from prefect import flow, get_run_logger, runtime
 from prefect.states import Completed, Failed
 from prefect_artifact_retention.flows import terminal
-from prefect_artifact_retention.flows.cleanup import open_run
+from prefect_artifact_retention.flows.cleanup import open_archive_of, open_run
 from prefect_artifact_retention.flows.server_policies import resolve_all
 from prefect_artifact_retention.flows.settings import RetentionSettings, load_settings
-from prefect_artifact_retention.policies import RetentionError, StoreError
+from prefect_artifact_retention.policies import ConfigurationError, RetentionError, StoreError
 from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.policies.loading import DOCTOR_KEY, PREVIEW_POLICY
 from prefect_artifact_retention.policies.writing import as_tables
-from prefect_artifact_retention.stores.connection import reason, ui_address
+from prefect_artifact_retention.stores.connection import Connection, reason, ui_address
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.identity import check_writable
 from prefect_artifact_retention.tasks import doctor
@@ -45,8 +45,8 @@ async def examine_server(settings: RetentionSettings, repair: Callable[[Sequence
         StoreError: The server or the database cannot be reached.
     """
     settings, broken = await _with_usable_policies(settings)
-    async with open_run(settings, "preview", (), ()) as run:
-        return await _examine_and_repair(run, repair, broken)
+    async with open_run(settings, "preview", (), (), with_archive=False) as run:
+        return await _examine_and_repair(run, settings, repair, broken)
 
 
 async def _with_usable_policies(settings: RetentionSettings) -> tuple[RetentionSettings, list[Finding]]:
@@ -72,10 +72,12 @@ async def _with_usable_policies(settings: RetentionSettings) -> tuple[RetentionS
 
 
 async def _examine_and_repair(
-    run: Run, repair: Callable[[Sequence[Finding]], bool], broken: Sequence[Finding] = ()
+    run: Run, settings: RetentionSettings, repair: Callable[[Sequence[Finding]], bool], broken: Sequence[Finding]
 ) -> Checkup:
     checkup = await doctor.examine(run)
     checkup.findings[:0] = broken
+    await _examine_archive(settings, run.server.connection, checkup)
+    checkup.findings.sort(key=lambda finding: not finding.is_broken)
     repairable = [finding for finding in checkup.findings if finding.keys_to_repair]
     if repairable and repair(repairable):
         try:
@@ -86,6 +88,26 @@ async def _examine_and_repair(
             # What was found is told all the same.
             checkup.errors.append(str(error))
     return checkup
+
+
+async def _examine_archive(settings: RetentionSettings, connection: Connection, checkup: Checkup) -> None:
+    """Add what is wrong with the archive, if one is configured; also that it cannot be read, which ends no examination."""
+    try:
+        if archive := await open_archive_of(settings, connection):
+            await doctor.examine_archive(archive, checkup)
+    except RetentionError as error:
+        # Of a setting that is invalid, the error names it already.
+        message = str(error) if isinstance(error, ConfigurationError) else f"{settings.archive_setting}: {error}"
+        checkup.findings.append(
+            Finding(
+                kind="archive_unreadable",
+                is_broken=True,
+                what="The archive, which cannot be read",
+                count=1,
+                examples=[message],
+                advice="Correct the setting, or bring back what is missing. Until then, nothing is deleted or restored",
+            )
+        )
 
 
 def announcement(findings: Sequence[Finding]) -> str:
@@ -143,9 +165,9 @@ async def _examine_and_publish(settings: RetentionSettings, *, fix: bool) -> Che
         return fix
 
     settings, broken = await _with_usable_policies(settings)
-    async with open_run(settings, "preview", (), (), {UUID(runtime.flow_run.id)}) as run:
+    async with open_run(settings, "preview", (), (), {UUID(runtime.flow_run.id)}, with_archive=False) as run:
         await run.server.detect_concurrency(artifact_doctor.name)
-        checkup = await _examine_and_repair(run, repair, broken)
+        checkup = await _examine_and_repair(run, settings, repair, broken)
         log.info(outcome_message(checkup))
         try:
             await create_first_accepted(

@@ -179,6 +179,12 @@ class RetentionSettings(BaseSettings):
         """Whether an archive is configured that keeps data."""
         return bool(self.archive_url or self.archive_block) and self.archive_payloads
 
+    @property
+    def archive_setting(self) -> str:
+        """The setting that says where the archive is, after the place where it was set, for messages; empty without one."""
+        name = next((each for each in ("archive_url", "archive_block") if getattr(self, each)), "")
+        return name and f"{self.source(name)}: {name}"
+
     def without_effect(self) -> Iterator[str]:
         """Describe the settings that have no effect beside the others."""
         if self.database_url.get_secret_value() and self.database_block:

@@ -35,6 +35,9 @@ MAX_SLICE_BYTES = 4 * 2**20
 """Bytes of the versions that are read at once, and in one row group of a part, unless a single version has more. With more,
 the process takes several times as much more memory; with less, no less time."""
 
+NOTHING_ARCHIVED = "the archive {} has nothing yet: unless it is new, look whether its volume is mounted"
+"""What is told of the archive at an address in which nothing is."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

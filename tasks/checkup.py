@@ -36,6 +36,9 @@ Kind = Literal[
     "runs_gone",
     "runs_unfinished",
     "not_vacuumed",
+    "archive_unreadable",
+    "archive_damaged",
+    "archive_left_over",
 ]
 
 

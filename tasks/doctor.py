@@ -6,9 +6,11 @@ between, nothing is said: its producer is at work, and the next version sets its
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from prefect_artifact_retention.policies import StoreError
@@ -20,6 +22,7 @@ from prefect_artifact_retention.policies.model import Versions
 from prefect_artifact_retention.stores.database import DatabaseStore
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Collection, History
 from prefect_artifact_retention.stores.transactions import BusyError
+from prefect_artifact_retention.tasks.archive import NOTHING_ARCHIVED
 from prefect_artifact_retention.tasks.checkup import (
     GROWTH_DAYS,
     MAX_EXAMPLES,
@@ -36,6 +39,10 @@ from prefect_artifact_retention.tasks.plan import without_keys
 from prefect_artifact_retention.tasks.rendering import label, size
 from prefect_artifact_retention.tasks.run import Run
 from prefect_artifact_retention.tasks.verify import MAX_REPAIR_ROUNDS
+
+if TYPE_CHECKING:
+    # It needs an extra, which is not there without an archive.
+    from prefect_artifact_retention.stores.archive.archive import Archive
 
 MAX_LARGEST_KEYS = 10
 DAY, WEEK = timedelta(days=1), timedelta(days=7)
@@ -237,6 +244,25 @@ async def examine(run: Run) -> Checkup:
         )
         checkup.findings += _about_disk(checkup.disk)
     return checkup
+
+
+async def examine_archive(archive: Archive, checkup: Checkup) -> None:
+    """Add to a checkup what is wrong with an archive. Lists it and reads its manifests, but no part, and writes nothing.
+
+    Raises:
+        ArchiveError: The archive cannot be read, is of a newer version of the format, or there is something else.
+    """
+    if await asyncio.to_thread(archive.is_new):
+        checkup.warnings.append(NOTHING_ARCHIVED.format(archive.url))
+    problems = await asyncio.to_thread(archive.problems)
+    what = f"Files of the archive {archive.url} that are missing or cut, so that versions cannot be restored"
+    advice = "Put them back from a copy of the archive. --fix leaves the archive alone"
+    damaged = [each.text for each in problems if each.is_damage]
+    checkup.findings += _finding("archive_damaged", what, damaged, advice, is_broken=True)
+    what = f"Files in the archive {archive.url} that do not count"
+    advice = "They are in no run's way. What no run is writing may be removed by hand"
+    left = [each.text for each in problems if not each.is_damage]
+    checkup.findings += _finding("archive_left_over", what, left, advice)
 
 
 async def fix(run: Run, checkup: Checkup) -> None:

@@ -25,6 +25,7 @@ from prefect_artifact_retention.stores.archive.manifests import (
     check_place,
     find_problems,
     is_manifest_of_run,
+    is_new,
     is_run_name,
     publish_manifest,
     read_catalog,
@@ -35,6 +36,7 @@ from prefect_artifact_retention.stores.archive.model import (
     CollectionRow,
     LedgerQuery,
     PartManifest,
+    Problem,
     RunManifest,
 )
 
@@ -134,9 +136,28 @@ class Archive:
         """Return the ids of runs that did not say in the end what they spared: they were killed, or are still at work."""
         return read_catalog(self._location).unended
 
-    def problems(self) -> list[str]:
-        """Return in words what is not as it should be: missing, damaged, left over, foreign."""
-        return find_problems(self._location)
+    def is_new(self) -> bool:
+        """Whether nothing is archived there yet. Writes nothing, unlike `check_writable`.
+
+        Raises:
+            ArchiveError: It cannot be listed, or there is something else.
+        """
+        return is_new(self._location)
+
+    def problems(self) -> list[Problem]:
+        """Return what is not as it should be: missing, cut, left over, foreign. Damage comes first. No part is read.
+
+        Damage is what two readings show, because a run may be pruning the archive. Where there is not even a folder, nothing
+        is: `is_new` says that.
+
+        Raises:
+            ArchiveError: The archive cannot be read, or is of a newer version of the format.
+        """
+        found = find_problems(self._location) if self._location.exists() else []
+        if not any(problem.is_damage for problem in found):
+            return found
+        again = find_problems(self._location)
+        return [problem for problem in found if problem in again]
 
     def ledger(
         self, query: LedgerQuery = EVERYTHING, unreadable: dict[str, str] | None = None, columns: Sequence[str] = LEDGER

@@ -108,6 +108,10 @@ class Location(ABC):
     def names(self, folder: str) -> dict[str, int]:
         """The files of one of its folders, with their sizes. Never from a cache."""
 
+    def exists(self) -> bool:
+        """Whether its folder is there. An object store has none, and says only when it is listed that it is not there."""
+        return True
+
     @abstractmethod
     def others(self) -> list[str]:
         """What is beside its folders."""
@@ -168,10 +172,19 @@ class Folder(Location):
             except FileNotFoundError:
                 return {}
 
+    def exists(self) -> bool:
+        """See `Location`."""
+        with self.doing("look at it"):
+            try:
+                self._path.stat()
+            except FileNotFoundError:
+                return False
+            return True
+
     def others(self) -> list[str]:
         """See `Location`."""
         with self.doing("list it"):
-            return sorted({entry.name for entry in self._path.iterdir()} - {*FOLDERS}) if self._path.exists() else []
+            return sorted({entry.name for entry in self._path.iterdir()} - {*FOLDERS}) if self.exists() else []
 
     def prepare(self) -> None:
         """Make its folders."""
@@ -324,7 +337,7 @@ def open_location(url: str, options: Mapping[str, Any]) -> Location:
 
     Raises:
         ConfigurationError: The URL has credentials, or is of a file system that cannot have an archive, or for which a driver
-            is not installed; or a folder is relative.
+            is not installed; or a folder is relative, or there is a file in its place or above it.
     """
     url = url.strip()
     protocol, separator, rest = url.partition("://")
@@ -338,6 +351,8 @@ def open_location(url: str, options: Mapping[str, Any]) -> Location:
                 "the folder of an archive must be absolute, as in /srv/archive or file:///srv/archive; "
                 "an object store is s3://NAME/FOLDER"
             )
+        if file := _file_at(path):
+            raise ConfigurationError(f"an archive is in a folder, and {file} is a file")
         return Folder(path)
     # The URL is not quoted before it is known to have no secret.
     if protocol not in _EXTRAS:
@@ -357,6 +372,16 @@ def open_location(url: str, options: Mapping[str, Any]) -> Location:
             f"an archive at {protocol}:// needs {driver}: pip install 'prefect-artifact-retention[{extra}]' ({error})"
         ) from None
     return ObjectStore(url.rstrip("/"), protocol, options)
+
+
+def _file_at(path: Path) -> Path | None:
+    """Return what is no folder in the place of a folder, or above it; None if nothing is there yet."""
+    for each in (path, *path.parents):
+        # One that may not be looked at is told when the archive is read or written.
+        with suppress(OSError):
+            if each.exists():
+                return None if each.is_dir() else each
+    return None
 
 
 def write_synced(path: Path, content: bytes) -> None:

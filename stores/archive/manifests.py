@@ -11,8 +11,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.stores.archive.location import DATA, MANIFESTS, STAGING, Location, write_synced
-from prefect_artifact_retention.stores.archive.model import FORMAT, SCHEMA_VERSION, ArchiveError, PartManifest, RunManifest
+from prefect_artifact_retention.stores.archive.model import (
+    FORMAT,
+    SCHEMA_VERSION,
+    ArchiveError,
+    PartManifest,
+    Problem,
+    RunManifest,
+)
 from pydantic import ValidationError
 
 PART_NAME = re.compile(r"(?P<run_id>[A-Za-z0-9][A-Za-z0-9._-]*)-(?P<number>\d{5,9})")
@@ -128,7 +136,7 @@ def read_catalog(location: Location) -> Catalog:
     Raises:
         ArchiveError: One cannot be read, is of a newer version of the format, or is no manifest.
     """
-    names = [name.removesuffix(".json") for name in sorted(location.names(MANIFESTS)) if name.endswith(".json")]
+    names = _manifest_names(location)
     found = dict(zip(names, at_once(location, lambda name: _read(location, name), names), strict=True))
     return Catalog(
         location,
@@ -169,36 +177,55 @@ def check_is_archive(catalog: Catalog) -> None:
         )
 
 
-def find_problems(location: Location) -> list[str]:
-    """Compare what is there with the manifests, and say in words what is not as it should be."""
+def is_new(location: Location) -> bool:
+    """Whether there is nothing yet, not even a folder perhaps. Unlike `check_place`, it makes none, and reads no manifest.
+
+    Raises:
+        ArchiveError: There is something else, or it cannot be listed.
+    """
+    if not location.exists():
+        return True
+    if _manifest_names(location):
+        return False
+    check_is_archive(Catalog(location, {}, ()))
+    return True
+
+
+def find_problems(location: Location) -> list[Problem]:
+    """Compare the names and sizes of what is there with the manifests. No part is read.
+
+    Raises:
+        ArchiveError: A manifest cannot be read, is of a newer version of the format, or is no manifest.
+    """
     catalog = read_catalog(location)
     data = location.names(DATA)
     parts = {name.removesuffix(".parquet"): size for name, size in data.items() if name.endswith(".parquet")}
-    problems = [f"{name} is no part of the archive" for name in location.others()]
-    problems += [f"{DATA}/{name} is no part of the archive" for name in _foreign(data)]
+    damaged: list[str] = []
     for part in catalog.parts:
         if part.name not in parts:
-            problems.append(
-                f"{part_file(part.name)} is missing: its {part.rows:,} versions cannot be read. "
+            damaged.append(
+                f"{part_file(part.name)} is missing: its {count(part.rows, 'version')} cannot be read. "
                 f"Put it back, or remove {manifest_file(part.name)} to do without them"
             )
         elif parts[part.name] != part.bytes:
-            problems.append(
+            damaged.append(
                 f"{part_file(part.name)} has {parts[part.name]} bytes instead of {part.bytes}: "
-                f"its {part.rows:,} versions cannot be restored"
+                f"its {count(part.rows, 'version')} cannot be restored. "
+                f"Put it back, or remove it and {manifest_file(part.name)} to do without them"
             )
+    damaged += [without_manifest(name) for name in sorted(parts) if name in catalog.lost and name not in catalog.replaced]
+    left = [f"{name} is no part of the archive" for name in location.others()]
+    left += [f"{DATA}/{name} is no part of the archive" for name in _foreign(data)]
     for name in sorted(parts):
         if name in catalog.replaced:
-            problems.append(f"{part_file(name)} has been replaced, and the next pruning of the archive removes it")
-        elif name in catalog.lost:
-            problems.append(without_manifest(name))
-        elif name not in catalog.written and PART_NAME.fullmatch(name):
-            problems.append(
+            left.append(f"{part_file(name)} has been replaced, and the next pruning of the archive removes it")
+        elif name not in catalog.written and name not in catalog.lost and PART_NAME.fullmatch(name):
+            left.append(
                 f"{part_file(name)} has no manifest, so it does not count: it is being written, or its run was killed, "
                 "and deleted none of its versions"
             )
-    problems += [f"{STAGING}/{name} is being written, or left over" for name in sorted(location.names(STAGING))]
-    return problems
+    left += [f"{STAGING}/{name} is being written, or left over" for name in sorted(location.names(STAGING))]
+    return [*(Problem(text, is_damage=True) for text in damaged), *(Problem(text, is_damage=False) for text in left)]
 
 
 def without_manifest(name: str) -> str:
@@ -207,6 +234,10 @@ def without_manifest(name: str) -> str:
         f"{manifest_file(name)} is missing, by which {part_file(name)} counts: its versions cannot be read. "
         f"Put it back, or remove {part_file(name)} to do without them"
     )
+
+
+def _manifest_names(location: Location) -> list[str]:
+    return [name.removesuffix(".json") for name in sorted(location.names(MANIFESTS)) if name.endswith(".json")]
 
 
 def _read(location: Location, name: str) -> PartManifest | RunManifest:

@@ -23,6 +23,18 @@ class ArchiveError(StoreError):
     """The archive cannot be written or read, or is not what it should be."""
 
 
+class Problem(NamedTuple):
+    """What is not as it should be in an archive.
+
+    Attributes:
+        text: What it is, and what to do.
+        is_damage: Whether versions cannot be read because of it. Otherwise, it is in no run's way.
+    """
+
+    text: str
+    is_damage: bool
+
+
 class ArchivedVersion(NamedTuple):
     """One version and why it went: a row of a part, in the order of its columns.
 

@@ -117,6 +117,19 @@ async def report_of(state: State[Any]) -> CleanupReport:
     return getattr(result, "report", result)  # type: ignore[no-any-return]
 
 
+@on(SQLITE_API)
+async def test_whoever_is_asked_is_told_that_the_deletion_would_fail(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an archive that cannot be written, say: approved, nothing would go."""
+    monkeypatch.setenv("ARTIFACT_RETENTION_ARCHIVE_URL", str(tmp_path))
+    (tmp_path / "staging").write_text("somebody's")
+    await server.database.insert(series("a", [1, 2, 3, 4]))
+    asking = Asking(server)
+    assert (await asking.start()).is_paused()
+    assert "a delete run would fail: the archive " in await asking.question()
+
+
 @on(SQLITE_API, thorough(POSTGRESQL_DATABASE))
 async def test_what_was_shown_goes_once_a_person_has_approved_it_and_nothing_before(server: Server) -> None:
     """Meanwhile, another run is not held up; who has approved it stands in the report and in the history."""

@@ -27,8 +27,9 @@ from prefect_artifact_retention.stores.archive.archive import open_archive
 from prefect_artifact_retention.stores.archive.location import Location
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError
 from prefect_artifact_retention.tasks import archive, archiving, checks, prune_database
+from prefect_artifact_retention.tasks.archive import NOTHING_ARCHIVED
 from prefect_artifact_retention.tasks.rendering import markdown
-from prefect_artifact_retention.tasks.report import CleanupFailed
+from prefect_artifact_retention.tasks.report import CleanupFailed, Mode
 from prefect_artifact_retention.tasks.run import Step
 from restoring import when_archived
 from servers import BY_DATABASE, BY_FAKE, FAKE, POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, drain, on, thorough
@@ -43,9 +44,6 @@ ANYWHERE = on(FAKE, POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
 
 PLACES = pytest.mark.parametrize("key", ["report", "idle-report", None])
 """A key that stays, one that goes as a whole, and none."""
-
-
-NEW = "the archive {} has nothing yet: unless it is new, look whether its volume is mounted"
 
 
 @pytest.fixture
@@ -77,13 +75,19 @@ def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
+def put_a_file(path: Path) -> None:
+    """Put a file where a folder should be: not even root can write there then."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("somebody's")
+
+
 def replace_by_a_file(folder: Path) -> Callable[[], Awaitable[None]]:
-    """Take an archive away, and put something else there, as a disk that is full or gone: not even root can write then."""
+    """Take an archive away, and put something else there, as a disk that is full or gone."""
 
     async def replace() -> None:
         with suppress(FileNotFoundError):
             shutil.move(folder, folder.with_name("taken"))
-        shutil.copy(__file__, folder)
+        put_a_file(folder)
 
     return replace
 
@@ -363,14 +367,14 @@ async def test_a_part_that_could_not_be_published_is_not_missed(
 
 @ANYWHERE
 async def test_an_archive_that_cannot_be_written_ends_a_run_before_it_plans(server: Server, folder: Path) -> None:
-    """A preview warns of that."""
+    """A preview warns of that, and is completed: it has shown what there is to see, as beside a guard that would refuse."""
     rows = await server.database.insert(series("report", [1, 2, 3]))
-    await replace_by_a_file(folder)()
+    put_a_file(folder / "staging")
     with pytest.raises(StoreError, match="archive"):
         await server.cleanup([KEEP_1], mode="delete")
     assert set(await server.database.keys()) == {row.id for row in rows}
     report = await server.cleanup([KEEP_1])
-    assert report.planned == 2
+    assert (report.outcome, report.planned) == ("completed", 2)
     assert any(warning.startswith("a delete run would fail: ") for warning in report.warnings)
 
 
@@ -378,7 +382,7 @@ async def test_an_archive_that_has_nothing_yet_is_told(folder: Path) -> None:
     """A folder is made where none is, and may be that of a volume that is not mounted."""
     with FakeServer().listening() as server:
         await server.database.insert(series("report", [1, 2, 3]))
-        assert (await server.cleanup([KEEP_1], mode="delete")).warnings == [NEW.format(folder)]
+        assert (await server.cleanup([KEEP_1], mode="delete")).warnings == [NOTHING_ARCHIVED.format(folder)]
         assert (await server.cleanup([KEEP_1], mode="delete")).warnings == []
 
 
@@ -387,7 +391,7 @@ async def test_a_preview_leaves_nothing_in_the_archive(folder: Path) -> None:
     with FakeServer().listening() as server:
         await server.database.insert(series("report", [1, 2, 3]))
         report = await server.cleanup([KEEP_1])
-    assert report.warnings == [NEW.format(folder)]
+    assert report.warnings == [NOTHING_ARCHIVED.format(folder)]
     assert (report.archive.url, report.archive.versions) == (str(folder), 0)
     assert files(folder) == []
 
@@ -577,13 +581,25 @@ async def test_a_url_with_a_password_is_a_mistake(server: Server, monkeypatch: p
     assert "hunter2" not in str(caught.value)
 
 
+@on(FAKE)
+@pytest.mark.parametrize("mode", ["preview", "delete"])
+async def test_a_file_in_the_place_of_the_archive_is_a_mistake(server: Server, folder: Path, mode: Mode) -> None:
+    """The error names the setting and the file, and nothing is planned."""
+    put_a_file(folder)
+    with pytest.raises(ConfigurationError) as caught:
+        await server.cleanup([KEEP_1], mode=mode)
+    assert str(caught.value) == (
+        f"ARTIFACT_RETENTION_ARCHIVE_URL: archive_url: an archive is in a folder, and {folder} is a file"
+    )
+
+
 @on(POSTGRESQL_DATABASE)
 @pytest.mark.thorough
 async def test_a_block_has_the_address(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what the driver needs; one that is not there is a mistake that names the setting."""
     monkeypatch.setenv("ARTIFACT_RETENTION_ARCHIVE_BLOCK", "retention-archive")
     rows = await server.database.insert(series("report", [1, 2, 3]))
-    with pytest.raises(ConfigurationError, match=r"^ARTIFACT_RETENTION_ARCHIVE_BLOCK: the server has no Remote File System"):
+    with pytest.raises(ConfigurationError, match=r"^ARTIFACT_RETENTION_ARCHIVE_BLOCK: archive_block: the server has no"):
         await server.cleanup([KEEP_1], mode="delete")
     there = {"endpoint_url": "http://127.0.0.1:1"}
     once = {"retries": {"max_attempts": 0}}

@@ -4,6 +4,9 @@ import asyncio
 import json
 import os
 import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from uuid import uuid4
 import httpx
 import pytest
 import sqlalchemy as sa
+from archives import archived, by, end, write
 from database import Database, Row, days, series
 from fake import FakeServer
 from prefect import Flow, get_client
@@ -26,7 +30,9 @@ from prefect_artifact_retention.flows.doctor import artifact_doctor
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.policies.loading import DOCTOR_KEY
 from prefect_artifact_retention.stores import transactions
+from prefect_artifact_retention.stores.archive.archive import open_archive
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF
+from prefect_artifact_retention.tasks.archive import NOTHING_ARCHIVED
 from prefect_artifact_retention.tasks.checkup import CheckupFailed
 from servers import (
     BY_DATABASE,
@@ -450,6 +456,132 @@ async def test_a_key_that_others_change_all_the_time_is_not_broken(
         code, found, _complaints = await doctor(server, capsys)
     assert (code, found["findings"]) == (DONE, [])
     assert found["warnings"] == ["busy: not examined, because its versions changed while they were read"]
+
+
+# --- the archive
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for the archive that is configured."""
+    monkeypatch.setenv("ARTIFACT_RETENTION_ARCHIVE_URL", str(tmp_path / "archive"))
+    return tmp_path / "archive"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def examples(document: dict[str, Any]) -> dict[str, list[str]]:
+    """The findings of a document, with their examples."""
+    return {finding["kind"]: finding["examples"] for finding in document["findings"]}
+
+
+@on(FAKE, thorough(POSTGRESQL_DATABASE))
+async def test_what_is_missing_of_the_archive_is_broken_and_left_alone(
+    server: Server | FakeServer, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    """Each file with what to do, which mends it; what no run minds only deserves a look."""
+    await server.database.insert(series("report", [2, 1]))
+    archive = open_archive(str(folder))
+    for run in range(1, 5):
+        write(archive, by(run, [archived(number=run)]))
+    end(archive, 3)
+    assert (await doctor(server, capsys))[1]["findings"] == []
+    whole = content(folder)
+
+    data, manifests = folder / "data", folder / "manifests"
+    cut = data / "run-1-00001.parquet"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    (data / "run-2-00001.parquet").unlink()
+    (manifests / "run-3-00001.json").unlink()
+    # Of a run that was killed before it said anything.
+    (manifests / "run-4-00001.json").unlink()
+    (folder / "notes.txt").touch()
+    (folder / "staging/check-1").touch()
+    damaged = content(folder)
+    code, found, complaints = await doctor(server, capsys, "--fix")
+    assert (code, content(folder)) == (FAILED, damaged)
+    assert "repairing" not in complaints
+    assert {kind: [text.partition(" ")[0] for text in texts] for kind, texts in examples(found).items()} == {
+        "archive_damaged": ["data/run-1-00001.parquet", "data/run-2-00001.parquet", "manifests/run-3-00001.json"],
+        "archive_left_over": ["notes.txt", "data/run-4-00001.parquet", "staging/check-1"],
+    }
+    assert all("Put it back, or remove " in text for text in examples(found)["archive_damaged"])
+    assert [finding["is_broken"] for finding in found["findings"]] == [True, False]
+    assert all(str(folder) in finding["what"] for finding in found["findings"])
+
+    cut.unlink()
+    for name in ("run-1-00001", "run-2-00001"):
+        (manifests / f"{name}.json").unlink()
+    (manifests / "run-3-00001.json").write_bytes(whole["manifests/run-3-00001.json"])
+    code, found, _complaints = await doctor(server, capsys)
+    assert (code, counts(found)) == (DONE, {"archive_left_over": 3})
+
+
+def put_a_file(folder: Path) -> None:
+    """A file where the archive should be."""
+    folder.write_text("somebody's")
+
+
+def put_something_else(folder: Path) -> None:
+    """A folder of something else."""
+    (folder / "photos").mkdir(parents=True)
+
+
+def raise_the_version(folder: Path) -> None:
+    """An archive of a newer version of this package."""
+    write(open_archive(str(folder)), [archived(number=1)])
+    (manifest,) = (folder / "manifests").iterdir()
+    manifest.write_text(json.dumps(json.loads(manifest.read_bytes()) | {"schema_version": 99}))
+
+
+@on(FAKE)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (put_a_file, "an archive is in a folder, and {} is a file"),
+        (put_something_else, "the archive {}: there is something else (photos), and no archive"),
+        (raise_the_version, "of version 99 of the format, and this package knows 1: a newer one is needed"),
+    ],
+)
+async def test_an_archive_that_cannot_be_read_is_broken_and_ends_no_examination(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], folder: Path, change: Callable[[Path], None], words: str
+) -> None:
+    """The setting is named once, and all else is examined."""
+    await server.database.insert([Row("report", days(1), metadata={"retention-hold": "forever"})])
+    change(folder)
+    code, found, _complaints = await doctor(server, capsys)
+    assert (code, counts(found)) == (FAILED, {"metadata_unreadable": 1, "archive_unreadable": 1})
+    (told,) = examples(found)["archive_unreadable"]
+    assert told.startswith("ARTIFACT_RETENTION_ARCHIVE_URL: archive_url: ")
+    assert words.format(folder) in told
+    assert told.count("archive_url") == 1
+
+
+@on(FAKE)
+async def test_an_archive_that_has_nothing_yet_is_a_warning_and_is_not_made(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    """Nothing is written to it, so there is no folder afterwards, either."""
+    await server.database.insert(series("report", [2, 1]))
+    code, found, _complaints = await doctor(server, capsys)
+    assert (code, found["findings"], found["warnings"]) == (DONE, [], [NOTHING_ARCHIVED.format(folder)])
+    assert not any(folder.parent.iterdir())
+
+
+@on(FAKE)
+async def test_without_an_archive_its_libraries_are_not_needed(server: FakeServer) -> None:
+    """They are not even loaded: without the extra, they are not there."""
+    code = (
+        "import sys; from prefect_artifact_retention.flows.cli import main; print(main(['doctor']), 'pyarrow' in sys.modules)"
+    )
+    with server.active():
+        done = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        )
+    assert done.stdout.splitlines()[-1] == f"{DONE} False"
 
 
 @on(*REAL)

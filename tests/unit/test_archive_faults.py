@@ -17,7 +17,7 @@ from archives import SERVER, archived, by, columns, counted, end, fail, ledger_i
 from prefect_artifact_retention.policies import ConfigurationError
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.location import Folder
-from prefect_artifact_retention.stores.archive.model import SCHEMA_VERSION, ArchiveError, LedgerQuery, RunManifest
+from prefect_artifact_retention.stores.archive.model import SCHEMA_VERSION, ArchiveError, LedgerQuery, Problem, RunManifest
 from prefect_artifact_retention.stores.archive.parquet import LEDGER, PAYLOAD
 
 TESTS = Path(__file__).parents[1]
@@ -106,7 +106,7 @@ def test_a_run_killed_between_any_two_calls_leaves_nothing_half(memory: Path, st
     for number in range(1, total + 1, step):
         archive = open_archive(str(memory / str(number)))
         archive.check_writable()
-        left |= {problem.partition(" ")[2] for problem in archive.problems()}
+        left |= {problem.text.partition(" ")[2] for problem in archive.problems()}
         check_whole(archive)
     assert left == {STAGED, UNMARKED}
 
@@ -138,11 +138,12 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
-    """Before anything is deleted, when the run asks whether the archive can be written."""
-    (tmp_path / "archive").write_text("somebody's file")
-    for attempt in (open_archive(str(tmp_path / "archive")), open_archive(str(tmp_path / "archive" / "below"))):
-        with pytest.raises(ArchiveError, match=r"cannot .*Not a directory|cannot .*File exists"):
-            attempt.check_writable()
+    """And above it, too, before anything is asked of the archive."""
+    file = tmp_path / "archive"
+    file.write_text("somebody's file")
+    for folder in (file, file / "below", file / "below/more"):
+        with pytest.raises(ConfigurationError, match=f"^an archive is in a folder, and {file} is a file$"):
+            open_archive(str(folder))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -157,9 +158,10 @@ def test_a_folder_that_is_read_only_is_told(tmp_path: Path) -> None:
 def test_an_archive_that_is_not_there_is_no_empty_one(tmp_path: Path) -> None:
     """A misspelt folder would say that nothing was ever deleted."""
     archive = open_archive(str(tmp_path / "misspelt"))
-    for look in (archive.manifests, archive.ledger, archive.problems, archive.runs):
+    for look in (archive.manifests, archive.ledger, archive.runs):
         with pytest.raises(ArchiveError, match="there is no such folder"):
             look()
+    assert (archive.is_new(), archive.problems()) == (True, [])
     assert not (tmp_path / "misspelt").exists()
 
 
@@ -193,16 +195,20 @@ def test_a_part_that_is_cut_or_gone_is_told(archive: Archive, tmp_path: Path) ->
     part = tmp_path / "archive/data/run-1-00001.parquet"
     content = part.read_bytes()
     part.write_bytes(content[:-10])
-    assert archive.problems() == [
-        f"data/run-1-00001.parquet has {len(content) - 10} bytes instead of {len(content)}: its 5 versions cannot be restored"
-    ]
+    [problem] = archive.problems()
+    assert problem == Problem(
+        f"data/run-1-00001.parquet has {len(content) - 10} bytes instead of {len(content)}: "
+        "its 5 versions cannot be restored. Put it back, or remove it and manifests/run-1-00001.json to do without them",
+        is_damage=True,
+    )
     with pytest.raises(ArchiveError, match=r"cannot read data/run-1-00001.parquet"):
         archive.ledger()
     part.unlink()
     [problem] = archive.problems()
-    assert problem == (
+    assert problem == Problem(
         "data/run-1-00001.parquet is missing: its 5 versions cannot be read. "
-        "Put it back, or remove manifests/run-1-00001.json to do without them"
+        "Put it back, or remove manifests/run-1-00001.json to do without them",
+        is_damage=True,
     )
     with pytest.raises(ArchiveError, match=r"cannot read data/run-1-00001.parquet"):
         archive.ledger()
@@ -288,7 +294,7 @@ def test_a_manifest_that_is_lost_of_a_run_that_ended_is_told(archive: Archive, t
         assert [text.endswith(advice) for text in unreadable.values()] == [True] * is_asked
     with pytest.raises(ArchiveError, match=r"manifests/run-1-00001.json is missing, by which data/run-1-00001.parquet counts"):
         archive.ledger()
-    assert [problem.endswith(advice) for problem in archive.problems()] == [True]
+    assert [(problem.text.endswith(advice), problem.is_damage) for problem in archive.problems()] == [(True, True)]
     (tmp_path / "archive/data/run-1-00001.parquet").unlink()
     assert len(archive.ledger()) == 1
 
@@ -305,7 +311,8 @@ def test_a_part_that_its_run_could_not_publish_is_not_lost(archive: Archive, tmp
         )
     )  # fmt: skip
     assert ledger_ids(archive) == []
-    assert "it does not count" in archive.problems()[0]
+    [problem] = archive.problems()
+    assert ("it does not count" in problem.text, problem.is_damage) == (True, False)
     archive.prune(datetime.now(UTC) + timedelta(days=30), 0, 0, SERVER)
     assert archive.problems() == []
 
@@ -361,7 +368,8 @@ def test_foreign_files_in_an_archive_are_named(archive: Archive, tmp_path: Path)
     (tmp_path / "archive/notes.txt").write_text("somebody's")
     (tmp_path / "archive/data/copy of run.parquet").write_text("somebody's")
     archive.check_writable()
-    assert archive.problems() == ["notes.txt is no part of the archive", "data/copy of run.parquet is no part of the archive"]
+    names = ("notes.txt", "data/copy of run.parquet")
+    assert archive.problems() == [Problem(f"{name} is no part of the archive", is_damage=False) for name in names]
 
 
 def test_a_part_is_never_replaced(archive: Archive) -> None:
