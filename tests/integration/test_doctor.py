@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -571,16 +572,25 @@ async def test_an_archive_that_has_nothing_yet_is_a_warning_and_is_not_made(
     assert not any(folder.parent.iterdir())
 
 
-@on(FAKE)
-async def test_without_an_archive_its_libraries_are_not_needed(server: FakeServer) -> None:
+@on(SQLITE_API)
+async def test_without_an_archive_its_libraries_are_not_needed(server: Server) -> None:
     """They are not even loaded: without the extra, they are not there."""
-    code = (
-        "import sys; from prefect_artifact_retention.flows.cli import main; print(main(['doctor']), 'pyarrow' in sys.modules)"
+    await server.database.insert(series("report", [2, 1]))
+    code = """
+    import sys
+    from prefect_artifact_retention.flows.cli import main
+    print(main(["doctor"]), "pyarrow" in sys.modules)
+    """
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=server.local.folder,
+        env=server.local.environment,
+        check=True,
+        capture_output=True,
+        text=True,
     )
-    with server.active():
-        done = await asyncio.to_thread(
-            subprocess.run, [sys.executable, "-c", code], check=True, capture_output=True, text=True
-        )
+    assert "Healthy: 1 key with 2 versions" in done.stdout
     assert done.stdout.splitlines()[-1] == f"{DONE} False"
 
 
