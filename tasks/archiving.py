@@ -50,6 +50,9 @@ class _Part:
             raise
         else:
             self.error = None
+        finally:
+            # Prefect keeps the part until the flow run ends, and this has all its versions.
+            del self._write
 
 
 def fitting_a_part(run: Run, candidates: Iterable[Candidate]) -> Iterator[Candidate]:

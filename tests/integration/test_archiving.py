@@ -1,6 +1,7 @@
 """What a run deletes is in the archive first, as it was; and what is not there stays."""
 
 import asyncio
+import gc
 import json
 import logging
 import shutil
@@ -218,6 +219,28 @@ async def test_small_parts_are_written_two_at_a_time_and_large_ones_alone(
     report = await server.cleanup([KEEP_1], mode="delete")
     assert (report.deleted, most) == (24, at_once)
     assert archived(folder).keys() == {row.id for row in rows} - set(await server.database.keys())
+
+
+@on(POSTGRESQL_DATABASE)
+@pytest.mark.usefixtures("small_parts", "folder")
+async def test_a_flow_run_lets_go_of_what_it_has_archived(server: Server) -> None:
+    """There may be millions of versions, and Prefect keeps the arguments of a task run until the one around it ends."""
+    await server.database.insert(row for key in "abcdefghijkl" for row in series(key, [1, 2, 3, 4]))
+    kept: list[int] = []
+
+    async def listen(step: Step, _done: int, _total: int) -> None:
+        if step == "deleting":
+            gc.collect()
+            kept.append(sum(isinstance(each, archive.Candidate) for each in gc.get_objects()))
+
+    token = LISTENER.set(listen)
+    try:
+        report = await server.run_flow([KEEP_1], mode="delete")
+    finally:
+        LISTENER.reset(token)
+    assert (report.archive.versions, report.archive.parts) == (36, 12)
+    assert 0 < max(kept) <= 12
+    assert kept[-1] <= 3
 
 
 @on(POSTGRESQL_DATABASE, thorough(SQLITE_API))
