@@ -159,13 +159,13 @@ class _Pruner:
 
     async def _prune_unchanged(self, batch: Batch) -> list[KeyPlan]:
         """Delete what a batch has of keys that have not changed. Return the plans of the others."""
-        run, store = self.run, self.store
+        run = self.run
         deletions = [deletion for _plan, deletion in batch.values()]
         if run.archive:
             candidates = [each for plan, deletion in batch.values() for each in plan.candidates(len(deletion.ids))]
             size = sum(each.size for each in candidates)
             try:
-                if not await archive(run, candidates, size) or not await self._refresh_holds():
+                if not await archive(run, candidates, size):
                     return []
             except LostConnectionError:
                 raise
@@ -173,18 +173,28 @@ class _Pruner:
                 # A single version may be why: each key finds out for itself.
                 self._shrink_if_slow(error, len(candidates))
                 return [plan for plan, _deletion in batch.values()]
-            # It took a while, in which keys may have been put on hold.
-            deletions = [
-                replace(each, archived=archived)
-                for each in deletions
-                if not run.hold_on(each.key) and (archived := run.archive.sum_of_states(each.ids)) is not None
-            ]
+        async with self.writers:
+            if run.archive:
+                # To archive, and to wait for other transactions, took a while, in which keys may have been put on hold.
+                if not await self._refresh_holds():
+                    return []
+                deletions = [
+                    replace(each, archived=archived)
+                    for each in deletions
+                    if not run.hold_on(each.key) and (archived := run.archive.sum_of_states(each.ids)) is not None
+                ]
+            marks = await self._delete_unchanged(batch, deletions)
+        await self._end([version_id for each in deletions if each.key in marks for version_id in each.ids])
+        return [plan for key, (plan, _deletion) in batch.items() if key not in marks]
+
+    async def _delete_unchanged(self, batch: Batch, deletions: Sequence[KeyDeletion]) -> Mapping[str, Mark | None]:
+        """Delete in one transaction, and account for it. Return what the transaction returns; nothing if it failed."""
+        run, store = self.run, self.store
         run.is_unsettled |= any(plan.takes_successor and deletion.is_last for plan, deletion in batch.values())
         ids = [version_id for each in deletions for version_id in each.ids]
 
         async def delete() -> Mapping[str, Mark | None]:
-            async with self.writers:
-                marks = await store.transactions.write(Changes.delete_unchanged, deletions)
+            marks = await store.transactions.write(Changes.delete_unchanged, deletions)
             for key, mark in marks.items():
                 plan, deletion = batch[key]
                 number = len(deletion.ids)
@@ -194,18 +204,16 @@ class _Pruner:
             return marks
 
         run.touched.update(batch)
-        marks: Mapping[str, Mark | None] = {}
         try:
             # Shielded together with its accounting, so that a deletion is counted even if the run is cancelled meanwhile.
             with run.archive.doubting(ids) if run.archive else nullcontext():
-                marks = await shielded(delete())
+                return await shielded(delete())
         except LostConnectionError:
             raise
         except StoreError as error:
             # It may have met a lock, have taken too long, or been refused for a single version: each key finds out for itself.
             self._shrink_if_slow(error, len(ids))
-        await self._end([version_id for each in deletions if each.key in marks for version_id in each.ids])
-        return [plan for key, (plan, _deletion) in batch.items() if key not in marks]
+            return {}
 
     async def prune_unkeyed(self, plan: KeyPlan) -> None:
         """Prune the artifacts without a key."""
@@ -223,8 +231,7 @@ class _Pruner:
         settle = _settle_unkeyed if plan.key is None else _settle_key
 
         async def delete() -> _Settled:
-            async with self.writers:
-                settled = await self.store.transactions.write(settle, run, plan, number)
+            settled = await self.store.transactions.write(settle, run, plan, number)
             _record(run, plan, settled)
             return settled
 
@@ -234,10 +241,13 @@ class _Pruner:
         try:
             if run.archive:
                 number = _fitting(plan.sizes[:number], MAX_TRANSACTION_BYTES, at_least=1)
-                if not await archive(run, plan.candidates(number)) or not await self._refresh_holds():
+                if not await archive(run, plan.candidates(number)):
                     return
-            with run.archive.doubting(plan.stale) if run.archive else nullcontext():
-                settled = await shielded(delete())
+            async with self.writers:
+                if run.archive and not await self._refresh_holds():
+                    return
+                with run.archive.doubting(plan.stale) if run.archive else nullcontext():
+                    settled = await shielded(delete())
             deleted = list(settled.deleted)
             self._count_attempt(plan, settled)
         except LostConnectionError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from prefect_artifact_retention.policies import RetentionPolicy, StoreError
 from prefect_artifact_retention.policies.holds import VARIABLE_PREFIX, Hold, variable_name
 from prefect_artifact_retention.stores import holds as stored_holds
 from prefect_artifact_retention.stores import paging
+from prefect_artifact_retention.stores.archive.archive import open_archive
+from prefect_artifact_retention.stores.changes import Changes, KeyDeletion
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.stores.holds import Holds
+from prefect_artifact_retention.stores.store import Mark
 from prefect_artifact_retention.tasks import checks, prune_database
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from prefect_artifact_retention.tasks.run import Step
@@ -160,6 +164,37 @@ async def test_a_hold_that_is_put_on_a_key_while_the_progress_is_shown_keeps_it(
     finally:
         LISTENER.reset(token)
     assert (report.planned, report.deleted, report.spared) == (2, 0, 2)
+
+
+@on(POSTGRESQL_DATABASE)
+@pytest.mark.usefixtures("reads_holds_anew")
+async def test_a_hold_that_is_put_on_a_key_while_other_transactions_are_waited_for_keeps_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an archive, more keys are ready to go than transactions may delete at once."""
+    monkeypatch.setenv("ARTIFACT_RETENTION_ARCHIVE_URL", str(tmp_path))
+    monkeypatch.setattr(prune_database, "MAX_TRANSACTION_VERSIONS", 2)
+    await server.database.insert(row for key in "abcd" for row in series(key, [1, 2, 3]))
+    delete, waiting = Changes.delete_unchanged, asyncio.Event()
+
+    async def delete_slowly(changes: Changes, deletions: Sequence[KeyDeletion]) -> Mapping[str, Mark | None]:
+        if not waiting.is_set() and deletions[0].key == "a":
+            for _ in range(300):
+                await asyncio.sleep(0.1)
+                if len(open_archive(str(tmp_path)).manifests()) == len("abcd"):
+                    break
+            await asyncio.sleep(0.5)
+            await retention.ahold("c")
+            await retention.ahold("d")
+            waiting.set()
+        await waiting.wait()
+        return await delete(changes, deletions)
+
+    monkeypatch.setattr(Changes, "delete_unchanged", delete_slowly)
+    report = await server.cleanup([KEEP_1], mode="delete")
+    assert (report.deleted, report.spared) == (4, 4)
+    (run,) = open_archive(str(tmp_path)).runs()
+    assert {*run.spared} == {version["id"] for key in "cd" for version in (await server.database.versions(key))[1:]}
 
 
 @BY_API
