@@ -31,7 +31,7 @@ class _Part:
     Attributes:
         number: Its number among the parts of the run.
         versions: How many it gets at most.
-        error: Why it is not written; None once it is.
+        error: Why it is not written, until somebody has taken it; None once it is.
     """
 
     def __init__(self, number: str, versions: int, write: Callable[[], Awaitable[object]]) -> None:
@@ -89,12 +89,12 @@ async def archive(run: Run, candidates: Iterable[Candidate], size: int = MAX_PAR
         number = archive.take_number()
         write = partial(archive.write, number, run.store, missing, run.notify_archiving)
         part = _Part(number, len(missing), write)
-        await _write(part)
-    if isinstance(part.error, ArchiveError):
-        run.give_up(f"nothing more is deleted, because it cannot be archived: {part.error}")
+        error = await _write(part)
+    if isinstance(error, ArchiveError):
+        run.give_up(f"nothing more is deleted, because it cannot be archived: {error}")
         return False
-    if part.error:
-        raise part.error
+    if error:
+        raise error
     return True
 
 
@@ -112,18 +112,21 @@ async def archive_offloaded(run: Run, archive: RunArchive, candidates: Sequence[
 
     part = _Part(number, len(candidates), write)
     async with archive.space.borrow(MAX_PART_BYTES):
-        await _write(part)
-    if part.error:
-        raise part.error
+        error = await _write(part)
+    if error:
+        raise error
     return offloaded
 
 
-async def _write(part: _Part) -> None:
+async def _write(part: _Part) -> RetentionError | None:
+    """Write a part. Return why it is not written, which the part does not keep: a traceback has all its versions, too."""
     if in_flow_run():
         # Prefect types a call of an async task as its result.
         await archive_task(part, part.number, return_state=True)  # type: ignore[misc]
     else:
         await part.write()
+    error, part.error = part.error, None
+    return error
 
 
 @task(name="archive", task_run_name="archive {name}", cache_policy=NO_CACHE, persist_result=False, retries=0)

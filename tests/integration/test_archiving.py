@@ -6,8 +6,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -221,11 +221,9 @@ async def test_small_parts_are_written_two_at_a_time_and_large_ones_alone(
     assert archived(folder).keys() == {row.id for row in rows} - set(await server.database.keys())
 
 
-@on(POSTGRESQL_DATABASE)
-@pytest.mark.usefixtures("small_parts", "folder")
-async def test_a_flow_run_lets_go_of_what_it_has_archived(server: Server) -> None:
-    """There may be millions of versions, and Prefect keeps the arguments of a task run until the one around it ends."""
-    await server.database.insert(row for key in "abcdefghijkl" for row in series(key, [1, 2, 3, 4]))
+@contextmanager
+def counting_candidates() -> Iterator[list[int]]:
+    """How many versions that were to be archived are in memory, before each deletion."""
     kept: list[int] = []
 
     async def listen(step: Step, _done: int, _total: int) -> None:
@@ -235,10 +233,33 @@ async def test_a_flow_run_lets_go_of_what_it_has_archived(server: Server) -> Non
 
     token = LISTENER.set(listen)
     try:
-        report = await server.run_flow([KEEP_1], mode="delete")
+        yield kept
     finally:
         LISTENER.reset(token)
+
+
+@on(POSTGRESQL_DATABASE)
+@pytest.mark.usefixtures("small_parts", "folder")
+async def test_a_flow_run_lets_go_of_what_it_has_archived(server: Server) -> None:
+    """There may be millions of versions, and Prefect keeps the arguments of a task run until the one around it ends."""
+    await server.database.insert(row for key in "abcdefghijkl" for row in series(key, [1, 2, 3, 4]))
+    with counting_candidates() as kept:
+        report = await server.run_flow([KEEP_1], mode="delete")
     assert (report.archive.versions, report.archive.parts) == (36, 12)
+    assert 0 < max(kept) <= 12
+    assert kept[-1] <= 3
+
+
+@on(SQLITE_DATABASE)
+@pytest.mark.thorough
+@pytest.mark.usefixtures("small_parts", "folder")
+async def test_a_flow_run_lets_go_of_what_it_could_not_archive(server: Server) -> None:
+    """The traceback of an error has what was to be archived, too."""
+    rows = await server.database.insert(row for key in "abcdef" for row in series(key, [1, 2, 3, 4]))
+    await server.database.run("UPDATE artifact SET data = x'7b7d' WHERE id = :id", [{"id": str(row.id)} for row in rows[2::4]])
+    with counting_candidates() as kept, pytest.raises(CleanupFailed) as caught:
+        await server.run_flow([KEEP_1], mode="delete")
+    assert (caught.value.report.deleted, len([*caught.value.report.failures()])) == (6, 6)
     assert 0 < max(kept) <= 12
     assert kept[-1] <= 3
 
