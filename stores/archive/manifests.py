@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -214,18 +214,43 @@ def find_problems(location: Location) -> list[Problem]:
                 f"Put it back, or remove it and {manifest_file(part.name)} to do without them"
             )
     damaged += [without_manifest(name) for name in sorted(parts) if name in catalog.lost and name not in catalog.replaced]
+    unmarked = find_unmarked(catalog, data)
+    stripped = are_stripped(catalog, unmarked)
+    if stripped:
+        damaged.append(
+            f"{MANIFESTS}/ has no manifest of {count(len(unmarked), 'part')} in {DATA}/ that are older than any manifest: "
+            "their versions cannot be read. Put the manifests back"
+        )
     left = [f"{name} is no part of the archive" for name in location.others()]
     left += [f"{DATA}/{name} is no part of the archive" for name in _foreign(data)]
     for name in sorted(parts):
         if name in catalog.replaced:
             left.append(f"{part_file(name)} has been replaced, and the next pruning of the archive removes it")
-        elif name not in catalog.written and name not in catalog.lost and PART_NAME.fullmatch(name):
+        elif name in unmarked and not stripped:
             left.append(
                 f"{part_file(name)} has no manifest, so it does not count: it is being written, or its run was killed, "
                 "and deleted none of its versions"
             )
     left += [f"{STAGING}/{name} is being written, or left over" for name in sorted(location.names(STAGING))]
     return [*(Problem(text, is_damage=True) for text in damaged), *(Problem(text, is_damage=False) for text in left)]
+
+
+def find_unmarked(catalog: Catalog, data: Iterable[str]) -> list[str]:
+    """Return the names of the parts that have no manifest, and are in that of no run either."""
+    known = {*catalog.written, *catalog.lost, *catalog.replaced}
+    names = (file.removesuffix(".parquet") for file in sorted(data) if is_part(file))
+    return [name for name in names if name not in known]
+
+
+def are_stripped(catalog: Catalog, unmarked: Sequence[str]) -> bool:
+    """Whether parts without a manifest probably had one: they are of several runs, and all of them older than any manifest.
+
+    Runs that are killed leave such parts, too, but between runs that are not.
+    """
+    if len({name.rpartition("-")[0] for name in unmarked}) <= 1:
+        return False
+    times = [*(part.written_at for part in catalog.written.values()), *(run.ended_at for run in catalog.runs)]
+    return not times or all(catalog.location.modified(part_file(name)) < min(times) for name in unmarked)
 
 
 def without_manifest(name: str) -> str:

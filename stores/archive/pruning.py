@@ -16,6 +16,8 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 from prefect_artifact_retention.stores.archive.location import DATA, MANIFESTS, STAGING, Location
 from prefect_artifact_retention.stores.archive.manifests import (
     Catalog,
+    are_stripped,
+    find_unmarked,
     is_manifest_of_run,
     is_part,
     manifest_file,
@@ -139,12 +141,14 @@ def _sweep(location: Location, catalog: Catalog, now: datetime) -> None:
     """Remove what killed runs left: parts whose place others have taken, and old ones that never counted."""
     _remove(location, [part for name, part in catalog.written.items() if name in catalog.replaced])
     uncounted = [f"{STAGING}/{file}" for file in location.names(STAGING)]
-    for file in filter(is_part, location.names(DATA)):
-        name = file.removesuffix(".parquet")
-        if name in catalog.replaced:
-            location.remove(part_file(name))
-        elif name not in catalog.written and name not in catalog.lost:
-            uncounted.append(part_file(name))
+    data = location.names(DATA)
+    for file in filter(is_part, data):
+        if file.removesuffix(".parquet") in catalog.replaced:
+            location.remove(f"{DATA}/{file}")
+    unmarked = find_unmarked(catalog, data)
+    # Perhaps the only copies of what was deleted: it is the manifests that have been lost.
+    if not are_stripped(catalog, unmarked):
+        uncounted += map(part_file, unmarked)
     for file in uncounted:
         if _is_over(now - location.modified(file), ABANDONED_DAYS):
             location.remove(file)

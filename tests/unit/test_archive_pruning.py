@@ -181,3 +181,22 @@ def test_a_part_whose_manifest_is_lost_is_never_removed(archive: Archive, tmp_pa
     assert part.exists()
     archive.prune(now + 400 * DAY, 30, 90, SERVER)
     assert part.exists()
+
+
+def test_an_archive_that_has_lost_all_its_manifests_is_damaged_and_loses_no_part(archive: Archive, tmp_path: Path) -> None:
+    """Also once a run has written to what looks like a new archive: nobody else has what was deleted."""
+    now = datetime.now(tz=NIGHT.tzinfo)
+    old = (NIGHT - DAY).timestamp()
+    parts = [*(tmp_path / "archive/data").iterdir()]
+    kept = {file: file.read_bytes() for file in (tmp_path / "archive/manifests").iterdir()}
+    for file in (*parts, *kept):
+        file.unlink() if file in kept else os.utime(file, (old, old))
+    assert [problem.is_damage for problem in archive.problems()] == [True]
+    write(archive, by(3, [archived()]))
+    end(archive, 3)
+    archive.prune(now, 30, 0, SERVER)
+    [problem] = archive.problems()
+    assert (problem.is_damage, "no manifest of 3 parts" in problem.text) == (True, True)
+    for file, content in kept.items():
+        file.write_bytes(content)
+    assert archive.problems() == []
