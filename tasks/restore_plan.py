@@ -276,12 +276,13 @@ async def _plan_key(restore: Restore, key: str | None, rows: Sequence[_Row], exi
         try:
             restored = await _restored_before(restore, key, missing)
             missing = [row for row in missing if row.id not in restored]
+            report.present = len(rows) - len(missing)
+            report.elsewhere = dict(Counter(there for there in restored.values() if there is not None and there != target))
             if missing and key is not None and target == key:
                 await check_is_gone(restore, key, await restore.api.restored(key))
         except StoreError as error:
             report.error = str(error)
             return planned
-        report.elsewhere = dict(Counter(there for there in restored.values() if there is not None and there != target))
     archived = [row for row in missing if row.has_payload]
     planned.ids = [row.id for row in archived]
     planned.sizes = [row.size for row in archived]

@@ -611,11 +611,14 @@ async def test_what_was_restored_under_one_key_is_not_restored_again_under_anoth
         # A producer goes on above what was restored.
         await retention.apublish_markdown("new", key="a")
         third = await restore(archive, same_key=True)
+        more = write_archive(tmp_path / "more", [*two, made("a", 3, address)])
+        refused = await restore(more, to_key="a", applies=False)
     assert [(each.key, each.restored, each.present, each.elsewhere) for each in again.key_reports] == [
         ("a", 0, 2, {}),
         ("b", 1, 1, {"b-restored": 1}),
     ]
     assert (third.causes(), third.restored, third.present) == ([], 0, 4)
+    assert (len(refused.causes()), refused.present, refused.missing) == (1, 2, 1)
     assert sorted((await server.database.keys()).values()) == ["a", "a", "a", "b", "b-restored"]
 
 
