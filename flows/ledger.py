@@ -127,6 +127,9 @@ def make_query(  # noqa: PLR0913 - what can be asked for
         raise ConfigurationError(f"{source}: keys: {problem}")
     if unknown := next((rule for rule in rules if rule not in CONDEMNATIONS), None):
         raise ConfigurationError(f"{source}: by no rule {unknown!r} does a version go, but by {', '.join(CONDEMNATIONS)}")
+    for name, values in (("runs", runs), ("policies", policies)):
+        if not all(each.strip() for each in values):
+            raise ConfigurationError(f"{source}: {name}: one of them is empty")
     first = _read_time("since", since, source) if since else None
     last = _read_time("until", until, source) if until else None
     if first and last and first > last:

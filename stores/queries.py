@@ -50,9 +50,14 @@ def _microseconds(column: str) -> str:
     return f"(CAST(strftime('%s', {column}) AS INTEGER) % 1000000 * 1000000 + CAST(substr({column}, 21) AS INTEGER))"
 
 
+def _whole(column: str) -> str:
+    """A column of JSON as text, of which no two values have the same; SQLite has numbers for some."""
+    return f"CASE typeof({column}) WHEN 'text' THEN {column} ELSE quote({column}) END"
+
+
 _CONTENT: sa.ColumnElement[int] = sa.literal_column(
     f"{_microseconds('artifact.updated')} + 3 * {_microseconds('artifact.created')} + artifact.rowid "
-    "+ CASE WHEN artifact.metadata_ IS NULL THEN 0 ELSE python_hash(artifact.id, artifact.metadata_) END",
+    f"+ CASE WHEN artifact.metadata_ IS NULL THEN 0 ELSE python_hash(artifact.id, {_whole('artifact.metadata_')}) END",
     sa.BigInteger,
 )
 """The fingerprint of a row in SQLite, which keeps no transaction ids: which row it is, its dates, of which each update writes
@@ -60,17 +65,17 @@ one, and its metadata, which somebody may change by hand and leave the dates as 
 then a key passes for changed."""
 
 _WHOLE_CONTENT: sa.ColumnElement[int] = sa.literal_column(
-    "python_hash(artifact.id, artifact.updated, artifact.created, "
-    "artifact.metadata_, artifact.description, artifact.data || '')",
+    "python_hash(artifact.id, artifact.updated, artifact.created, artifact.description, "
+    f"{_whole('artifact.metadata_')}, {_whole('artifact.data')})",
     sa.BigInteger,
 )
-"""Which row it is and all that may change of it: what a mark of millions of rows has no time for, and an archive has."""
+"""Which row it is, and all of it that Prefect may change: a mark of millions of rows has no time for that, an archive has."""
 
 _FEWER_BITS = 24
 """Bits dropped from a hash: the sum over a million versions must fit into 64 bits, or SQLite fails."""
 
 
-def hash_of(*values: str | float | None) -> int:
+def hash_of(*values: str | None) -> int:
     """SQLite's `python_hash`."""
     # Sums of the hashes of tuples are often equal if two tuples exchange a value; those of texts are not.
     return hash(str(hash(values))) >> _FEWER_BITS

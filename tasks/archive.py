@@ -265,7 +265,7 @@ class RunArchive:
             server=self._report.server,
             ended_at=datetime.now(UTC),
             outcome=self._report.outcome,
-            parts=[*self._parts],
+            parts=sorted(self._parts),
             unconfirmed=[name for name, counts in self._parts.items() if not counts],
             versions=self.totals.versions,
             deleted=self._report.deleted,

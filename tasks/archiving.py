@@ -95,7 +95,8 @@ async def archive(run: Run, candidates: Iterable[Candidate], size: int = MAX_PAR
         return False
     if error:
         raise error
-    return True
+    # Another part may have failed meanwhile.
+    return not run.is_stalled
 
 
 async def archive_offloaded(run: Run, archive: RunArchive, candidates: Sequence[Candidate]) -> list[Offloaded]:

@@ -252,9 +252,10 @@ async def examine_archive(archive: Archive, checkup: Checkup) -> None:
     Raises:
         ArchiveError: The archive cannot be read, is of a newer version of the format, or there is something else.
     """
-    if await asyncio.to_thread(archive.is_new):
-        checkup.warnings.append(NOTHING_ARCHIVED.format(archive.url))
+    is_new = await asyncio.to_thread(archive.is_new)
     problems = await asyncio.to_thread(archive.problems)
+    if is_new and not problems:
+        checkup.warnings.append(NOTHING_ARCHIVED.format(archive.url))
     what = f"Files of the archive {archive.url} that are missing or cut, so that versions cannot be restored"
     advice = "Put them back from a copy of the archive. --fix leaves the archive alone"
     damaged = [each.text for each in problems if each.is_damage]

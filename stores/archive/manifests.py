@@ -219,7 +219,7 @@ def find_problems(location: Location) -> list[Problem]:
     if stripped:
         damaged.append(
             f"{MANIFESTS}/ has no manifest of {count(len(unmarked), 'part')} in {DATA}/ that are older than any manifest: "
-            "their versions cannot be read. Put the manifests back"
+            "their versions cannot be read. Put the manifests back, or remove the parts if their runs were killed"
         )
     left = [f"{name} is no part of the archive" for name in location.others()]
     left += [f"{DATA}/{name} is no part of the archive" for name in _foreign(data)]

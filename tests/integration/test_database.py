@@ -982,17 +982,21 @@ async def test_a_batch_with_a_latest_version_deletes_nothing(server: Server) -> 
 
 
 @on(*BY_DATABASE)
-@pytest.mark.parametrize("change", ["data", "metadata", "description", "exchanged", "none left", "another key", "no copy"])
+@pytest.mark.parametrize(
+    "change", ["data", "metadata", "description", "exchanged", "a number", "none left", "another key", "no copy"]
+)
 async def test_a_batch_deletes_only_what_is_as_it_was_archived(server: Server, change: str) -> None:
     """Though it was judged since: beside keys that go, one that needs no copy, and versions that stay."""
     rows = await server.database.insert(row for key in "abcd" for row in series(key, [1, 2, 3, 4]))
     victim = rows[6].id
     async with open_database(server.database.url) as store:
         ids = {key: (await deletion_of(store, key, stays=2)).ids for key in "abcd"}
-        await server.database.update_data(victim, "its own")
+        await server.database.update_data(victim, 0.3 if change == "a number" else "its own")
         states = {**await store.transactions.read(Changes.states, [row.id for row in rows])}
         if change == "data":
             await server.database.update_data(victim, "y")
+        elif change == "a number":
+            await server.database.update_data(victim, 0.1 + 0.2)
         elif change == "exchanged":
             await server.database.update_data(victim, rows[7].data)
             await server.database.update_data(rows[7].id, "its own")

@@ -277,6 +277,7 @@ BAD_USAGE = [
     (["deleted", "--since", "2026-12-01", "--until", "2026-11-01"], "since = '2026-12-01' is later than until = '2026-11-01'"),
     (["restore", "--id", "x"], "id = 'x' is no id of a version"),
     (["deleted", "--rule", "keep_last"], "by no rule 'keep_last' does a version go, but by unclaimed, expire_after_days, ttl"),
+    (["deleted", "--policy", ""], "policies: one of them is empty"),
     (["restore", "--key", "X*"], "keys: "),
     (["restore", "--key", "x", "--hold-days", "-1"], "hold_days = -1 is not between 0 and 36525"),
     (["restore", "--key", "x", "--to", "X Y"], "to_key = 'X Y' is no key"),
