@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 from database import Database, Row, days, series
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_artifact_retention.flows.cli import main
+from prefect_artifact_retention.tasks import prune_database
 from servers import Server
 from watchdog import end_with_us
 
@@ -80,7 +82,7 @@ class Forge:
             patch.setenv("PYTHONPATH", str(Path(__file__).parent))
             forkserver.ensure_running()
 
-    def start(
+    def start(  # noqa: PLR0913 - what a process is started with
         self,
         server: Server,
         *arguments: str,
@@ -88,8 +90,12 @@ class Forge:
         death: Death | None = None,
         per_minute: int = 0,
         archive: Path | None = None,
+        batch: int = prune_database.MAX_TRANSACTION_VERSIONS,
     ) -> BaseProcess:
-        """Start `artifact-retention delete`, or another command, by the server's store; it has begun when this returns."""
+        """Start `artifact-retention delete`, or another command, by the server's store; it has begun when this returns.
+
+        Through the database, a transaction deletes, and a part of the archive has, at most `batch` versions.
+        """
         begun = self._context.Event()
         whole_command = (command, "--config", str(self.config), *arguments)
         settings = {"ARTIFACT_RETENTION_MAX_REQUESTS_PER_MINUTE": str(per_minute)}
@@ -99,7 +105,7 @@ class Forge:
             settings["ARTIFACT_RETENTION_ARCHIVE_URL"] = str(archive)
         process = self._context.Process(
             target=_clean_up,
-            args=(f"{server.local.address}/api", whole_command, str(self.log), begun, death, settings),
+            args=(f"{server.local.address}/api", whole_command, str(self.log), begun, death, settings, batch),
             daemon=True,
         )
         process.start()
@@ -157,8 +163,10 @@ def _clean_up(  # noqa: PLR0913, PLR0917 - what a process is started with
     begun: Event,
     death: Death | None,
     settings: Mapping[str, str],
+    batch: int,
 ) -> None:
     _enter(log)
+    prune_database.MAX_TRANSACTION_VERSIONS = batch
     if death:
         {"SQL": _die_in_sql, "FILE": _die_in_archive}.get(death.method, _die_at)(death)
     os.environ.update(settings)
@@ -197,16 +205,15 @@ def _die_in_sql(death: Death) -> None:
 
 
 def _die_in_archive(death: Death) -> None:
-    link = os.link
-    seen = 0
+    link, numbers = os.link, count(1)
 
     def count_down(*arguments: Any, **options: Any) -> None:  # noqa: ANN401 - as the original's
-        nonlocal seen
-        seen += 1
-        if (seen, death.moment) == (death.number, "before"):
+        # Parts are published in threads.
+        number = next(numbers)
+        if (number, death.moment) == (death.number, "before"):
             os.kill(os.getpid(), signal.SIGKILL)
         link(*arguments, **options)
-        if seen == death.number:
+        if number == death.number:
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.link = count_down

@@ -7,7 +7,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from crashes import Death, Estate, Forge, end
+from crashes import MOMENTS, Death, Estate, Forge, end
 from database import series
 from prefect_artifact_retention.stores.archive.archive import open_archive
 from servers import BY_API, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on
@@ -29,14 +29,14 @@ def archived(folder: Path) -> set[UUID]:
     return {version.id for some in open_archive(str(folder)).versions() for version in some}
 
 
-async def kill_each(server: Server, forge: Forge, folder: Path, deaths: Sequence[Death]) -> int:
+async def kill_each(server: Server, forge: Forge, folder: Path, deaths: Sequence[Death], **options: int) -> int:
     """Let a cleanup die at each of these moments, and run another one; return how many were killed."""
     estate = Estate.build()
     killed = 0
     for death in deaths:
         archive = folder / str(death).replace(" ", "-")
         await estate.restore(server.database)
-        process = await asyncio.to_thread(lambda: forge.start(server, death=death, archive=archive))  # noqa: B023
+        process = await asyncio.to_thread(lambda: forge.start(server, death=death, archive=archive, **options))  # noqa: B023
         killed += await asyncio.to_thread(end, process) == -signal.SIGKILL
         left, _latest = await estate.left(server.database)
         gone = {row.id for row in estate.rows} - left
@@ -63,6 +63,23 @@ async def test_killed_between_archive_and_transaction(
 ) -> None:
     """A version is in the database or in the archive or in both."""
     assert await kill_each(server, forge, tmp_path, deaths) == len(deaths)
+
+
+@pytest.mark.thorough
+@on(POSTGRESQL_DATABASE, SQLITE_DATABASE)
+@pytest.mark.parametrize(
+    "deaths",
+    [
+        [Death(4, "answered", "FILE")],
+        pytest.param(
+            [Death(number, moment, "FILE") for number in (3, 4, 5, 6, 7) for moment in MOMENTS[::2]], marks=pytest.mark.long
+        ),
+    ],
+    ids=["some", "all"],
+)
+async def test_killed_with_two_parts_under_way(server: Server, forge: Forge, tmp_path: Path, deaths: list[Death]) -> None:
+    """While one is published, the other is being written, has no manifest yet, or is being deleted on."""
+    assert await kill_each(server, forge, tmp_path, deaths, batch=3) == len(deaths)
 
 
 @pytest.mark.thorough
