@@ -51,7 +51,7 @@ def _microseconds(column: str) -> str:
 
 
 def _whole(column: str) -> str:
-    """A column of JSON as text, of which no two values have the same; SQLite has numbers for some."""
+    """A column of JSON as text. SQLite has numbers for some, of which its own conversion drops digits."""
     return f"CASE typeof({column}) WHEN 'text' THEN {column} ELSE quote({column}) END"
 
 

@@ -21,8 +21,8 @@ MAX_PART_VERSIONS = 5_000
 """With more, fewer parts are written, and more is archived in vain by a run that is stopped."""
 
 MAX_PARTS_AT_ONCE = 2
-"""Parts that are written at once: one is read while the other is compressed and published. With one, an archive on SQLite
-takes a tenth longer; with more, no less."""
+"""Parts that are written at once: one is read while the other is compressed and published. With one, deletions with an
+archive on SQLite take some percent longer."""
 
 
 class _Part:
@@ -51,7 +51,7 @@ class _Part:
         else:
             self.error = None
         finally:
-            # Prefect keeps the part until the flow run ends, and this has all its versions.
+            # Prefect keeps the part until the task around its own ends, and this has all its versions.
             del self._write
 
 

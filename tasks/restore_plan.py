@@ -33,7 +33,7 @@ from prefect_artifact_retention.stores.ids import read_ids
 from prefect_artifact_retention.stores.reposting import Reposting, RestoredVersion
 from prefect_artifact_retention.stores.server import Server
 from prefect_artifact_retention.tasks.collector import without_collector
-from prefect_artifact_retention.tasks.ledger_query import describe_nothing, describe_query
+from prefect_artifact_retention.tasks.ledger_query import EPOCH, describe_nothing, describe_query
 from prefect_artifact_retention.tasks.producers.artifacts import MAX_METADATA_CHARS
 from prefect_artifact_retention.tasks.restore_report import RestoredKey, RestoreReport
 from prefect_artifact_retention.tasks.run import Listener
@@ -41,7 +41,6 @@ from prefect_artifact_retention.tasks.run import Listener
 if TYPE_CHECKING:
     from prefect_artifact_retention.stores.archive.archive import Archive
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_BATCH_VERSIONS = 10_000
 MAX_BATCH_BYTES = 16 * 2**20
 """Versions, and their bytes, that are in memory and go into one transaction, unless a single key has more: that is read while

@@ -226,7 +226,7 @@ def find_problems(location: Location) -> list[Problem]:
     for name in sorted(parts):
         if name in catalog.replaced:
             left.append(f"{part_file(name)} has been replaced, and the next pruning of the archive removes it")
-        elif name in unmarked and not stripped:
+        elif not stripped and name in unmarked:
             left.append(
                 f"{part_file(name)} has no manifest, so it does not count: it is being written, or its run was killed, "
                 "and deleted none of its versions"
