@@ -64,10 +64,10 @@ class Database:
                 await connection.execute(sa.text(f"DELETE FROM {what}"))
 
     async def vacuum(self) -> None:
-        """Let PostgreSQL take back what deleted rows held, and count what is there."""
+        """Let the database take back what deleted rows held, and PostgreSQL count what is there."""
         async with self.engine.connect() as connection:
             alone = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            await alone.execute(sa.text("VACUUM (ANALYZE) artifact, artifact_collection"))
+            await alone.execute(sa.text("VACUUM" if self.is_sqlite else "VACUUM (ANALYZE) artifact, artifact_collection"))
 
     async def insert(
         self, rows: Iterable[Row], latest: Mapping[str, UUID] | None = None, now: datetime | None = None

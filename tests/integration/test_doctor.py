@@ -80,6 +80,13 @@ keep_all = true
 """
 
 
+@pytest.fixture(autouse=True)
+async def vacuumed(server: Server | FakeServer) -> None:
+    """A database without the dead rows of the tests before, of which `doctor` would tell once they are 10,000."""
+    if isinstance(server, Server):
+        await server.database.vacuum()
+
+
 async def doctor(
     server: Server | FakeServer, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> tuple[int, dict[str, Any], str]:
@@ -457,6 +464,36 @@ async def test_a_key_that_others_change_all_the_time_is_not_broken(
         code, found, _complaints = await doctor(server, capsys)
     assert (code, found["findings"]) == (DONE, [])
     assert found["warnings"] == ["busy: not examined, because its versions changed while they were read"]
+
+
+@on(POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
+async def test_the_room_that_deleted_rows_take_is_told_until_a_vacuum(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It deserves a look, and is not broken."""
+    monkeypatch.setattr("prefect_artifact_retention.tasks.doctor.MIN_DEAD_ROWS", 1_000)
+    monkeypatch.setattr("prefect_artifact_retention.tasks.doctor.MIN_FREE_BYTES", 1_000_000)
+    await server.database.insert(Row("report", days(number), data="x" * 1_500) for number in range(2_000))
+    if not server.database.is_sqlite:
+        await server.database.run("ALTER TABLE artifact SET (autovacuum_enabled = false)")
+    try:
+        await server.database.delete_key("report")
+        if not server.database.is_sqlite:
+            # The statistics follow the deletion.
+            dead = "SELECT n_dead_tup FROM pg_stat_all_tables WHERE relid = 'artifact'::regclass"
+            async with asyncio.timeout(30):
+                while (await server.database.run(dead))[0][0] < 2_000:  # noqa: ASYNC110 - a database makes no event
+                    await asyncio.sleep(0.1)
+        code, document, _complaints = await doctor(server, capsys)
+        assert (code, [(each["kind"], each["is_broken"]) for each in document["findings"]]) == (
+            DONE,
+            [("not_vacuumed", False)],
+        )
+        await server.database.vacuum()
+        assert (await doctor(server, capsys))[1]["findings"] == []
+    finally:
+        if not server.database.is_sqlite:
+            await server.database.run("ALTER TABLE artifact RESET (autovacuum_enabled)")
 
 
 # --- the archive

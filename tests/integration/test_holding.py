@@ -24,6 +24,7 @@ from prefect_artifact_retention.stores import paging
 from prefect_artifact_retention.stores.archive.archive import open_archive
 from prefect_artifact_retention.stores.changes import Changes, KeyDeletion
 from prefect_artifact_retention.stores.connection import connect
+from prefect_artifact_retention.stores.database import MAX_WRITERS
 from prefect_artifact_retention.stores.holds import Holds
 from prefect_artifact_retention.stores.store import Mark
 from prefect_artifact_retention.tasks import checks, prune_database
@@ -171,30 +172,43 @@ async def test_a_hold_that_is_put_on_a_key_while_the_progress_is_shown_keeps_it(
 async def test_a_hold_that_is_put_on_a_key_while_other_transactions_are_waited_for_keeps_it(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an archive, more keys are ready to go than transactions may delete at once."""
+    """With an archive, more keys are ready to go than transactions may delete at once; which are the first, nobody knows."""
     monkeypatch.setenv("ARTIFACT_RETENTION_ARCHIVE_URL", str(tmp_path))
     monkeypatch.setattr(prune_database, "MAX_TRANSACTION_VERSIONS", 2)
     await server.database.insert(row for key in "abcd" for row in series(key, [1, 2, 3]))
-    delete, waiting = Changes.delete_unchanged, asyncio.Event()
+    begun: list[str] = []
+    all_have_begun, are_held = asyncio.Event(), asyncio.Event()
+    delete = Changes.delete_unchanged
 
     async def delete_slowly(changes: Changes, deletions: Sequence[KeyDeletion]) -> Mapping[str, Mark | None]:
-        if not waiting.is_set() and deletions[0].key == "a":
-            for _ in range(300):
-                await asyncio.sleep(0.1)
-                if len(open_archive(str(tmp_path)).manifests()) == len("abcd"):
-                    break
-            await asyncio.sleep(0.5)
-            await retention.ahold("c")
-            await retention.ahold("d")
-            waiting.set()
-        await waiting.wait()
+        begun.extend(each.key for each in deletions)
+        if len(begun) == MAX_WRITERS:
+            all_have_begun.set()
+        await asyncio.wait_for(are_held.wait(), 60)
         return await delete(changes, deletions)
 
+    async def hold_those_that_wait() -> list[str]:
+        await all_have_begun.wait()
+        archive = open_archive(str(tmp_path))
+        async with asyncio.timeout(30):
+            while len(archive.manifests()) < len("abcd"):  # noqa: ASYNC110 - a file makes no event
+                await asyncio.sleep(0.1)
+        # What is archived by now comes to where it waits.
+        await asyncio.sleep(0.5)
+        held = sorted({*"abcd"}.difference(begun))
+        for key in held:
+            await retention.ahold(key)
+        are_held.set()
+        return held
+
     monkeypatch.setattr(Changes, "delete_unchanged", delete_slowly)
+    with server.active():
+        holding = asyncio.create_task(hold_those_that_wait())
     report = await server.cleanup([KEEP_1], mode="delete")
-    assert (report.deleted, report.spared) == (4, 4)
+    held = await asyncio.wait_for(holding, 60)
+    assert (len(held), report.deleted, report.spared) == (2, 4, 4)
     (run,) = open_archive(str(tmp_path)).runs()
-    assert {*run.spared} == {version["id"] for key in "cd" for version in (await server.database.versions(key))[1:]}
+    assert {*run.spared} == {version["id"] for key in held for version in (await server.database.versions(key))[1:]}
 
 
 @BY_API
