@@ -43,8 +43,8 @@ class RestoredKey(BaseModel):
 
     @property
     def missing(self) -> int:
-        """The versions that are to be restored."""
-        return self.versions - self.present - self.unavailable
+        """The versions that are to be restored: none of a key of which a plan says why not."""
+        return 0 if self.error else self.versions - self.present - self.unavailable
 
 
 class RestoreReport(BaseModel):
