@@ -38,6 +38,8 @@ async def kill_each(server: Server, forge: Forge, folder: Path, deaths: Sequence
         await estate.restore(server.database)
         process = await asyncio.to_thread(lambda: forge.start(server, death=death, archive=archive, **options))  # noqa: B023
         killed += await asyncio.to_thread(end, process) == -signal.SIGKILL
+        # In which the server answers what the dead process sent last.
+        await asyncio.sleep(0.5)
         left, _latest = await estate.left(server.database)
         gone = {row.id for row in estate.rows} - left
         assert estate.kept <= left, f"gone after death {death}"

@@ -27,6 +27,7 @@ from prefect_artifact_retention.stores.archive import writing
 from prefect_artifact_retention.stores.archive.archive import open_archive
 from prefect_artifact_retention.stores.archive.location import Location
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError
+from prefect_artifact_retention.stores.database import MAX_WRITERS
 from prefect_artifact_retention.tasks import archive, archiving, checks, prune_database
 from prefect_artifact_retention.tasks.archive import NOTHING_ARCHIVED
 from prefect_artifact_retention.tasks.rendering import markdown
@@ -247,7 +248,7 @@ async def test_a_flow_run_lets_go_of_what_it_has_archived(server: Server) -> Non
         report = await server.run_flow([KEEP_1], mode="delete")
     assert (report.archive.versions, report.archive.parts) == (36, 12)
     assert 0 < max(kept) <= 12
-    assert kept[-1] <= 3
+    assert kept[-1] <= 3 * MAX_WRITERS
 
 
 @on(SQLITE_DATABASE)
@@ -261,7 +262,7 @@ async def test_a_flow_run_lets_go_of_what_it_could_not_archive(server: Server) -
         await server.run_flow([KEEP_1], mode="delete")
     assert (caught.value.report.deleted, len([*caught.value.report.failures()])) == (6, 6)
     assert 0 < max(kept) <= 12
-    assert kept[-1] <= 3
+    assert kept[-1] <= 3 * MAX_WRITERS
 
 
 @on(POSTGRESQL_DATABASE, thorough(SQLITE_API))
@@ -277,7 +278,7 @@ async def test_a_flow_run_has_a_task_run_for_each_part(server: Server, folder: P
     )
     drain()
     names: list[str] = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(names) < len(run.parts) and time.monotonic() < deadline:
         await asyncio.sleep(0.2)
         tasks = "SELECT t.name FROM task_run t JOIN flow_run f ON f.id = t.flow_run_id"
@@ -379,7 +380,8 @@ async def test_an_archive_that_is_lost_in_mid_run_ends_all_deletions(server: Ser
     """What is gone is in it, and the run has failed in words."""
     rows = await server.database.insert([*series("a", range(1, 9)), *series("b", range(1, 9)), *series(None, range(40, 48))])
     with when_archived(folder, replace_by_a_file(folder)), pytest.raises(CleanupFailed) as caught:
-        await server.cleanup(POLICIES, mode="delete")
+        # With a limit on deletions, nobody makes the folder anew between its removal and the file in its place.
+        await server.cleanup(POLICIES, mode="delete", max_deletions=1_000)
     report = caught.value.report
     assert report.outcome == "failed"
     assert "nothing more is deleted, because it cannot be archived" in report.errors[0]
@@ -678,9 +680,9 @@ async def test_a_block_without_a_base_path_is_a_mistake(server: Server, monkeypa
 @on(FAKE)
 async def test_old_runs_go_from_the_archive(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their data after so many days, and all else later."""
-    monkeypatch.setenv("ARTIFACT_RETENTION_ARCHIVE_KEEP_DAYS", "0.00001")
     rows = await server.database.insert(series("report", [1, 2, 3]))
     await server.cleanup([KEEP_1], mode="delete")
+    monkeypatch.setenv("ARTIFACT_RETENTION_ARCHIVE_KEEP_DAYS", "0.00001")
     await asyncio.sleep(1)
     await server.database.insert([Row("report", days(0.5))])
     report = await server.cleanup([KEEP_1], mode="delete")

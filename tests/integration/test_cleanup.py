@@ -244,7 +244,7 @@ async def events(server: Server, since: datetime, awaited: str = "") -> list[dic
     """The package's events since then, once there is one whose name ends like this."""
     drain()
     found: list[dict[str, Any]] = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not any(each["event"].endswith(awaited) for each in found) and time.monotonic() < deadline:
         occurred = {"since": since.isoformat(), "until": datetime.now(UTC).isoformat()}
         body = {"filter": {"occurred": occurred, "event": {"prefix": ["artifact-retention."]}}}

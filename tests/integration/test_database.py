@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 import sqlalchemy as sa
-from database import Database, Row, days, series
+from database import LOCKED_SECONDS, Database, Row, days, series
 from prefect import flow, get_client
 from prefect.blocks.system import Secret
 from prefect.client.schemas.actions import ArtifactCreate
@@ -95,7 +95,7 @@ def some_data(chance: random.Random, depth: int = 0) -> object:
 async def test_both_stores_read_the_same_versions(server: Server) -> None:
     """Every field of whatever producers write; sizes are measured in the database, and from what the API shows."""
     chance = random.Random(7)
-    async with httpx.AsyncClient(base_url=f"{server.local.address}/api") as client:
+    async with httpx.AsyncClient(base_url=f"{server.local.address}/api", timeout=LOCKED_SECONDS) as client:
         for number in range(150):
             metadata = chance.choice(
                 [None, {}, {"retention-hold": "true", "x": "é"}, {"retention-ttl-days": "3"}, {"y": "retention-"}]

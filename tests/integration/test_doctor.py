@@ -19,7 +19,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from archives import archived, by, end, write
-from database import Database, Row, days, series
+from database import LOCKED_SECONDS, Database, Row, days, series
 from fake import FakeServer
 from prefect import Flow, get_client
 from prefect.client.schemas.actions import ArtifactCreate
@@ -313,12 +313,13 @@ async def test_a_file_that_somebody_else_writes_to_is_given_up_at_once(
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one message, after one wait, though two keys are broken; what was found is told, and nothing is half done."""
-    monkeypatch.setattr(transactions, "BUSY_TIMEOUT_SECONDS", 0.1)
-    monkeypatch.setattr(transactions, "FIRST_RETRY_PAUSE_SECONDS", 0.01)
     rows = await server.database.insert([*series("a", [2, 1]), *series("b", [2, 1])])
     for row in rows[1::2]:
         await server.database.delete_version(row.id)
-    with closing(sqlite3.connect(sa.make_url(server.database.url).database or "")) as somebody:
+    file = sa.make_url(server.database.url).database or ""
+    with closing(sqlite3.connect(file, LOCKED_SECONDS)) as somebody, monkeypatch.context() as impatient:
+        impatient.setattr(transactions, "BUSY_TIMEOUT_SECONDS", 0.1)
+        impatient.setattr(transactions, "FIRST_RETRY_PAUSE_SECONDS", 0.01)
         somebody.execute("BEGIN IMMEDIATE")
         code, found, complaints = await doctor(server, capsys, "--fix")
         somebody.rollback()
@@ -473,6 +474,8 @@ async def test_the_room_that_deleted_rows_take_is_told_until_a_vacuum(
     """It deserves a look, and is not broken."""
     monkeypatch.setattr("prefect_artifact_retention.tasks.doctor.MIN_DEAD_ROWS", 1_000)
     monkeypatch.setattr("prefect_artifact_retention.tasks.doctor.MIN_FREE_BYTES", 1_000_000)
+    # The file also has what earlier tests have left of flow runs.
+    monkeypatch.setattr("prefect_artifact_retention.tasks.doctor.MAX_DEAD_SHARE", 0.01)
     await server.database.insert(Row("report", days(number), data="x" * 1_500) for number in range(2_000))
     if not server.database.is_sqlite:
         await server.database.run("ALTER TABLE artifact SET (autovacuum_enabled = false)")

@@ -21,8 +21,8 @@ POLICIES = [RetentionPolicy(name="no key", unkeyed=True, keep_within_days=1), Re
 KEPT = "kept-data"
 GONE = "gone-data"
 
-SETTLED_POLLS = 12
-"""As many quarters of a second without another event are taken for the end of them."""
+SETTLED_POLLS = 28
+"""As many quarters of a second without another event are taken for the end of them: the server writes them every 5 s."""
 
 
 async def publish(server: Server) -> tuple[list[UUID], UUID]:
@@ -58,7 +58,7 @@ async def persisted(server: Server, number: int, versions: Iterable[UUID]) -> No
     about = "SELECT count(*) FROM events WHERE event LIKE 'prefect.artifact%' OR event = 'somebody.noticed'"
     expected = {f"prefect.artifact.{version_id}" for version_id in versions}
     seen, unchanged = 0, 0
-    for _poll in range(120):
+    for _poll in range(480):
         ((count,),) = await server.database.run(about)
         seen, unchanged = count, unchanged + 1 if count == seen else 0
         if seen >= number and unchanged >= SETTLED_POLLS and expected <= await named(server):

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import httpx
 import pytest
-from database import Row, days, series
+from database import LOCKED_SECONDS, Row, days, series
 from prefect import flow, get_client, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Pending, Running
@@ -61,7 +61,7 @@ async def test_a_progress_artifact_that_is_being_updated_stays(server: Server) -
     answers: list[int] = []
 
     async def update() -> None:
-        async with httpx.AsyncClient(base_url=f"{server.local.address}/api") as client:
+        async with httpx.AsyncClient(base_url=f"{server.local.address}/api", timeout=LOCKED_SECONDS) as client:
             for percent in range(2, 99, 3):
                 answers.append((await client.patch(f"/artifacts/{bar.id}", json={"data": percent})).status_code)
                 await asyncio.sleep(0.02)

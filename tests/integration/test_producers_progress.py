@@ -216,7 +216,7 @@ def test_a_server_that_hangs_or_refuses_hardly_holds_up_a_job_that_goes_on_witho
         with retention.progress("load", on_error="log"):
             pass
         asyncio.run(anothing("load"))
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 30
     asked: list[str] = []
 
     def refuse(_transport: object, request: httpx.Request) -> httpx.Response:

@@ -13,7 +13,7 @@ import httpx
 import prefect_artifact_retention as retention
 import pytest
 import sqlalchemy as sa
-from database import Row, days, series
+from database import LOCKED_SECONDS, Row, days, series
 from fake import FakeServer
 from moto.server import ThreadedMotoServer
 from prefect.client.orchestration import get_client
@@ -152,7 +152,7 @@ async def test_what_a_cleanup_has_deleted_comes_back_from_its_archive_as_the_ser
 ) -> None:
     """Versions that Prefect itself has stored, of keys that stay, of one that goes as a whole, and without a key."""
     monkeypatch.setenv("ARTIFACT_RETENTION_ARCHIVE_URL", str(tmp_path / "archive"))
-    async with httpx.AsyncClient(base_url=f"{server.local.address}/api") as client:
+    async with httpx.AsyncClient(base_url=f"{server.local.address}/api", timeout=LOCKED_SECONDS) as client:
         for number in range(5):
             for key in ("stays", "idle"):
                 body = {"key": key, "type": "table", "data": json.dumps([{"n": number}]), "description": f"number {number}"}
@@ -474,7 +474,7 @@ async def test_a_connection_that_is_lost_while_much_is_copied_restores_it_once(s
     await server.database.run("CREATE TRIGGER ending BEFORE INSERT ON artifact FOR EACH ROW EXECUTE FUNCTION end_once()")
     try:
         with server.active():
-            report = await asyncio.wait_for(restore(archive, hold_days=0), 20)
+            report = await asyncio.wait_for(restore(archive, hold_days=0), 120)
         ((inserted,),) = await server.database.run("SELECT last_value FROM inserted")
     finally:
         await server.database.run("DROP FUNCTION end_once CASCADE")
