@@ -102,24 +102,24 @@ class HeldUp:
     def begin(self) -> None:
         """Wait until it is held up for the first time."""
         self._thread.start()
-        assert self._reached.acquire(timeout=60)
+        assert self._reached.acquire(timeout=120)
 
     def go_on(self) -> None:
         """Let it go on until it is held up again."""
         self._told.release()
-        assert self._reached.acquire(timeout=60)
+        assert self._reached.acquire(timeout=120)
 
     def finish(self) -> None:
         """Let it go on to its end."""
         self._told.release()
-        self._thread.join(60)
+        self._thread.join(120)
         assert not self._thread.is_alive()
 
     def kill(self) -> None:
         """Let it send nothing more."""
         self._is_killed = True
         self._told.release()
-        self._thread.join(60)
+        self._thread.join(120)
 
 
 @contextmanager

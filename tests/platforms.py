@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psutil
-from database import Database, Row, series
+from database import LOCKED_SECONDS, Database, Row, series
 from gate import Gate
 from prefect_artifact_retention.flows.local_server import LocalServer, local_server
 from templates import copy_template
@@ -161,7 +162,7 @@ class Platform:
 
         def answer() -> httpx.Response | None:
             try:
-                response = httpx.request(method, f"{self.local.address}/api{path}", json=body, timeout=30)
+                response = httpx.request(method, f"{self.local.address}/api{path}", json=body, timeout=LOCKED_SECONDS)
             except httpx.TransportError:
                 return None
             # A server on SQLite is now and then too busy for a moment.
@@ -179,7 +180,8 @@ class Platform:
     def start(self, name: str, **parameters: object) -> str:
         """Press Run on a deployment, and return the flow run's id."""
         path = f"/deployments/{self.deployment(name)['id']}/create_flow_run"
-        run_id: str = self.ask("POST", path, {"parameters": parameters})["id"]
+        # Whose answer is lost is asked for again, and is to be one run.
+        run_id: str = self.ask("POST", path, {"parameters": parameters, "idempotency_key": uuid4().hex})["id"]
         return run_id
 
     def wait(self, run_id: str) -> Mapping[str, Any]:

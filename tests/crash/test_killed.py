@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from chance import SEED
 from crashes import MOMENTS, Death, Estate, Forge, StillAliveError, end
+from database import LOCKED_SECONDS
 from servers import BY_API, POSTGRESQL_API, POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, long, on, thorough
 
 SETTLE_SECONDS = 0.2
@@ -25,7 +26,7 @@ SOME = pytest.mark.parametrize("some", [slice(1), long(slice(1, None))], ids=["t
 async def rerun(server: Server, forge: Forge, revive: Revive, expected: int = 0) -> int:
     """Run a cleanup to its end, which is to exit with this code; return how often the server had to be restarted for it."""
     try:
-        code = await asyncio.to_thread(lambda: end(forge.start(server), timeout=30))
+        code = await asyncio.to_thread(lambda: end(forge.start(server), timeout=LOCKED_SECONDS))
     except StillAliveError:
         code = -1
     if code == expected:
@@ -57,7 +58,7 @@ async def kill_many(server: Server, forge: Forge, revive: Revive, deaths: Sequen
         if isinstance(death, float):
             await asyncio.sleep(death)
         try:
-            code = await asyncio.to_thread(end, process, signal.SIGKILL if isinstance(death, float) else None, 30)
+            code = await asyncio.to_thread(end, process, signal.SIGKILL if isinstance(death, float) else None, LOCKED_SECONDS)
             killed += code == -signal.SIGKILL
         except StillAliveError:
             # The death before has left the server stuck; its next client is killed while it waits.

@@ -87,10 +87,15 @@ async def test_a_stopped_run_says_how_far_it_came(server: Server, forge: Forge, 
 async def test_a_run_stopped_while_it_plans_has_deleted_nothing(server: Server, forge: Forge) -> None:
     """And says that, too."""
     estate = Estate.build()
-    await estate.restore(server.database)
-    process = await asyncio.to_thread(forge.start, server, per_minute=SLOWLY // 5)
-    await until(server, "Step 1/3")
-    await asyncio.to_thread(end, process, signal.SIGTERM)
+    for _attempt in range(1 + server.database.is_sqlite):
+        await estate.restore(server.database)
+        process = await asyncio.to_thread(forge.start, server, per_minute=SLOWLY // 5)
+        await until(server, "Step 1/3")
+        told = time.monotonic()
+        await asyncio.to_thread(end, process, signal.SIGTERM)
+        # As below.
+        if time.monotonic() - told < FINAL_REPORT_SECONDS:
+            break
     left = await check_final_report(server, estate)
     assert left == {row.id for row in estate.rows}
 

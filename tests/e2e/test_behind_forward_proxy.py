@@ -50,7 +50,7 @@ def call(folder: Path, variables: Mapping[str, str]) -> subprocess.CompletedProc
 
 async def event_arrives(server: Server) -> bool:
     """Whether the run's own event is on the server, to which Prefect sends it over a websocket."""
-    for _poll in range(100):
+    for _poll in range(600):
         if await server.database.run("SELECT id FROM events WHERE event = 'artifact-retention.cleanup.completed'"):
             return True
         await asyncio.sleep(0.2)

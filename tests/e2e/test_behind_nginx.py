@@ -46,7 +46,7 @@ async def test_a_delete_run_works_through_it_and_its_links_lead_back(server: Ser
     assert (report["deleted"], report["server"]) == (60, f"{nginx.address}/prefect/api")
     rows = await server.database.run("SELECT description FROM artifact_collection WHERE key = 'artifact-retention-progress'")
     assert f"{nginx.address}/prefect/artifacts/key/artifact-retention-report" in rows[0][0]
-    for _poll in range(100):
+    for _poll in range(600):
         if await server.database.run("SELECT id FROM events WHERE event = 'artifact-retention.cleanup.completed'"):
             break
         await asyncio.sleep(0.2)

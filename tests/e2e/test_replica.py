@@ -65,7 +65,7 @@ def address(server: Server, hosts: Sequence[str], **options: str) -> str:
 async def until_replicated(server: Server, replica: str, count: int) -> None:
     """Wait until the replica has so many versions."""
     database = Database(address(server, [replica]))
-    for _poll in range(200):
+    for _poll in range(2_400):
         if len(await database.ids()) == count:
             return
         await asyncio.sleep(0.05)

@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from prefect_artifact_retention import StoreError
 from prefect_artifact_retention.tasks.producers.appending import remembered
 from prefect_artifact_retention.tasks.producers.requests import _open
-from servers import FAKE, SQLITE_API, Server, on
+from servers import FAKE, POSTGRESQL_API, Server, on
 
 
 @pytest.fixture(autouse=True)
@@ -256,7 +256,7 @@ async def test_another_server_that_the_settings_name_is_the_one_that_is_meant() 
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-@on(SQLITE_API)
+@on(POSTGRESQL_API)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 async def test_a_forked_child_uses_no_connection_of_its_parent(server: Server) -> None:
     """Else each may get the other's answers, and append to what the other has read."""

@@ -158,7 +158,9 @@ async def test_ctrl_c_in_mid_run_says_that_a_rerun_does_the_rest(server: Server,
     assert process.stderr
     told = b""
     while b"deleting: " not in told:
-        told += await process.stderr.readline()
+        line = await process.stderr.readline()
+        assert line, told
+        told += line
     for _press in range(presses):
         process.send_signal(signal.SIGINT)
         await asyncio.sleep(0.2)
