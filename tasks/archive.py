@@ -8,13 +8,24 @@ deleted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 from uuid import UUID
 
-from prefect_artifact_retention.policies import RetentionPolicy, StoreError
+from prefect_artifact_retention.policies import RetentionPolicy, StoreError, Version
 from prefect_artifact_retention.policies.evaluation import Reason
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, CollectionRow, RunManifest
 from prefect_artifact_retention.stores.concurrency import WeightLimiter
@@ -161,9 +172,16 @@ class RunArchive:
             self.totals.restore = f"artifact-retention restore --run {self.run_id}"
 
     async def offload(
-        self, number: str, store: Store, candidates: Sequence[Candidate], tell: Callable[[], Awaitable[None]]
+        self,
+        number: str,
+        store: Store,
+        candidates: Sequence[Candidate],
+        judged: Mapping[UUID, Version],
+        tell: Callable[[], Awaitable[None]],
     ) -> list[Offloaded]:
-        """Write one part with those of the versions that still exist. Only once this returns, their data may be replaced.
+        """Write one part with those of the versions that are as they were judged.
+
+        Only once this returns, their data may be replaced.
 
         Raises:
             ArchiveError: The archive cannot be written.
@@ -172,11 +190,19 @@ class RunArchive:
         name = self._name(number)
         offloaded: list[Offloaded] = []
         async with _in_threads(self.archive.stage(name)) as staged:
-            async for columns, states, _rows in self._read(store, candidates, tell):
+            async for read, states, _rows in self._read(store, candidates, tell):
+                # Others may have been put on hold, or are no longer large.
+                is_as_judged = [
+                    (judged[version_id].updated, judged[version_id].size) == (updated, size)
+                    for version_id, updated, size in zip(read["id"], read["updated"], read["size"], strict=True)
+                ]
+                columns = {name: [*compress(values, is_as_judged)] for name, values in read.items()}
+                if not columns["id"]:
+                    continue
                 await in_thread(staged.add, columns)
-                nothing = dict.fromkeys(("data", "metadata"), [None] * len(states))
+                nothing = dict.fromkeys(("data", "metadata"), [None] * len(columns["id"]))
                 versions = zip(*(columns | nothing).values(), strict=True)
-                offloaded += map(Offloaded, map(ArchivedVersion._make, versions), states.values())
+                offloaded += map(Offloaded, map(ArchivedVersion._make, versions), compress(states.values(), is_as_judged))
             if offloaded:
                 self._parts[name] = False
                 await in_thread(staged.publish, offloaded=True)

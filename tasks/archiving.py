@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
-from prefect_artifact_retention.policies import RetentionError
+from prefect_artifact_retention.policies import RetentionError, Version
 from prefect_artifact_retention.policies.formatting import count
 from prefect_artifact_retention.stores.archive.model import ArchiveError
 from prefect_artifact_retention.tasks.archive import MAX_PART_BYTES, Candidate, Offloaded, RunArchive, in_thread
@@ -99,8 +100,12 @@ async def archive(run: Run, candidates: Iterable[Candidate], size: int = MAX_PAR
     return not run.is_stalled
 
 
-async def archive_offloaded(run: Run, archive: RunArchive, candidates: Sequence[Candidate]) -> list[Offloaded]:
+async def archive_offloaded(
+    run: Run, archive: RunArchive, candidates: Sequence[Candidate], judged: Mapping[UUID, Version]
+) -> list[Offloaded]:
     """Archive some versions whose data are to be replaced, as one part. Return those that may be replaced.
+
+    Of these, none has changed since it was judged.
 
     Raises:
         StoreError: A version cannot be read, or the archive cannot be written.
@@ -109,7 +114,7 @@ async def archive_offloaded(run: Run, archive: RunArchive, candidates: Sequence[
     number = archive.take_number()
 
     async def write() -> None:
-        offloaded.extend(await archive.offload(number, run.store, candidates, run.notify_archiving))
+        offloaded.extend(await archive.offload(number, run.store, candidates, judged, run.notify_archiving))
 
     part = _Part(number, len(candidates), write)
     async with archive.space.borrow(MAX_PART_BYTES):

@@ -1,8 +1,8 @@
 """Moves the data of large versions to the archive. The versions stay, with a note of where their data are.
 
-As before a deletion, a part is written and read back first. Then only what is as it was archived gets its note: in the
-database in one transaction that compares it, through the API right after it was read once more. Data that were archived and
-stay all the same do no harm, and a version with a note is too small to be moved again.
+As before a deletion, a part is written and read back first, of what is as it was judged. Then only what is as it was
+archived gets its note: in the database in one transaction that compares it, through the API right after it was read once more.
+Data that were archived and stay all the same do no harm, and a version with a note is too small to be moved again.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ async def offload(run: Run) -> None:
     if not run.archive or run.is_stalled:
         return
     plans = {plan.collection.key: plan for plan in run.offloads}
+    judged = {version_id: version for plan in run.offloads for version_id, version in plan.versions.items()}
     for candidates in _parts(run, run.archive):
         if run.seconds >= run.budget_seconds:
             run.report.outcome = "unfinished"
             return
-        offloaded = await archive_offloaded(run, run.archive, candidates)
+        offloaded = await archive_offloaded(run, run.archive, candidates, judged)
         await run.notify_deleting()
         if not await refresh_holds(run, MAX_HOLDS_AGE_SECONDS):
             return
@@ -64,12 +65,12 @@ def _parts(run: Run, archive: RunArchive) -> Iterator[list[Candidate]]:
     for plan in run.offloads:
         limit = plan.policy.offload_larger_than_kb
         verdict = archive.index_of((Reason(RULE, f"its data have more than {limit} kB, and are in the archive"),))
-        for version_id, size in plan.sizes.items():
-            if part and (size > space or len(part) == MAX_PART_VERSIONS):
+        for version in plan.versions.values():
+            if part and (version.size > space or len(part) == MAX_PART_VERSIONS):
                 yield part
                 part, space = [], MAX_PART_BYTES
-            part.append(Candidate(version_id, size, verdict, plan.policy.name, None))
-            space -= size
+            part.append(Candidate(version.id, version.size, verdict, plan.policy.name, None))
+            space -= version.size
     if part:
         yield part
 

@@ -40,6 +40,11 @@ GROWTH_WINDOW = timedelta(days=7)
 """The age of the versions that show what grows. With less, what is written weekly does not show; with more, it shows later
 that something has begun to grow."""
 
+UNTOUCHED_AGE = timedelta(days=1)
+"""How long a version that was changed in place must have been left alone before its data are moved. Through the API, what is
+written in the very seconds in which they are replaced would be lost, so nothing is moved to which somebody may be writing.
+With more, large versions stay for longer."""
+
 ZOMBIE_AGE = timedelta(days=7)
 """The age from which the report names an unfinished run that keeps versions."""
 
@@ -150,7 +155,7 @@ async def _plan_keys(run: Run, batch: Sequence[tuple[History, Collection, Retent
     for (history, collection, policy), each, judgement in zip(batch, subjects, judgements, strict=True):
         each.warn_of_conflict(run)
         report = _add(run, history, collection, policy, judgement)
-        if history.complete and _offloads(run) and (found := _large(judgement, policy)):
+        if history.complete and _offloads(run) and (found := _large(run, judgement, collection, policy)):
             large.append((collection, policy, report, found))
     if large:
         await _plan_offloads(run, large)
@@ -161,12 +166,22 @@ def _offloads(run: Run) -> bool:
     return run.report.archive is not None and run.report.archive.payloads
 
 
-def _large(judgement: Judgement, policy: RetentionPolicy) -> list[Version]:
-    """Return the versions of a key, the oldest first, whose data are to be moved to the archive."""
-    if not (limit := policy.offload_larger_than_kb):
+def _large(run: Run, judgement: Judgement, collection: Collection, policy: RetentionPolicy) -> list[Version]:
+    """Return the versions of a key, the oldest first, whose data are to be moved to the archive.
+
+    None is newer than the latest: a repair makes the newest version the latest.
+    """
+    limit = policy.offload_larger_than_kb
+    if not limit or not (large := judgement.unprotected(larger_than=1000 * limit)):
         return []
-    versions = (judgement.versions[index] for index in reversed(judgement.unprotected(larger_than=1000 * limit)))
-    return [version for version in versions if version.type in OFFLOADED_TYPES]
+    latest = judgement.versions.ids.index(collection.latest_id)
+    untouched_since = run.report.now - UNTOUCHED_AGE
+    older = (judgement.versions[index] for index in reversed(large) if index > latest)
+    return [
+        version
+        for version in older
+        if version.type in OFFLOADED_TYPES and (version.updated <= version.created or version.updated < untouched_since)
+    ]
 
 
 async def _plan_offloads(run: Run, large: Sequence[tuple[Collection, RetentionPolicy, KeyReport, list[Version]]]) -> None:
@@ -176,10 +191,10 @@ async def _plan_offloads(run: Run, large: Sequence[tuple[Collection, RetentionPo
     task_runs = {version.task_run_id for version in versions if version.task_run_id}
     running = await unfinished_runs(run, flow_runs, task_runs)
     for collection, policy, report, some in large:
-        sizes = {each.id: each.size for each in some if running.isdisjoint({each.flow_run_id, each.task_run_id})}
-        if sizes:
-            report.to_offload, report.bytes_to_offload = len(sizes), sum(sizes.values())
-            run.offloads.append(OffloadPlan(collection, policy, sizes, report))
+        going = [each for each in some if running.isdisjoint({each.flow_run_id, each.task_run_id})]
+        if going:
+            report.to_offload, report.bytes_to_offload = len(going), sum(each.size for each in going)
+            run.offloads.append(OffloadPlan(collection, policy, {each.id: each for each in going}, report))
 
 
 class Subject(NamedTuple):

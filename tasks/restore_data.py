@@ -67,7 +67,10 @@ async def plan_data(restore: Restore) -> None:
             restore.keys.append(_plan_key(key, rows, present))
     restore.report.key_reports = [each.report for each in restore.keys]
     if gone := sum(map(len, found.values())) - restore.report.versions:
-        restore.report.warnings.append(f"{count(gone, 'version')} left out that were deleted since: restore them first")
+        restore.report.warnings.append(
+            f"{count(gone, 'version')} left out that were deleted since: those that a cleanup has deleted come back "
+            "by a restore without --data, which is to be exact, and goes first"
+        )
 
 
 def _plan_key(key: str, rows: Mapping[UUID, Sequence[_Row]], present: Mapping[UUID, str | None]) -> KeyRestore:

@@ -17,7 +17,7 @@ from uuid import UUID
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
-from prefect_artifact_retention.policies import RetentionPolicy
+from prefect_artifact_retention.policies import RetentionPolicy, Version
 from prefect_artifact_retention.policies.evaluation import Judgement
 from prefect_artifact_retention.policies.expectation import UNKEYED, Expectations
 from prefect_artifact_retention.policies.holds import Hold
@@ -133,13 +133,13 @@ class OffloadPlan:
     Attributes:
         collection: The collection when it was judged.
         policy: Its policy.
-        sizes: The sizes of the data, by the id of the version.
+        versions: The versions as they were judged, by their ids.
         report: The result of the key.
     """
 
     collection: ArtifactCollection
     policy: RetentionPolicy
-    sizes: Mapping[UUID, int]
+    versions: Mapping[UUID, Version]
     report: KeyReport
 
 

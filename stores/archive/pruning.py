@@ -22,6 +22,7 @@ from prefect_artifact_retention.stores.archive.manifests import (
     is_part,
     manifest_file,
     part_file,
+    publish_manifest,
     read_catalog,
 )
 from prefect_artifact_retention.stores.archive.model import ArchiveError, PartManifest
@@ -85,7 +86,7 @@ def prune_archive(  # noqa: PLR0913, PLR0917 - what it is to keep
             continue
         try:
             if _is_over(age, ledger_keep_days):
-                freed += _forget(location, run_id, parts)
+                freed += _forget(catalog, run_id, parts)
                 forgotten.append(run_id)
             elif with_payload:
                 size = _keep_ledger(catalog, f"{run_id}-{number_of(run_id):05}", parts)
@@ -121,11 +122,17 @@ def _keep_ledger(catalog: Catalog, name: str, parts: Sequence[PartManifest]) -> 
         return staged.publish(replaces=[part.name for part in parts], written_at=parts[-1].written_at).bytes
 
 
-def _forget(location: Location, run_id: str, parts: Sequence[PartManifest]) -> int:
+def _forget(catalog: Catalog, run_id: str, parts: Sequence[PartManifest]) -> int:
+    location = catalog.location
+    said = [file for file in location.names(MANIFESTS) if is_manifest_of_run(file, run_id)]
+    offloaded = tuple(part.name for part in catalog.parts if part.run_id == run_id and part.offloaded)
+    if offloaded and (last := [run for run in catalog.runs if run.run_id == run_id][-1:]):
+        # They stay, and would pass for left over if their own manifests were lost and the run had said nothing.
+        rest = {"parts": offloaded, "unconfirmed": (), "versions": 0, "deleted": 0, "spared": ()}
+        publish_manifest(location, f"{run_id}.{len(said) + 1}", last[0].model_copy(update=rest))
     # First, or a part whose manifest has gone would pass for lost.
-    for file in location.names(MANIFESTS):
-        if is_manifest_of_run(file, run_id):
-            location.remove(f"{MANIFESTS}/{file}")
+    for file in said:
+        location.remove(f"{MANIFESTS}/{file}")
     return _remove(location, parts)
 
 

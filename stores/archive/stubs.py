@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -16,6 +17,12 @@ OFFLOADED_TYPES = frozenset({"markdown", TABLE})
 
 RULE = "offload_larger_than_kb"
 """The rule by which data are moved."""
+
+_RESTORE = "artifact-retention restore --data --id {} --apply"
+_LINE = re.compile(
+    r"[\d,]+ bytes were moved to the archive on \d{4}-\d\d-\d\d by cleanup run .+\. They come back with "
+    rf"`{_RESTORE.format('(?P<id>[0-9a-f-]{36})')}`"
+)
 
 
 class Stub(NamedTuple):
@@ -34,7 +41,26 @@ class Stub(NamedTuple):
         """
         line = (
             f"{self.size:,} bytes were moved to the archive on {self.decided_at:%Y-%m-%d} by cleanup run {self.run_id}. "
-            f"They come back with `artifact-retention restore --data --id {self.id} --apply`"
+            f"They come back with `{_RESTORE.format(self.id)}`"
         )
-        # A table is a text with JSON in it.
-        return json.dumps(json.dumps([{"offloaded": line}]) if self.type == TABLE else line)
+        return json.dumps(_as_table(line) if self.type == TABLE else line)
+
+
+def refuse_stub(version_id: UUID, data: object) -> None:
+    """Refuse to take the stub of a version for its data.
+
+    Args:
+        version_id: The version.
+        data: What it has as its data.
+
+    Raises:
+        ValueError: It is a stub; the message has the way back.
+    """
+    found = _LINE.search(data) if isinstance(data, str) and len(data) < STUB_BYTES else None
+    if found and found["id"] == str(version_id) and data in {found[0], _as_table(found[0])}:
+        raise ValueError(f"its data were moved to the archive, and come back with {_RESTORE.format(version_id)}")
+
+
+def _as_table(line: str) -> str:
+    # A table is a text with JSON in it.
+    return json.dumps([{"offloaded": line}])

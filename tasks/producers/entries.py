@@ -21,6 +21,7 @@ from uuid import UUID
 
 import orjson
 from prefect_artifact_retention.policies import StoreError
+from prefect_artifact_retention.stores.archive.stubs import refuse_stub
 from prefect_artifact_retention.tasks.producers.artifacts import MAX_METADATA_CHARS, OWN_METADATA
 
 Units = tuple[Any, ...]
@@ -321,6 +322,7 @@ def read_snapshot(row: Mapping[str, Any], store: Format) -> Snapshot:
     """
     version_id = UUID(str(row["id"]))
     try:
+        refuse_stub(version_id, row["data"])
         loaded = store.load(row["data"])
     except (ValueError, RecursionError) as error:
         raise StoreError(f"version {version_id} of {row['key']} cannot be appended to: {error}") from None

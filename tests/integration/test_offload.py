@@ -1,35 +1,53 @@
 """The data of large versions move to the archive, and come back to the byte; the versions stay."""
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
+import httpx
 import prefect_artifact_retention as retention
 import pytest
 import sqlalchemy as sa
-from database import Row, days
+from database import LOCKED_SECONDS, Row, days
 from fake import FakeServer
 from prefect import flow, get_client
 from prefect.states import Completed, Running
 from prefect_artifact_retention.flows.restore import Request, open_restore, plan
 from prefect_artifact_retention.flows.settings import load_settings
-from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
+from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.model import LedgerQuery
+from prefect_artifact_retention.stores.archive.stubs import Stub
 from prefect_artifact_retention.tasks import offload as offloading
 from prefect_artifact_retention.tasks.rendering import headline, markdown
 from prefect_artifact_retention.tasks.report import CleanupFailed
 from prefect_artifact_retention.tasks.restore import restore_all
 from prefect_artifact_retention.tasks.restore_report import RestoreReport
 from restoring import has_parts, snapshot, when_archived
-from servers import BY_DATABASE, BY_FAKE, FAKE, POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, on, thorough
+from servers import (
+    BY_DATABASE,
+    BY_FAKE,
+    FAKE,
+    POSTGRESQL_DATABASE,
+    SQLITE_API,
+    SQLITE_DATABASE,
+    Server,
+    on,
+    thorough,
+    when_planned,
+)
 
 AnyServer = Server | FakeServer
 
 OFFLOAD = RetentionPolicy(name="large", keep_last=5, offload_larger_than_kb=10)
 OFFLOADED = LedgerQuery(offloaded=True)
 LARGE = "x" * 20_000
+GONE = (
+    "2 versions left out that were deleted since: those that a cleanup has deleted come back by a restore without --data, "
+    "which is to be exact, and goes first"
+)
 
 EVERYWHERE = on(*BY_FAKE, POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
 ANYWHERE = on(FAKE, POSTGRESQL_DATABASE, thorough(SQLITE_DATABASE))
@@ -64,6 +82,16 @@ def offloaded_ids(folder: Path) -> list[UUID]:
 async def data_of(server: AnyServer, key: str = "report") -> dict[UUID, object]:
     """The data of the versions of a key."""
     return {version["id"]: version["data"] for version in await server.database.versions(key)}
+
+
+async def leave_alone(server: AnyServer) -> None:
+    """Let two days pass since versions were changed in place."""
+    if isinstance(server, FakeServer):
+        for row in server.database.artifacts.values():
+            row["updated"] = max(row["created"], row["updated"] - timedelta(days=2))
+        return
+    earlier = "datetime(updated, '-2 days') || '.000000'" if server.database.is_sqlite else "updated - interval '2 days'"
+    await server.database.run(f"UPDATE artifact SET updated = {earlier} WHERE updated > created")
 
 
 def is_stub(data: object, version_id: UUID) -> bool:
@@ -179,6 +207,79 @@ async def test_a_version_that_changes_after_it_was_archived_keeps_its_data(serve
 
 
 @ANYWHERE
+async def test_what_changes_after_it_was_judged_is_not_moved(server: AnyServer, folder: Path) -> None:
+    """A version that is on hold by then, or of which another run has moved the data: they are not even archived."""
+    held, moved, other = (Row("report", days(age), LARGE) for age in (2, 3, 4))
+    await server.database.insert([Row("report", days(1)), held, moved, other])
+    stub = json.loads(Stub(moved.id, "markdown", 20_002, datetime.now(UTC), "run").text())
+
+    async def change() -> None:
+        await retention.ahold(held.id)
+        await server.database.update_data(moved.id, stub)
+
+    with when_planned(change):
+        report = await server.cleanup([OFFLOAD], mode="delete")
+    data = await data_of(server)
+    assert (report.to_offload, report.offloaded, offloaded_ids(folder)) == (3, 1, [other.id])
+    assert (data[held.id], data[moved.id]) == (LARGE, stub)
+
+
+@ANYWHERE
+async def test_what_was_changed_in_place_is_moved_once_it_was_left_alone_for_a_day(server: AnyServer, folder: Path) -> None:
+    """Whoever writes to it might write in the very moment in which its data are replaced."""
+    row = Row("report", days(9), LARGE)
+    await server.database.insert([Row("report", days(1)), row])
+    with server.active():
+        await retention.ahold(row.id)
+        await retention.arelease(row.id)
+    assert (await server.cleanup([OFFLOAD], mode="delete")).to_offload == 0
+    await leave_alone(server)
+    assert (await server.cleanup([OFFLOAD], mode="delete")).offloaded == 1
+    assert offloaded_ids(folder) == [row.id]
+
+
+@ANYWHERE
+async def test_nothing_that_is_newer_than_the_latest_is_moved(server: AnyServer, folder: Path) -> None:
+    """Which `doctor --fix` would make the latest."""
+    newer, latest, older = (Row("report", days(age), LARGE) for age in (1, 2, 3))
+    await server.database.insert([newer, latest, older], latest={"report": latest.id})
+    assert (await server.cleanup([OFFLOAD], mode="delete")).offloaded == 1
+    assert offloaded_ids(folder) == [older.id]
+
+
+@on(FAKE, thorough(SQLITE_API))
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("kind", ["rows", "markdown"])
+async def test_a_line_in_the_place_of_data_is_not_taken_for_the_content_of_a_log(server: AnyServer, kind: str) -> None:
+    """Once somebody has deleted what was newer, an appender says so with the way back, and loses nothing."""
+
+    async def append(text: str) -> None:
+        with server.active():
+            if kind == "rows":
+                await retention.aappend_rows([{"text": text}], key="report", max_kb=1_000)
+            else:
+                await retention.aappend_markdown(text, key="report", max_kb=1_000)
+
+    for letter in "abc":
+        await append(letter * 20_000)
+    # A version that is younger than a run stays as it is; the clock of a run may be two seconds late.
+    await asyncio.sleep(3)
+    assert (await server.cleanup([OFFLOAD], mode="delete")).offloaded == 2
+    newest = (await server.database.versions("report"))[0]["id"]
+    async with httpx.AsyncClient(base_url=f"{server.local.address}/api", timeout=LOCKED_SECONDS) as client:
+        (await client.delete(f"/artifacts/{newest}")).raise_for_status()
+    left = await data_of(server)
+    for _attempt in range(2):
+        with pytest.raises(StoreError, match="its data were moved to the archive, and come back with artifact-retention"):
+            await append("d")
+    assert await data_of(server) == left
+    assert (await restore_data(server)).restored == 2
+    await append("d")
+    text = str((await server.database.versions("report"))[0]["data"])
+    assert ["aaa" in text, "bbb" in text, "moved" in text, text.rstrip('"}]\\').endswith("d")] == [True, True, False, True]
+
+
+@ANYWHERE
 async def test_what_has_become_the_latest_keeps_its_data(server: AnyServer, folder: Path) -> None:
     """After the latest was deleted."""
     latest, row = Row("report", days(1)), Row("report", days(2), LARGE)
@@ -282,7 +383,16 @@ async def test_the_archive_never_loses_what_is_nowhere_else(server: AnyServer, f
     later = datetime.now(UTC) + timedelta(days=100)
     assert archive_in(folder).prune(later, 1, 2, f"{server.local.address}/api").runs
     assert archive_in(folder).ledger().num_rows == 0
-    assert (len(moved), offloaded_ids(folder)) == (4, moved)
+    assert (len(moved), offloaded_ids(folder), archive_in(folder).problems()) == (4, moved, [])
+    # Nor if the manifest of the part is lost: it does not pass for left over.
+    (part,) = archive_in(folder).manifests()
+    manifest = folder / "manifests" / f"{part.name}.json"
+    content = manifest.read_bytes()
+    manifest.unlink()
+    assert archive_in(folder).problems()[0].is_damage
+    archive_in(folder).prune(later + timedelta(days=100), 1, 2, f"{server.local.address}/api")
+    manifest.write_bytes(content)
+    assert offloaded_ids(folder) == moved
 
 
 @ANYWHERE
@@ -382,6 +492,7 @@ async def test_the_data_moved_last_come_back(server: AnyServer, folder: Path) ->
     await server.database.insert([Row("report", days(1)), row])
     await server.cleanup([OFFLOAD], mode="delete")
     await server.database.update_data(row.id, LARGE[::-1] + "new")
+    await leave_alone(server)
     await server.cleanup([OFFLOAD], mode="delete")
     assert offloaded_ids(folder) == [row.id, row.id]
     assert (await restore_data(server)).restored == 1
@@ -417,7 +528,7 @@ async def test_a_version_without_its_data_that_is_deleted_comes_back_in_two_step
     away = await snapshot(server.database)
     await server.cleanup([RetentionPolicy(name="one", keep_last=1)], mode="delete")
     with_data = await restore_data(server)
-    assert (with_data.restored, with_data.warnings) == (0, ["2 versions left out that were deleted since: restore them first"])
+    assert (with_data.restored, with_data.warnings) == (0, [GONE])
     request = data_request()._replace(data=False)
     with server.active():
         async with open_restore(load_settings(), request.selection("test"), applies=True) as opened:
