@@ -68,7 +68,7 @@ test-compat: $(INSTALLED)
 	@for each in oldest newest; do \
 	  python=.compat/$$each/bin/python; \
 	  rm -rf build/lib && { test -x $$python || $(BIN)/uv venv -q -p $(BIN)/python .compat/$$each; } && \
-	  $(BIN)/uv pip install -q -U -p $$python -c .compat/$$each.txt --group dev --reinstall-package prefect-artifact-retention '.[server]' && \
+	  $(BIN)/uv pip install -q -U -p $$python -c .compat/$$each.txt --group dev --reinstall-package prefect-artifact-retention '.[server,archive-s3]' && \
 	  echo "Client and server: Prefect $$($$python $(PREFECT_VERSION)), the $$each" && \
 	  $$python -m pytest -n 2 -rs $(COMPAT) || exit 1; \
 	done

@@ -15,7 +15,7 @@ from prefect_artifact_retention.policies.control import HOLD
 from prefect_artifact_retention.policies.model import RESULT, Versions
 from prefect_artifact_retention.stores.archive.model import CollectionRow
 from prefect_artifact_retention.stores.ids import read_ids
-from prefect_artifact_retention.stores.rows import NO_METADATA, TERMINAL_STATE_TYPES, control_metadata
+from prefect_artifact_retention.stores.rows import NO_METADATA, TERMINAL_STATE_TYPES, load_control_metadata
 from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, FLOW_RUN, TASK_RUN, read_times
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Copies, History, StoredVersion
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
@@ -295,7 +295,7 @@ class Queries:
         text = self._control_text()
         rows = sa.select(ARTIFACT.c.id, text).where(self.among(ARTIFACT.c.key, keys), text.is_not(None))
         stream: AsyncIterator[Any] = await self.connection.stream(rows.execution_options(yield_per=METADATA_ROWS_PER_FETCH))
-        return {version_id: _control(metadata) async for version_id, metadata in stream}
+        return {version_id: load_control_metadata(metadata) async for version_id, metadata in stream}
 
     def _read_columns(self, lists: Sequence[Any]) -> Sequence[Sequence[Any]]:
         if not self.is_sqlite:
@@ -323,7 +323,7 @@ def _is_unfinished(table: sa.Table) -> sa.ColumnElement[bool]:
 def _read_version(row: Sequence[Any]) -> Version:
     """Read a row of `Queries._versions`."""
     *columns, metadata = row
-    return Version._make((*columns, _control(metadata)))
+    return Version._make((*columns, load_control_metadata(metadata)))
 
 
 def _text(value: str | float | None) -> str | None:
@@ -344,12 +344,3 @@ _SQLITE_READERS: Mapping[str, Callable[[Sequence[Any]], Sequence[Any]]] = {
     **dict.fromkeys(("data", "metadata"), lambda values: [*map(_text, values)]),
 }
 """What makes columns of `StoredVersion` of those that SQLite has."""
-
-
-def _control(metadata: str | None) -> Mapping[str, str]:
-    if metadata is None:
-        return NO_METADATA
-    try:
-        return control_metadata(json.loads(metadata))
-    except ValueError:
-        return control_metadata(metadata)

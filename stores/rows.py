@@ -183,6 +183,16 @@ def control_metadata(metadata: Any) -> Mapping[str, str]:  # noqa: ANN401 - JSON
     return {**select_control(metadata), **placeholder} or NO_METADATA
 
 
+def load_control_metadata(metadata: str | None) -> Mapping[str, str]:
+    """Select likewise from the text of metadata; what is no JSON is no object."""
+    if metadata is None:
+        return NO_METADATA
+    try:
+        return control_metadata(json.loads(metadata))
+    except ValueError:
+        return control_metadata(metadata)
+
+
 def _size(data: object) -> int:
     """Return the length of the text that Prefect's server stores, which is that of `json.dumps`."""
     if isinstance(data, str) and data.isascii() and DELETE_CHARACTER not in data:

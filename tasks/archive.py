@@ -30,6 +30,7 @@ from prefect_artifact_retention.policies.evaluation import Reason
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, CollectionRow, RunManifest
 from prefect_artifact_retention.stores.concurrency import WeightLimiter
 from prefect_artifact_retention.stores.connection import shielded
+from prefect_artifact_retention.stores.rows import load_control_metadata
 from prefect_artifact_retention.stores.store import Store
 from prefect_artifact_retention.stores.transactions import LostConnectionError
 from prefect_artifact_retention.tasks.report import ArchiveReport, CleanupReport
@@ -191,10 +192,13 @@ class RunArchive:
         offloaded: list[Offloaded] = []
         async with _in_threads(self.archive.stage(name)) as staged:
             async for read, states, _rows in self._read(store, candidates, tell):
+                found = zip(
+                    read["id"], read["updated"], read["size"], map(load_control_metadata, read["metadata"]), strict=True
+                )
                 # Others may have been put on hold, or are no longer large.
                 is_as_judged = [
-                    (judged[version_id].updated, judged[version_id].size) == (updated, size)
-                    for version_id, updated, size in zip(read["id"], read["updated"], read["size"], strict=True)
+                    (updated, size, control) == (judged[each].updated, judged[each].size, judged[each].metadata)
+                    for each, updated, size, control in found
                 ]
                 columns = {name: [*compress(values, is_as_judged)] for name, values in read.items()}
                 if not columns["id"]:

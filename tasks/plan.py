@@ -41,9 +41,9 @@ GROWTH_WINDOW = timedelta(days=7)
 that something has begun to grow."""
 
 UNTOUCHED_AGE = timedelta(days=1)
-"""How long a version that was changed in place must have been left alone before its data are moved. Through the API, what is
-written in the very seconds in which they are replaced would be lost, so nothing is moved to which somebody may be writing.
-With more, large versions stay for longer."""
+"""How long a version must have been left alone before its data are moved. Through the API, what is written in the very seconds
+in which they are replaced would be lost, so nothing is moved to which somebody may be writing. With more, large versions stay
+for longer."""
 
 ZOMBIE_AGE = timedelta(days=7)
 """The age from which the report names an unfinished run that keeps versions."""
@@ -177,11 +177,7 @@ def _large(run: Run, judgement: Judgement, collection: Collection, policy: Reten
     latest = judgement.versions.ids.index(collection.latest_id)
     untouched_since = run.report.now - UNTOUCHED_AGE
     older = (judgement.versions[index] for index in reversed(large) if index > latest)
-    return [
-        version
-        for version in older
-        if version.type in OFFLOADED_TYPES and (version.updated <= version.created or version.updated < untouched_since)
-    ]
+    return [version for version in older if version.type in OFFLOADED_TYPES and version.updated < untouched_since]
 
 
 async def _plan_offloads(run: Run, large: Sequence[tuple[Collection, RetentionPolicy, KeyReport, list[Version]]]) -> None:

@@ -68,8 +68,8 @@ async def plan_data(restore: Restore) -> None:
     restore.report.key_reports = [each.report for each in restore.keys]
     if gone := sum(map(len, found.values())) - restore.report.versions:
         restore.report.warnings.append(
-            f"{count(gone, 'version')} left out that were deleted since: those that a cleanup has deleted come back "
-            "by a restore without --data, which is to be exact, and goes first"
+            f"{count(gone, 'version')} left out that were deleted since: what a cleanup has deleted may come back "
+            "by an exact restore without --data first"
         )
 
 

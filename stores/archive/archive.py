@@ -24,10 +24,9 @@ from prefect_artifact_retention.stores.archive.manifests import (
     check_is_archive,
     check_place,
     find_problems,
-    is_manifest_of_run,
     is_new,
     is_run_name,
-    publish_manifest,
+    publish_run,
     read_catalog,
 )
 from prefect_artifact_retention.stores.archive.model import (
@@ -111,8 +110,7 @@ class Archive:
         run_id = manifest.run_id
         if not is_run_name(run_id):
             raise ValueError(f"{run_id!r} cannot be the id of a run")
-        earlier = [name for name in self._location.names(MANIFESTS) if is_manifest_of_run(name, run_id)]
-        publish_manifest(self._location, f"{run_id}.{len(earlier) + 1}" if earlier else run_id, manifest)
+        publish_run(self._location, manifest)
 
     def manifests(self) -> list[PartManifest]:
         """Return the manifests of the parts that count, the oldest first.

@@ -50,9 +50,16 @@ def is_part(file: str) -> bool:
     return file.endswith(".parquet") and bool(PART_NAME.fullmatch(file.removesuffix(".parquet")))
 
 
-def is_manifest_of_run(file: str, run_id: str) -> bool:
-    """Whether a file of the manifests is what an attempt of a run said in the end."""
-    return bool(re.fullmatch(rf"{re.escape(run_id)}(\.\d+)?\.json", file))
+def manifests_of_run(location: Location, run_id: str) -> dict[str, int]:
+    """Return what the attempts of a run said in the end: the files of the manifests, each with its number."""
+    found = (re.fullmatch(rf"{re.escape(run_id)}(?:\.(\d+))?\.json", file) for file in location.names(MANIFESTS))
+    return {match[0]: int(match[1] or 1) for match in found if match}
+
+
+def publish_run(location: Location, manifest: RunManifest) -> None:
+    """Write what an attempt of a run says in the end, and see that it is there."""
+    last = max(manifests_of_run(location, manifest.run_id).values(), default=0)
+    publish_manifest(location, f"{manifest.run_id}.{last + 1}" if last else manifest.run_id, manifest)
 
 
 def at_once(location: Location, function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:

@@ -18,11 +18,11 @@ from prefect_artifact_retention.stores.archive.manifests import (
     Catalog,
     are_stripped,
     find_unmarked,
-    is_manifest_of_run,
     is_part,
     manifest_file,
+    manifests_of_run,
     part_file,
-    publish_manifest,
+    publish_run,
     read_catalog,
 )
 from prefect_artifact_retention.stores.archive.model import ArchiveError, PartManifest
@@ -124,12 +124,13 @@ def _keep_ledger(catalog: Catalog, name: str, parts: Sequence[PartManifest]) -> 
 
 def _forget(catalog: Catalog, run_id: str, parts: Sequence[PartManifest]) -> int:
     location = catalog.location
-    said = [file for file in location.names(MANIFESTS) if is_manifest_of_run(file, run_id)]
-    offloaded = tuple(part.name for part in catalog.parts if part.run_id == run_id and part.offloaded)
-    if offloaded and (last := [run for run in catalog.runs if run.run_id == run_id][-1:]):
-        # They stay, and would pass for left over if their own manifests were lost and the run had said nothing.
-        rest = {"parts": offloaded, "unconfirmed": (), "versions": 0, "deleted": 0, "spared": ()}
-        publish_manifest(location, f"{run_id}.{len(said) + 1}", last[0].model_copy(update=rest))
+    said = manifests_of_run(location, run_id)
+    # They stay, and would pass for left over, had the run said nothing of them, if their own manifests are lost.
+    stays = [part.name for part in catalog.parts if part.run_id == run_id and part.offloaded]
+    stays += [name for name, run in catalog.lost.items() if run.run_id == run_id]
+    if stays and (last := [run for run in catalog.runs if run.run_id == run_id][-1:]):
+        rest = {"parts": tuple(sorted(stays)), "unconfirmed": (), "versions": 0, "deleted": 0, "spared": ()}
+        publish_run(location, last[0].model_copy(update=rest))
     # First, or a part whose manifest has gone would pass for lost.
     for file in said:
         location.remove(f"{MANIFESTS}/{file}")

@@ -20,7 +20,7 @@ RULE = "offload_larger_than_kb"
 
 _RESTORE = "artifact-retention restore --data --id {} --apply"
 _LINE = re.compile(
-    r"[\d,]+ bytes were moved to the archive on \d{4}-\d\d-\d\d by cleanup run .+\. They come back with "
+    r"[\d,]+ bytes were moved to the archive on \d{4}-\d\d-\d\d by cleanup run \S+\. They come back with "
     rf"`{_RESTORE.format('(?P<id>[0-9a-f-]{36})')}`"
 )
 
@@ -43,24 +43,20 @@ class Stub(NamedTuple):
             f"{self.size:,} bytes were moved to the archive on {self.decided_at:%Y-%m-%d} by cleanup run {self.run_id}. "
             f"They come back with `{_RESTORE.format(self.id)}`"
         )
-        return json.dumps(_as_table(line) if self.type == TABLE else line)
+        # A table is a text with JSON in it.
+        return json.dumps(json.dumps([{"offloaded": line}]) if self.type == TABLE else line)
 
 
 def refuse_stub(version_id: UUID, data: object) -> None:
-    """Refuse to take the stub of a version for its data.
+    """Refuse to take the stub of a version for its data, also if somebody has written more beside it.
 
     Args:
         version_id: The version.
         data: What it has as its data.
 
     Raises:
-        ValueError: It is a stub; the message has the way back.
+        ValueError: The stub is there; the message has the way back.
     """
-    found = _LINE.search(data) if isinstance(data, str) and len(data) < STUB_BYTES else None
-    if found and found["id"] == str(version_id) and data in {found[0], _as_table(found[0])}:
+    lines = _LINE.finditer(data) if isinstance(data, str) else ()
+    if any(line["id"] == str(version_id) for line in lines):
         raise ValueError(f"its data were moved to the archive, and come back with {_RESTORE.format(version_id)}")
-
-
-def _as_table(line: str) -> str:
-    # A table is a text with JSON in it.
-    return json.dumps([{"offloaded": line}])

@@ -63,6 +63,7 @@ from prefect_artifact_retention.tasks.producers.entries import (
     OWN_ID,
     Format,
     Log,
+    MovedError,
     Rows,
     Snapshot,
     Text,
@@ -184,7 +185,11 @@ class _Known:
     def _unknown(
         self, page: Page, store: Format, own: Container[UUID]
     ) -> tuple[list[Snapshot], Snapshot | None, Snapshot | None]:
-        """Return what was not known: our own versions, the newest by somebody else, and which of ours was edited since."""
+        """Return what was not known: our own versions, the newest by somebody else, and which of ours was edited since.
+
+        Raises:
+            StoreError: The newest version cannot be read; or another, in the archive by now, has what none above it has.
+        """
         new: list[Snapshot] = []
         foreign: Snapshot | None = None
         edited: Snapshot | None = None
@@ -197,6 +202,12 @@ class _Known:
                 continue
             try:
                 snapshot = read_snapshot(row, store)
+            except MovedError as moved:
+                is_known = any(log.knows([moved.own]) for log in (self.log, *(each.log for each in new)))
+                if row is page[0] or not (is_known or (moved.is_foreign and is_replaced)):
+                    raise
+                is_replaced = is_replaced or moved.is_foreign
+                continue
             except StoreError:
                 if row is page[0]:
                     raise

@@ -314,15 +314,34 @@ class Snapshot:
         return replace(self, log=Log({self.own: store.without(self.log.entries[self.own], known.units())}))
 
 
+class MovedError(StoreError):
+    """The data of a version were moved to the archive, so its entries cannot be read.
+
+    Attributes:
+        own: As of a `Snapshot`.
+        is_foreign: Likewise.
+    """
+
+    def __init__(self, message: str, row: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        own = (row.get("metadata_") or {}).get(OWN_ID)
+        self.own = own or _foreign_id(row)
+        self.is_foreign = not own
+
+
 def read_snapshot(row: Mapping[str, Any], store: Format) -> Snapshot:
     """Read a version from a row of the server.
 
     Raises:
+        MovedError: Its data were moved to the archive.
         StoreError: It holds something that nothing can be appended to.
     """
     version_id = UUID(str(row["id"]))
     try:
         refuse_stub(version_id, row["data"])
+    except ValueError as error:
+        raise MovedError(f"version {version_id} of {row['key']} cannot be appended to: {error}", row) from None
+    try:
         loaded = store.load(row["data"])
     except (ValueError, RecursionError) as error:
         raise StoreError(f"version {version_id} of {row['key']} cannot be appended to: {error}") from None
@@ -330,11 +349,16 @@ def read_snapshot(row: Mapping[str, Any], store: Format) -> Snapshot:
         own, log = _indexed(row.get("metadata_") or {}, row["data"], loaded, store)
         return Snapshot(version_id, own, log, is_foreign=False)
     except (KeyError, ValueError):
-        # A person, or Prefect's own helper. The id is derived, so that everybody takes it over as the same entry.
-        created = datetime.fromisoformat(row["created"])
-        own = entry_id(int(created.timestamp() * 1000), version_id.int)
+        # A person, or Prefect's own helper.
+        own = _foreign_id(row)
         units = tuple(loaded) if isinstance(loaded, list) else (loaded,) if loaded else ()
         return Snapshot(version_id, own, Log({own: units}), is_foreign=True)
+
+
+def _foreign_id(row: Mapping[str, Any]) -> str:
+    """Derive an id from a version of others, so that everybody takes it over as the same entry."""
+    created = datetime.fromisoformat(row["created"])
+    return entry_id(int(created.timestamp() * 1000), UUID(str(row["id"])).int)
 
 
 def _checksum(data: object) -> str:

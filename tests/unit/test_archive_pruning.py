@@ -1,11 +1,12 @@
 """An archive loses what is too old: payloads first, run by run, and whatever interrupts that, nothing else."""
 
 import os
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from archives import NIGHT, SERVER, archived, by, counted, end, fail, ledger_ids, plain, read, write
+from archives import NIGHT, SERVER, archived, by, columns, counted, end, fail, ledger_ids, plain, read, write
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.model import ArchivedVersion, ArchiveError, LedgerQuery
 from prefect_artifact_retention.stores.archive.pruning import ABANDONED_DAYS
@@ -147,6 +148,66 @@ def test_a_pruning_that_fails_at_any_call_loses_nothing_of_the_ledger(memory: Pa
         assert [*read(archive)] == [*map(bare, FIRST[:4]), *map(plain, SECOND)]
         archive.prune(datetime.now(tz=NIGHT.tzinfo) + (ABANDONED_DAYS + 1) * DAY, 30, 0, SERVER)
         assert archive.problems() == []
+
+
+def offload(archive: Archive) -> str:
+    """Let the first run have moved data of versions that stay. Return the name of the part."""
+    name = f"run-1-{archive.first_free_number('run-1'):05}"
+    with archive.stage(name) as part:
+        part.add(columns([archived()]))
+        part.publish(offloaded=True)
+    end(archive, 1)
+    return name
+
+
+def lose_manifest(folder: Path, part: str) -> None:
+    """Remove the manifest of a part, and let it be old."""
+    (folder / f"manifests/{part}.json").unlink()
+    os.utime(folder / f"data/{part}.parquet", (0, 0))
+
+
+def test_a_forgotten_run_vouches_for_what_it_moved_whenever_a_manifest_is_lost(tmp_path: Path) -> None:
+    """Before or after its ledger goes: the only copy is damaged, and never left over."""
+    for is_lost_before in (True, False):
+        archive = open_archive(str(folder := tmp_path / f"lost before {is_lost_before}"))
+        fill(archive)
+        part = offload(archive)
+        now = written(archive, 1) + 61 * DAY
+        if is_lost_before:
+            lose_manifest(folder, part)
+        assert "run-1" in archive.prune(now, 30, 60, SERVER).forgotten
+        if not is_lost_before:
+            assert archive.problems() == []
+            lose_manifest(folder, part)
+        archive.prune(now + 60 * DAY, 30, 60, SERVER)
+        (problem,) = archive.problems()
+        assert (problem.is_damage, part in problem.text) == (True, True)
+        # An attempt of the run that comes late is told apart.
+        end(archive, 1)
+        assert len(archive.runs()) == 2
+
+
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.thorough)])
+def test_a_run_that_is_forgotten_vouches_for_what_it_moved_whatever_fails_meanwhile(memory: Path, step: int) -> None:
+    """And the next pruning completes it."""
+    archive = open_archive(str(memory / "undisturbed"))
+    fill(archive)
+    now = written(archive, 1) + 61 * DAY
+    offload(archive)
+    with counted(memory) as calls:
+        archive.prune(now, 30, 60, SERVER)
+    total = calls.seen
+    for number in range(1, total + 1, step):
+        archive = open_archive(str(folder := memory / str(number)))
+        fill(archive)
+        part = offload(archive)
+        with counted(memory, number, fail), suppress(ArchiveError):
+            archive.prune(now, 30, 60, SERVER)
+        archive.prune(now, 30, 60, SERVER)
+        assert (ledger_ids(archive), archive.problems()) == ([], [])
+        lose_manifest(folder, part)
+        archive.prune(now + 60 * DAY, 30, 60, SERVER)
+        assert [each.is_damage for each in archive.problems()] == [True]
 
 
 def test_what_never_counted_is_removed_when_no_run_can_be_at_it_any_more(archive: Archive, tmp_path: Path) -> None:
