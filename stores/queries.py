@@ -15,7 +15,7 @@ from prefect_artifact_retention.policies.control import HOLD
 from prefect_artifact_retention.policies.model import RESULT, Versions
 from prefect_artifact_retention.stores.archive.model import CollectionRow
 from prefect_artifact_retention.stores.ids import read_ids
-from prefect_artifact_retention.stores.rows import NO_METADATA, TERMINAL_STATE_TYPES, load_control_metadata
+from prefect_artifact_retention.stores.rows import METADATA_WORD, NO_METADATA, TERMINAL_STATE_TYPES, load_control_metadata
 from prefect_artifact_retention.stores.schema import ARTIFACT, COLLECTION, FLOW_RUN, TASK_RUN, read_times
 from prefect_artifact_retention.stores.store import PLACEHOLDER_OF, Copies, History, StoredVersion
 from prefect_artifact_retention.stores.store import Collection as ArtifactCollection
@@ -23,9 +23,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 METADATA_ROWS_PER_FETCH = 1_000
 """Rows with metadata read at a time; more take more memory, as metadata may be large."""
-
-METADATA_WORD = "retention"
-"""What the names of all metadata entries that control retention contain, in lower or upper case."""
 
 IS_UNKEYED = sa.and_(ARTIFACT.c.key.is_(None), ARTIFACT.c.type != RESULT)
 """Selects artifacts without a key, except results of runs: of type `result`, or NULL, which SQL never finds unequal."""

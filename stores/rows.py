@@ -30,6 +30,9 @@ MAX_QUOTED_CHARS = 40
 TERMINAL_STATE_TYPES = frozenset(state.value for state in TERMINAL_STATES)
 NO_METADATA: Mapping[str, str] = {}
 
+METADATA_WORD = "retention"
+"""What the names of all metadata entries that control retention contain, in lower or upper case."""
+
 DELETE_CHARACTER = "\x7f"
 
 Item = TypeVar("Item")
@@ -184,12 +187,12 @@ def control_metadata(metadata: Any) -> Mapping[str, str]:  # noqa: ANN401 - JSON
 
 
 def load_control_metadata(metadata: str | None) -> Mapping[str, str]:
-    """Select likewise from the text of metadata; what is no JSON is no object."""
-    if metadata is None:
+    """Select likewise from the text of metadata, if it may have retention entries; what is no JSON is no object."""
+    if metadata is None or METADATA_WORD not in metadata.lower():
         return NO_METADATA
     try:
         return control_metadata(json.loads(metadata))
-    except ValueError:
+    except (ValueError, RecursionError):
         return control_metadata(metadata)
 
 

@@ -192,9 +192,8 @@ class RunArchive:
         offloaded: list[Offloaded] = []
         async with _in_threads(self.archive.stage(name)) as staged:
             async for read, states, _rows in self._read(store, candidates, tell):
-                found = zip(
-                    read["id"], read["updated"], read["size"], map(load_control_metadata, read["metadata"]), strict=True
-                )
+                controls = map(load_control_metadata, read["metadata"])
+                found = zip(read["id"], read["updated"], read["size"], controls, strict=True)
                 # Others may have been put on hold, or are no longer large.
                 is_as_judged = [
                     (updated, size, control) == (judged[each].updated, judged[each].size, judged[each].metadata)

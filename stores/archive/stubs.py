@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -18,11 +17,8 @@ OFFLOADED_TYPES = frozenset({"markdown", TABLE})
 RULE = "offload_larger_than_kb"
 """The rule by which data are moved."""
 
+_MOVED = " bytes were moved to the archive on "
 _RESTORE = "artifact-retention restore --data --id {} --apply"
-_LINE = re.compile(
-    r"[\d,]+ bytes were moved to the archive on \d{4}-\d\d-\d\d by cleanup run \S+\. They come back with "
-    rf"`{_RESTORE.format('(?P<id>[0-9a-f-]{36})')}`"
-)
 
 
 class Stub(NamedTuple):
@@ -40,7 +36,7 @@ class Stub(NamedTuple):
         The database compares it as text, so it is written as Prefect's server writes JSON.
         """
         line = (
-            f"{self.size:,} bytes were moved to the archive on {self.decided_at:%Y-%m-%d} by cleanup run {self.run_id}. "
+            f"{self.size:,}{_MOVED}{self.decided_at:%Y-%m-%d} by cleanup run {self.run_id}. "
             f"They come back with `{_RESTORE.format(self.id)}`"
         )
         # A table is a text with JSON in it.
@@ -57,6 +53,6 @@ def refuse_stub(version_id: UUID, data: object) -> None:
     Raises:
         ValueError: The stub is there; the message has the way back.
     """
-    lines = _LINE.finditer(data) if isinstance(data, str) else ()
-    if any(line["id"] == str(version_id) for line in lines):
-        raise ValueError(f"its data were moved to the archive, and come back with {_RESTORE.format(version_id)}")
+    way_back = _RESTORE.format(version_id)
+    if isinstance(data, str) and _MOVED in data and f"`{way_back}`" in data:
+        raise ValueError(f"its data were moved to the archive, and come back with {way_back}")

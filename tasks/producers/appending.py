@@ -203,8 +203,9 @@ class _Known:
             try:
                 snapshot = read_snapshot(row, store)
             except MovedError as moved:
-                is_known = any(log.knows([moved.own]) for log in (self.log, *(each.log for each in new)))
-                if row is page[0] or not (is_known or (moved.is_foreign and is_replaced)):
+                is_known = self.log.union(*(each.log for each in new)).knows(moved.names)
+                # Once something was written, it is too late to refuse, and nothing that has come since is as old as this.
+                if row is page[0] or not (own or is_known or (moved.is_foreign and is_replaced)):
                     raise
                 is_replaced = is_replaced or moved.is_foreign
                 continue

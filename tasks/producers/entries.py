@@ -318,15 +318,18 @@ class MovedError(StoreError):
     """The data of a version were moved to the archive, so its entries cannot be read.
 
     Attributes:
-        own: As of a `Snapshot`.
-        is_foreign: Likewise.
+        names: The ids of its entries, as far as they have anything.
+        is_foreign: As of a `Snapshot`.
     """
 
     def __init__(self, message: str, row: Mapping[str, Any]) -> None:
         super().__init__(message)
-        own = (row.get("metadata_") or {}).get(OWN_ID)
-        self.own = own or _foreign_id(row)
-        self.is_foreign = not own
+        try:
+            names, lengths = _index(row.get("metadata_") or {})
+        except ValueError:
+            names, lengths = [], []
+        self.is_foreign = not names
+        self.names = [name for name, length in zip(names, lengths, strict=True) if length] if names else [_foreign_id(row)]
 
 
 def read_snapshot(row: Mapping[str, Any], store: Format) -> Snapshot:
@@ -366,13 +369,18 @@ def _checksum(data: object) -> str:
     return f"{zlib.crc32(str(data).encode(errors='surrogatepass')):08x}"
 
 
-def _indexed(metadata: Mapping[str, str], data: object, loaded: Any, store: Format) -> tuple[str, Log]:  # noqa: ANN401
-    """Read the entries by the index; KeyError or ValueError if there is none of ours."""
+def _index(metadata: Mapping[str, str]) -> tuple[list[str], list[int]]:
+    """Read the ids of the entries, and their lengths; ValueError if they cannot be read."""
     lines: list[str] = []
     while (line := metadata.get(f"{INDEX}{len(lines)}")) is not None:
         lines.append(line)
     pairs = [token.split(":") for line in lines for token in line.split()]
-    names, lengths = [name for name, _ in pairs], [int(length) for _, length in pairs]
+    return [name for name, _ in pairs], [int(length) for _, length in pairs]
+
+
+def _indexed(metadata: Mapping[str, str], data: object, loaded: Any, store: Format) -> tuple[str, Log]:  # noqa: ANN401
+    """Read the entries by the index; KeyError or ValueError if there is none of ours."""
+    names, lengths = _index(metadata)
     own, trimmed = metadata[OWN_ID], metadata[TRIMMED]
     if (
         names != sorted(set(names))

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import prefect_artifact_retention as retention
@@ -19,7 +20,7 @@ from prefect_artifact_retention.flows.settings import load_settings
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy, StoreError
 from prefect_artifact_retention.stores.archive.archive import Archive, open_archive
 from prefect_artifact_retention.stores.archive.model import LedgerQuery
-from prefect_artifact_retention.stores.archive.stubs import Stub
+from prefect_artifact_retention.stores.archive.stubs import Stub, refuse_stub
 from prefect_artifact_retention.tasks import offload as offloading
 from prefect_artifact_retention.tasks.producers.appending import remembered
 from prefect_artifact_retention.tasks.rendering import headline, markdown
@@ -315,6 +316,25 @@ async def test_entries_that_are_in_the_archive_are_not_left_out_of_a_log(server:
     await append(server, kind, "new")
     text = str((await server.database.versions("report"))[0]["data"])
     assert ["aaa" in text, "bbb" in text, "by hand" in text, "new" in text] == [True] * 4
+
+
+@pytest.mark.parametrize("data", [",".join("1234567"), "9" * 100_000, "1," * 100_000, None, 5])
+def test_to_look_for_a_line_takes_no_time(data: object) -> None:
+    """In whatever a flow appends to."""
+    began = time.process_time()
+    refuse_stub(uuid4(), data)
+    assert time.process_time() - began < 1
+
+
+@ANYWHERE
+@pytest.mark.parametrize("metadata", [{}, {"x": "1"}, {"retention-ttl-days": "300", "x": "é"}])
+async def test_whatever_is_planned_to_be_moved_is_moved(server: AnyServer, folder: Path, metadata: dict[str, str]) -> None:
+    """The metadata of a version are read alike in the plan and in the archive."""
+    row = Row("report", days(2), LARGE)
+    await server.database.insert([Row("report", days(1)), row])
+    await server.database.update_metadata(row.id, metadata)
+    report = await server.cleanup([OFFLOAD], mode="delete")
+    assert (report.to_offload, report.offloaded, offloaded_ids(folder)) == (1, 1, [row.id])
 
 
 @on(FAKE)

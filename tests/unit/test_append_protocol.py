@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect.client.schemas.actions import ArtifactCreate
+from prefect_artifact_retention.stores.archive.stubs import Stub
 from prefect_artifact_retention.tasks.producers import appending
 from prefect_artifact_retention.tasks.producers.appending import rows_steps
 from prefect_artifact_retention.tasks.producers.requests import Steps
@@ -133,6 +134,46 @@ def test_whatever_was_confirmed_is_in_the_latest_version(schedule: list[int], nu
     run(appenders, schedule, cleans_up=cleans_up)
     assert sorted(table.entries()) == sorted(entry for each in appenders for entry in each.confirmed)
     assert all(len(each.confirmed) == number for each in appenders)
+
+
+def move(row: dict[str, Any]) -> None:
+    """Let the data of a version be in the archive, and a line in their place."""
+    row["data"] = json.loads(Stub(UUID(row["id"]), "table", 20_000, BEGIN, "run").text())
+
+
+@settings(max_examples=100, deadline=None)
+@given(schedule=schedules, later=schedules, number=st.integers(1, 3))
+def test_versions_in_the_archive_hold_nobody_up_if_the_newest_has_their_entries(
+    schedule: list[int], later: list[int], number: int
+) -> None:
+    """Nor those who append at once: their own ids may be known to nobody any more."""
+    table = Table()
+    appenders = [Appender(table, f"p{each}", number) for each in range(4)]
+    run(appenders, schedule)
+    newest = max(table.rows, key=lambda row: row["created"])
+    for row in table.rows:
+        if row is not newest:
+            move(row)
+    appending.remembered.clear()
+    others = [Appender(table, f"later{each}", number) for each in range(4)]
+    run(others, later)
+    assert sorted(table.entries()) == sorted(entry for each in (*appenders, *others) for entry in each.confirmed)
+    assert all(len(each.confirmed) == number for each in others)
+
+
+def test_what_is_found_in_the_archive_once_an_entry_is_written_is_left_to_the_next_append() -> None:
+    """An error then would let the entry be written twice."""
+    table = Table()
+    first = Appender(table, "first", 1)
+    run([first], [])
+    move(table.rows[0])
+    # As far below as nobody looks, unless others append, too.
+    for _version in range(appending.FIRST_READ):
+        table.create_artifact(ArtifactCreate(key="log", type="table", data="[]"))
+    appending.remembered.clear()
+    appenders = [Appender(table, f"p{each}", 1) for each in range(2)]
+    run(appenders, [0, 1] * 20)
+    assert sorted(table.entries()) == ["p0-0", "p1-0"]
 
 
 @settings(max_examples=100, deadline=None)
