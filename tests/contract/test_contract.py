@@ -1,6 +1,5 @@
 """What the fake server answers is what real servers answer, on SQLite and on PostgreSQL."""
 
-import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -11,7 +10,6 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-import httpx
 import pytest
 from chance import SEED
 from database import LOCKED_SECONDS, Row, days, series
@@ -22,7 +20,7 @@ from prefect_artifact_retention.stores.api import ApiStore
 from prefect_artifact_retention.stores.connection import connect
 from prefect_artifact_retention.stores.server import Expiry
 from prefect_artifact_retention.stores.server import Server as PrefectServer
-from servers import FAKE, POSTGRESQL_API, SQLITE_API, Server, on
+from servers import FAKE, POSTGRESQL_API, SQLITE_API, PatientClient, Server, on
 
 pytestmark = on(FAKE, SQLITE_API, POSTGRESQL_API)
 
@@ -43,17 +41,8 @@ def nothing() -> None:
     """Somebody's task."""
 
 
-class Api(httpx.AsyncClient):
-    """Plain requests to a server's API."""
-
-    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:  # noqa: ANN401 - as httpx has it
-        """Send a request, and again where the server is too busy: one on SQLite is, at times, and has done nothing then."""
-        for pause in (0.1, 0.5, 2, 8):
-            response = await super().send(request, **options)
-            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                return response
-            await asyncio.sleep(pause)
-        return await super().send(request, **options)
+class Api(PatientClient):
+    """Questions to a server."""
 
     async def ask(self, path: str, **body: object) -> Any:  # noqa: ANN401 - JSON
         """The answer to a question that has one."""
@@ -82,7 +71,7 @@ async def api_of(server: AnyServer) -> AsyncIterator[Api]:
     """Talk to a server."""
     # Uvicorn closes a connection after an error of its application.
     headers = {"Accept-Encoding": "identity", "Connection": "close"}
-    async with Api(base_url=f"{server.local.address}/api", headers=headers, timeout=LOCKED_SECONDS) as api:
+    async with Api(server, headers=headers) as api:
         yield api
 
 

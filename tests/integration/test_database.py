@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 import sqlalchemy as sa
-from database import LOCKED_SECONDS, Database, Row, days, series
+from database import Database, Row, days, series
 from prefect import flow, get_client
 from prefect.blocks.system import Secret
 from prefect.client.schemas.actions import ArtifactCreate
@@ -38,7 +38,7 @@ from prefect_artifact_retention.tasks import prune_database
 from prefect_artifact_retention.tasks.report import CleanupFailed, CleanupReport
 from prefect_artifact_retention.tasks.run import Step
 from pydantic import SecretStr
-from servers import BY_DATABASE, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on, thorough, when_planned
+from servers import BY_DATABASE, POSTGRESQL_DATABASE, SQLITE_DATABASE, PatientClient, Server, on, thorough, when_planned
 
 KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
 KEEP_2 = RetentionPolicy(name="keep two", keep_last=2)
@@ -95,7 +95,7 @@ def some_data(chance: random.Random, depth: int = 0) -> object:
 async def test_both_stores_read_the_same_versions(server: Server) -> None:
     """Every field of whatever producers write; sizes are measured in the database, and from what the API shows."""
     chance = random.Random(7)
-    async with httpx.AsyncClient(base_url=f"{server.local.address}/api", timeout=LOCKED_SECONDS) as client:
+    async with PatientClient(server) as client:
         for number in range(150):
             metadata = chance.choice(
                 [None, {}, {"retention-hold": "true", "x": "é"}, {"retention-ttl-days": "3"}, {"y": "retention-"}]

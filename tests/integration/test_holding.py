@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import httpx
 import prefect_artifact_retention as retention
 import pytest
-from database import LOCKED_SECONDS, Row, days, series
+from database import Row, days, series
 from fake import FakeServer
 from prefect import flow, runtime
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
@@ -36,6 +36,7 @@ from servers import (
     POSTGRESQL_DATABASE,
     SQLITE_API,
     SQLITE_DATABASE,
+    PatientClient,
     Server,
     on,
     thorough,
@@ -60,7 +61,7 @@ def reads_holds_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def ask(server: AnyServer, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401 - JSON
     """Send a request to the API as anybody may."""
-    async with httpx.AsyncClient(base_url=f"{server.local.address}/api", timeout=LOCKED_SECONDS) as client:
+    async with PatientClient(server) as client:
         response = (await client.request(method, path, json=body)).raise_for_status()
         return response.json() if response.content else None
 

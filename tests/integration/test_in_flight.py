@@ -7,15 +7,14 @@ from contextvars import copy_context
 from datetime import UTC, datetime, timedelta, tzinfo
 from uuid import UUID
 
-import httpx
 import pytest
-from database import LOCKED_SECONDS, Row, days, series
+from database import Row, days, series
 from prefect import flow, get_client, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Pending, Running
 from prefect_artifact_retention.policies import RetentionPolicy
 from prefect_artifact_retention.tasks.publish import publish_artifact
-from servers import SQLITE_API, Server, on, when_planned
+from servers import SQLITE_API, PatientClient, Server, on, when_planned
 
 KEEP_1 = RetentionPolicy(name="keep one", keep_last=1)
 
@@ -61,7 +60,7 @@ async def test_a_progress_artifact_that_is_being_updated_stays(server: Server) -
     answers: list[int] = []
 
     async def update() -> None:
-        async with httpx.AsyncClient(base_url=f"{server.local.address}/api", timeout=LOCKED_SECONDS) as client:
+        async with PatientClient(server) as client:
             for percent in range(2, 99, 3):
                 answers.append((await client.patch(f"/artifacts/{bar.id}", json={"data": percent})).status_code)
                 await asyncio.sleep(0.02)

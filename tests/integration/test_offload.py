@@ -7,11 +7,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
-import httpx
 import prefect_artifact_retention as retention
 import pytest
 import sqlalchemy as sa
-from database import LOCKED_SECONDS, Row, days
+from database import Row, days
 from fake import FakeServer
 from prefect import flow, get_client
 from prefect.states import Completed, Running
@@ -35,6 +34,7 @@ from servers import (
     POSTGRESQL_DATABASE,
     SQLITE_API,
     SQLITE_DATABASE,
+    PatientClient,
     Server,
     on,
     thorough,
@@ -279,7 +279,7 @@ async def test_a_line_in_the_place_of_data_is_not_taken_for_the_content_of_a_log
     # As others append meanwhile, a line below what has its entries is none of its business.
     remembered.clear()
     await append(server, kind, "newer")
-    async with httpx.AsyncClient(base_url=f"{server.local.address}/api", timeout=LOCKED_SECONDS) as client:
+    async with PatientClient(server) as client:
         for version in (await server.database.versions("report"))[:2]:
             (await client.delete(f"/artifacts/{version['id']}")).raise_for_status()
     # This process would go on from what it has read.

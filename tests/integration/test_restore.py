@@ -13,7 +13,7 @@ import httpx
 import prefect_artifact_retention as retention
 import pytest
 import sqlalchemy as sa
-from database import LOCKED_SECONDS, Row, days, series
+from database import Row, days, series
 from fake import FakeServer
 from moto.server import ThreadedMotoServer
 from prefect.client.orchestration import get_client
@@ -29,7 +29,7 @@ from prefect_artifact_retention.tasks.restore import restore_all
 from prefect_artifact_retention.tasks.restore_plan import Selection, plan_restore
 from prefect_artifact_retention.tasks.restore_report import RestoreReport, headline, remark
 from restoring import DECIDED_AT, EVERYTHING, RUN_ID, RUN_NAME, archived, collection_rows, made, snapshot, write_archive
-from servers import BY_DATABASE, BY_FAKE, POSTGRESQL_DATABASE, SQLITE_DATABASE, Server, on, thorough
+from servers import BY_DATABASE, BY_FAKE, POSTGRESQL_DATABASE, SQLITE_DATABASE, PatientClient, Server, on, thorough
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 AnyServer = Server | FakeServer
@@ -152,7 +152,7 @@ async def test_what_a_cleanup_has_deleted_comes_back_from_its_archive_as_the_ser
 ) -> None:
     """Versions that Prefect itself has stored, of keys that stay, of one that goes as a whole, and without a key."""
     monkeypatch.setenv("ARTIFACT_RETENTION_ARCHIVE_URL", str(tmp_path / "archive"))
-    async with httpx.AsyncClient(base_url=f"{server.local.address}/api", timeout=LOCKED_SECONDS) as client:
+    async with PatientClient(server) as client:
         for number in range(5):
             for key in ("stays", "idle"):
                 body = {"key": key, "type": "table", "data": json.dumps([{"n": number}]), "description": f"number {number}"}
@@ -244,7 +244,7 @@ async def test_producers_of_a_key_that_is_restored_lose_nothing(server: Server, 
     rows = [row for key in keys for row in series(key, [number / 10 for number in range(1, 101)])]
     await server.database.insert(rows)
     archive = await delete(server, tmp_path, [row for row in rows if row.age > days(0.5) or row.key in keys[3:]], keys[3:])
-    async with httpx.AsyncClient(base_url=f"{server.local.address}/api", timeout=60) as client:
+    async with PatientClient(server) as client:
         created: dict[str, list[UUID]] = {key: [] for key in keys}
 
         async def produce(key: str) -> None:
