@@ -93,7 +93,7 @@ async def test_a_run_stopped_while_it_plans_has_deleted_nothing(server: Server, 
         await until(server, "Step 1/3")
         told = time.monotonic()
         await asyncio.to_thread(end, process, signal.SIGTERM)
-        # As below.
+        # The server may have held its writes up for longer than the run waits for its final report.
         if time.monotonic() - told < FINAL_REPORT_SECONDS:
             break
     left = await check_final_report(server, estate)
