@@ -14,7 +14,16 @@ from prefect_artifact_retention.flows.restore import artifact_restore
 from prefect_artifact_retention.policies import ConfigurationError, RetentionPolicy
 from prefect_artifact_retention.tasks.restore_report import RestoreFailed
 from restoring import RUN_ID, RUN_NAME, made, snapshot, write_archive
-from servers import POSTGRESQL_DATABASE, SQLITE_API, SQLITE_DATABASE, Server, on, thorough
+from servers import (
+    POSTGRESQL_DATABASE,
+    SQLITE_API,
+    SQLITE_DATABASE,
+    UNHURRIED_SECONDS,
+    Server,
+    count_rows,
+    on,
+    thorough,
+)
 
 AnyServer = Server | FakeServer
 
@@ -137,11 +146,11 @@ async def test_a_restore_that_fails_is_a_failed_flow_run_with_its_report(server:
 async def test_a_preview_of_a_restore_needs_no_more_than_to_read(server: Server, call: Call, folder: Path) -> None:
     """And says under which key versions would come back through the API."""
     write_archive(folder / "archive", [made("report", number, f"{server.local.address}/api") for number in range(3)])
-    rows = await server.database.count_all_rows()
+    rows = await count_rows(server, UNHURRIED_SECONDS)
     code, text = await call(server, "restore", "--all")
     assert code == 0
     assert "as new versions of report-restored" in text
-    assert await server.database.count_all_rows() == rows
+    assert await count_rows(server, UNHURRIED_SECONDS) == rows
 
 
 # --- without a server
